@@ -1,0 +1,145 @@
+// Command testdaemons runs a command beside real LXD and Incus daemons.
+//
+//	testdaemons [-lxd N] [-incus N] -- command [argument…]
+//
+// It starts that many daemons of each family in fresh folders, names the
+// folders to the command in LXD_TEST_LXD_DIRS and LXD_TEST_INCUS_DIRS (see
+// package testdaemon), runs the command, ends the daemons, removes their
+// folders and exits with the command's code. SIGINT and SIGTERM are passed on
+// to the command; the daemons end after it. It needs Linux, root and the
+// daemons' packages.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"sync"
+	"syscall"
+
+	"github.com/golxd/lxd/internal/testdaemon"
+)
+
+func main() {
+	code, err := run()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "testdaemons:", err)
+	}
+	os.Exit(code)
+}
+
+func run() (code int, err error) {
+	lxd := flag.Int("lxd", 0, "how many LXD daemons to start")
+	incus := flag.Int("incus", 0, "how many Incus daemons to start")
+	flag.Usage = func() {
+		fmt.Fprintln(flag.CommandLine.Output(), "usage: testdaemons [-lxd N] [-incus N] -- command [argument…]")
+		flag.PrintDefaults()
+	}
+	flag.Parse()
+	if flag.NArg() == 0 || *lxd < 0 || *incus < 0 {
+		flag.Usage()
+		return 2, nil
+	}
+
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	started := make(chan struct{})
+	go func() {
+		select {
+		case <-signals:
+			cancel()
+		case <-started:
+		}
+	}()
+
+	daemons, err := startAll(ctx, *lxd, *incus)
+	defer func() {
+		if closeErr := closeAll(daemons); closeErr != nil {
+			err = errors.Join(err, closeErr)
+			code = max(code, 1)
+		}
+	}()
+	close(started)
+	if err != nil {
+		return 1, err
+	}
+	for _, d := range daemons {
+		fmt.Fprintf(os.Stderr, "testdaemons: %s at %s, pid %d\n", d, d.URL, d.PID())
+	}
+	return runCommand(signals, flag.Args(), testdaemon.Environ(daemons...))
+}
+
+// startAll starts the daemons side by side. Those that did start are returned
+// with an error too.
+func startAll(ctx context.Context, lxd, incus int) ([]*testdaemon.Daemon, error) {
+	started := make([]*testdaemon.Daemon, lxd+incus)
+	errs := make([]error, lxd+incus)
+	var group sync.WaitGroup
+	for i := range started {
+		family := testdaemon.LXD
+		if i >= lxd {
+			family = testdaemon.Incus
+		}
+		group.Go(func() { started[i], errs[i] = testdaemon.Start(ctx, family, nil) })
+	}
+	group.Wait()
+	var daemons []*testdaemon.Daemon
+	for _, d := range started {
+		if d != nil {
+			daemons = append(daemons, d)
+		}
+	}
+	return daemons, errors.Join(errs...)
+}
+
+// closeAll closes the daemons side by side.
+func closeAll(daemons []*testdaemon.Daemon) error {
+	errs := make([]error, len(daemons))
+	var group sync.WaitGroup
+	for i, d := range daemons {
+		group.Go(func() { errs[i] = d.Close() })
+	}
+	group.Wait()
+	return errors.Join(errs...)
+}
+
+// runCommand runs the command to its end, passes signals on to it, and
+// returns its exit code.
+func runCommand(signals <-chan os.Signal, args, env []string) (int, error) {
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Env = append(os.Environ(), env...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	isolate(cmd)
+	if err := cmd.Start(); err != nil {
+		return 127, err
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	for {
+		select {
+		case s := <-signals:
+			forward(cmd, s)
+		case err := <-done:
+			return exitCode(cmd.ProcessState, err)
+		}
+	}
+}
+
+// exitCode is the command's own code, or 128 and the signal that ended it as
+// in a shell.
+func exitCode(state *os.ProcessState, err error) (int, error) {
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		return 1, err
+	}
+	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		return 128 + int(status.Signal()), nil
+	}
+	return state.ExitCode(), nil
+}

@@ -1,0 +1,112 @@
+package testdaemon
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// The environment variables that name the folders of running daemons, comma
+// separated.
+const (
+	EnvLXD   = "LXD_TEST_LXD_DIRS"
+	EnvIncus = "LXD_TEST_INCUS_DIRS"
+)
+
+// The files that Start leaves in a daemon's folder.
+const (
+	urlName         = "test-url"
+	serverCertName  = "test-server.crt"
+	clientCertName  = "test-client.crt"
+	clientKeyName   = "test-client.key"
+	passwordName    = "test-password"
+	listSeparator   = ","
+	privateFileMode = 0o600
+)
+
+// FromEnv returns the daemons that the environment variables [EnvLXD] and
+// [EnvIncus] name: none where they are unset or empty. They belong to another
+// process; Close does nothing to them.
+func FromEnv() (lxd, incus []*Daemon, err error) {
+	if lxd, err = openAll(LXD, os.Getenv(EnvLXD)); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", EnvLXD, err)
+	}
+	if incus, err = openAll(Incus, os.Getenv(EnvIncus)); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", EnvIncus, err)
+	}
+	return lxd, incus, nil
+}
+
+// Environ is the environment, as "name=value" entries, that tells [FromEnv]
+// about these daemons.
+func Environ(daemons ...*Daemon) []string {
+	dirs := map[Family][]string{}
+	for _, d := range daemons {
+		dirs[d.Family] = append(dirs[d.Family], d.Dir)
+	}
+	return []string{
+		EnvLXD + "=" + strings.Join(dirs[LXD], listSeparator),
+		EnvIncus + "=" + strings.Join(dirs[Incus], listSeparator),
+	}
+}
+
+func openAll(family Family, list string) ([]*Daemon, error) {
+	var daemons []*Daemon
+	for dir := range strings.SplitSeq(list, listSeparator) {
+		if dir = strings.TrimSpace(dir); dir == "" {
+			continue
+		}
+		d, err := open(family, dir)
+		if err != nil {
+			return nil, err
+		}
+		daemons = append(daemons, d)
+	}
+	return daemons, nil
+}
+
+// open reads what writeFiles wrote.
+func open(family Family, dir string) (*Daemon, error) {
+	d := newDaemon(family, dir)
+	var url, password []byte
+	for name, into := range map[string]*[]byte{
+		urlName:        &url,
+		serverCertName: &d.ServerCertificate,
+		clientCertName: &d.ClientCertificate,
+		clientKeyName:  &d.ClientKey,
+		passwordName:   &password,
+	} {
+		data, err := os.ReadFile(filepath.Join(dir, name))
+		if name == passwordName && errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("testdaemon: read the daemon's folder: %w", err)
+		}
+		*into = data
+	}
+	d.URL = strings.TrimSpace(string(url))
+	d.TrustPassword = strings.TrimSpace(string(password))
+	return d, nil
+}
+
+func (d *Daemon) writeFiles() error {
+	files := map[string][]byte{
+		urlName:        []byte(d.URL + "\n"),
+		serverCertName: d.ServerCertificate,
+		clientCertName: d.ClientCertificate,
+		clientKeyName:  d.ClientKey,
+	}
+	if d.TrustPassword != "" {
+		files[passwordName] = []byte(d.TrustPassword + "\n")
+	}
+	for name, data := range files {
+		if err := os.WriteFile(filepath.Join(d.Dir, name), data, privateFileMode); err != nil {
+			return fmt.Errorf("testdaemon: write the daemon's folder: %w", err)
+		}
+	}
+	return nil
+}
