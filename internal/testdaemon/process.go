@@ -43,6 +43,7 @@ func findBinary(family Family, given string) (string, error) {
 
 // command is the daemon's command line and environment.
 func (d *Daemon) command(log io.Writer) *exec.Cmd {
+	//nolint:noctx // The daemon outlives the context of its start.
 	cmd := exec.Command(d.binary, "--group", "root", "--logfile", filepath.Join(d.Dir, logName))
 	cmd.Env = d.environ(os.Environ())
 	cmd.Dir = d.Dir
@@ -101,9 +102,9 @@ func (d *Daemon) waitUntilReady(ctx context.Context) error {
 		}
 		select {
 		case <-d.process.done:
-			return fmt.Errorf("testdaemon: %s ended while it started: %v\n%s", d.Family, d.process.err, d.LogTail())
+			return fmt.Errorf("testdaemon: %s ended while it started: %s\n%s", d.Family, d.process.cmd.ProcessState, d.LogTail())
 		case <-ctx.Done():
-			return fmt.Errorf("testdaemon: %s does not answer: %w (last: %v)\n%s", d.Family, context.Cause(ctx), err, d.LogTail())
+			return fmt.Errorf("testdaemon: %s does not answer: %w (last: %w)\n%s", d.Family, context.Cause(ctx), err, d.LogTail())
 		case <-tick.C:
 		}
 	}

@@ -11,7 +11,6 @@ import (
 type process struct {
 	cmd  *exec.Cmd
 	done chan struct{} // closed when it has ended
-	err  error         // how it ended; read it after done
 }
 
 // startProcess starts the daemon in a process group of its own, so that a
@@ -31,7 +30,7 @@ func startProcess(cmd *exec.Cmd) (*process, error) {
 		if err != nil {
 			return
 		}
-		p.err = cmd.Wait()
+		_ = cmd.Wait() // How it ended is in cmd.ProcessState too.
 		close(p.done)
 	}()
 	if err := <-started; err != nil {

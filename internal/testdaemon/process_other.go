@@ -12,7 +12,6 @@ var errLinuxOnly = errors.New("LXD and Incus run on Linux only")
 type process struct {
 	cmd  *exec.Cmd
 	done chan struct{}
-	err  error
 }
 
 func startProcess(*exec.Cmd) (*process, error) { return nil, errLinuxOnly }

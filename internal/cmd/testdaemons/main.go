@@ -112,6 +112,7 @@ func closeAll(daemons []*testdaemon.Daemon) error {
 // runCommand runs the command to its end, passes signals on to it, and
 // returns its exit code.
 func runCommand(signals <-chan os.Signal, args, env []string) (int, error) {
+	//nolint:noctx // It is ended by signals, so that it can clean up.
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
