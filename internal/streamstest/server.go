@@ -1,0 +1,161 @@
+package streamstest
+
+import (
+	"bytes"
+	"crypto/tls"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Server serves files on loopback, with ETag, Last-Modified, Range and HEAD. It is safe for concurrent use.
+type Server struct {
+	// URL is the server's address without a slash at the end.
+	URL string
+
+	// CA is the PEM certificate of the authority that signed the server's own; empty over plain http.
+	CA string
+
+	// Certificate is the server's own PEM certificate; empty over plain http.
+	Certificate string
+
+	server *httptest.Server
+	closed chan struct{}
+
+	mu       sync.Mutex
+	files    map[string][]byte
+	direct   map[string]Direct
+	faults   map[string]Fault
+	requests []Request
+}
+
+// Request is one request that the server has seen.
+type Request struct {
+	Method string
+	Path   string // without the slash at the beginning
+	Header http.Header
+}
+
+// modified is the date of every file.
+var modified = time.Date(2024, 1, 2, 3, 4, 5, 0, time.UTC)
+
+// NewServer serves files over plain http.
+func NewServer(files map[string][]byte) *Server {
+	s := newServer(files)
+	s.server.Start()
+	s.URL = s.server.URL
+
+	return s
+}
+
+// NewTLSServer serves files over https, with a certificate for 127.0.0.1 and localhost by a new authority.
+func NewTLSServer(files map[string][]byte) *Server {
+	s := newServer(files)
+	var certificate tls.Certificate
+	certificate, s.CA, s.Certificate = newCertificates()
+	s.startTLS(certificate)
+
+	return s
+}
+
+// NewSelfSignedServer serves files over https with a self-signed certificate: CA and Certificate are the same.
+func NewSelfSignedServer(files map[string][]byte) *Server {
+	s := newServer(files)
+	certificate, text := newSelfSigned()
+	s.CA, s.Certificate = text, text
+	s.startTLS(certificate)
+
+	return s
+}
+
+func newServer(files map[string][]byte) *Server {
+	s := &Server{
+		files: maps.Clone(files), closed: make(chan struct{}),
+		direct: map[string]Direct{}, faults: map[string]Fault{},
+	}
+	if s.files == nil {
+		s.files = map[string][]byte{}
+	}
+	s.server = httptest.NewUnstartedServer(s)
+
+	return s
+}
+
+func (s *Server) startTLS(certificate tls.Certificate) {
+	s.server.TLS = &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12}
+	s.server.StartTLS()
+	s.URL = s.server.URL
+}
+
+// Close ends all requests, stalled ones too, and the server.
+func (s *Server) Close() {
+	close(s.closed)
+	s.server.CloseClientConnections()
+	s.server.Close()
+}
+
+// Set puts a file in the place of what was at the path; nil removes it.
+func (s *Server) Set(path string, content []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if content == nil {
+		delete(s.files, path)
+		return
+	}
+	s.files[path] = content
+}
+
+// Fault makes the answers for a path faulty from now on; nil ends that.
+func (s *Server) Fault(path string, fault Fault) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.faults[path] = fault
+}
+
+// Requests returns what was asked for since it was last called.
+func (s *Server) Requests() []Request {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	seen := s.requests
+	s.requests = nil
+
+	return seen
+}
+
+// ServeHTTP answers for the file at the request's path, by way of its fault.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	path := strings.TrimPrefix(r.URL.Path, "/")
+	s.mu.Lock()
+	s.requests = append(s.requests, Request{Method: r.Method, Path: path, Header: r.Header.Clone()})
+	content, found := s.files[path]
+	image, direct := s.direct[path]
+	fault := s.faults[path]
+	s.mu.Unlock()
+
+	var handler http.Handler
+	switch {
+	case direct:
+		handler = s.serveDirect(path, image)
+	case found:
+		handler = serveFile(path, content)
+	default:
+		handler = http.NotFoundHandler()
+	}
+	if fault != nil {
+		handler = fault(s, handler)
+	}
+	handler.ServeHTTP(w, r)
+}
+
+func serveFile(path string, content []byte) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("ETag", `"`+Hash(content)+`"`)
+		if !strings.HasSuffix(path, ".json") {
+			w.Header().Set("Content-Type", "application/octet-stream")
+		}
+		http.ServeContent(w, r, path, modified, bytes.NewReader(content))
+	})
+}

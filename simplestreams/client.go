@@ -1,0 +1,98 @@
+package simplestreams
+
+import (
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+)
+
+// Client reads one simplestreams server. It is safe for concurrent use.
+type Client struct {
+	options Options
+	server  *url.URL
+	http    *http.Client
+
+	// loading is held, by sending, while the index is read. A channel, so that waiting for it ends with the context.
+	loading chan struct{}
+	index   *catalog
+}
+
+// New returns a client for the server at the given URL, such as "https://images.example.net" or one with a path. It
+// sends nothing: the index is read when it is first needed.
+func New(server string, options *Options) (*Client, error) {
+	set := options.withDefaults()
+
+	address, err := url.Parse(server)
+	if err != nil {
+		return nil, fmt.Errorf("simplestreams: server URL: %w", withoutURL(err))
+	}
+	switch {
+	case address.Scheme != "https" && address.Scheme != "http":
+		return nil, fmt.Errorf("simplestreams: server URL %q: the scheme must be https", address.Redacted())
+	case address.Scheme == "http" && !set.AllowHTTP:
+		return nil, fmt.Errorf("simplestreams: server URL %q: %w (set AllowHTTP to permit it)", address.Redacted(), ErrInsecure)
+	case address.Host == "":
+		return nil, fmt.Errorf("simplestreams: server URL %q: no host", address.Redacted())
+	case address.RawQuery != "" || address.Fragment != "":
+		return nil, fmt.Errorf("simplestreams: server URL %q: a query or fragment has no meaning here", address.Redacted())
+	}
+	switch set.Family {
+	case "", LXD, Incus:
+	default:
+		return nil, fmt.Errorf("simplestreams: Family: %q is neither %q nor %q", set.Family, LXD, Incus)
+	}
+
+	client, err := newHTTPClient(&set)
+	if err != nil {
+		return nil, err
+	}
+
+	return &Client{options: set, server: address, http: client, loading: make(chan struct{}, 1)}, nil
+}
+
+// Close closes idle connections. Downloads that are under way go on, and the client can still be used.
+func (c *Client) Close() error {
+	c.http.CloseIdleConnections()
+	return nil
+}
+
+// URL returns the server's address as it was given, without a password.
+func (c *Client) URL() string { return c.server.Redacted() }
+
+// address returns the URL of a file on the server. The path is taken literally, so that a "%" or "?" in a name stays
+// part of the name.
+func (c *Client) address(path string) *url.URL {
+	joined := *c.server
+	joined.Path = strings.TrimRight(c.server.Path, "/") + "/" + path
+	joined.RawPath = ""
+
+	return &joined
+}
+
+// fileError wraps the failure of one file.
+func (c *Client) fileError(path string, err error) error {
+	return &Error{URL: c.address(path).Redacted(), Err: err}
+}
+
+// checkPath refuses a path that does not lead to a file below the server's address.
+func checkPath(path string) error {
+	switch {
+	case path == "":
+		return invalidf("the path is empty")
+	case strings.HasPrefix(path, "/"), strings.Contains(path, "://"), strings.Contains(path, `\`):
+		return invalidf("path %q is not relative to the server", path)
+	}
+	for _, r := range path {
+		if r < ' ' || r == 0x7f {
+			return invalidf("path %q has a control character", path)
+		}
+	}
+	for segment := range strings.SplitSeq(path, "/") {
+		if segment == ".." || segment == "." {
+			return invalidf("path %q leads out of the server or is not in its shortest form", path)
+		}
+	}
+
+	return nil
+}

@@ -1,0 +1,60 @@
+// Package simplestreams reads simplestreams image servers, the kind that LXD and Incus download their images from:
+//
+//	client, err := simplestreams.New("https://images.example.net", nil)
+//	image, err := client.Resolve(ctx, "debian/12", nil)
+//	download, err := client.Open(ctx, image, nil)
+//	defer download.Close()
+//	_, err = io.Copy(file, download.Metadata) // and download.Rootfs, if the image has one
+//
+// # What a server has
+//
+// The index, streams/v1/index.json, names products files. Those of the datatype image-downloads that name any products
+// are read; signed .sjson files are not, so the server's certificate is all that vouches for the index. A product has
+// aliases and an architecture, its versions have items, and the items make images:
+//
+//	lxd_combined.tar.gz, incus_combined.tar.gz   a unified image; its sha256 is the fingerprint
+//	lxd.tar.xz, incus.tar.xz                     metadata, with a combined hash for each root filesystem beside it:
+//	  + squashfs, root.tar.xz                    a container
+//	  + disk-kvm.img, uefi1.img, disk1.img       a virtual machine
+//
+// LXD 5.0.2 reads only items with lxd in their type, and lxd_requirements; Incus 6.0.4 only those with incus, and
+// requirements. [Options.Family] chooses. Delta files are ignored. What is described in a way that daemons pass over,
+// this package passes over; where that leaves nothing under a name, [Client.Resolve] says why.
+//
+// # Names
+//
+// An alias leads to the newest version of the first product that has it, in the order of [Client.Images], for the host's
+// architecture if there is one, and to a container if there is one. "alias/amd64" asks for an architecture by the name
+// that the index gives it; other spellings ("alias/x86_64") work too. A fingerprint may be cut short as long as it is
+// unique. What an [Image] says equals what LXD 5.0.2 and Incus 6.0.4 say of the image once they have imported it, but
+// for the file name, which they show only in listings.
+//
+// # Safety
+//
+// Plain http is refused unless [Options.AllowHTTP] is set, in redirects too. Redirects may lead to other hosts, as they
+// do with mirrors, at most ten times; passwords do not go along. A path in the index is relative to the server's
+// address: one that is absolute, names a host or has ".." in it is refused. Metadata beyond [Options.MaxMetadataSize] is
+// an error. A file whose length is not the one in the index is refused before a byte of it is given out.
+//
+// Each file's SHA-256 is checked, and that of the whole image. The mismatch, a [*HashError], takes the place of
+// [io.EOF]: a reader that comes to io.EOF has had the right bytes, and no error of a corrupt download matches io.EOF.
+//
+// # Waiting and trying again
+//
+// Every call ends when its context ends. A request that fails to connect, meets a 429 or a 5xx, is cut, or gets nothing
+// for [Options.StallTimeout] is made again [Options.Retries] times, with pauses that double, or as Retry-After says. A
+// download goes on where it was: it asks for the rest with Range and If-Range, skips what it has on servers without
+// ranges, and gives up if the file was replaced meanwhile.
+//
+// # Memory and caching
+//
+// The index is read once, as a stream, and kept in a compact form for [Options.TTL]; then the server is asked whether it
+// has changed. With a [Cache], such as [DirCache], that holds from one run to the next. Files of images are never
+// cached, nor held in memory.
+//
+// # Errors
+//
+// [*Error] names the file and the HTTP status, [*ResolveError] the reference, [*HashError] the file and both hashes.
+// [ErrNotFound], [ErrAmbiguous], [ErrInvalid], [ErrTooLarge], [ErrInsecure], [ErrRedirect] and [ErrStalled] are for
+// [errors.Is].
+package simplestreams

@@ -1,0 +1,185 @@
+package simplestreams
+
+import (
+	"context"
+	"iter"
+	"maps"
+	"path"
+	"time"
+)
+
+// Type says what instances an image is for.
+type Type string
+
+// The two types of images, by the names that LXD and Incus have for them.
+const (
+	Container      Type = "container"
+	VirtualMachine Type = "virtual-machine"
+)
+
+// Image is one image of a simplestreams server, described as LXD and Incus describe it once they have imported it. It
+// is the caller's own and may be changed.
+type Image struct {
+	// Fingerprint is the SHA-256 of the file, or of the metadata followed by the root filesystem.
+	Fingerprint string
+
+	// Product and Version are the keys under which the server lists the image. A newer version sorts after an older one.
+	Product string
+	Version string
+
+	// Aliases are the names that lead to this image: those of its product and the same with "/" and the index's name for
+	// the architecture, where this is the newest version. The short ones lead here on a host of this architecture.
+	Aliases []string
+
+	// Architecture is the daemons' name, such as "x86_64". The index's own is in the property "architecture".
+	Architecture string
+
+	Type Type
+
+	// Filename is the name of the image file or of the metadata file, without folders.
+	Filename string
+
+	// Size is the sum of the files' sizes in bytes, as the index has them; 0 if it has none.
+	Size int64
+
+	// Properties are those that daemons give to the image: architecture, description, label, os, release, serial, type,
+	// variant, version and requirements.*, each only if it is not empty.
+	Properties map[string]string
+
+	// CreatedAt is the day that the version's name begins with, in UTC.
+	CreatedAt time.Time
+
+	// ExpiresAt is the end of support, or the zero time if the index names none.
+	ExpiresAt time.Time
+
+	// Files has one file for a unified image and, in this order, the metadata and the root filesystem of a split one.
+	Files []File
+}
+
+// File is one file of an image.
+type File struct {
+	// Type is the index's name for the kind of file, such as "lxd.tar.xz" or "squashfs".
+	Type string
+
+	// Path is relative to the server's address, with "/" between its parts. It comes from the server: do not use it as a
+	// path on the local disk.
+	Path string
+
+	// Size is in bytes; 0 if the index has none.
+	Size int64
+
+	// SHA256 is in lower-case hexadecimal, or empty if the index has none: then only the combined hash is checked.
+	SHA256 string
+}
+
+// Split reports whether the image consists of metadata and a separate root filesystem.
+func (i *Image) Split() bool { return len(i.Files) > 1 }
+
+// Images lists the images of the server, the newest version of each product first, in the order in which LXD and Incus
+// list them: by operating system, release, variant, version and architecture. The index is read when the sequence is
+// ranged over, which can be done again. After an error there is nothing more.
+//
+// Entries that daemons do not list are left out: an architecture that none knows, a version whose name is no date, items
+// without a combined hash. So are entries that cannot be downloaded, such as one with a path out of the server; to
+// resolve one of those is an error that says what is wrong with it.
+func (c *Client) Images(ctx context.Context) iter.Seq2[*Image, error] {
+	return func(yield func(*Image, error) bool) {
+		index, err := c.load(ctx, false)
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		for i := range index.entries {
+			e := &index.entries[i]
+			if err := ctx.Err(); err != nil {
+				yield(nil, context.Cause(ctx))
+				return
+			}
+			if e.broken == nil && !yield(e.image(), nil) {
+				return
+			}
+		}
+	}
+}
+
+// image returns the entry as the caller sees it.
+func (e *listed) image() *Image {
+	p := e.product
+	day, _ := created(e.serial)
+	image := &Image{
+		Fingerprint:  e.fingerprint.String(),
+		Product:      p.name,
+		Version:      e.serial,
+		Aliases:      e.names(),
+		Architecture: p.architecture,
+		Type:         e.kind(),
+		Filename:     path.Base(e.meta.path),
+		Size:         e.meta.size + e.root.size,
+		Properties:   e.properties(),
+		CreatedAt:    day,
+		Files:        []File{e.meta.file(e.metaType())},
+	}
+	if end, err := time.Parse(time.DateOnly, p.endOfLife); err == nil {
+		image.ExpiresAt = end
+	}
+	if e.rootType != rootUnified {
+		image.Files = append(image.Files, e.root.file(e.rootType.String()))
+	}
+
+	return image
+}
+
+func (e *entry) kind() Type {
+	if e.rootType.virtualMachine() {
+		return VirtualMachine
+	}
+
+	return Container
+}
+
+func (e *entry) metaType() string {
+	if e.rootType == rootUnified {
+		return string(e.family) + "_combined.tar.gz"
+	}
+
+	return string(e.family) + ".tar.xz"
+}
+
+func (p part) file(ftype string) File {
+	file := File{Type: ftype, Path: p.path, Size: p.size}
+	if p.sha256 != (digest{}) {
+		file.SHA256 = p.sha256.String()
+	}
+
+	return file
+}
+
+// properties returns what LXD 5.0.2 and Incus 6.0.4 set on import.
+func (e *entry) properties() map[string]string {
+	p := e.product
+	description := p.os + " " + p.releaseTitle + " " + p.arch
+	if e.label != "" {
+		description += " (" + e.label + ")"
+	}
+	all := map[string]string{
+		"architecture": p.arch,
+		"description":  description + " (" + e.serial + ")",
+		"label":        e.label,
+		"os":           p.os,
+		"release":      p.release,
+		"serial":       e.serial,
+		"type":         e.rootType.String(),
+		"variant":      p.variant,
+		"version":      p.version,
+	}
+	requirements := p.requirements
+	if e.family == LXD {
+		requirements = p.lxdRequires
+	}
+	for key, value := range requirements {
+		all["requirements."+key] = value
+	}
+	maps.DeleteFunc(all, func(_, value string) bool { return value == "" })
+
+	return all
+}

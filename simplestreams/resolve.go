@@ -1,0 +1,244 @@
+package simplestreams
+
+import (
+	"cmp"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// ResolveOptions narrows what a reference can lead to.
+type ResolveOptions struct {
+	// Architecture is that of the host that the image is for, in any spelling ("amd64", "x86_64"). Images for a 32-bit
+	// architecture that such a host runs as well count where there is none for its own. The default is the architecture
+	// of this program and, as in the daemons, any other where there is no image for it.
+	Architecture string
+
+	// Type is the type of image. The default is a container, or a virtual machine where there is no container.
+	Type Type
+
+	// Version is the version to take, such as "20240101_07:42". The default is the newest.
+	Version string
+}
+
+// Resolve returns the image that a reference leads to, as LXD and Incus resolve it: an alias such as "debian/12", an
+// alias and architecture such as "debian/12/arm64" (the architecture wins over the options), or a fingerprint or the
+// beginning of one. An alias goes before a fingerprint.
+//
+// The error is a *ResolveError that matches ErrNotFound, ErrAmbiguous (a prefix of several fingerprints) or ErrInvalid
+// (the index describes the image in a way that cannot be used); or it says why the index could not be read.
+func (c *Client) Resolve(ctx context.Context, ref string, options *ResolveOptions) (*Image, error) {
+	var set ResolveOptions
+	if options != nil {
+		set = *options
+	}
+	if ref == "" {
+		return nil, &ResolveError{Ref: ref, Err: errors.New("the reference is empty")}
+	}
+	if set.Type != "" && set.Type != Container && set.Type != VirtualMachine {
+		return nil, &ResolveError{Ref: ref, Err: fmt.Errorf("type: %q is neither %q nor %q", set.Type, Container, VirtualMachine)}
+	}
+	hosts, strict, err := hostArchitectures(set.Architecture)
+	if err != nil {
+		return nil, &ResolveError{Ref: ref, Err: err}
+	}
+
+	index, err := c.load(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	found, err := index.resolve(ref, &set, hosts, strict)
+	if err != nil {
+		return nil, err
+	}
+	if found.broken != nil {
+		return nil, &ResolveError{Ref: ref, Err: fmt.Errorf("product %q, version %q: %w", found.product.name, found.serial, found.broken)}
+	}
+
+	return found.image(), nil
+}
+
+// hostArchitectures returns the architectures that a host runs, best first, and whether there may be no other.
+func hostArchitectures(name string) (hosts []string, strict bool, err error) {
+	native := localArchitecture()
+	if name != "" {
+		known, ok := ArchitectureName(name)
+		if !ok {
+			return nil, false, fmt.Errorf("architecture: %q is not known", name)
+		}
+		native, strict = known, true
+	}
+
+	return append([]string{native}, personalities[native]...), strict, nil
+}
+
+func (c *catalog) resolve(ref string, o *ResolveOptions, hosts []string, strict bool) (*listed, error) {
+	if found := c.byAlias(ref, o, hosts, strict); found != nil {
+		return found, nil
+	}
+	// Daemons know "alias/amd64" but not "alias/x86_64"; the meaning is the same.
+	if alias, arch, ok := cutLast(ref, "/"); ok {
+		if known, ok := ArchitectureName(arch); ok {
+			if found := c.byAlias(alias, o, []string{known}, true); found != nil {
+				return found, nil
+			}
+		}
+	}
+
+	matches := c.byFingerprint(ref, o, hosts, strict)
+	switch {
+	case len(matches) == 1:
+		return matches[0], nil
+	case len(matches) > 1:
+		ambiguous := &ResolveError{Ref: ref, Err: fmt.Errorf("%w: %d fingerprints begin so", ErrAmbiguous, len(matches))}
+		for _, e := range matches[:min(len(matches), 10)] {
+			ambiguous.Matches = append(ambiguous.Matches, e.fingerprint.String())
+		}
+
+		return nil, ambiguous
+	}
+
+	return nil, c.notFound(ref, o)
+}
+
+// byAlias returns the image that an alias leads to. Entries are in order of preference, so of several that are equally
+// good the first is meant.
+func (c *catalog) byAlias(name string, o *ResolveOptions, hosts []string, strict bool) *listed {
+	var best *listed
+	bestRank := -1
+	for i := range c.entries {
+		e := &c.entries[i]
+		if o.Version != "" && e.serial != o.Version || o.Type != "" && e.kind() != o.Type || !e.product.named(name) {
+			continue
+		}
+		rank := slices.Index(hosts, e.product.architecture)
+		if rank < 0 {
+			rank = len(hosts)
+			// A name with the architecture in it says which one is meant.
+			if strict && slices.Contains(e.product.aliases, name) {
+				continue
+			}
+		}
+		if e.rootType.virtualMachine() {
+			rank += len(hosts) + 1
+		}
+		if best == nil || rank < bestRank {
+			best, bestRank = e, rank
+		}
+	}
+
+	return best
+}
+
+// byFingerprint returns the images whose fingerprints begin with a prefix, each fingerprint once.
+func (c *catalog) byFingerprint(prefix string, o *ResolveOptions, hosts []string, strict bool) []*listed {
+	prefix = strings.ToLower(prefix)
+	if len(prefix) > hex.EncodedLen(len(digest{})) || strings.Trim(prefix, "0123456789abcdef") != "" {
+		return nil
+	}
+
+	var matches []*listed
+	var text [2 * len(digest{})]byte
+	for i := range c.entries {
+		e := &c.entries[i]
+		hex.Encode(text[:], e.fingerprint[:])
+		switch {
+		case string(text[:len(prefix)]) != prefix,
+			o.Version != "" && e.serial != o.Version,
+			o.Type != "" && e.kind() != o.Type,
+			strict && !slices.Contains(hosts, e.product.architecture):
+			continue
+		}
+		if !slices.ContainsFunc(matches, func(m *listed) bool { return m.fingerprint == e.fingerprint }) {
+			matches = append(matches, e)
+		}
+	}
+
+	return matches
+}
+
+// notFound says why nothing was found, as far as that can be told.
+func (c *catalog) notFound(ref string, o *ResolveOptions) error {
+	var have []string
+	for i := range c.entries {
+		e := &c.entries[i]
+		if e.product.named(ref) {
+			have = append(have, fmt.Sprintf("%s %s %s", e.kind(), e.product.architecture, e.serial))
+		}
+	}
+	if len(have) > 0 {
+		more := ""
+		if len(have) > 5 {
+			have, more = have[:5], " and more"
+		}
+		return &ResolveError{Ref: ref, Err: fmt.Errorf("%w with %s: the server has %s%s", ErrNotFound, o, strings.Join(have, ", "), more)}
+	}
+	for _, s := range c.skipped {
+		if s.product.named(ref) {
+			version := ""
+			if s.serial != "" {
+				version = fmt.Sprintf(", version %q", s.serial)
+			}
+			return &ResolveError{Ref: ref, Err: invalidf("product %q%s: %s", s.product.name, version, s.reason)}
+		}
+	}
+
+	return &ResolveError{Ref: ref, Err: ErrNotFound, Near: c.near(ref)}
+}
+
+// String lists what was asked for beside the reference.
+func (o *ResolveOptions) String() string {
+	var parts []string
+	for _, field := range [][2]string{{"type", string(o.Type)}, {"architecture", o.Architecture}, {"version", o.Version}} {
+		if field[1] != "" {
+			parts = append(parts, field[0]+" "+field[1])
+		}
+	}
+
+	return cmp.Or(strings.Join(parts, ", "), "these options")
+}
+
+// near returns up to five aliases that share the longest beginning with a name, if they share three characters at least.
+func (c *catalog) near(name string) []string {
+	const few, enough = 5, 3
+	best := enough
+	var near []string
+	for i := range c.entries {
+		e := &c.entries[i]
+		for _, alias := range e.product.aliases {
+			common := commonPrefix(alias, name)
+			switch {
+			case common < best:
+				continue
+			case common > best:
+				best, near = common, near[:0]
+			}
+			if len(near) < few && !slices.Contains(near, alias) {
+				near = append(near, alias)
+			}
+		}
+	}
+
+	return near
+}
+
+func commonPrefix(a, b string) int {
+	n := 0
+	for n < len(a) && n < len(b) && a[n] == b[n] {
+		n++
+	}
+
+	return n
+}
+
+func cutLast(s, separator string) (before, after string, found bool) {
+	at := strings.LastIndex(s, separator)
+	if at < 0 {
+		return s, "", false
+	}
+
+	return s[:at], s[at+len(separator):], true
+}
