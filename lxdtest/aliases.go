@@ -1,0 +1,294 @@
+package lxdtest
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+)
+
+// aliasKey names an alias.
+type aliasKey struct{ project, name string }
+
+// alias is a name for an image. The server's lock guards it.
+type alias struct {
+	key         aliasKey
+	target      string
+	description string
+}
+
+// aliasJSON is an alias on the wire.
+type aliasJSON struct {
+	Description string `json:"description"`
+	Target      string `json:"target"`
+	Name        string `json:"name"`
+	Type        string `json:"type"`
+}
+
+// aliasPost is the body of a creation, a change or a renaming.
+type aliasPost struct {
+	Name        string  `json:"name"`
+	Target      *string `json:"target"`
+	Description *string `json:"description"`
+}
+
+// renderAlias copies an alias for the wire; the caller holds the lock.
+func (s *Server) renderAlias(a *alias) aliasJSON {
+	out := aliasJSON{Description: a.description, Target: a.target, Name: a.key.name}
+	if img := s.images[imageKey{a.key.project, a.target}]; img != nil {
+		out.Type = img.kind
+	}
+	return out
+}
+
+func aliasETag(a *alias) string { return etagOf(a.target) }
+
+// sortedAliases returns the aliases of a project by name; the caller holds the
+// lock.
+func (s *Server) sortedAliases(project string) []*alias {
+	var list []*alias
+	for key, a := range s.aliases {
+		if key.project == project {
+			list = append(list, a)
+		}
+	}
+	slices.SortFunc(list, func(a, b *alias) int { return strings.Compare(a.key.name, b.key.name) })
+	return list
+}
+
+// aliasURL is the URL of an alias in answers.
+func (s *Server) aliasURL(key aliasKey) string {
+	name := url.PathEscape(key.name)
+	if s.traits.escapesTwice {
+		name = url.PathEscape(name)
+	}
+	if key.project != defaultProject {
+		return "/1.0/images/aliases/" + name + "?project=" + url.QueryEscape(key.project)
+	}
+	return "/1.0/images/aliases/" + name
+}
+
+// serveAliases lists the aliases.
+func (s *Server) serveAliases(w http.ResponseWriter, r *http.Request) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	project, err := s.imageProject(r)
+	if err != nil {
+		return err
+	}
+	urls, full := []string{}, []aliasJSON{}
+	for _, a := range s.sortedAliases(project) {
+		urls = append(urls, s.aliasURL(a.key))
+		full = append(full, s.renderAlias(a))
+	}
+	if r.URL.Query().Get("recursion") == "1" {
+		writeSync(w, full)
+	} else {
+		writeSync(w, urls)
+	}
+	return nil
+}
+
+// findAlias returns an alias of the request's project; the caller holds the
+// lock.
+func (s *Server) findAlias(r *http.Request, name string) (*alias, error) {
+	project, err := s.imageProject(r)
+	if err != nil {
+		return nil, err
+	}
+	a := s.aliases[aliasKey{project, name}]
+	if a == nil {
+		return nil, errNoAlias
+	}
+	return a, nil
+}
+
+// serveAlias answers GET of one alias; an untrusted caller sees those of
+// public images.
+func (s *Server) serveAlias(w http.ResponseWriter, r *http.Request, name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a, err := s.findAlias(r, name)
+	if err != nil {
+		return err
+	}
+	if img := s.images[imageKey{a.key.project, a.target}]; !s.trusts(r) && (img == nil || !img.public) {
+		return errNoAlias
+	}
+	writeETag(w, aliasETag(a), s.renderAlias(a))
+	return nil
+}
+
+// serveCreateAlias makes an alias.
+func (s *Server) serveCreateAlias(w http.ResponseWriter, r *http.Request) error {
+	var post aliasPost
+	if err := readJSON(r, &post); err != nil {
+		return err
+	}
+	if post.Name == "" || post.Target == nil || *post.Target == "" {
+		return fail(http.StatusBadRequest, "name and target are required")
+	}
+	s.mu.Lock()
+	key, err := s.createAlias(r, post)
+	location := s.aliasURL(key)
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	s.publishLifecycle(r, "image-alias-created", location, key.project, map[string]any{"target": *post.Target})
+	writeCreated(w, location)
+	return nil
+}
+
+// createAlias does the work of serveCreateAlias; the caller holds the lock.
+func (s *Server) createAlias(r *http.Request, post aliasPost) (aliasKey, error) {
+	project, err := s.imageProject(r)
+	if err != nil {
+		return aliasKey{}, err
+	}
+	key := aliasKey{project, post.Name}
+	if s.aliases[key] != nil {
+		return key, aliasExists(post.Name)
+	}
+	img, err := s.findImage(project, *post.Target)
+	if err != nil {
+		return key, err
+	}
+	a := &alias{key: key, target: img.key.fingerprint}
+	if post.Description != nil {
+		a.description = *post.Description
+	}
+	s.aliases[key] = a
+	return key, nil
+}
+
+func aliasExists(name string) error {
+	return fail(http.StatusConflict, "Alias %q already exists", name)
+}
+
+// servePutAlias replaces target and description of an alias.
+func (s *Server) servePutAlias(w http.ResponseWriter, r *http.Request, name string) error {
+	var put aliasPost
+	if err := readJSON(r, &put); err != nil {
+		return err
+	}
+	if put.Target == nil || *put.Target == "" {
+		return fail(http.StatusBadRequest, "The target field is required")
+	}
+	if put.Description == nil {
+		put.Description = new(string)
+	}
+	return s.changeAlias(w, r, name, put)
+}
+
+// aliasPatchHang is how long LXD 5.0.2 takes to give up on a PATCH: its
+// transaction waits for one that it holds itself.
+const aliasPatchHang = 20 * time.Second
+
+// servePatchAlias changes what the body names of an alias.
+func (s *Server) servePatchAlias(w http.ResponseWriter, r *http.Request, name string) error {
+	var patch aliasPost
+	if err := readJSON(r, &patch); err != nil {
+		return err
+	}
+	if s.traits.slowAliasPatch {
+		s.mu.Lock()
+		_, err := s.findAlias(r, name)
+		s.mu.Unlock()
+		if err != nil {
+			return err
+		}
+		timer := time.NewTimer(aliasPatchHang)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-r.Context().Done():
+		}
+		return context.DeadlineExceeded
+	}
+	return s.changeAlias(w, r, name, patch)
+}
+
+// changeAlias does what PUT and PATCH have in common.
+func (s *Server) changeAlias(w http.ResponseWriter, r *http.Request, name string, change aliasPost) error {
+	s.mu.Lock()
+	a, err := s.findAlias(r, name)
+	if err == nil {
+		err = checkETag(r, aliasETag(a))
+	}
+	var img *image
+	if err == nil && change.Target != nil {
+		img, err = s.findImage(a.key.project, *change.Target)
+	}
+	if err != nil {
+		s.mu.Unlock()
+		return err
+	}
+	if img != nil {
+		a.target = img.key.fingerprint
+	}
+	if change.Description != nil {
+		a.description = *change.Description
+	}
+	location, project, target := s.aliasURL(a.key), a.key.project, a.target
+	s.mu.Unlock()
+	s.publishLifecycle(r, "image-alias-updated", location, project, map[string]any{"target": target})
+	writeEmpty(w)
+	return nil
+}
+
+// serveRenameAlias gives an alias another name.
+func (s *Server) serveRenameAlias(w http.ResponseWriter, r *http.Request, name string) error {
+	var post aliasPost
+	if err := readJSON(r, &post); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	location, project, err := s.renameAlias(r, name, post.Name)
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	s.publishLifecycle(r, "image-alias-renamed", location, project, map[string]any{"old_name": name})
+	writeCreated(w, location)
+	return nil
+}
+
+// renameAlias does the work of serveRenameAlias; the caller holds the lock.
+func (s *Server) renameAlias(r *http.Request, from, to string) (location, project string, err error) {
+	project, err = s.imageProject(r)
+	if err != nil {
+		return "", "", err
+	}
+	key := aliasKey{project, to}
+	if s.aliases[key] != nil {
+		// The daemons look at this first, even when there is no such alias.
+		return "", "", aliasExists(to)
+	}
+	a, err := s.findAlias(r, from)
+	if err != nil {
+		return "", "", err
+	}
+	delete(s.aliases, a.key)
+	a.key = key
+	s.aliases[key] = a
+	return s.aliasURL(key), project, nil
+}
+
+// serveDeleteAlias deletes an alias.
+func (s *Server) serveDeleteAlias(w http.ResponseWriter, r *http.Request, name string) error {
+	s.mu.Lock()
+	a, err := s.findAlias(r, name)
+	if err == nil {
+		delete(s.aliases, a.key)
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	s.publishLifecycle(r, "image-alias-deleted", s.aliasURL(a.key), a.key.project, nil)
+	writeEmpty(w)
+	return nil
+}

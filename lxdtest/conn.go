@@ -1,0 +1,196 @@
+package lxdtest
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// conn is a server's end of a connection. It is counted while it is open, and
+// faults break it in ways that net/http alone cannot.
+type conn struct {
+	net.Conn
+	server *Server
+	once   sync.Once
+	closed chan struct{}
+
+	mu     sync.Mutex
+	frozen chan struct{} // not nil once half open; closed when thawed
+	drip   time.Duration // the pause between two bytes written; 0 for none
+	local  bool          // a unix socket: its callers are trusted
+	err    error         // what the frozen or closed connection answers
+}
+
+// Read reads, unless the connection is half open: then it hears nothing more.
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.mu.Lock()
+	frozen := c.frozen
+	c.mu.Unlock()
+	if frozen == nil {
+		return n, err
+	}
+	select {
+	case <-frozen:
+		return n, err
+	case <-c.closed:
+		return 0, net.ErrClosed
+	}
+}
+
+// Write writes, byte by byte if the connection drips. On a half-open one what
+// is written is lost.
+func (c *conn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	frozen, drip := c.frozen != nil, c.drip
+	c.mu.Unlock()
+	if frozen {
+		return len(p), nil
+	}
+	if drip == 0 {
+		return c.Conn.Write(p)
+	}
+	for i := range p {
+		timer := time.NewTimer(drip)
+		select {
+		case <-timer.C:
+		case <-c.closed:
+			timer.Stop()
+			return i, net.ErrClosed
+		}
+		if _, err := c.Conn.Write(p[i : i+1]); err != nil {
+			return i, err
+		}
+	}
+	return len(p), nil
+}
+
+// Close closes the connection and takes it off the server's count.
+func (c *conn) Close() error {
+	err := net.ErrClosed
+	c.once.Do(func() {
+		close(c.closed)
+		c.server.forgetConn(c)
+		err = c.Conn.Close()
+	})
+	return err
+}
+
+// reset ends the connection at once: with a reset where the kernel has one.
+func (c *conn) reset() {
+	if tcp, ok := c.Conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0)
+	}
+	_ = c.Close()
+}
+
+// freeze makes the connection half open until the returned function is called.
+func (c *conn) freeze() (thaw func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.frozen == nil {
+		c.frozen = make(chan struct{})
+	}
+	frozen := c.frozen
+	return sync.OnceFunc(func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.frozen = nil
+		close(frozen)
+	})
+}
+
+// setDrip sets the pause between two written bytes.
+func (c *conn) setDrip(pause time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.drip = pause
+}
+
+type connKey struct{}
+
+// withConn is the ConnContext of the HTTP server: handlers find their
+// connection in the request's context.
+func withConn(ctx context.Context, c net.Conn) context.Context {
+	if secure, ok := c.(*tls.Conn); ok {
+		c = secure.NetConn()
+	}
+	return context.WithValue(ctx, connKey{}, c)
+}
+
+// connOf returns the connection of a request.
+func connOf(r *http.Request) *conn {
+	c, _ := r.Context().Value(connKey{}).(*conn)
+	return c
+}
+
+// listener hands the connections of another listener to the server, each as a
+// *conn.
+type listener struct {
+	net.Listener
+	server *Server
+	local  bool
+}
+
+// Accept waits for a connection and counts it.
+func (l *listener) Accept() (net.Conn, error) {
+	for {
+		raw, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		c, err := l.server.newConn(raw, l.local)
+		if err != nil {
+			_ = raw.Close()
+			continue
+		}
+		return c, nil
+	}
+}
+
+// pipeListener accepts the in-memory connections of DialContext.
+type pipeListener struct {
+	queue  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+	addr   net.Addr
+}
+
+func newPipeListener(addr net.Addr) *pipeListener {
+	return &pipeListener{queue: make(chan net.Conn), closed: make(chan struct{}), addr: addr}
+}
+
+// Accept waits for the next in-memory connection.
+func (l *pipeListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.queue:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// dial makes a pair of connected ends and queues one for Accept.
+func (l *pipeListener) dial(ctx context.Context) (net.Conn, error) {
+	client, server := net.Pipe()
+	select {
+	case l.queue <- server:
+		return client, nil
+	case <-l.closed:
+		return nil, errRefused
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// Close ends Accept.
+func (l *pipeListener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
+
+// Addr returns the address given at the start.
+func (l *pipeListener) Addr() net.Addr { return l.addr }

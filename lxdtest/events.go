@@ -1,0 +1,252 @@
+package lxdtest
+
+import (
+	"encoding/json"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gorilla/websocket"
+)
+
+// event is what an event socket carries.
+type event struct {
+	Type      string    `json:"type"`
+	Timestamp time.Time `json:"timestamp"`
+	Metadata  any       `json:"metadata"`
+	Location  string    `json:"location"`
+	Project   string    `json:"project,omitempty"`
+}
+
+// lifecycleJSON is the metadata of a lifecycle event.
+type lifecycleJSON struct {
+	Action    string         `json:"action"`
+	Source    string         `json:"source"`
+	Context   map[string]any `json:"context,omitempty"`
+	Requestor *requestorJSON `json:"requestor,omitempty"`
+	Name      string         `json:"name,omitempty"`
+	Project   string         `json:"project,omitempty"`
+}
+
+// requestorJSON says who caused a lifecycle event.
+type requestorJSON struct {
+	Username string `json:"username"`
+	Protocol string `json:"protocol"`
+	Address  string `json:"address"`
+}
+
+// hub hands events to the open event sockets.
+type hub struct {
+	mu          sync.Mutex
+	subscribers []*subscriber
+	held        *event // waits to be sent after the next one
+}
+
+// subscriber is one open event socket.
+type subscriber struct {
+	types   []string // empty for all
+	project string   // "" for all
+	wake    chan struct{}
+
+	mu     sync.Mutex
+	queue  [][]byte
+	closed chan struct{}
+	once   sync.Once
+}
+
+// drop closes the socket without a farewell.
+func (sub *subscriber) drop() { sub.once.Do(func() { close(sub.closed) }) }
+
+// wants tells whether a socket asked for events of this kind.
+func (sub *subscriber) wants(e *event) bool {
+	if len(sub.types) > 0 && !slices.Contains(sub.types, e.Type) {
+		return false
+	}
+	return sub.project == "" || e.Project == "" || sub.project == e.Project
+}
+
+// push queues one encoded event.
+func (sub *subscriber) push(data []byte) {
+	sub.mu.Lock()
+	sub.queue = append(sub.queue, data)
+	sub.mu.Unlock()
+	select {
+	case sub.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take empties the queue.
+func (sub *subscriber) take() [][]byte {
+	sub.mu.Lock()
+	defer sub.mu.Unlock()
+	queue := sub.queue
+	sub.queue = nil
+	return queue
+}
+
+// reset forgets the sockets of an earlier life.
+func (h *hub) reset() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, sub := range h.subscribers {
+		sub.drop()
+	}
+	h.subscribers, h.held = nil, nil
+}
+
+// add opens a socket.
+func (h *hub) add(sub *subscriber) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.subscribers = append(h.subscribers, sub)
+}
+
+// remove takes a closed socket off the list.
+func (h *hub) remove(sub *subscriber) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.subscribers = slices.DeleteFunc(h.subscribers, func(other *subscriber) bool { return other == sub })
+}
+
+// dropAll closes every socket and returns how many there were.
+func (h *hub) dropAll() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, sub := range h.subscribers {
+		sub.drop()
+	}
+	n := len(h.subscribers)
+	h.subscribers = nil
+	return n
+}
+
+// send hands an event to all who want it.
+func (h *hub) send(e *event) {
+	data, err := json.Marshal(e)
+	if err != nil {
+		return
+	}
+	for _, sub := range h.subscribers {
+		if sub.wants(e) {
+			sub.push(data)
+		}
+	}
+}
+
+// publish sends an event, twice or late if faults say so; the caller holds the
+// server's lock.
+func (s *Server) publish(e *event) {
+	e.Timestamp = s.now()
+	e.Location = "none"
+	s.hub.mu.Lock()
+	defer s.hub.mu.Unlock()
+	operation := e.Type == "operation"
+	if operation && s.hub.held == nil && s.fires(kindReorder) {
+		s.hub.held = e
+		return
+	}
+	s.hub.send(e)
+	if operation && s.fires(kindDuplicate) {
+		s.hub.send(e)
+	}
+	if late := s.hub.held; late != nil && operation {
+		s.hub.held = nil
+		s.hub.send(late)
+	}
+}
+
+// publishOperation tells the listeners how an operation is; the caller holds
+// the lock.
+func (s *Server) publishOperation(op *operation) {
+	s.publish(&event{Type: "operation", Metadata: s.render(op), Project: op.project})
+}
+
+// publishLifecycle tells the listeners what happened to an image or an alias.
+func (s *Server) publishLifecycle(r *http.Request, action, source, project string, context map[string]any) {
+	life := lifecycleJSON{Action: action, Source: source, Context: context}
+	if r != nil {
+		life.Requestor = &requestorJSON{Username: "root", Protocol: "unix", Address: "@"}
+		if r.TLS != nil {
+			life.Requestor.Protocol = "tls"
+			life.Requestor.Address = r.RemoteAddr
+			life.Requestor.Username = ""
+			if len(r.TLS.PeerCertificates) > 0 {
+				life.Requestor.Username = certFingerprint(r.TLS.PeerCertificates[0])
+			}
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.publish(&event{Type: "lifecycle", Metadata: life, Project: project})
+}
+
+// serveEvents upgrades to a WebSocket and sends events until either side
+// closes it.
+func (s *Server) serveEvents(w http.ResponseWriter, r *http.Request) error {
+	if !websocket.IsWebSocketUpgrade(r) {
+		return fail(http.StatusBadRequest, "websocket: the client is not using the websocket protocol: 'upgrade' token not found in 'Connection' header")
+	}
+	query := r.URL.Query()
+	sub := &subscriber{wake: make(chan struct{}, 1), closed: make(chan struct{})}
+	if types := query.Get("type"); types != "" {
+		sub.types = strings.Split(types, ",")
+	}
+	if query.Get("all-projects") != "true" {
+		sub.project = projectParam(r)
+	}
+	upgrader := websocket.Upgrader{CheckOrigin: func(*http.Request) bool { return true }}
+	socket, err := upgrader.Upgrade(w, r, nil)
+	if err != nil {
+		// The upgrader has answered.
+		return nil
+	}
+	defer socket.Close()
+	s.mu.Lock()
+	life := s.life
+	s.hub.add(sub)
+	s.mu.Unlock()
+	defer s.hub.remove(sub)
+
+	gone := make(chan struct{})
+	s.tasks.Go(func() {
+		defer close(gone)
+		for {
+			// Reading is what notices pongs and the client's farewell.
+			if _, _, err := socket.ReadMessage(); err != nil {
+				return
+			}
+		}
+	})
+	defer func() {
+		_ = socket.Close()
+		<-gone
+	}()
+	ping := time.NewTicker(s.opts.PingEvery)
+	defer ping.Stop()
+	for {
+		select {
+		case <-sub.wake:
+			for _, data := range sub.take() {
+				if err := socket.WriteMessage(websocket.TextMessage, data); err != nil {
+					return nil
+				}
+				if s.dropsSocket() {
+					return nil
+				}
+			}
+		case <-ping.C:
+			if err := socket.WriteControl(websocket.PingMessage, nil, time.Now().Add(5*time.Second)); err != nil {
+				return nil
+			}
+		case <-sub.closed:
+			return nil
+		case <-gone:
+			return nil
+		case <-life.Done():
+			return nil
+		}
+	}
+}

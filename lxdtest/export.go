@@ -1,0 +1,95 @@
+package lxdtest
+
+import (
+	"io"
+	"mime/multipart"
+	"net/http"
+	"os"
+)
+
+// serveExport sends the file of a unified image with ranges, or the two files
+// of a split one as a form.
+func (s *Server) serveExport(w http.ResponseWriter, r *http.Request, name string) error {
+	s.mu.Lock()
+	img, err := s.visibleImage(r, name)
+	if err != nil {
+		s.mu.Unlock()
+		return err
+	}
+	out := *img
+	// Opened under the lock, so that a deletion cannot come between.
+	files, err := openFiles(out.metadata, out.rootfs)
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for _, file := range files {
+			_ = file.Close()
+		}
+	}()
+	if s.traits.family == "incus" {
+		w.Header().Set("X-Incus-Type", "incus")
+	}
+	s.publishLifecycle(r, "image-retrieved", imageURL(out.key), out.key.project, nil)
+	if out.rootfs != "" {
+		s.exportSplit(w, r, &out, files)
+		return nil
+	}
+	header := w.Header()
+	header.Set("Content-Type", "application/octet-stream")
+	header.Set("Content-Disposition", "inline;filename="+out.key.fingerprint+out.suffix)
+	// ServeContent does Range, If-Range and Last-Modified.
+	http.ServeContent(w, r, "", out.uploaded, files[0])
+	return nil
+}
+
+// openFiles opens the files of an image.
+func openFiles(paths ...string) (files []*os.File, err error) {
+	for _, path := range paths {
+		if path == "" {
+			continue
+		}
+		file, err := os.Open(path)
+		if err != nil {
+			for _, file := range files {
+				_ = file.Close()
+			}
+			return nil, err
+		}
+		files = append(files, file)
+	}
+	return files, nil
+}
+
+// exportSplit sends a split image as a form of unknown length. What goes wrong
+// on the way is not told: the form still closes as if it were whole.
+func (s *Server) exportSplit(w http.ResponseWriter, r *http.Request, img *image, files []*os.File) {
+	form := multipart.NewWriter(w)
+	w.Header().Set("Content-Type", form.FormDataContentType())
+	rootfs := "rootfs"
+	if img.kind == "virtual-machine" {
+		rootfs = "rootfs.img"
+	}
+	limit, cut := truncation(r)
+	parts := []struct {
+		name, filename string
+		content        io.Reader
+	}{
+		{"metadata", "meta-" + img.key.fingerprint + img.suffix, files[0]},
+		{rootfs, img.key.fingerprint + suffixOf(img.rootfs), files[1]},
+	}
+	if cut {
+		parts[1].content = io.LimitReader(files[1], limit)
+	}
+	for _, part := range parts {
+		out, err := form.CreateFormFile(part.name, part.filename)
+		if err != nil {
+			return
+		}
+		if _, err := io.CopyBuffer(onlyWriter{out}, onlyReader{part.content}, make([]byte, 256<<10)); err != nil {
+			break
+		}
+	}
+	_ = form.Close()
+}

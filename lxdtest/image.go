@@ -1,0 +1,177 @@
+package lxdtest
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"time"
+)
+
+// imageDate is the creation date inside every image made here. It is fixed, so
+// that the same seed gives the same fingerprint on every run.
+var imageDate = time.Date(2024, time.January, 1, 0, 0, 0, 0, time.UTC)
+
+// UnifiedImage returns a small valid image of a container in one gzipped
+// tarball: metadata.yaml and rootfs. The same seed and size give the same
+// bytes. An incompressible file in rootfs brings it to about size bytes; size
+// 0 gives the smallest image there is. Its properties are os=lxdtest,
+// release=1, description and seed.
+func UnifiedImage(seed string, size int64) []byte {
+	var buf bytes.Buffer
+	buf.Grow(int(size) + 4096)
+	// A bytes.Buffer never fails.
+	_ = WriteUnifiedImage(&buf, seed, size)
+	return buf.Bytes()
+}
+
+// WriteUnifiedImage writes to w what UnifiedImage returns, in constant memory,
+// for images too large to hold.
+func WriteUnifiedImage(w io.Writer, seed string, size int64) error {
+	return writeTarball(w, seed, size, true, true)
+}
+
+// SplitImage returns a small valid image of a container in two files, the
+// metadata tarball and the root file system, with its padding in the latter.
+// Its fingerprint is the SHA-256 of the first followed by the second.
+func SplitImage(seed string, size int64) (metadata, rootfs []byte) {
+	var meta, root bytes.Buffer
+	_ = writeTarball(&meta, seed, 0, true, false)
+	root.Grow(int(size) + 4096)
+	_ = writeTarball(&root, seed, size, false, true)
+	return meta.Bytes(), root.Bytes()
+}
+
+// VMImage returns a small valid image of a virtual machine: the metadata
+// tarball and an empty qcow2 disk of 1 MiB, padded to about size bytes. The
+// disk goes into the upload's part named rootfs.img.
+func VMImage(seed string, size int64) (metadata, disk []byte) {
+	var meta bytes.Buffer
+	_ = writeTarball(&meta, seed, 0, true, false)
+	disk = emptyDisk()
+	if pad := size - int64(len(disk)); pad > 0 {
+		filler := make([]byte, pad)
+		_, _ = io.ReadFull(noise(seed), filler)
+		disk = append(disk, filler...)
+	}
+	return meta.Bytes(), disk
+}
+
+// Fingerprint returns the fingerprint of an image made of these files: the
+// SHA-256 of the only file of a unified image, or of the metadata followed by
+// the root file system of a split one.
+func Fingerprint(files ...[]byte) string {
+	hash := sha256.New()
+	for _, file := range files {
+		hash.Write(file)
+	}
+	return hex.EncodeToString(hash.Sum(nil))
+}
+
+// metadataYAML is the metadata.yaml of an image made here.
+func metadataYAML(seed string) string {
+	return fmt.Sprintf("architecture: x86_64\ncreation_date: %d\nproperties:\n"+
+		"  architecture: x86_64\n  description: Test image %s\n  os: lxdtest\n  release: \"1\"\n  seed: %q\n",
+		imageDate.Unix(), yamlPlain(seed), seed)
+}
+
+// yamlPlain keeps the characters of s that may stand in a plain YAML scalar.
+func yamlPlain(s string) string {
+	kept := make([]rune, 0, len(s))
+	for _, r := range s {
+		if r == '-' || r == '_' || r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' {
+			kept = append(kept, r)
+		}
+	}
+	return string(kept)
+}
+
+// writeTarball writes a gzipped tarball with the metadata, with a root file
+// system, or with both.
+func writeTarball(w io.Writer, seed string, size int64, metadata, rootfs bool) error {
+	level := gzip.DefaultCompression
+	if size > 0 {
+		// What follows is noise: storing it is as small, and much faster.
+		level = gzip.NoCompression
+	}
+	zip, err := gzip.NewWriterLevel(w, level)
+	if err != nil {
+		return err
+	}
+	out := tar.NewWriter(zip)
+	if metadata {
+		err = addFile(out, "metadata.yaml", bytes.NewReader([]byte(metadataYAML(seed))), int64(len(metadataYAML(seed))))
+		if err != nil {
+			return err
+		}
+	}
+	if rootfs {
+		// In a root file system of its own the files are at the top.
+		prefix := ""
+		if metadata {
+			prefix = "rootfs/"
+			header := &tar.Header{Typeflag: tar.TypeDir, Name: prefix, Mode: 0o755, ModTime: imageDate, Format: tar.FormatUSTAR}
+			if err := out.WriteHeader(header); err != nil {
+				return err
+			}
+		}
+		name := []byte(seed + "\n")
+		if err := addFile(out, prefix+"seed", bytes.NewReader(name), int64(len(name))); err != nil {
+			return err
+		}
+		if pad := size - 4096; pad > 0 {
+			if err := addFile(out, prefix+"padding", noise(seed), pad); err != nil {
+				return err
+			}
+		}
+	}
+	if err := out.Close(); err != nil {
+		return err
+	}
+	return zip.Close()
+}
+
+// addFile adds one regular file with the first size bytes of content.
+func addFile(out *tar.Writer, name string, content io.Reader, size int64) error {
+	header := &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: size, ModTime: imageDate, Format: tar.FormatPAX}
+	if err := out.WriteHeader(header); err != nil {
+		return err
+	}
+	_, err := io.CopyN(out, content, size)
+	return err
+}
+
+// noise returns endless incompressible bytes, the same for the same seed.
+func noise(seed string) io.Reader {
+	return rand.NewChaCha8(sha256.Sum256([]byte(seed)))
+}
+
+// emptyDisk returns a valid qcow2 file of version 3 that holds an empty disk
+// of 1 MiB. Its four clusters of 512 bytes are the header, the reference table,
+// one reference block and the first-level table.
+func emptyDisk() []byte {
+	const cluster = 512
+	disk := make([]byte, 4*cluster)
+	put32 := func(at int, v uint32) { binary.BigEndian.PutUint32(disk[at:], v) }
+	put64 := func(at int, v uint64) { binary.BigEndian.PutUint64(disk[at:], v) }
+	copy(disk, "QFI\xfb")
+	put32(4, 3)          // version
+	put32(20, 9)         // cluster bits
+	put64(24, 1<<20)     // virtual size
+	put32(36, 32)        // entries in the first-level table: 1 MiB / (64 × 512)
+	put64(40, 3*cluster) // where it is
+	put64(48, cluster)   // the reference table
+	put32(56, 1)         // its clusters
+	put32(96, 4)         // reference counts of 16 bits
+	put32(100, 104)      // header length
+	put64(cluster, 2*cluster)
+	for i := range 4 {
+		binary.BigEndian.PutUint16(disk[2*cluster+2*i:], 1)
+	}
+	return disk
+}

@@ -1,0 +1,452 @@
+package lxdtest
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"time"
+)
+
+// imageKey names an image: the same content may be in several projects.
+type imageKey struct{ project, fingerprint string }
+
+// image is an image as the server has it. The server's lock guards it; its
+// files never change.
+type image struct {
+	key          imageKey
+	filename     string
+	kind         string // container or virtual-machine
+	architecture string
+	size         int64
+	public       bool
+	autoUpdate   bool
+	cached       bool
+	properties   map[string]string
+	profiles     []string
+	expires      time.Time
+	created      time.Time
+	lastUsed     time.Time
+	uploaded     time.Time
+	source       *updateSource
+
+	metadata string // the path of the only file, or of the metadata
+	rootfs   string // the path of the root file system of a split image
+	suffix   string // the extension of an exported file name
+}
+
+// updateSource is where an image was downloaded from.
+type updateSource struct {
+	Alias       string `json:"alias"`
+	Certificate string `json:"certificate"`
+	Protocol    string `json:"protocol"`
+	Server      string `json:"server"`
+	ImageType   string `json:"image_type"`
+	Registry    string `json:"image_registry,omitempty"`
+}
+
+// imageJSON is an image on the wire.
+type imageJSON struct {
+	AutoUpdate   bool              `json:"auto_update"`
+	Properties   map[string]string `json:"properties"`
+	Public       bool              `json:"public"`
+	ExpiresAt    time.Time         `json:"expires_at"`
+	Profiles     []string          `json:"profiles"`
+	Aliases      []imageAliasJSON  `json:"aliases"`
+	Architecture string            `json:"architecture"`
+	Cached       bool              `json:"cached"`
+	Filename     string            `json:"filename"`
+	Fingerprint  string            `json:"fingerprint"`
+	Size         int64             `json:"size"`
+	UpdateSource *updateSource     `json:"update_source,omitempty"`
+	Type         string            `json:"type"`
+	CreatedAt    time.Time         `json:"created_at"`
+	LastUsedAt   time.Time         `json:"last_used_at"`
+	UploadedAt   time.Time         `json:"uploaded_at"`
+	Project      string            `json:"project,omitempty"`
+}
+
+// imageAliasJSON is an alias inside an image.
+type imageAliasJSON struct {
+	Name        string `json:"name"`
+	Description string `json:"description"`
+}
+
+// renderImage copies an image for the wire; the caller holds the lock.
+func (s *Server) renderImage(img *image) imageJSON {
+	out := imageJSON{
+		AutoUpdate: img.autoUpdate, Properties: maps.Clone(img.properties), Public: img.public,
+		ExpiresAt: img.expires, Profiles: slices.Clone(img.profiles), Aliases: []imageAliasJSON{},
+		Architecture: img.architecture, Cached: img.cached, Filename: img.filename,
+		Fingerprint: img.key.fingerprint, Size: img.size, UpdateSource: img.source, Type: img.kind,
+		CreatedAt: img.created, LastUsedAt: img.lastUsed, UploadedAt: img.uploaded,
+	}
+	if out.ExpiresAt.IsZero() {
+		out.ExpiresAt = s.traits.never
+	}
+	if s.traits.imageProject {
+		out.Project = img.key.project
+	}
+	for _, a := range s.sortedAliases(img.key.project) {
+		if a.target == img.key.fingerprint {
+			out.Aliases = append(out.Aliases, imageAliasJSON{a.key.name, a.description})
+		}
+	}
+	return out
+}
+
+// imageETag hashes what PUT may change; the caller holds the lock.
+func imageETag(img *image) string {
+	return etagOf(img.public, img.autoUpdate, img.properties, img.profiles, img.expires)
+}
+
+// sortedImages returns the images of a project, or of all, by fingerprint; the
+// caller holds the lock.
+func (s *Server) sortedImages(project string, all bool) []*image {
+	list := []*image{}
+	for key, img := range s.images {
+		if all || key.project == project {
+			list = append(list, img)
+		}
+	}
+	slices.SortFunc(list, func(a, b *image) int {
+		if n := strings.Compare(a.key.fingerprint, b.key.fingerprint); n != 0 {
+			return n
+		}
+		return strings.Compare(a.key.project, b.key.project)
+	})
+	return list
+}
+
+// findImage returns the image that a fingerprint or a prefix of one names; the
+// caller holds the lock.
+func (s *Server) findImage(project, prefix string) (*image, error) {
+	if img := s.images[imageKey{project, prefix}]; img != nil {
+		return img, nil
+	}
+	if len(prefix) < s.traits.shortestPrefix {
+		return nil, fail(http.StatusBadRequest, "Image fingerprint prefix must contain %d characters or more", s.traits.shortestPrefix)
+	}
+	var found *image
+	for key, img := range s.images {
+		if key.project != project || !strings.HasPrefix(key.fingerprint, prefix) {
+			continue
+		}
+		if found != nil {
+			return nil, s.ambiguous(prefix)
+		}
+		found = img
+	}
+	if found == nil {
+		return nil, errNoImage
+	}
+	return found, nil
+}
+
+// ambiguous is the refusal of a prefix that several images have.
+func (s *Server) ambiguous(string) error {
+	return fail(http.StatusInternalServerError, "More than one image matches")
+}
+
+// visibleImage returns an image for a caller: a trusted one sees all, another
+// the public ones and those whose secret it knows; the caller holds the lock.
+func (s *Server) visibleImage(r *http.Request, name string) (*image, error) {
+	project, err := s.imageProject(r)
+	if err != nil {
+		return nil, err
+	}
+	img, err := s.findImage(project, name)
+	if err != nil {
+		return nil, err
+	}
+	if s.trusts(r) || img.public || s.secretOpens(r.URL.Query().Get("secret"), img) {
+		return img, nil
+	}
+	return nil, fail(http.StatusNotFound, "Image %q not found", name)
+}
+
+// secretOpens uses up a secret if it belongs to the image; the caller holds the
+// lock.
+func (s *Server) secretOpens(secret string, img *image) bool {
+	op := s.tokenWith(secret)
+	if op == nil || op.project != img.key.project || !slices.Contains(op.resources["images"], "/1.0/images/"+img.key.fingerprint) {
+		return false
+	}
+	return true
+}
+
+// serveImages lists the images.
+func (s *Server) serveImages(w http.ResponseWriter, r *http.Request) error {
+	query := r.URL.Query()
+	full := query.Get("recursion") == "1"
+	match, err := s.parseFilter(query.Get("filter"))
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := query.Get("all-projects") == "true" && s.has("images_all_projects")
+	if all && query.Get("project") != "" {
+		return fail(http.StatusBadRequest, "Cannot specify a project when requesting all projects")
+	}
+	project, err := s.imageProject(r)
+	if err != nil {
+		return err
+	}
+	trusted := s.trusts(r)
+	urls, images := []string{}, []imageJSON{}
+	for _, img := range s.sortedImages(project, all) {
+		if !trusted && !img.public {
+			continue
+		}
+		answer := s.renderImage(img)
+		ok, err := match(answer)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			continue
+		}
+		images = append(images, answer)
+		urls = append(urls, imageURL(img.key))
+	}
+	if full {
+		writeSync(w, images)
+	} else {
+		writeSync(w, urls)
+	}
+	return nil
+}
+
+// imageURL is the URL of an image in answers.
+func imageURL(key imageKey) string {
+	url := "/1.0/images/" + key.fingerprint
+	if key.project != defaultProject {
+		url += "?project=" + key.project
+	}
+	return url
+}
+
+// serveImage answers GET of one image.
+func (s *Server) serveImage(w http.ResponseWriter, r *http.Request, name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	img, err := s.visibleImage(r, name)
+	if err != nil {
+		return err
+	}
+	writeETag(w, imageETag(img), s.renderImage(img))
+	return nil
+}
+
+// imagePut is the body of PUT and PATCH.
+type imagePut struct {
+	AutoUpdate *bool             `json:"auto_update"`
+	Properties map[string]string `json:"properties"`
+	Public     *bool             `json:"public"`
+	ExpiresAt  time.Time         `json:"expires_at"`
+	Profiles   []string          `json:"profiles"`
+}
+
+// servePutImage replaces what may be changed in an image.
+func (s *Server) servePutImage(w http.ResponseWriter, r *http.Request, name string) error {
+	return s.changeImage(w, r, name, func(img *image, put imagePut) error {
+		profiles := put.Profiles
+		if profiles == nil {
+			profiles = []string{"default"}
+		}
+		if err := s.checkProfiles(img.key.project, profiles); err != nil {
+			return fail(s.traits.badProfile, "%v", err)
+		}
+		img.public = put.Public != nil && *put.Public
+		img.autoUpdate = put.AutoUpdate != nil && *put.AutoUpdate
+		img.properties = withoutEmpty(put.Properties)
+		img.profiles = profiles
+		if !put.ExpiresAt.IsZero() {
+			img.expires = put.ExpiresAt
+		}
+		return nil
+	})
+}
+
+// servePatchImage changes what the body names; expiry and profiles are ignored
+// as the daemons do.
+func (s *Server) servePatchImage(w http.ResponseWriter, r *http.Request, name string) error {
+	return s.changeImage(w, r, name, func(img *image, put imagePut) error {
+		if put.Public != nil {
+			img.public = *put.Public
+		}
+		if put.AutoUpdate != nil {
+			img.autoUpdate = *put.AutoUpdate
+		}
+		properties := maps.Clone(img.properties)
+		maps.Copy(properties, put.Properties)
+		img.properties = withoutEmpty(properties)
+		return nil
+	})
+}
+
+// changeImage does what PUT and PATCH have in common.
+func (s *Server) changeImage(w http.ResponseWriter, r *http.Request, name string, change func(*image, imagePut) error) error {
+	s.mu.Lock()
+	project, err := s.imageProject(r)
+	var img *image
+	if err == nil {
+		img, err = s.findImage(project, name)
+	}
+	if err == nil {
+		err = checkETag(r, imageETag(img))
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	// The body is read without the lock: it may never come.
+	var put imagePut
+	if err := readJSON(r, &put); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	if s.images[img.key] != img {
+		err = errNoImage
+	} else if err = checkETag(r, imageETag(img)); err == nil {
+		err = s.checkPublic(project, put.Public != nil && *put.Public)
+	}
+	if err == nil {
+		err = change(img, put)
+	}
+	key := img.key
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	s.publishLifecycle(r, "image-updated", imageURL(key), key.project, nil)
+	writeEmpty(w)
+	return nil
+}
+
+// checkPublic refuses public images where the dialect has none; the caller
+// holds the lock.
+func (s *Server) checkPublic(project string, public bool) error {
+	if public && !s.traits.publicAnywhere && project != defaultProject {
+		return fail(http.StatusBadRequest, "Images can only be public in the default project")
+	}
+	return nil
+}
+
+// withoutEmpty copies a map without its empty values: setting "" deletes.
+func withoutEmpty(properties map[string]string) map[string]string {
+	kept := map[string]string{}
+	for key, value := range properties {
+		if value != "" {
+			kept[key] = value
+		}
+	}
+	return kept
+}
+
+// serveDeleteImage deletes an image in the background.
+func (s *Server) serveDeleteImage(w http.ResponseWriter, r *http.Request, name string) error {
+	s.mu.Lock()
+	project, err := s.imageProject(r)
+	var img *image
+	if err == nil {
+		img, err = s.findImage(project, name)
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	key := img.key
+	s.startTask(w, task{
+		description: "Deleting image",
+		project:     projectParam(r),
+		resources:   map[string][]string{"images": {"/1.0/images/" + key.fingerprint}},
+		run: func(_ context.Context, op *operation) error {
+			if err := s.deleteImage(op, img); err != nil {
+				return err
+			}
+			s.publishLifecycle(r, "image-deleted", imageURL(key), key.project, nil)
+			return nil
+		},
+	})
+	return nil
+}
+
+// deleteImage removes an image with its aliases and files.
+func (s *Server) deleteImage(op *operation, img *image) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if op != nil && op.dropped {
+		return errDropped
+	}
+	if s.images[img.key] != img {
+		return errNoImage
+	}
+	delete(s.images, img.key)
+	maps.DeleteFunc(s.aliases, func(key aliasKey, a *alias) bool {
+		return key.project == img.key.project && a.target == img.key.fingerprint
+	})
+	s.removeFiles(img)
+	return nil
+}
+
+// removeFiles removes the files of an image; one that is being exported stays
+// readable. The caller holds the lock.
+func (s *Server) removeFiles(img *image) {
+	for _, path := range []string{img.metadata, img.rootfs} {
+		if path == "" {
+			continue
+		}
+		shared := false
+		for _, other := range s.images {
+			shared = shared || other != img && (other.metadata == path || other.rootfs == path)
+		}
+		if !shared {
+			// On Windows an open file stays until the server is closed.
+			_ = os.Remove(path)
+		}
+	}
+}
+
+// addImage takes a finished image into the store and gives it its aliases; the
+// caller holds the lock.
+func (s *Server) addImage(op *operation, img *image) error {
+	if op != nil && (op.dropped || op.status != statusRunning) {
+		return errDropped
+	}
+	if s.images[img.key] != nil {
+		return errDuplicate
+	}
+	s.images[img.key] = img
+	return nil
+}
+
+var errDuplicate = fmt.Errorf("Image with same fingerprint already exists") //nolint:staticcheck // the daemons' own words
+
+// serveSecret makes a secret for a private image: a token operation that runs
+// until it is cancelled.
+func (s *Server) serveSecret(w http.ResponseWriter, r *http.Request, name string) error {
+	s.mu.Lock()
+	project, err := s.imageProject(r)
+	var img *image
+	if err == nil {
+		img, err = s.findImage(project, name)
+	}
+	if err != nil {
+		s.mu.Unlock()
+		return err
+	}
+	op := s.addOperation("token", "Image download token", project,
+		map[string][]string{"images": {"/1.0/images/" + img.key.fingerprint}},
+		map[string]any{"secret": newSecret()})
+	op.mayCancel = true
+	answer := s.render(op)
+	s.mu.Unlock()
+	s.publishLifecycle(r, "image-secret-created", imageURL(img.key), project, nil)
+	writeOperation(w, answer)
+	return nil
+}

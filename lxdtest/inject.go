@@ -1,0 +1,289 @@
+package lxdtest
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"strconv"
+	"strings"
+)
+
+// injection is what the faults do to one request.
+type injection struct {
+	server   *Server
+	request  *http.Request
+	seen     *Request
+	answered bool   // the handler has nothing more to do
+	lost     bool   // the answer is not to arrive
+	thaw     func() // ends a half-open connection
+	writer   *faultyWriter
+	drips    bool
+}
+
+type truncateKey struct{}
+
+// truncation returns to how many bytes the root file system of an export is to
+// be cut, if it is.
+func truncation(r *http.Request) (limit int64, cut bool) {
+	limit, cut = r.Context().Value(truncateKey{}).(int64)
+	return limit, cut
+}
+
+// inject applies the faults that a request meets. What it returns takes the
+// place of the response writer; done must be called when the handler returns.
+func (s *Server) inject(w http.ResponseWriter, r *http.Request, seen *Request) (http.ResponseWriter, *injection) {
+	in := &injection{server: s, request: r, seen: seen}
+	met := s.take(r)
+	if len(met) == 0 {
+		return w, in
+	}
+	defer func() {
+		// A panic here ends the request before the handler could note it.
+		if in.answered {
+			in.finish()
+		}
+	}()
+	in.writer = &faultyWriter{ResponseWriter: w, request: r, cutAt: -1, stallAt: -1, freezeAt: -1, corruptAt: -1}
+	for _, i := range met {
+		s.apply(in, i, w, r)
+		if in.answered {
+			break
+		}
+	}
+	return in.writer, in
+}
+
+// apply prepares or plays one fault.
+func (s *Server) apply(in *injection, i *Injected, w http.ResponseWriter, r *http.Request) {
+	f := &i.fault
+	out := in.writer
+	switch f.kind {
+	case kindReset:
+		in.answered = true
+		abort(r)
+	case kindCutResponse:
+		out.cutAt = f.bytes
+	case kindCutRequest:
+		r.Body = &brokenBody{ReadCloser: r.Body, left: f.bytes, broken: func() { abort(r) }}
+	case kindLoseAnswer:
+		in.lost = true
+		out.lost = true
+	case kindStallHeaders:
+		if !i.wait(r) {
+			in.answered = true
+		}
+	case kindStallBody:
+		out.stallAt, out.stall = f.bytes, i
+	case kindStallRequest:
+		r.Body = &brokenBody{ReadCloser: r.Body, left: f.bytes, broken: func() { i.wait(r) }}
+	case kindHalfOpen:
+		out.freezeAt, out.stall = f.bytes, i
+	case kindSlowLoris:
+		if c := connOf(r); c != nil {
+			c.setDrip(max(f.pause, 1))
+			in.drips = true
+		}
+	case kindCorrupt:
+		out.corruptAt = f.bytes
+	case kindShort:
+		out.short = f.bytes
+	case kindTruncateRootfs:
+		*r = *r.WithContext(context.WithValue(r.Context(), truncateKey{}, f.bytes))
+	case kindRestart:
+		restart := func() {
+			// The handler is one of those that a restart waits for.
+			s.restartFrom(r)
+		}
+		if f.bytes <= 0 {
+			in.answered = true
+			restart()
+		}
+		r.Body = &brokenBody{ReadCloser: r.Body, left: f.bytes, broken: restart}
+	default:
+		in.answered = true
+		playAnswer(f, w, r)
+	}
+}
+
+// playAnswer sends the answer of a fault in place of the handler's.
+func playAnswer(f *Fault, w http.ResponseWriter, r *http.Request) {
+	switch f.kind {
+	case kindStatus:
+		if f.retry > 0 {
+			w.Header().Set("Retry-After", strconv.FormatInt(int64(math.Ceil(f.retry.Seconds())), 10))
+		}
+		writeError(w, fail(f.status, "%s", f.message))
+	case kindEarly:
+		readFirst(r.Body, f.bytes)
+		// The client learns that the rest of its body is not wanted.
+		w.Header().Set("Connection", "close")
+		writeError(w, fail(f.status, "%s", f.message))
+	case kindHTML:
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		_, _ = io.WriteString(w, "<!DOCTYPE html>\n<html><head><title>Welcome</title></head><body><h1>Please sign in</h1></body></html>\n")
+	case kindRedirect:
+		http.Redirect(w, r, f.url, http.StatusTemporaryRedirect)
+	case kindEndless:
+		w.Header().Set("Content-Type", "application/json")
+		_, err := io.WriteString(w, `{"type":"sync","status":"Success","status_code":200,"operation":"","error_code":0,"error":"","metadata":["`)
+		for item := strings.Repeat(fmt.Sprintf("/1.0/images/%064x\",\"", 1), 400); err == nil; {
+			_, err = io.WriteString(w, item)
+		}
+	}
+}
+
+// done notes that the handler has returned.
+func (in *injection) done() {
+	if in.drips {
+		_ = http.NewResponseController(in.writer.ResponseWriter).Flush()
+		if c := connOf(in.request); c != nil {
+			c.setDrip(0)
+		}
+	}
+	in.finish()
+	if in.lost {
+		abort(in.request)
+	}
+}
+
+// finish marks the request as done.
+func (in *injection) finish() {
+	in.server.mu.Lock()
+	defer in.server.mu.Unlock()
+	in.seen.done = true
+}
+
+// restartFrom restarts the server from within a handler, whose connection is
+// reset with the others.
+func (s *Server) restartFrom(*http.Request) {
+	s.Restart()
+	panic(http.ErrAbortHandler)
+}
+
+// brokenBody is a request body that breaks after some bytes.
+type brokenBody struct {
+	io.ReadCloser
+	left   int64
+	broken func()
+}
+
+// Read reads up to the break.
+func (b *brokenBody) Read(p []byte) (int, error) {
+	if b.broken == nil {
+		return b.ReadCloser.Read(p)
+	}
+	if b.left <= 0 {
+		broken := b.broken
+		b.broken = nil
+		broken()
+		return b.ReadCloser.Read(p)
+	}
+	if int64(len(p)) > b.left {
+		p = p[:b.left]
+	}
+	n, err := b.ReadCloser.Read(p)
+	b.left -= int64(n)
+	return n, err
+}
+
+// faultyWriter is a response whose body goes wrong at some offsets. An offset
+// of -1 is nowhere.
+type faultyWriter struct {
+	http.ResponseWriter
+	request *http.Request
+
+	written   int64
+	cutAt     int64
+	stallAt   int64
+	freezeAt  int64
+	corruptAt int64
+	stall     *Injected
+	short     int64 // how many bytes to leave out at the end
+	held      []byte
+	lost      bool
+	headerOut bool
+}
+
+// Unwrap lets http.ResponseController find the real writer.
+func (w *faultyWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// WriteHeader sends the header, with a shorter length if the fault asks so.
+func (w *faultyWriter) WriteHeader(code int) {
+	if w.lost || w.headerOut {
+		return
+	}
+	w.headerOut = true
+	if length, err := strconv.ParseInt(w.Header().Get("Content-Length"), 10, 64); err == nil && w.short > 0 {
+		w.Header().Set("Content-Length", strconv.FormatInt(max(0, length-w.short), 10))
+	}
+	w.ResponseWriter.WriteHeader(code)
+	for _, at := range []int64{w.cutAt, w.stallAt, w.freezeAt} {
+		if at == 0 {
+			w.breakHere()
+		}
+	}
+}
+
+// Write sends a part of the body up to where it breaks.
+func (w *faultyWriter) Write(p []byte) (int, error) {
+	total := len(p)
+	if w.lost {
+		return total, nil
+	}
+	if !w.headerOut {
+		w.WriteHeader(http.StatusOK)
+	}
+	if w.short > 0 {
+		w.held = append(w.held, p...)
+		keep := int(min(w.short, int64(len(w.held))))
+		p = w.held[:len(w.held)-keep]
+		defer func() { w.held = append([]byte(nil), w.held[len(w.held)-keep:]...) }()
+	}
+	for len(p) > 0 {
+		n := len(p)
+		for _, at := range []int64{w.cutAt, w.stallAt, w.freezeAt} {
+			if at > w.written {
+				n = int(min(int64(n), at-w.written))
+			}
+		}
+		chunk := p[:n]
+		if at := w.corruptAt - w.written; w.corruptAt >= 0 && at >= 0 && at < int64(n) {
+			chunk = append([]byte(nil), chunk...)
+			chunk[at] ^= 0xff
+		}
+		if _, err := w.ResponseWriter.Write(chunk); err != nil {
+			return 0, err
+		}
+		w.written += int64(n)
+		p = p[n:]
+		if w.written == w.cutAt || w.written == w.stallAt || w.written == w.freezeAt {
+			w.breakHere()
+		}
+	}
+	return total, nil
+}
+
+// breakHere does what is to happen at the offset that was reached.
+func (w *faultyWriter) breakHere() {
+	_ = http.NewResponseController(w.ResponseWriter).Flush()
+	switch w.written {
+	case w.cutAt:
+		abort(w.request)
+	case w.stallAt:
+		w.stallAt = -1
+		if !w.stall.wait(w.request) {
+			panic(http.ErrAbortHandler)
+		}
+	case w.freezeAt:
+		if c := connOf(w.request); c != nil {
+			c.freeze()
+			select {
+			case <-w.stall.released:
+			case <-c.closed:
+			}
+		}
+		abort(w.request)
+	}
+}

@@ -1,0 +1,286 @@
+package lxdtest
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Request is a request that the server has seen.
+type Request struct {
+	Method string
+	Path   string // escaped, as it was sent
+	Query  string // undecoded
+	Header http.Header
+	TLS    bool
+
+	server *Server
+	body   int64
+	done   bool
+}
+
+// BodyBytes returns how many bytes of the request's body have arrived so far.
+func (r *Request) BodyBytes() int64 {
+	r.server.mu.Lock()
+	defer r.server.mu.Unlock()
+	return r.body
+}
+
+// Done tells whether the server has finished with the request, by an answer or
+// by breaking the connection.
+func (r *Request) Done() bool {
+	r.server.mu.Lock()
+	defer r.server.mu.Unlock()
+	return r.done
+}
+
+// countedBody counts what is read of a request's body.
+type countedBody struct {
+	io.ReadCloser
+	seen *Request
+	once sync.Once
+}
+
+// Read reads and counts.
+func (b *countedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if n > 0 {
+		b.seen.server.mu.Lock()
+		b.seen.body += int64(n)
+		b.seen.server.mu.Unlock()
+	}
+	return n, err
+}
+
+// record notes a request.
+func (s *Server) record(r *http.Request) *Request {
+	seen := &Request{
+		Method: r.Method, Path: r.URL.EscapedPath(), Query: r.URL.RawQuery,
+		Header: r.Header.Clone(), TLS: r.TLS != nil, server: s,
+	}
+	if r.Body != nil && r.Body != http.NoBody {
+		r.Body = &countedBody{ReadCloser: r.Body, seen: seen}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.requests = append(s.requests, seen)
+	return seen
+}
+
+// Requests returns the requests seen so far, in the order of their arrival.
+func (s *Server) Requests() []*Request {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.requests)
+}
+
+// ForgetRequests empties the list of the requests seen.
+func (s *Server) ForgetRequests() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.requests = nil
+}
+
+// Accepted returns how many connections were accepted so far, over all
+// restarts.
+func (s *Server) Accepted() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.accepted
+}
+
+// Open returns how many connections are open. A connection that its client
+// closed counts until the server has noticed.
+func (s *Server) Open() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.conns)
+}
+
+// Image is an image that the server has.
+type Image struct {
+	Project      string
+	Fingerprint  string
+	Filename     string
+	Type         string // container or virtual-machine
+	Architecture string
+	Size         int64
+	Public       bool
+	AutoUpdate   bool
+	Cached       bool
+	Properties   map[string]string
+	Profiles     []string
+	Aliases      []string
+	ExpiresAt    time.Time // zero for never
+	CreatedAt    time.Time
+	UploadedAt   time.Time
+	LastUsedAt   time.Time // zero for never
+}
+
+// Images returns the images of all projects, by fingerprint.
+func (s *Server) Images() []Image {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var images []Image
+	for _, img := range s.sortedImages("", true) {
+		images = append(images, s.inspect(img))
+	}
+	return images
+}
+
+// Image returns an image of the default project by its full fingerprint.
+func (s *Server) Image(fingerprint string) (Image, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	img := s.images[imageKey{defaultProject, fingerprint}]
+	if img == nil {
+		return Image{}, false
+	}
+	return s.inspect(img), true
+}
+
+// inspect copies an image; the caller holds the lock.
+func (s *Server) inspect(img *image) Image {
+	out := Image{
+		Project: img.key.project, Fingerprint: img.key.fingerprint, Filename: img.filename, Type: img.kind,
+		Architecture: img.architecture, Size: img.size, Public: img.public, AutoUpdate: img.autoUpdate,
+		Cached: img.cached, Properties: maps.Clone(img.properties), Profiles: slices.Clone(img.profiles),
+		ExpiresAt: img.expires, CreatedAt: img.created, UploadedAt: img.uploaded, LastUsedAt: img.lastUsed,
+	}
+	for _, a := range s.sortedAliases(img.key.project) {
+		if a.target == img.key.fingerprint {
+			out.Aliases = append(out.Aliases, a.key.name)
+		}
+	}
+	return out
+}
+
+// Files returns the content of an image of the default project: one file, or
+// the metadata and the root file system.
+func (s *Server) Files(fingerprint string) ([][]byte, error) {
+	s.mu.Lock()
+	img := s.images[imageKey{defaultProject, fingerprint}]
+	s.mu.Unlock()
+	if img == nil {
+		return nil, fmt.Errorf("lxdtest: no image %s", fingerprint)
+	}
+	var files [][]byte
+	for _, path := range []string{img.metadata, img.rootfs} {
+		if path == "" {
+			continue
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("lxdtest: %w", err)
+		}
+		files = append(files, data)
+	}
+	return files, nil
+}
+
+// Aliases returns the fingerprints that the aliases of the default project
+// point to, by name.
+func (s *Server) Aliases() map[string]string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	aliases := map[string]string{}
+	for key, a := range s.aliases {
+		if key.project == defaultProject {
+			aliases[key.name] = a.target
+		}
+	}
+	return aliases
+}
+
+// Running returns the descriptions of the operations that are still running,
+// tokens left out.
+func (s *Server) Running() []string { return s.runningOf("task") }
+
+// Tokens returns the descriptions of the secrets that were handed out and
+// neither used up nor cancelled: of images, of uploads and of trust.
+func (s *Server) Tokens() []string { return s.runningOf("token") }
+
+// runningOf returns the descriptions of the running operations of a class.
+func (s *Server) runningOf(class string) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var list []string
+	for _, op := range s.operations {
+		if op.class == class && op.status == statusRunning {
+			list = append(list, op.description)
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+// AddOptions are the settings of an image that is added directly.
+type AddOptions struct {
+	// Project is where the image goes. The default is the project default.
+	Project string
+	// Rootfs makes it a split image.
+	Rootfs []byte
+	// VM makes a split image one of a virtual machine.
+	VM bool
+	// Public has everyone see the image.
+	Public bool
+	// Filename is the image's file name.
+	Filename string
+	// Properties are set over those in the image's metadata.
+	Properties map[string]string
+	// Aliases name the image.
+	Aliases []string
+	// ExpiresAt is when the image expires. Zero is never.
+	ExpiresAt time.Time
+}
+
+// AddImage adds an image as if it had been uploaded, without a request, and
+// returns its fingerprint. A nil opts is a private image without aliases.
+func (s *Server) AddImage(file []byte, opts *AddOptions) (fingerprint string, err error) {
+	if opts == nil {
+		opts = &AddOptions{}
+	}
+	asked := wish{
+		project: opts.Project, public: opts.Public, filename: opts.Filename,
+		properties: opts.Properties, expires: jsonTime{opts.ExpiresAt},
+	}
+	if asked.project == "" {
+		asked.project = defaultProject
+	}
+	for _, name := range opts.Aliases {
+		asked.aliases = append(asked.aliases, imageAliasJSON{Name: name})
+	}
+	u, err := s.receiveFiles(file, opts)
+	if err != nil {
+		return "", fmt.Errorf("lxdtest: add image: %w", err)
+	}
+	if err := s.store(nil, nil, u, asked); err != nil {
+		return "", fmt.Errorf("lxdtest: add image: %w", err)
+	}
+	return u.fingerprint, nil
+}
+
+// receiveFiles spools the files of AddImage.
+func (s *Server) receiveFiles(file []byte, opts *AddOptions) (*upload, error) {
+	u, err := s.receiveUnified(strings.NewReader(string(file)))
+	if err != nil || opts.Rootfs == nil {
+		return u, err
+	}
+	rootfs, err := s.receiveUnified(strings.NewReader(string(opts.Rootfs)))
+	if err != nil {
+		u.discard()
+		return nil, err
+	}
+	u.rootfs, u.kind = rootfs.metadata, "container"
+	if opts.VM {
+		u.kind = "virtual-machine"
+	}
+	u.fingerprint, u.size = Fingerprint(file, opts.Rootfs), u.size+rootfs.size
+	return u, nil
+}

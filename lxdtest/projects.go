@@ -1,0 +1,275 @@
+package lxdtest
+
+import (
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+)
+
+const defaultProject = "default"
+
+// project is a project with the profiles that exist in it. The server's lock
+// guards it.
+type project struct {
+	name        string
+	description string
+	config      map[string]string
+	profiles    map[string]string // descriptions by name
+}
+
+// projectJSON is a project on the wire.
+type projectJSON struct {
+	Config      map[string]string `json:"config"`
+	Description string            `json:"description"`
+	Name        string            `json:"name"`
+	UsedBy      []string          `json:"used_by"`
+}
+
+var errNoProject = fail(http.StatusNotFound, "Project not found")
+
+// familyName is the family as it stands in descriptions.
+func (s *Server) familyName() string {
+	if s.traits.family == "incus" {
+		return "Incus"
+	}
+	return "LXD"
+}
+
+// addDefaultProject makes what every daemon begins with.
+func (s *Server) addDefaultProject() {
+	s.projects[defaultProject] = &project{
+		name:        defaultProject,
+		description: "Default " + s.familyName() + " project",
+		config: map[string]string{
+			"features.images": "true", "features.networks": "true",
+			"features.profiles": "true", "features.storage.volumes": "true",
+		},
+		profiles: map[string]string{"default": "Default " + s.familyName() + " profile"},
+	}
+}
+
+// feature tells whether a project has something of its own: images, profiles.
+func (p *project) feature(name string) bool { return isTrue(p.config["features."+name]) }
+
+// imageProject returns the project whose images a request is about: that of
+// the request, or the default one where it has no images of its own. The
+// caller holds the lock.
+func (s *Server) imageProject(r *http.Request) (string, error) {
+	p := s.projects[projectParam(r)]
+	if p == nil {
+		return "", fail(http.StatusNotFound, "Check if project has images: fetch project: Project not found")
+	}
+	if !p.feature("images") {
+		return defaultProject, nil
+	}
+	return p.name, nil
+}
+
+// profileProject returns the project that holds the profiles of another; the
+// caller holds the lock.
+func (s *Server) profileProject(name string) *project {
+	p := s.projects[name]
+	if p == nil || !p.feature("profiles") {
+		return s.projects[defaultProject]
+	}
+	return p
+}
+
+// checkProfiles refuses a profile that does not exist; the caller holds the
+// lock.
+func (s *Server) checkProfiles(project string, names []string) error {
+	p := s.profileProject(project)
+	for _, name := range names {
+		if _, ok := p.profiles[name]; !ok {
+			return fmt.Errorf("Profile '%s' doesn't exist", name) //nolint:staticcheck // the daemons' own words
+		}
+	}
+	return nil
+}
+
+// AddProject makes a project. With images it has images of its own, else it
+// shares those of the default project; it has profiles of its own either way.
+func (s *Server) AddProject(name string, images bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.putProject(name, "", map[string]string{"features.images": fmt.Sprint(images), "features.profiles": "true"})
+}
+
+// putProject makes a project with its default profile; the caller holds the
+// lock.
+func (s *Server) putProject(name, description string, config map[string]string) {
+	s.projects[name] = &project{
+		name: name, description: description, config: config,
+		profiles: map[string]string{"default": "Default " + s.familyName() + " profile for project " + name},
+	}
+}
+
+// AddProfile makes a profile that images can name, in the default project.
+func (s *Server) AddProfile(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.projects[defaultProject].profiles[name] = ""
+}
+
+// renderProject copies a project for the wire; the caller holds the lock.
+func (s *Server) renderProject(p *project) projectJSON {
+	used := []string{}
+	suffix := ""
+	if p.name != defaultProject {
+		suffix = "?project=" + p.name
+	}
+	if p.feature("profiles") {
+		for _, name := range slices.Sorted(maps.Keys(p.profiles)) {
+			used = append(used, "/1.0/profiles/"+name+suffix)
+		}
+	}
+	for _, img := range s.sortedImages(p.name, false) {
+		used = append(used, imageURL(img.key))
+	}
+	return projectJSON{Config: maps.Clone(p.config), Description: p.description, Name: p.name, UsedBy: used}
+}
+
+// serveProjects lists the projects.
+func (s *Server) serveProjects(w http.ResponseWriter, r *http.Request) error {
+	s.mu.Lock()
+	urls, full := []string{}, []projectJSON{}
+	for _, name := range slices.Sorted(maps.Keys(s.projects)) {
+		urls = append(urls, "/1.0/projects/"+name)
+		full = append(full, s.renderProject(s.projects[name]))
+	}
+	s.mu.Unlock()
+	if r.URL.Query().Get("recursion") == "1" {
+		writeSync(w, full)
+	} else {
+		writeSync(w, urls)
+	}
+	return nil
+}
+
+// serveProject answers GET of one project.
+func (s *Server) serveProject(w http.ResponseWriter, _ *http.Request, name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.projects[name]
+	if p == nil {
+		return errNoProject
+	}
+	writeETag(w, etagOf(p.description, p.config), s.renderProject(p))
+	return nil
+}
+
+// serveCreateProject makes a project; features that the body does not name are
+// on, as with the daemons.
+func (s *Server) serveCreateProject(w http.ResponseWriter, r *http.Request) error {
+	var post struct {
+		Name        string            `json:"name"`
+		Description string            `json:"description"`
+		Config      map[string]string `json:"config"`
+	}
+	if err := readJSON(r, &post); err != nil {
+		return err
+	}
+	if post.Name == "" || post.Name == "*" || post.Name == "." || post.Name == ".." || strings.ContainsAny(post.Name, "/ '\"_") {
+		return fail(http.StatusBadRequest, "Invalid project name %q", post.Name)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.projects[post.Name] != nil {
+		return fail(http.StatusConflict, "Error inserting %q into database: Project already exists", post.Name)
+	}
+	config := map[string]string{"features.images": "true", "features.profiles": "true", "features.storage.volumes": "true"}
+	maps.Copy(config, post.Config)
+	s.putProject(post.Name, post.Description, config)
+	writeCreated(w, "/1.0/projects/"+post.Name)
+	return nil
+}
+
+// serveDeleteProject deletes an empty project.
+func (s *Server) serveDeleteProject(w http.ResponseWriter, _ *http.Request, name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.projects[name] == nil:
+		return errNoProject
+	case name == defaultProject:
+		return fail(http.StatusForbidden, "The 'default' project cannot be deleted")
+	case len(s.sortedImages(name, false)) > 0:
+		return fail(http.StatusBadRequest, "Only empty projects can be removed")
+	}
+	delete(s.projects, name)
+	writeEmpty(w)
+	return nil
+}
+
+// profileJSON is a profile on the wire.
+type profileJSON struct {
+	Config      map[string]string         `json:"config"`
+	Description string                    `json:"description"`
+	Devices     map[string]map[string]any `json:"devices"`
+	Name        string                    `json:"name"`
+	UsedBy      []string                  `json:"used_by"`
+}
+
+// renderProfile writes a profile; it has nothing but its name.
+func renderProfile(p *project, name string) profileJSON {
+	return profileJSON{map[string]string{}, p.profiles[name], map[string]map[string]any{}, name, []string{}}
+}
+
+// serveProfiles lists the profiles of a project.
+func (s *Server) serveProfiles(w http.ResponseWriter, r *http.Request) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.projects[projectParam(r)] == nil {
+		return errNoProject
+	}
+	p := s.profileProject(projectParam(r))
+	urls, full := []string{}, []profileJSON{}
+	for _, name := range slices.Sorted(maps.Keys(p.profiles)) {
+		urls = append(urls, "/1.0/profiles/"+name)
+		full = append(full, renderProfile(p, name))
+	}
+	if r.URL.Query().Get("recursion") == "1" {
+		writeSync(w, full)
+	} else {
+		writeSync(w, urls)
+	}
+	return nil
+}
+
+// serveProfile answers GET of one profile.
+func (s *Server) serveProfile(w http.ResponseWriter, r *http.Request, name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.profileProject(projectParam(r))
+	if _, ok := p.profiles[name]; !ok {
+		return fail(http.StatusNotFound, "Profile not found")
+	}
+	out := renderProfile(p, name)
+	writeETag(w, etagOf(out), out)
+	return nil
+}
+
+// serveCreateProfile makes a profile that images can name.
+func (s *Server) serveCreateProfile(w http.ResponseWriter, r *http.Request) error {
+	var post struct {
+		Name        string `json:"name"`
+		Description string `json:"description"`
+	}
+	if err := readJSON(r, &post); err != nil {
+		return err
+	}
+	if post.Name == "" || strings.Contains(post.Name, "/") {
+		return fail(http.StatusBadRequest, "Invalid profile name %q", post.Name)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.profileProject(projectParam(r))
+	if _, ok := p.profiles[post.Name]; ok {
+		return fail(http.StatusConflict, "Profile %q already exists", post.Name)
+	}
+	p.profiles[post.Name] = post.Description
+	writeCreated(w, "/1.0/profiles/"+post.Name)
+	return nil
+}

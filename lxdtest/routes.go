@@ -1,0 +1,161 @@
+package lxdtest
+
+import (
+	"net/http"
+	"net/url"
+	"strings"
+)
+
+// handlerFunc answers a request, or returns the error to answer with.
+type handlerFunc func(w http.ResponseWriter, r *http.Request) error
+
+// handler is what every connection serves.
+func (s *Server) handler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		seen := s.record(r)
+		w, injected := s.inject(w, r, seen)
+		defer injected.done()
+		if injected.answered {
+			return
+		}
+		if err := s.route(w, r); err != nil {
+			writeError(w, err)
+		}
+	})
+}
+
+// route finds the handler of a request. The daemons match the escaped path, so
+// that a name may hold any character.
+func (s *Server) route(w http.ResponseWriter, r *http.Request) error {
+	path, ok := strings.CutPrefix(r.URL.EscapedPath(), "/1.0")
+	if !ok || path != "" && path[0] != '/' {
+		if r.URL.Path == "/" {
+			writeSync(w, []string{"/1.0"})
+			return nil
+		}
+		return errNotFound
+	}
+	methods := s.methods(strings.Trim(path, "/"))
+	if methods == nil {
+		return errNotFound
+	}
+	found, ok := methods[r.Method]
+	if !ok {
+		return fail(http.StatusNotImplemented, "not implemented")
+	}
+	if !s.trusts(r) {
+		// A client that counts on being trusted does not want the public view.
+		if r.Header.Get(s.traits.uploadHeader+"authenticated") != "" || !found.public {
+			return errForbidden
+		}
+	}
+	return found.serve(w, r)
+}
+
+// endpoint is one method of one path.
+type endpoint struct {
+	serve  handlerFunc
+	public bool // for untrusted callers as well
+}
+
+// methods returns what can be done with a path, given without "/1.0/".
+func (s *Server) methods(path string) map[string]endpoint {
+	var parts []string
+	if path != "" {
+		parts = strings.Split(path, "/")
+	}
+	for i, part := range parts {
+		name, err := url.PathUnescape(part)
+		if err != nil {
+			return nil
+		}
+		parts[i] = name
+	}
+	with := func(serve func(http.ResponseWriter, *http.Request, string) error, name string) handlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) error { return serve(w, r, name) }
+	}
+	if len(parts) == 0 {
+		return map[string]endpoint{"GET": {s.serveInfo, true}}
+	}
+	switch rest := parts[1:]; parts[0] {
+	case "images":
+		switch {
+		case len(rest) == 0:
+			return map[string]endpoint{"GET": {s.serveImages, true}, "POST": {s.serveCreate, true}}
+		case rest[0] == "aliases" && len(rest) == 1:
+			return map[string]endpoint{"GET": {s.serveAliases, false}, "POST": {s.serveCreateAlias, false}}
+		case rest[0] == "aliases":
+			// A name that was not escaped reaches over several segments.
+			name := strings.Join(rest[1:], "/")
+			return map[string]endpoint{
+				"GET": {with(s.serveAlias, name), true}, "PUT": {with(s.servePutAlias, name), false},
+				"PATCH": {with(s.servePatchAlias, name), false}, "POST": {with(s.serveRenameAlias, name), false},
+				"DELETE": {with(s.serveDeleteAlias, name), false},
+			}
+		case len(rest) == 1:
+			return map[string]endpoint{
+				"GET": {with(s.serveImage, rest[0]), true}, "PUT": {with(s.servePutImage, rest[0]), false},
+				"PATCH": {with(s.servePatchImage, rest[0]), false}, "DELETE": {with(s.serveDeleteImage, rest[0]), false},
+			}
+		case len(rest) == 2 && rest[1] == "export":
+			return map[string]endpoint{"GET": {with(s.serveExport, rest[0]), true}, "POST": {with(s.servePush, rest[0]), false}}
+		case len(rest) == 2 && rest[1] == "secret":
+			return map[string]endpoint{"POST": {with(s.serveSecret, rest[0]), false}}
+		case len(rest) == 2 && rest[1] == "refresh":
+			return map[string]endpoint{"POST": {with(s.serveRefresh, rest[0]), false}}
+		}
+	case "operations":
+		switch {
+		case len(rest) == 0:
+			return map[string]endpoint{"GET": {s.serveOperations, false}}
+		case len(rest) == 1:
+			return map[string]endpoint{"GET": {with(s.serveOperation, rest[0]), false}, "DELETE": {with(s.serveCancel, rest[0]), false}}
+		case len(rest) == 2 && rest[1] == "wait":
+			return map[string]endpoint{"GET": {with(s.serveWait, rest[0]), false}}
+		}
+	case "events":
+		if len(rest) == 0 {
+			return map[string]endpoint{"GET": {s.serveEvents, false}}
+		}
+	case "projects":
+		switch len(rest) {
+		case 0:
+			return map[string]endpoint{"GET": {s.serveProjects, false}, "POST": {s.serveCreateProject, false}}
+		case 1:
+			return map[string]endpoint{"GET": {with(s.serveProject, rest[0]), false}, "DELETE": {with(s.serveDeleteProject, rest[0]), false}}
+		}
+	case "profiles":
+		switch len(rest) {
+		case 0:
+			return map[string]endpoint{"GET": {s.serveProfiles, false}, "POST": {s.serveCreateProfile, false}}
+		case 1:
+			return map[string]endpoint{"GET": {with(s.serveProfile, rest[0]), false}}
+		}
+	case "certificates":
+		switch len(rest) {
+		case 0:
+			return map[string]endpoint{"GET": {s.serveCertificates, false}, "POST": {s.serveAddCertificate, true}}
+		case 1:
+			return map[string]endpoint{"GET": {with(s.serveCertificate, rest[0]), false}, "DELETE": {with(s.serveDeleteCertificate, rest[0]), false}}
+		}
+	case "image-registries":
+		if !s.has("image_registries") {
+			return nil
+		}
+		switch len(rest) {
+		case 0:
+			return map[string]endpoint{"GET": {s.serveRegistries, false}, "POST": {s.serveCreateRegistry, false}}
+		case 1:
+			return map[string]endpoint{"GET": {with(s.serveRegistry, rest[0]), false}, "DELETE": {with(s.serveDeleteRegistry, rest[0]), false}}
+		}
+	}
+	return nil
+}
+
+// projectParam returns the project that a request is about.
+func projectParam(r *http.Request) string {
+	if name := r.URL.Query().Get("project"); name != "" {
+		return name
+	}
+	return defaultProject
+}

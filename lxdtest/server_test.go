@@ -1,0 +1,147 @@
+package lxdtest
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"mime/multipart"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// reply is an answer as a client sees it.
+type reply struct {
+	HTTP      int
+	Header    http.Header
+	Type      string          `json:"type"`
+	Operation string          `json:"operation"`
+	ErrorCode int             `json:"error_code"`
+	Error     string          `json:"error"`
+	Metadata  json.RawMessage `json:"metadata"`
+}
+
+// field returns a field of the metadata.
+func (r *reply) field(name string) any {
+	var fields map[string]any
+	if json.Unmarshal(r.Metadata, &fields) != nil {
+		return nil
+	}
+	return fields[name]
+}
+
+// client sends requests to a server.
+type client struct {
+	t    *testing.T
+	http *http.Client
+	base string
+}
+
+func newClient(t *testing.T, s *Server) *client {
+	t.Helper()
+	return &client{t, s.Client(), "http://lxd"}
+}
+
+// do sends a request and reads its JSON answer. Headers come in pairs.
+func (c *client) do(method, path string, body any, headers ...string) *reply {
+	c.t.Helper()
+	var reader io.Reader
+	switch body := body.(type) {
+	case nil:
+	case []byte:
+		reader = bytes.NewReader(body)
+	case io.Reader:
+		reader = body
+	default:
+		data, err := json.Marshal(body)
+		require.NoError(c.t, err)
+		reader = bytes.NewReader(data)
+		headers = append([]string{"Content-Type", "application/json"}, headers...)
+	}
+	req, err := http.NewRequestWithContext(c.t.Context(), method, c.base+path, reader)
+	require.NoError(c.t, err)
+	for i := 0; i < len(headers); i += 2 {
+		req.Header.Set(headers[i], headers[i+1])
+	}
+	res, err := c.http.Do(req)
+	require.NoError(c.t, err)
+	defer res.Body.Close()
+	data, err := io.ReadAll(res.Body)
+	require.NoError(c.t, err)
+	out := &reply{HTTP: res.StatusCode, Header: res.Header}
+	require.NoError(c.t, json.Unmarshal(data, out), "%s", data)
+	return out
+}
+
+// wait waits for the operation of an answer.
+func (c *client) wait(r *reply) *reply {
+	c.t.Helper()
+	require.Equal(c.t, http.StatusAccepted, r.HTTP, r.Error)
+	return c.do("GET", r.Operation+"/wait?timeout=10", nil)
+}
+
+// upload uploads a unified image and waits.
+func (c *client) upload(file []byte, headers ...string) *reply {
+	c.t.Helper()
+	return c.wait(c.do("POST", "/1.0/images", file, append([]string{"Content-Type", "application/octet-stream"}, headers...)...))
+}
+
+// form writes the body of a split upload.
+func form(t *testing.T, names []string, files ...[]byte) (body []byte, contentType string) {
+	t.Helper()
+	var buf bytes.Buffer
+	w := multipart.NewWriter(&buf)
+	for i, file := range files {
+		part, err := w.CreateFormFile(names[i], names[i]+".bin")
+		require.NoError(t, err)
+		_, err = part.Write(file)
+		require.NoError(t, err)
+	}
+	require.NoError(t, w.Close())
+	return buf.Bytes(), w.FormDataContentType()
+}
+
+func newTestServer(t *testing.T, opts *Options) *Server {
+	t.Helper()
+	s := NewServer(opts)
+	t.Cleanup(s.Close)
+	return s
+}
+
+func eachDialect(t *testing.T, test func(t *testing.T, d Dialect)) {
+	t.Helper()
+	for _, d := range []Dialect{LXD50, LXD69, Incus60} {
+		t.Run(strings.ReplaceAll(d.String(), " ", ""), func(t *testing.T) { test(t, d) })
+	}
+}
+
+func TestUploadListExportDelete(t *testing.T) {
+	eachDialect(t, func(t *testing.T, d Dialect) {
+		s := newTestServer(t, &Options{Dialect: d})
+		c := newClient(t, s)
+		file := UnifiedImage("one", 100_000)
+		want := Fingerprint(file)
+
+		done := c.upload(file, d.traits().uploadHeader+"public", "1", d.traits().uploadHeader+"properties", "a=b+c&os=x")
+		require.Equal(t, want, done.field("metadata").(map[string]any)["fingerprint"])
+
+		got := c.do("GET", "/1.0/images/"+want, nil)
+		require.Equal(t, 200, got.HTTP)
+		require.Equal(t, true, got.field("public"))
+		require.Equal(t, "b c", got.field("properties").(map[string]any)["a"])
+		require.Equal(t, "x", got.field("properties").(map[string]any)["os"])
+		require.Equal(t, "one", got.field("properties").(map[string]any)["seed"])
+
+		res, err := c.http.Get(c.base + "/1.0/images/" + want + "/export")
+		require.NoError(t, err)
+		data, err := io.ReadAll(res.Body)
+		require.NoError(t, err)
+		require.NoError(t, res.Body.Close())
+		require.Equal(t, file, data)
+
+		c.wait(c.do("DELETE", "/1.0/images/"+want, nil))
+		require.Empty(t, s.Images())
+	})
+}

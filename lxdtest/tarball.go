@@ -1,0 +1,184 @@
+package lxdtest
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"compress/bzip2"
+	"compress/gzip"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// contents is what an image says about itself.
+type contents struct {
+	kind         string // container, virtual-machine, or "" without a root
+	architecture string
+	created      time.Time
+	expires      time.Time
+	properties   map[string]string
+	suffix       string // of file names: ".tar.gz"
+}
+
+// format is how a file is packed, told from its first bytes.
+type format struct {
+	suffix string
+	magic  string
+	at     int
+	open   func(io.Reader) (io.Reader, error) // nil where it cannot be read here
+}
+
+var formats = []format{
+	{suffix: ".tar.gz", magic: "\x1f\x8b", open: func(r io.Reader) (io.Reader, error) { return gzip.NewReader(r) }},
+	{suffix: ".tar.bz2", magic: "BZh", open: func(r io.Reader) (io.Reader, error) { return bzip2.NewReader(r), nil }},
+	{suffix: ".tar", magic: "ustar", at: 257, open: func(r io.Reader) (io.Reader, error) { return r, nil }},
+	{suffix: ".tar.xz", magic: "\xfd7zXZ\x00"},
+	{suffix: ".tar.lzma", magic: "]\x00\x00"},
+	{suffix: ".tar.zst", magic: "\x28\xb5\x2f\xfd"},
+	{suffix: ".squashfs", magic: "hsqs"},
+	{suffix: ".qcow2", magic: "QFI\xfb"},
+}
+
+// detect tells how a file is packed.
+func detect(head []byte) (*format, error) {
+	if len(head) == 0 {
+		return nil, io.EOF
+	}
+	for i, f := range formats {
+		if len(head) >= f.at+len(f.magic) && string(head[f.at:f.at+len(f.magic)]) == f.magic {
+			return &formats[i], nil
+		}
+	}
+	return nil, errors.New("Unsupported compression") //nolint:staticcheck // the daemons' own words
+}
+
+// suffixOf returns the extension that a file is exported with.
+func suffixOf(path string) string {
+	head, err := readHead(path)
+	if err != nil {
+		return ""
+	}
+	f, err := detect(head)
+	if err != nil {
+		return ""
+	}
+	return f.suffix
+}
+
+func readHead(path string) ([]byte, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	head, err := io.ReadAll(io.LimitReader(file, 512))
+	return head, err
+}
+
+// readContents reads the metadata of an image out of its tarball. It stops as
+// soon as it has seen the metadata and the root. A format that the standard
+// library cannot unpack, such as xz, passes by its first bytes: the image then
+// is a container for x86_64.
+func readContents(path string, now time.Time) (*contents, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	in := bufio.NewReaderSize(file, 64<<10)
+	head, err := in.Peek(512)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	f, err := detect(head)
+	if err != nil {
+		return nil, err
+	}
+	found := &contents{suffix: f.suffix, properties: map[string]string{}}
+	if f.open == nil {
+		if f.suffix == ".qcow2" {
+			return nil, errNoMetadata
+		}
+		found.kind, found.architecture, found.created = "container", "x86_64", now.Truncate(time.Second)
+		return found, nil
+	}
+	unpacked, err := f.open(in)
+	if err != nil {
+		return nil, err
+	}
+	var metadata []byte
+	archive := tar.NewReader(unpacked)
+	for metadata == nil || found.kind == "" {
+		header, err := archive.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		name := strings.TrimPrefix(header.Name, "./")
+		switch {
+		case name == "metadata.yaml":
+			metadata, err = io.ReadAll(io.LimitReader(archive, 1<<20))
+			if err != nil {
+				return nil, err
+			}
+		case name == "rootfs" || strings.HasPrefix(name, "rootfs/"):
+			found.kind = "container"
+		case name == "rootfs.img":
+			found.kind = "virtual-machine"
+		}
+	}
+	if metadata == nil {
+		return nil, errNoMetadata
+	}
+	return found, found.parse(metadata)
+}
+
+var errNoMetadata = errors.New("Metadata tarball is missing metadata.yaml") //nolint:staticcheck // the daemons' own words
+
+// parse reads a metadata.yaml.
+func (c *contents) parse(data []byte) error {
+	var fields struct {
+		Architecture string            `yaml:"architecture"`
+		CreationDate int64             `yaml:"creation_date"`
+		ExpiryDate   int64             `yaml:"expiry_date"`
+		Properties   map[string]string `yaml:"properties"`
+	}
+	if err := yaml.NewDecoder(bytes.NewReader(data)).Decode(&fields); err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("Could not parse metadata.yaml: %w", err) //nolint:staticcheck // the daemons' own words
+	}
+	if !knownArchitecture(fields.Architecture) {
+		return fmt.Errorf("Architecture isn't supported: %s", fields.Architecture) //nolint:staticcheck // the daemons' own words
+	}
+	if fields.CreationDate == 0 {
+		return errors.New("Missing creation date") //nolint:staticcheck // the daemons' own words
+	}
+	c.architecture = fields.Architecture
+	c.created = time.Unix(fields.CreationDate, 0).UTC()
+	if fields.ExpiryDate > 0 {
+		c.expires = time.Unix(fields.ExpiryDate, 0).UTC()
+	}
+	if fields.Properties != nil {
+		c.properties = fields.Properties
+	}
+	return nil
+}
+
+// knownArchitecture tells whether the daemons know an architecture by its
+// name or by an alias.
+func knownArchitecture(name string) bool {
+	switch name {
+	case "i686", "x86_64", "armv6l", "armv7l", "armv8l", "aarch64", "ppc", "ppc64", "ppc64le", "s390x",
+		"mips", "mips64", "riscv32", "riscv64", "loongarch64",
+		"i386", "amd64", "armhf", "armel", "arm64", "powerpc", "ppc64el", "generic_64":
+		return true
+	}
+	return false
+}

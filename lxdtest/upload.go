@@ -1,0 +1,373 @@
+package lxdtest
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"mime"
+	"mime/multipart"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// upload is a spooled image that is not in the store yet.
+type upload struct {
+	metadata    string // the path of the only file, or of the metadata
+	rootfs      string // the path of the root file system of a split image
+	kind        string // of a split image, told by the name of its part
+	filename    string // of the root file system's part
+	fingerprint string
+	size        int64
+	broken      error // what is wrong with it, told by the operation
+}
+
+// spoolFile makes a file for an incoming image.
+func (s *Server) spoolFile() (*os.File, error) {
+	s.mu.Lock()
+	s.spooled++
+	path := filepath.Join(s.dir, fmt.Sprintf("image-%d", s.spooled))
+	s.mu.Unlock()
+	return os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+}
+
+// spool writes a stream to a file and adds it to the hash. The file of a
+// stream that fails is removed.
+func (s *Server) spool(body io.Reader, sum hash.Hash) (path string, size int64, err error) {
+	file, err := s.spoolFile()
+	if err != nil {
+		return "", 0, err
+	}
+	size, err = io.CopyBuffer(onlyWriter{io.MultiWriter(file, sum)}, onlyReader{body}, make([]byte, 256<<10))
+	err = errors.Join(err, file.Close())
+	if err != nil {
+		_ = os.Remove(file.Name())
+		return "", 0, err
+	}
+	return file.Name(), size, nil
+}
+
+// onlyWriter and onlyReader hide the shortcuts that would ignore the buffer.
+type onlyWriter struct{ io.Writer }
+type onlyReader struct{ io.Reader }
+
+// discard removes the files of an upload that did not become an image.
+func (u *upload) discard() {
+	for _, path := range []string{u.metadata, u.rootfs} {
+		if path != "" {
+			_ = os.Remove(path)
+		}
+	}
+}
+
+// receive spools the whole body of an upload, as the daemons do before they
+// answer. An error means that the body did not arrive.
+func (s *Server) receive(r *http.Request) (*upload, error) {
+	kind, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err != nil || kind != "multipart/form-data" {
+		return s.receiveUnified(r.Body)
+	}
+	return s.receiveSplit(r.Body, params["boundary"])
+}
+
+// receiveUnified spools an image of one file.
+func (s *Server) receiveUnified(body io.Reader) (*upload, error) {
+	sum := sha256.New()
+	path, size, err := s.spool(body, sum)
+	if err != nil {
+		return nil, err
+	}
+	return &upload{metadata: path, size: size, fingerprint: hex.EncodeToString(sum.Sum(nil))}, nil
+}
+
+// receiveSplit spools an image of two files. What is wrong with the form is
+// kept for the operation: only a body that breaks off is an error here.
+func (s *Server) receiveSplit(body io.Reader, boundary string) (*upload, error) {
+	watched := &watchedReader{Reader: body}
+	u := &upload{}
+	u.broken = s.receiveParts(u, multipart.NewReader(watched, boundary))
+	if watched.err == nil {
+		_, _ = io.Copy(io.Discard, watched)
+	}
+	if watched.err != nil {
+		u.discard()
+		return nil, watched.err
+	}
+	return u, nil
+}
+
+// watchedReader remembers the error that ended a stream, but for io.EOF.
+type watchedReader struct {
+	io.Reader
+	err error
+}
+
+// Read reads and remembers.
+func (w *watchedReader) Read(p []byte) (int, error) {
+	n, err := w.Reader.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		w.err = err
+	}
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		w.err = err
+	}
+	return n, err
+}
+
+var errMultipart = errors.New("Invalid multipart image") //nolint:staticcheck // the daemons' own words
+
+// receiveParts reads the parts of a split image in their order.
+func (s *Server) receiveParts(u *upload, form *multipart.Reader) error {
+	sum := sha256.New()
+	part, err := form.NextRawPart()
+	if err != nil {
+		return err
+	}
+	if part.FormName() != "metadata" {
+		return errMultipart
+	}
+	var n int64
+	if u.metadata, n, err = s.spool(part, sum); err != nil {
+		return err
+	}
+	u.size = n
+	part, err = form.NextRawPart()
+	if err != nil {
+		return err
+	}
+	switch part.FormName() {
+	case "rootfs":
+		u.kind = "container"
+	case "rootfs.img":
+		u.kind = "virtual-machine"
+	default:
+		return errMultipart
+	}
+	u.filename = part.FileName()
+	if u.rootfs, n, err = s.spool(part, sum); err != nil {
+		return err
+	}
+	u.size += n
+	u.fingerprint = hex.EncodeToString(sum.Sum(nil))
+	return nil
+}
+
+// wish is what a request asks of the image that it makes.
+type wish struct {
+	project     string
+	public      bool
+	autoUpdate  bool
+	filename    string
+	fingerprint string // what it must be, "" for anything
+	properties  map[string]string
+	profiles    []string // nil for the default profile
+	aliases     []imageAliasJSON
+	expires     jsonTime
+	source      *updateSource
+	replace     map[string]string // the properties, whatever the metadata says
+}
+
+// headerWish reads the headers of an upload; those of the other family are not
+// seen.
+func (s *Server) headerWish(r *http.Request) (wish, error) {
+	header := func(name string) string { return r.Header.Get(s.traits.uploadHeader + name) }
+	asked := wish{
+		public: isTrue(header("public")), filename: header("filename"), fingerprint: header("fingerprint"),
+	}
+	if text := header("properties"); text != "" {
+		values, err := url.ParseQuery(text)
+		if err != nil {
+			return asked, err
+		}
+		asked.properties = map[string]string{}
+		for key := range values {
+			asked.properties[key] = values.Get(key)
+		}
+	}
+	if text := header("profiles"); text != "" {
+		values, err := url.ParseQuery(text)
+		if err != nil {
+			return asked, err
+		}
+		asked.profiles = values["profile"]
+	}
+	if text := header("aliases"); text != "" && s.has("image_import_alias") {
+		values, err := url.ParseQuery(text)
+		if err != nil {
+			return asked, err
+		}
+		for _, name := range values["alias"] {
+			asked.aliases = append(asked.aliases, imageAliasJSON{Name: name})
+		}
+	}
+	return asked, nil
+}
+
+// isTrue reads a boolean as the daemons do.
+func isTrue(text string) bool {
+	switch strings.ToLower(text) {
+	case "true", "1", "yes", "on":
+		return true
+	}
+	return false
+}
+
+// serveCreate takes an upload, or JSON that names a source.
+func (s *Server) serveCreate(w http.ResponseWriter, r *http.Request) error {
+	secret := r.Header.Get(s.traits.uploadHeader + "secret")
+	s.mu.Lock()
+	project, err := s.imageProject(r)
+	token := s.tokenWith(secret)
+	s.mu.Unlock()
+	if !s.trusts(r) && token == nil {
+		return errForbidden
+	}
+	if err != nil {
+		return err
+	}
+	if kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); kind == "application/json" {
+		return s.serveCreateFrom(w, r, project)
+	}
+	asked, wrong := s.headerWish(r)
+	asked.project = project
+	received, err := s.receive(r)
+	if err != nil {
+		return fail(http.StatusInternalServerError, "%v", err)
+	}
+	if wrong != nil {
+		received.broken = wrong
+	}
+	if token != nil {
+		if err := s.useToken(token, &asked); err != nil {
+			received.discard()
+			return err
+		}
+	}
+	s.startTask(w, task{
+		description: "Downloading image",
+		project:     projectParam(r),
+		run: func(_ context.Context, op *operation) error {
+			return s.store(r, op, received, asked)
+		},
+	})
+	return nil
+}
+
+// store turns an upload into an image, or says why it is none.
+func (s *Server) store(r *http.Request, op *operation, u *upload, asked wish) (err error) {
+	defer func() {
+		if err != nil {
+			u.discard()
+		}
+	}()
+	if u.broken != nil {
+		return u.broken
+	}
+	if asked.fingerprint != "" && asked.fingerprint != u.fingerprint {
+		return fmt.Errorf("fingerprints don't match, got %s expected %s", u.fingerprint, asked.fingerprint)
+	}
+	found, err := readContents(u.metadata, s.now())
+	if err != nil {
+		return err
+	}
+	img := &image{
+		key:          imageKey{asked.project, u.fingerprint},
+		filename:     asked.filename,
+		kind:         found.kind,
+		architecture: found.architecture,
+		size:         u.size,
+		public:       asked.public,
+		autoUpdate:   asked.autoUpdate,
+		properties:   found.properties,
+		profiles:     asked.profiles,
+		expires:      found.expires,
+		created:      found.created,
+		uploaded:     s.now(),
+		source:       asked.source,
+		metadata:     u.metadata,
+		rootfs:       u.rootfs,
+		suffix:       found.suffix,
+	}
+	if u.rootfs != "" {
+		img.kind = u.kind
+		if img.filename == "" {
+			img.filename = u.filename
+		}
+	}
+	if asked.replace != nil {
+		img.properties = map[string]string{}
+		for key, value := range asked.replace {
+			img.properties[key] = value
+		}
+	}
+	for key, value := range asked.properties {
+		img.properties[key] = value
+	}
+	if !asked.expires.IsZero() {
+		img.expires = asked.expires.Time
+	}
+	if img.profiles == nil {
+		img.profiles = []string{"default"}
+	}
+	return s.commit(r, op, img, asked)
+}
+
+// commit takes an image into the store.
+func (s *Server) commit(r *http.Request, op *operation, img *image, asked wish) error {
+	s.setMetadata(op, map[string]any{"fingerprint": img.key.fingerprint, "size": fmt.Sprint(img.size)})
+	s.mu.Lock()
+	err := s.checkNew(img, asked)
+	if err == nil {
+		err = s.addImage(op, img)
+	}
+	if err == nil {
+		s.giveAliases(img, asked.aliases)
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	s.publishLifecycle(r, "image-created", imageURL(img.key), img.key.project, map[string]any{"type": img.kind})
+	for _, a := range asked.aliases {
+		key := aliasKey{img.key.project, a.Name}
+		s.publishLifecycle(r, "image-alias-created", s.aliasURL(key), key.project, map[string]any{"target": img.key.fingerprint})
+	}
+	return nil
+}
+
+// checkNew refuses an image that cannot be added; the caller holds the lock.
+func (s *Server) checkNew(img *image, asked wish) error {
+	if s.images[img.key] != nil {
+		return errDuplicate
+	}
+	if img.kind == "" {
+		return errors.New("Invalid instance type") //nolint:staticcheck // the daemons' own words
+	}
+	if err := s.checkPublic(img.key.project, img.public); err != nil {
+		return err
+	}
+	if err := s.checkProfiles(img.key.project, img.profiles); err != nil {
+		return err
+	}
+	for _, a := range asked.aliases {
+		if s.aliases[aliasKey{img.key.project, a.Name}] != nil {
+			return fail(http.StatusConflict, "Alias already exists: %s", a.Name)
+		}
+	}
+	return nil
+}
+
+// giveAliases names an image; the caller holds the lock and has checked that
+// the names are free.
+func (s *Server) giveAliases(img *image, aliases []imageAliasJSON) {
+	for _, a := range aliases {
+		key := aliasKey{img.key.project, a.Name}
+		s.aliases[key] = &alias{key: key, target: img.key.fingerprint, description: a.Description}
+	}
+}
