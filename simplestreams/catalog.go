@@ -26,9 +26,12 @@ type product struct {
 	version      string
 	variant      string
 	endOfLife    string
-	requirements map[string]string
-	lxdRequires  map[string]string
+	requirements []requirement
+	lxdRequires  []requirement
 }
+
+// requirement is one pair of a product's requirements. They are few: a map would be ten times as large.
+type requirement struct{ key, value string }
 
 // part is one file of an image.
 type part struct {
@@ -130,35 +133,34 @@ func emptyLast(a, b string) int {
 
 // claim gives each name to the first image that asks for it, per type and architecture.
 func (c *catalog) claim() {
-	type key struct {
-		name         string
-		architecture string
-		vm           bool
-	}
-	taken := make(map[key]struct{}, len(c.entries))
+	taken := make(map[string]struct{}, len(c.entries))
+	var key []byte
 	for i := range c.entries {
 		e := &c.entries[i]
-		free := func(name string) bool {
-			k := key{name, e.product.architecture, e.rootType.virtualMachine()}
-			if _, ok := taken[k]; ok {
+		free := func(name ...string) bool {
+			key = append(append(key[:0], e.kind()...), e.product.architecture...)
+			key = append(key, ' ')
+			for _, part := range name {
+				key = append(key, part...)
+			}
+			if _, ok := taken[string(key)]; ok {
 				return false
 			}
-			taken[k] = struct{}{}
+			taken[string(key)] = struct{}{}
 
 			return true
 		}
 
 		var claims []string
-		asked := 0
 		for _, alias := range e.product.aliases {
-			for _, name := range [...]string{alias, alias + "/" + e.product.arch} {
-				asked++
-				if free(name) {
-					claims = append(claims, name)
-				}
+			if free(alias) {
+				claims = append(claims, alias)
+			}
+			if free(alias, "/", e.product.arch) {
+				claims = append(claims, alias+"/"+e.product.arch)
 			}
 		}
-		e.claimsAll = len(claims) == asked
+		e.claimsAll = len(claims) == 2*len(e.product.aliases)
 		if !e.claimsAll {
 			e.claims = claims
 		}

@@ -308,17 +308,14 @@ func (d *productsDecoder) product(name []byte) error {
 	return nil
 }
 
-func (d *productsDecoder) requirements(into *map[string]string) error {
+func (d *productsDecoder) requirements(into *[]requirement) error {
 	return d.object(func(name []byte) error {
 		key := d.intern(name)
 		var value string
 		if err := d.keep(&value); err != nil {
 			return err
 		}
-		if *into == nil {
-			*into = map[string]string{}
-		}
-		(*into)[key] = value
+		*into = append(*into, requirement{key, value})
 
 		return nil
 	})

@@ -176,8 +176,8 @@ func (e *entry) properties() map[string]string {
 	if e.family == LXD {
 		requirements = p.lxdRequires
 	}
-	for key, value := range requirements {
-		all["requirements."+key] = value
+	for _, each := range requirements {
+		all["requirements."+each.key] = each.value
 	}
 	maps.DeleteFunc(all, func(_, value string) bool { return value == "" })
 
