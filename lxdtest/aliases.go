@@ -72,16 +72,21 @@ func (s *Server) aliasURL(key aliasKey) string {
 
 // serveAliases lists the aliases.
 func (s *Server) serveAliases(w http.ResponseWriter, r *http.Request) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	project, err := s.imageProject(r)
+	urls, full := []string{}, []aliasJSON{}
+	err := s.locked(func() error {
+		project, err := s.imageProject(r)
+		if err != nil {
+			return err
+		}
+		for _, a := range s.sortedAliases(project) {
+			// Unlike a Location the URLs in a list do not tell the project.
+			urls = append(urls, s.aliasURL(aliasKey{defaultProject, a.key.name}))
+			full = append(full, s.renderAlias(a))
+		}
+		return nil
+	})
 	if err != nil {
 		return err
-	}
-	urls, full := []string{}, []aliasJSON{}
-	for _, a := range s.sortedAliases(project) {
-		urls = append(urls, s.aliasURL(a.key))
-		full = append(full, s.renderAlias(a))
 	}
 	if r.URL.Query().Get("recursion") == "1" {
 		writeSync(w, full)
@@ -108,16 +113,23 @@ func (s *Server) findAlias(r *http.Request, name string) (*alias, error) {
 // serveAlias answers GET of one alias; an untrusted caller sees those of
 // public images.
 func (s *Server) serveAlias(w http.ResponseWriter, r *http.Request, name string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	a, err := s.findAlias(r, name)
+	var etag string
+	var out aliasJSON
+	err := s.locked(func() error {
+		a, err := s.findAlias(r, name)
+		if err != nil {
+			return err
+		}
+		if img := s.images[imageKey{a.key.project, a.target}]; !s.trusts(r) && (img == nil || !img.public) {
+			return errNoAlias
+		}
+		etag, out = aliasETag(a), s.renderAlias(a)
+		return nil
+	})
 	if err != nil {
 		return err
 	}
-	if img := s.images[imageKey{a.key.project, a.target}]; !s.trusts(r) && (img == nil || !img.public) {
-		return errNoAlias
-	}
-	writeETag(w, aliasETag(a), s.renderAlias(a))
+	writeETag(w, etag, out)
 	return nil
 }
 

@@ -2,6 +2,7 @@ package lxdtest
 
 import (
 	_ "embed"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -62,6 +63,7 @@ type traits struct {
 
 	imageProject   bool // an image tells its project
 	typedFilter    bool // filters compare booleans and numbers
+	dropsProfiles  bool // the profiles header of an upload is ignored
 	nullTokenCrash bool // an upload for a token without properties ends the daemon
 	escapesTwice   bool // URLs of aliases in answers are escaped twice
 	slowAliasPatch bool // PATCH of an alias hangs for 20 seconds and fails
@@ -84,7 +86,7 @@ var dialects = [...]traits{
 		uploadHeader: "X-LXD-", importHeader: "LXD-",
 		never:          time.Unix(0, 0).UTC(),
 		shortestPrefix: 1, urlImport: true, publicAnywhere: true, password: true,
-		nullTokenCrash: true, escapesTwice: true, slowAliasPatch: true, badProfile: 400,
+		dropsProfiles: true, nullTokenCrash: true, escapesTwice: true, slowAliasPatch: true, badProfile: 400,
 	},
 	LXD69: {
 		family: "lxd", version: "6.9", extensions: strings.Fields(extensionsLXD69),
@@ -100,6 +102,16 @@ var dialects = [...]traits{
 		waitFailsAsError: true, waitFlushesHeaders: true,
 		imageProject: true, typedFilter: true, nullTokenCrash: true, badProfile: 500, emptyResources: true,
 	},
+}
+
+// projectExists is the refusal of a project whose name is taken.
+func (t *traits) projectExists(name string) error {
+	if t.family == "incus" {
+		return fail(http.StatusInternalServerError, "Failed creating project %q: Failed adding database record: "+
+			"Failed to create \"projects\" entry: UNIQUE constraint failed: projects.name", name)
+	}
+	return fail(http.StatusConflict, "Failed creating project %q: Failed adding database record: "+
+		"This \"projects\" entry already exists", name)
 }
 
 // traits returns the differences of the dialect; an unknown one is LXD50.

@@ -123,6 +123,19 @@ func (h *hub) dropAll() int {
 	return n
 }
 
+// reorderLimit is how long an event is held back at most: there may be no next.
+const reorderLimit = 100 * time.Millisecond
+
+// flush sends an event if it is still held back.
+func (h *hub) flush(e *event) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.held == e {
+		h.held = nil
+		h.send(e)
+	}
+}
+
 // send hands an event to all who want it.
 func (h *hub) send(e *event) {
 	data, err := json.Marshal(e)
@@ -146,6 +159,7 @@ func (s *Server) publish(e *event) {
 	operation := e.Type == "operation"
 	if operation && s.hub.held == nil && s.fires(kindReorder) {
 		s.hub.held = e
+		time.AfterFunc(reorderLimit, func() { s.hub.flush(e) })
 		return
 	}
 	s.hub.send(e)

@@ -75,8 +75,27 @@ type imageAliasJSON struct {
 	Description string `json:"description"`
 }
 
+// aliasesByImage returns the aliases of every image by name; the caller holds
+// the lock.
+func (s *Server) aliasesByImage() map[imageKey][]imageAliasJSON {
+	found := map[imageKey][]imageAliasJSON{}
+	for key, a := range s.aliases {
+		at := imageKey{key.project, a.target}
+		found[at] = append(found[at], imageAliasJSON{key.name, a.description})
+	}
+	for _, list := range found {
+		slices.SortFunc(list, func(a, b imageAliasJSON) int { return strings.Compare(a.Name, b.Name) })
+	}
+	return found
+}
+
 // renderImage copies an image for the wire; the caller holds the lock.
 func (s *Server) renderImage(img *image) imageJSON {
+	return s.renderImageWith(img, s.aliasesByImage()[img.key])
+}
+
+// renderImageWith copies an image with its aliases; the caller holds the lock.
+func (s *Server) renderImageWith(img *image, aliases []imageAliasJSON) imageJSON {
 	out := imageJSON{
 		AutoUpdate: img.autoUpdate, Properties: maps.Clone(img.properties), Public: img.public,
 		ExpiresAt: img.expires, Profiles: slices.Clone(img.profiles), Aliases: []imageAliasJSON{},
@@ -90,11 +109,7 @@ func (s *Server) renderImage(img *image) imageJSON {
 	if s.traits.imageProject {
 		out.Project = img.key.project
 	}
-	for _, a := range s.sortedAliases(img.key.project) {
-		if a.target == img.key.fingerprint {
-			out.Aliases = append(out.Aliases, imageAliasJSON{a.key.name, a.description})
-		}
-	}
+	out.Aliases = append(out.Aliases, aliases...)
 	return out
 }
 
@@ -186,32 +201,38 @@ func (s *Server) serveImages(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	all := query.Get("all-projects") == "true" && s.has("images_all_projects")
 	if all && query.Get("project") != "" {
 		return fail(http.StatusBadRequest, "Cannot specify a project when requesting all projects")
 	}
-	project, err := s.imageProject(r)
-	if err != nil {
-		return err
-	}
+	var found []imageJSON
 	trusted := s.trusts(r)
-	urls, images := []string{}, []imageJSON{}
-	for _, img := range s.sortedImages(project, all) {
-		if !trusted && !img.public {
-			continue
-		}
-		answer := s.renderImage(img)
-		ok, err := match(answer)
+	err = s.locked(func() error {
+		project, err := s.imageProject(r)
 		if err != nil {
 			return err
 		}
-		if !ok {
-			continue
+		names := s.aliasesByImage()
+		for _, img := range s.sortedImages(project, all) {
+			if trusted || img.public {
+				found = append(found, s.renderImageWith(img, names[img.key]))
+			}
 		}
-		images = append(images, answer)
-		urls = append(urls, imageURL(img.key))
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	urls, images := []string{}, []imageJSON{}
+	for _, img := range found {
+		ok, err := match(img)
+		if err != nil {
+			return err
+		}
+		if ok {
+			images = append(images, img)
+			urls = append(urls, "/1.0/images/"+img.Fingerprint)
+		}
 	}
 	if full {
 		writeSync(w, images)
@@ -232,13 +253,20 @@ func imageURL(key imageKey) string {
 
 // serveImage answers GET of one image.
 func (s *Server) serveImage(w http.ResponseWriter, r *http.Request, name string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	img, err := s.visibleImage(r, name)
+	var etag string
+	var out imageJSON
+	err := s.locked(func() error {
+		img, err := s.visibleImage(r, name)
+		if err != nil {
+			return err
+		}
+		etag, out = imageETag(img), s.renderImage(img)
+		return nil
+	})
 	if err != nil {
 		return err
 	}
-	writeETag(w, imageETag(img), s.renderImage(img))
+	writeETag(w, etag, out)
 	return nil
 }
 

@@ -17,6 +17,7 @@ import (
 // The status codes of operations.
 const (
 	statusRunning   = 103
+	statusPending   = 105
 	statusSuccess   = 200
 	statusFailure   = 400
 	statusCancelled = 401
@@ -24,6 +25,7 @@ const (
 
 var statusNames = map[int]string{
 	statusRunning:   "Running",
+	statusPending:   "Pending",
 	statusSuccess:   "Success",
 	statusFailure:   "Failure",
 	statusCancelled: "Cancelled",
@@ -48,6 +50,7 @@ type operation struct {
 	done    chan struct{} // closed at the end
 	cancel  context.CancelFunc
 	forget  *time.Timer
+	push    bool // a token for an upload
 	dropped bool // the server has restarted: nothing it does counts any more
 }
 
@@ -111,6 +114,10 @@ func (s *Server) addOperation(class, description, project string, resources map[
 		resources: resources, metadata: metadata, done: make(chan struct{}),
 	}
 	s.operations[op.id] = op
+	// Listeners are told of it twice, as the daemons do.
+	op.status = statusPending
+	s.publishOperation(op)
+	op.status = statusRunning
 	s.publishOperation(op)
 	return op
 }
@@ -302,18 +309,22 @@ func (s *Server) serveOperation(w http.ResponseWriter, _ *http.Request, id strin
 
 // serveCancel answers DELETE of one operation.
 func (s *Server) serveCancel(w http.ResponseWriter, _ *http.Request, id string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	op := s.operations[id]
-	switch {
-	case op == nil:
-		return errNoOperation
-	case op.status != statusRunning:
-		return fail(http.StatusBadRequest, "Only running operations can be cancelled")
-	case !op.mayCancel:
-		return fail(http.StatusBadRequest, "This operation can't be cancelled")
+	err := s.locked(func() error {
+		op := s.operations[id]
+		switch {
+		case op == nil:
+			return errNoOperation
+		case op.status != statusRunning:
+			return fail(http.StatusBadRequest, "Only running operations can be cancelled")
+		case !op.mayCancel:
+			return fail(http.StatusBadRequest, "This operation can't be cancelled")
+		}
+		s.cancelOperation(op)
+		return nil
+	})
+	if err != nil {
+		return err
 	}
-	s.cancelOperation(op)
 	writeEmpty(w)
 	return nil
 }

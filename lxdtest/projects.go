@@ -150,13 +150,19 @@ func (s *Server) serveProjects(w http.ResponseWriter, r *http.Request) error {
 
 // serveProject answers GET of one project.
 func (s *Server) serveProject(w http.ResponseWriter, _ *http.Request, name string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	p := s.projects[name]
-	if p == nil {
-		return errNoProject
+	var out projectJSON
+	err := s.locked(func() error {
+		p := s.projects[name]
+		if p == nil {
+			return errNoProject
+		}
+		out = s.renderProject(p)
+		return nil
+	})
+	if err != nil {
+		return err
 	}
-	writeETag(w, etagOf(p.description, p.config), s.renderProject(p))
+	writeETag(w, etagOf(out.Description, out.Config), out)
 	return nil
 }
 
@@ -174,31 +180,39 @@ func (s *Server) serveCreateProject(w http.ResponseWriter, r *http.Request) erro
 	if post.Name == "" || post.Name == "*" || post.Name == "." || post.Name == ".." || strings.ContainsAny(post.Name, "/ '\"_") {
 		return fail(http.StatusBadRequest, "Invalid project name %q", post.Name)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.projects[post.Name] != nil {
-		return fail(http.StatusConflict, "Error inserting %q into database: Project already exists", post.Name)
-	}
 	config := map[string]string{"features.images": "true", "features.profiles": "true", "features.storage.volumes": "true"}
 	maps.Copy(config, post.Config)
-	s.putProject(post.Name, post.Description, config)
+	err := s.locked(func() error {
+		if s.projects[post.Name] != nil {
+			return s.traits.projectExists(post.Name)
+		}
+		s.putProject(post.Name, post.Description, config)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
 	writeCreated(w, "/1.0/projects/"+post.Name)
 	return nil
 }
 
 // serveDeleteProject deletes an empty project.
 func (s *Server) serveDeleteProject(w http.ResponseWriter, _ *http.Request, name string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case s.projects[name] == nil:
-		return errNoProject
-	case name == defaultProject:
-		return fail(http.StatusForbidden, "The 'default' project cannot be deleted")
-	case len(s.sortedImages(name, false)) > 0:
-		return fail(http.StatusBadRequest, "Only empty projects can be removed")
+	err := s.locked(func() error {
+		switch {
+		case s.projects[name] == nil:
+			return errNoProject
+		case name == defaultProject:
+			return fail(http.StatusForbidden, "The 'default' project cannot be deleted")
+		case len(s.sortedImages(name, false)) > 0:
+			return fail(http.StatusInternalServerError, "Only empty projects can be removed")
+		}
+		delete(s.projects, name)
+		return nil
+	})
+	if err != nil {
+		return err
 	}
-	delete(s.projects, name)
 	writeEmpty(w)
 	return nil
 }
@@ -219,16 +233,20 @@ func renderProfile(p *project, name string) profileJSON {
 
 // serveProfiles lists the profiles of a project.
 func (s *Server) serveProfiles(w http.ResponseWriter, r *http.Request) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.projects[projectParam(r)] == nil {
-		return errNoProject
-	}
-	p := s.profileProject(projectParam(r))
 	urls, full := []string{}, []profileJSON{}
-	for _, name := range slices.Sorted(maps.Keys(p.profiles)) {
-		urls = append(urls, "/1.0/profiles/"+name)
-		full = append(full, renderProfile(p, name))
+	err := s.locked(func() error {
+		if s.projects[projectParam(r)] == nil {
+			return errNoProject
+		}
+		p := s.profileProject(projectParam(r))
+		for _, name := range slices.Sorted(maps.Keys(p.profiles)) {
+			urls = append(urls, "/1.0/profiles/"+name)
+			full = append(full, renderProfile(p, name))
+		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	if r.URL.Query().Get("recursion") == "1" {
 		writeSync(w, full)
@@ -240,13 +258,18 @@ func (s *Server) serveProfiles(w http.ResponseWriter, r *http.Request) error {
 
 // serveProfile answers GET of one profile.
 func (s *Server) serveProfile(w http.ResponseWriter, r *http.Request, name string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	p := s.profileProject(projectParam(r))
-	if _, ok := p.profiles[name]; !ok {
-		return fail(http.StatusNotFound, "Profile not found")
+	var out profileJSON
+	err := s.locked(func() error {
+		p := s.profileProject(projectParam(r))
+		if _, ok := p.profiles[name]; !ok {
+			return fail(http.StatusNotFound, "Profile not found")
+		}
+		out = renderProfile(p, name)
+		return nil
+	})
+	if err != nil {
+		return err
 	}
-	out := renderProfile(p, name)
 	writeETag(w, etagOf(out), out)
 	return nil
 }
@@ -263,13 +286,17 @@ func (s *Server) serveCreateProfile(w http.ResponseWriter, r *http.Request) erro
 	if post.Name == "" || strings.Contains(post.Name, "/") {
 		return fail(http.StatusBadRequest, "Invalid profile name %q", post.Name)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	p := s.profileProject(projectParam(r))
-	if _, ok := p.profiles[post.Name]; ok {
-		return fail(http.StatusConflict, "Profile %q already exists", post.Name)
+	err := s.locked(func() error {
+		p := s.profileProject(projectParam(r))
+		if _, ok := p.profiles[post.Name]; ok {
+			return fail(http.StatusConflict, "Profile %q already exists", post.Name)
+		}
+		p.profiles[post.Name] = post.Description
+		return nil
+	})
+	if err != nil {
+		return err
 	}
-	p.profiles[post.Name] = post.Description
 	writeCreated(w, "/1.0/profiles/"+post.Name)
 	return nil
 }

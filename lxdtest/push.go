@@ -1,8 +1,207 @@
 package lxdtest
 
-import "net/http"
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"mime/multipart"
+	"net/http"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"time"
+)
 
-func (s *Server) servePush(w http.ResponseWriter, r *http.Request, name string) error {
-	return errNotFound
+// servePushToken makes the secret with which another server may upload an
+// image. What the request asks for waits in the operation.
+func (s *Server) servePushToken(w http.ResponseWriter, _ *http.Request, project string, post imagesPost) error {
+	s.mu.Lock()
+	op := s.addOperation("token", "Image download token", project,
+		map[string][]string{"images": {"/1.0/images/" + post.Source.Fingerprint}},
+		map[string]any{
+			"aliases": post.Aliases, "expires_at": post.ExpiresAt, "properties": post.Properties,
+			"public": post.Public, "secret": newSecret(),
+		})
+	op.mayCancel = true
+	op.push = true
+	answer := s.render(op)
+	s.mu.Unlock()
+	writeOperation(w, answer)
+	return nil
 }
-func (s *Server) useToken(op *operation, asked *wish) error { return nil }
+
+// useToken uses up the token of an upload and takes over what it carries,
+// which replaces what the image's metadata says.
+func (s *Server) useToken(r *http.Request, op *operation, asked *wish) error {
+	s.mu.Lock()
+	if op.status != statusRunning || !op.push || op.project != asked.project ||
+		!slices.Contains(op.resources["images"], "/1.0/images/"+asked.fingerprint) {
+		s.mu.Unlock()
+		return errForbidden
+	}
+	// A token serves once.
+	s.cancelOperation(op)
+	metadata := op.metadata
+	s.mu.Unlock()
+	properties, _ := metadata["properties"].(map[string]string)
+	if properties == nil && len(asked.properties) > 0 {
+		const reason = "assignment to entry in nil map: an upload with properties used a token that has none"
+		if s.traits.nullTokenCrash {
+			s.crashWith(reason)
+			abort(r)
+		}
+		return errNullToken
+	}
+	asked.aliases, _ = metadata["aliases"].([]imageAliasJSON)
+	asked.public, _ = metadata["public"].(bool)
+	if expires, _ := metadata["expires_at"].(time.Time); !expires.IsZero() {
+		asked.expires = jsonTime{expires}
+	}
+	asked.replace = maps.Clone(properties)
+	if asked.replace == nil {
+		asked.replace = map[string]string{}
+	}
+	return nil
+}
+
+var errNullToken = errors.New("Invalid token: it has no properties") //nolint:staticcheck // told as the daemon tells it
+
+// exportPost is the body of a push.
+type exportPost struct {
+	Target      string           `json:"target"`
+	Secret      string           `json:"secret"`
+	Certificate string           `json:"certificate"`
+	Aliases     []imageAliasJSON `json:"aliases"`
+	Project     string           `json:"project"`
+	Profiles    []string         `json:"profiles"`
+}
+
+// servePush uploads an image to another server in the background.
+func (s *Server) servePush(w http.ResponseWriter, r *http.Request, name string) error {
+	s.mu.Lock()
+	project, err := s.imageProject(r)
+	var img *image
+	if err == nil {
+		// Unlike elsewhere a prefix does not do.
+		if img = s.images[imageKey{project, name}]; img == nil {
+			err = errNoImage
+		}
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	var post exportPost
+	if err := readJSON(r, &post); err != nil {
+		return err
+	}
+	client, err := s.httpClient(post.Certificate)
+	if err != nil {
+		return err
+	}
+	base := strings.TrimSuffix(post.Target, "/")
+	var ignored any
+	if err := s.getJSON(r.Context(), client, base+"/1.0", &ignored); err != nil {
+		return err
+	}
+	s.startTask(w, task{
+		description: "Downloading image",
+		project:     projectParam(r),
+		run: func(ctx context.Context, _ *operation) error {
+			return s.push(ctx, client, base, img, post)
+		},
+	})
+	return nil
+}
+
+// push does the work of servePush: it uploads and waits for the other server.
+func (s *Server) push(ctx context.Context, client *http.Client, base string, img *image, post exportPost) error {
+	s.mu.Lock()
+	files, err := openFiles(img.metadata, img.rootfs)
+	header := http.Header{}
+	set := func(name, value string) { header.Set(s.traits.uploadHeader+name, value) }
+	set("fingerprint", img.key.fingerprint)
+	set("secret", post.Secret)
+	if img.filename != "" {
+		set("filename", img.filename)
+	}
+	if len(img.properties) > 0 {
+		properties := url.Values{}
+		for key, value := range img.properties {
+			properties.Set(key, value)
+		}
+		set("properties", properties.Encode())
+	}
+	if len(post.Profiles) > 0 {
+		set("profiles", url.Values{"profile": post.Profiles}.Encode())
+	}
+	kind, fingerprint, suffix := img.kind, img.key.fingerprint, img.suffix
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for _, file := range files {
+			_ = file.Close()
+		}
+	}()
+	at := base + "/1.0/images"
+	query := ""
+	if post.Project != "" {
+		query = "?project=" + url.QueryEscape(post.Project)
+	}
+	var body io.ReadCloser = files[0]
+	if len(files) == 2 {
+		var contentType string
+		body, contentType = streamForm(files, kind, fingerprint, suffix)
+		header.Set("Content-Type", contentType)
+	} else {
+		header.Set("Content-Type", "application/octet-stream")
+	}
+	res, err := s.request(ctx, client, http.MethodPost, at+query, header, body)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusAccepted {
+		return remoteError(res)
+	}
+	// An untrusted caller cannot ask for the operation: the upload counts as
+	// done once it was accepted.
+	var accepted envelope
+	return json.NewDecoder(io.LimitReader(res.Body, maxJSON)).Decode(&accepted)
+}
+
+// streamForm writes the files of a split image as a form while it is read.
+func streamForm(files []*os.File, kind, fingerprint, suffix string) (body io.ReadCloser, contentType string) {
+	out, in := io.Pipe()
+	form := multipart.NewWriter(in)
+	rootfs := "rootfs"
+	if kind == "virtual-machine" {
+		rootfs = "rootfs.img"
+	}
+	go func() {
+		err := func() error {
+			for i, name := range []string{"metadata", rootfs} {
+				filename := fingerprint
+				if i == 0 {
+					filename = "meta-" + fingerprint + suffix
+				}
+				part, err := form.CreateFormFile(name, filename)
+				if err != nil {
+					return err
+				}
+				if _, err := io.Copy(part, files[i]); err != nil {
+					return fmt.Errorf("read image: %w", err)
+				}
+			}
+			return form.Close()
+		}()
+		_ = in.CloseWithError(err)
+	}()
+	return out, form.FormDataContentType()
+}

@@ -12,6 +12,10 @@ type handlerFunc func(w http.ResponseWriter, r *http.Request) error
 // handler is what every connection serves.
 func (s *Server) handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !s.enter() {
+			panic(http.ErrAbortHandler)
+		}
+		defer s.tasks.Done()
 		seen := s.record(r)
 		w, injected := s.inject(w, r, seen)
 		defer injected.done()
@@ -22,6 +26,18 @@ func (s *Server) handler() http.Handler {
 			writeError(w, err)
 		}
 	})
+}
+
+// enter counts a handler among what Close waits for, unless the server is
+// closed.
+func (s *Server) enter() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	s.tasks.Add(1)
+	return true
 }
 
 // route finds the handler of a request. The daemons match the escaped path, so

@@ -441,6 +441,14 @@ func (s *Server) forgetConn(c *conn) {
 	delete(s.conns, c)
 }
 
+// locked calls f under the lock. Answers are written outside of it: a client
+// that does not read must not stop the others.
+func (s *Server) locked(f func() error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return f()
+}
+
 // now is the time that is written into images and operations.
 func (s *Server) now() time.Time { return s.opts.Now().UTC() }
 

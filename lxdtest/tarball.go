@@ -152,7 +152,7 @@ func (c *contents) parse(data []byte) error {
 		Properties   map[string]string `yaml:"properties"`
 	}
 	if err := yaml.NewDecoder(bytes.NewReader(data)).Decode(&fields); err != nil && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("Could not parse metadata.yaml: %w", err) //nolint:staticcheck // the daemons' own words
+		return err
 	}
 	if !knownArchitecture(fields.Architecture) {
 		return fmt.Errorf("Architecture isn't supported: %s", fields.Architecture) //nolint:staticcheck // the daemons' own words

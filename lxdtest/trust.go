@@ -290,11 +290,12 @@ func (s *Server) findTrust(name string) (*trust, error) {
 // serveCertificate answers GET of one trusted certificate.
 func (s *Server) serveCertificate(w http.ResponseWriter, _ *http.Request, name string) error {
 	s.trustMu.Lock()
-	defer s.trustMu.Unlock()
 	t, err := s.findTrust(name)
+	s.trustMu.Unlock()
 	if err != nil {
 		return err
 	}
+	// What is in the list never changes.
 	out := t.render()
 	writeETag(w, etagOf(out), out)
 	return nil
@@ -303,12 +304,12 @@ func (s *Server) serveCertificate(w http.ResponseWriter, _ *http.Request, name s
 // serveDeleteCertificate removes a trusted certificate.
 func (s *Server) serveDeleteCertificate(w http.ResponseWriter, _ *http.Request, name string) error {
 	s.trustMu.Lock()
-	defer s.trustMu.Unlock()
 	t, err := s.findTrust(name)
+	s.trusted = slices.DeleteFunc(s.trusted, func(other *trust) bool { return other == t })
+	s.trustMu.Unlock()
 	if err != nil {
 		return err
 	}
-	s.trusted = slices.DeleteFunc(s.trusted, func(other *trust) bool { return other == t })
 	writeEmpty(w)
 	return nil
 }

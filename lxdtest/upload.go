@@ -158,6 +158,22 @@ func (s *Server) receiveParts(u *upload, form *multipart.Reader) error {
 	return nil
 }
 
+// fileFingerprint hashes files one after the other.
+func fileFingerprint(paths ...string) (string, error) {
+	sum := sha256.New()
+	for _, path := range paths {
+		file, err := os.Open(path)
+		if err != nil {
+			return "", err
+		}
+		_, err = io.Copy(sum, file)
+		if err := errors.Join(err, file.Close()); err != nil {
+			return "", err
+		}
+	}
+	return hex.EncodeToString(sum.Sum(nil)), nil
+}
+
 // wish is what a request asks of the image that it makes.
 type wish struct {
 	project     string
@@ -190,7 +206,7 @@ func (s *Server) headerWish(r *http.Request) (wish, error) {
 			asked.properties[key] = values.Get(key)
 		}
 	}
-	if text := header("profiles"); text != "" {
+	if text := header("profiles"); text != "" && !s.traits.dropsProfiles {
 		values, err := url.ParseQuery(text)
 		if err != nil {
 			return asked, err
@@ -244,7 +260,7 @@ func (s *Server) serveCreate(w http.ResponseWriter, r *http.Request) error {
 		received.broken = wrong
 	}
 	if token != nil {
-		if err := s.useToken(token, &asked); err != nil {
+		if err := s.useToken(r, token, &asked); err != nil {
 			received.discard()
 			return err
 		}

@@ -1,0 +1,157 @@
+package lxdtest
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// instanceKey names an instance or a snapshot.
+type instanceKey struct{ project, name string }
+
+// instance is something to publish an image from. The server's lock guards it.
+type instance struct {
+	key     instanceKey
+	running bool
+	vm      bool
+	content []byte
+}
+
+// InstanceOptions are the settings of an instance to publish from.
+type InstanceOptions struct {
+	// Project is where the instance is. The default is the project default.
+	Project string
+	// Running has the instance run, so that it cannot be published.
+	Running bool
+	// VM makes it a virtual machine and not a container.
+	VM bool
+	// Content is a file in its root. The default is the name of the instance.
+	Content []byte
+}
+
+// AddInstance makes an instance to publish an image from, or a snapshot when
+// the name has a slash: "web1/snap0". An instance of that name is replaced. A
+// nil opts is a stopped container.
+func (s *Server) AddInstance(name string, opts *InstanceOptions) {
+	if opts == nil {
+		opts = &InstanceOptions{}
+	}
+	project := opts.Project
+	if project == "" {
+		project = defaultProject
+	}
+	content := opts.Content
+	if content == nil {
+		content = []byte(name)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := instanceKey{project, name}
+	s.instances[key] = &instance{key: key, running: opts.Running, vm: opts.VM, content: bytes.Clone(content)}
+}
+
+// preparePublish finds the instance of a publication. LXD 5.0.2 refuses at
+// once when there is none, the others in the operation.
+func (s *Server) preparePublish(r *http.Request, source *imagesSource) (*instance, error) {
+	if source.Name == "" {
+		return nil, nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	found := s.instances[instanceKey{projectParam(r), source.Name}]
+	if found == nil && s.traits.family == "lxd" && !s.traits.waitFailsAsError {
+		return nil, fail(http.StatusNotFound, "Instance not found")
+	}
+	return found, nil
+}
+
+// publishInstance makes an image out of an instance.
+func (s *Server) publishInstance(ctx context.Context, r *http.Request, op *operation, project string, post imagesPost, from *instance) (*image, error) {
+	source := post.Source
+	switch {
+	case source.Name == "":
+		return nil, errors.New("No source provided") //nolint:staticcheck // the daemons' own words
+	case source.Type == "snapshot" && !strings.Contains(source.Name, "/"):
+		return nil, errors.New("Not a snapshot") //nolint:staticcheck // the daemons' own words
+	case from == nil:
+		return nil, fail(http.StatusNotFound, "Failed to fetch instance %q in project %q: Instance not found", source.Name, projectParam(r))
+	case from.running:
+		return nil, errors.New("Cannot export a running instance as an image") //nolint:staticcheck // the daemons' own words
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	file, err := s.pack(from, post)
+	if err != nil {
+		return nil, err
+	}
+	progress := "create_image_from_instance_pack_progress"
+	if s.traits.family == "lxd" && !s.traits.waitFailsAsError {
+		progress = "create_image_from_container_pack_progress"
+	}
+	s.setMetadata(op, map[string]any{
+		progress:   "Image pack: 100% (1.00GB/s)",
+		"progress": map[string]any{"stage": progress, "percent": "100", "processed": fmt.Sprint(len(file)), "speed": "1000000000"},
+	})
+	u, err := s.receiveUnified(bytes.NewReader(file))
+	if err != nil {
+		return nil, err
+	}
+	asked := wish{
+		project: project, public: post.Public, autoUpdate: post.AutoUpdate, filename: post.Filename,
+		properties: post.Properties, profiles: post.Profiles, expires: jsonTime{post.ExpiresAt},
+	}
+	if err := s.store(r, op, u, asked); err != nil {
+		return nil, err
+	}
+	img := s.existing(project, u.fingerprint)
+	if img == nil {
+		return nil, errNoImage
+	}
+	return img, nil
+}
+
+// pack writes the tarball of an instance, compressed unless the request says
+// none.
+func (s *Server) pack(from *instance, post imagesPost) ([]byte, error) {
+	name, _, _ := strings.Cut(post.Compression, " ")
+	var buf bytes.Buffer
+	zip := gzip.NewWriter(&buf)
+	out := tar.NewWriter(zip)
+	switch name {
+	case "", "gzip", "pigz":
+	case "none":
+		out = tar.NewWriter(&buf)
+	case "bzip2", "xz", "lzma", "zstd", "squashfs":
+		return nil, fmt.Errorf("lxdtest cannot compress with %q: ask for gzip or none", name)
+	default:
+		return nil, fmt.Errorf("Compression algorithm %q isn't currently supported", name) //nolint:staticcheck // the daemons' own words
+	}
+	metadata := fmt.Sprintf("architecture: x86_64\ncreation_date: %d\n", s.now().Truncate(time.Second).Unix())
+	if err := addFile(out, "metadata.yaml", strings.NewReader(metadata), int64(len(metadata))); err != nil {
+		return nil, err
+	}
+	root := "rootfs/content"
+	content := from.content
+	if from.vm {
+		root, content = "rootfs.img", append(emptyDisk(), content...)
+	}
+	if err := addFile(out, root, bytes.NewReader(content), int64(len(content))); err != nil {
+		return nil, err
+	}
+	if err := out.Close(); err != nil {
+		return nil, err
+	}
+	if name != "none" {
+		if err := zip.Close(); err != nil {
+			return nil, err
+		}
+	}
+	return buf.Bytes(), nil
+}

@@ -1,0 +1,327 @@
+package lxdtest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/url"
+	"path"
+	"slices"
+	"strings"
+	"time"
+)
+
+// The part of the simplestreams format that the daemons read.
+type (
+	streamIndex struct {
+		Index map[string]struct {
+			Datatype string   `json:"datatype"`
+			Path     string   `json:"path"`
+			Products []string `json:"products"`
+		} `json:"index"`
+	}
+	streamProducts struct {
+		Products map[string]streamProduct `json:"products"`
+	}
+	streamProduct struct {
+		Aliases      string                   `json:"aliases"`
+		Arch         string                   `json:"arch"`
+		OS           string                   `json:"os"`
+		Release      string                   `json:"release"`
+		ReleaseTitle string                   `json:"release_title"`
+		Version      string                   `json:"version"`
+		Variant      string                   `json:"variant"`
+		Versions     map[string]streamVersion `json:"versions"`
+	}
+	streamVersion struct {
+		Label string                `json:"label"`
+		Items map[string]streamItem `json:"items"`
+	}
+	streamItem struct {
+		Ftype            string `json:"ftype"`
+		Path             string `json:"path"`
+		SHA256           string `json:"sha256"`
+		Size             int64  `json:"size"`
+		CombinedSquashfs string `json:"combined_squashfs_sha256"`
+		CombinedRootxz   string `json:"combined_rootxz_sha256"`
+		CombinedDisk     string `json:"combined_disk-kvm-img_sha256"`
+		CombinedSHA256   string `json:"combined_sha256"`
+	}
+)
+
+// streamImage is one image that a simplestreams server offers.
+type streamImage struct {
+	product     string
+	serial      string
+	kind        string
+	fingerprint string
+	metadata    streamItem
+	rootfs      *streamItem
+	info        imageJSON
+	names       []string
+}
+
+// architectures are the names of simplestreams for those of the daemons.
+var architectures = map[string]string{"amd64": "x86_64", "i386": "i686", "arm64": "aarch64", "armhf": "armv7l", "ppc64el": "ppc64le"}
+
+// readStream lists the images that a simplestreams server offers, the newest
+// version of a product first.
+func (s *Server) readStream(ctx context.Context, client *http.Client, base string) ([]streamImage, error) {
+	var index streamIndex
+	if err := s.getStreamFile(ctx, client, base+"/streams/v1/index.json", &index); err != nil {
+		return nil, err
+	}
+	var images []streamImage
+	for _, name := range slices.Sorted(maps.Keys(index.Index)) {
+		entry := index.Index[name]
+		if entry.Datatype != "image-downloads" {
+			continue
+		}
+		var products streamProducts
+		if err := s.getStreamFile(ctx, client, base+"/"+entry.Path, &products); err != nil {
+			return nil, err
+		}
+		for _, id := range slices.Sorted(maps.Keys(products.Products)) {
+			images = append(images, productImages(id, products.Products[id])...)
+		}
+	}
+	return images, nil
+}
+
+// getStreamFile reads a JSON file of a simplestreams server.
+func (s *Server) getStreamFile(ctx context.Context, client *http.Client, at string, value any) error {
+	res, err := s.request(ctx, client, http.MethodGet, at, nil, nil)
+	if err != nil {
+		return fmt.Errorf("Failed parsing stream: %w", err) //nolint:staticcheck // the daemons' own words
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("Failed parsing stream: Unable to fetch %s: %s", at, res.Status) //nolint:staticcheck // the daemons' own words
+	}
+	if err := json.NewDecoder(io.LimitReader(res.Body, 256<<20)).Decode(value); err != nil {
+		return fmt.Errorf("Failed parsing stream: %w", err) //nolint:staticcheck // the daemons' own words
+	}
+	return nil
+}
+
+// productImages lists the images of a product, newest first.
+func productImages(id string, product streamProduct) []streamImage {
+	var images []streamImage
+	serials := slices.Sorted(maps.Keys(product.Versions))
+	slices.Reverse(serials)
+	for _, serial := range serials {
+		version := product.Versions[serial]
+		for _, key := range slices.Sorted(maps.Keys(version.Items)) {
+			item := version.Items[key]
+			switch item.Ftype {
+			case "lxd_combined.tar.gz", "incus_combined.tar.gz":
+				images = append(images, newStreamImage(id, product, serial, version, item, nil, item.SHA256))
+			case "lxd.tar.xz", "incus.tar.xz":
+				images = append(images, splitImages(id, product, serial, version, item)...)
+			}
+		}
+	}
+	for i := range images {
+		if images[i].serial == serials[0] {
+			images[i].names = aliasNames(product)
+		}
+	}
+	return images
+}
+
+// splitImages lists the images that one metadata item stands for: a container,
+// a virtual machine or both.
+func splitImages(id string, product streamProduct, serial string, version streamVersion, metadata streamItem) []streamImage {
+	var images []streamImage
+	container := false
+	for _, ftype := range []string{"squashfs", "root.tar.xz", "disk-kvm.img"} {
+		combined := metadata.CombinedDisk
+		switch ftype {
+		case "squashfs":
+			combined = metadata.CombinedSquashfs
+			if combined == "" {
+				combined = metadata.CombinedSHA256
+			}
+		case "root.tar.xz":
+			combined = metadata.CombinedRootxz
+		}
+		if combined == "" || container && ftype != "disk-kvm.img" {
+			continue
+		}
+		for _, item := range version.Items {
+			if item.Ftype == ftype {
+				container = container || ftype != "disk-kvm.img"
+				images = append(images, newStreamImage(id, product, serial, version, metadata, &item, combined))
+				break
+			}
+		}
+	}
+	return images
+}
+
+// newStreamImage describes one image in the daemons' terms.
+func newStreamImage(id string, product streamProduct, serial string, version streamVersion, metadata streamItem, rootfs *streamItem, fingerprint string) streamImage {
+	img := streamImage{product: id, serial: serial, kind: "container", fingerprint: fingerprint, metadata: metadata, rootfs: rootfs}
+	filetype := "tar.gz"
+	if rootfs != nil {
+		filetype = rootfs.Ftype
+		if filetype == "disk-kvm.img" {
+			img.kind = "virtual-machine"
+		}
+	}
+	title := product.ReleaseTitle
+	if title == "" {
+		title = product.Release
+	}
+	description := fmt.Sprintf("%s %s %s", product.OS, title, product.Arch)
+	if version.Label != "" {
+		description += " (" + version.Label + ")"
+	}
+	img.info.Properties = map[string]string{
+		"architecture": product.Arch, "description": description + " (" + serial + ")", "os": product.OS,
+		"release": product.Release, "version": product.Version, "serial": serial, "label": version.Label, "type": filetype,
+	}
+	if product.Variant != "" {
+		img.info.Properties["variant"] = product.Variant
+	}
+	maps.DeleteFunc(img.info.Properties, func(_, value string) bool { return value == "" })
+	img.info.Filename = path.Base(metadata.Path)
+	img.info.Fingerprint = fingerprint
+	return img
+}
+
+// aliasNames returns the names of a product: each alias, alone for the
+// server's own architecture, and with the architecture.
+func aliasNames(product streamProduct) []string {
+	var names []string
+	for alias := range strings.SplitSeq(product.Aliases, ",") {
+		if alias = strings.TrimSpace(alias); alias == "" {
+			continue
+		}
+		names = append(names, alias+"/"+product.Arch)
+		if product.Arch == "amd64" || product.Arch == "x86_64" || product.Arch == "" {
+			names = append(names, alias)
+		}
+	}
+	return names
+}
+
+// resolve finds the image that an alias, a fingerprint or a prefix of one
+// names.
+func resolve(images []streamImage, source imagesSource) (*streamImage, error) {
+	kind := source.ImageType
+	if kind == "" {
+		kind = "container"
+	}
+	name := source.Alias
+	if name == "" {
+		name = source.Fingerprint
+	}
+	for i, img := range images {
+		if img.kind == kind && slices.Contains(img.names, name) {
+			return &images[i], nil
+		}
+	}
+	var found *streamImage
+	for i, img := range images {
+		if img.fingerprint == name {
+			return &images[i], nil
+		}
+		if name == "" || !strings.HasPrefix(img.fingerprint, name) {
+			continue
+		}
+		if found != nil && found.fingerprint != img.fingerprint {
+			return nil, errors.New("More than one match for the provided partial fingerprint") //nolint:staticcheck // the daemons' own words
+		}
+		found = &images[i]
+	}
+	if found == nil {
+		return nil, errors.New("The requested image couldn't be found") //nolint:staticcheck // the daemons' own words
+	}
+	return found, nil
+}
+
+// importStream does a creation from a simplestreams server.
+func (s *Server) importStream(ctx context.Context, r *http.Request, op *operation, project string, post imagesPost, source imagesSource) (*image, error) {
+	client, err := s.httpClient(source.Certificate)
+	if err != nil {
+		return nil, err
+	}
+	base := strings.TrimSuffix(source.Server, "/")
+	images, err := s.readStream(ctx, client, base)
+	var chosen *streamImage
+	if err == nil {
+		chosen, err = resolve(images, source)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("Failed getting remote image info: Failed getting image: %w", err) //nolint:staticcheck // the daemons' own words
+	}
+	if img := s.existing(project, chosen.fingerprint); img != nil {
+		return s.adopt(op, img, post)
+	}
+	u, err := s.fetchStream(ctx, op, client, base, chosen)
+	if err != nil {
+		return nil, err
+	}
+	info := chosen.info
+	alias := source.Alias
+	if alias == "" {
+		alias = source.Fingerprint
+	}
+	if alias != chosen.fingerprint {
+		info.UpdateSource = &updateSource{
+			Alias: alias, Certificate: source.Certificate, Protocol: "simplestreams",
+			Server: source.Server, ImageType: source.ImageType, Registry: source.Registry,
+		}
+	}
+	img, err := s.keep(r, op, u, project, post, &info)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if date, err := time.Parse("20060102", chosen.serial[:min(8, len(chosen.serial))]); err == nil {
+		img.created = date
+	}
+	return img, nil
+}
+
+// fetchStream downloads the files of an image and verifies each.
+func (s *Server) fetchStream(ctx context.Context, op *operation, client *http.Client, base string, img *streamImage) (*upload, error) {
+	get := func(item streamItem, what string) (*upload, error) {
+		at := base + "/" + (&url.URL{Path: item.Path}).EscapedPath()
+		u, err := s.fetch(ctx, op, client, at, what)
+		if err != nil {
+			return nil, err
+		}
+		if u.fingerprint != item.SHA256 {
+			u.discard()
+			return nil, fmt.Errorf("Hash mismatch for %q: %s != %s", at, u.fingerprint, item.SHA256) //nolint:staticcheck // the daemons' own words
+		}
+		return u, nil
+	}
+	u, err := get(img.metadata, "metadata")
+	if err != nil || img.rootfs == nil {
+		return u, err
+	}
+	rootfs, err := get(*img.rootfs, "rootfs")
+	if err != nil {
+		u.discard()
+		return nil, err
+	}
+	u.rootfs, u.kind = rootfs.metadata, img.kind
+	u.size += rootfs.size
+	u.fingerprint, err = fileFingerprint(u.metadata, u.rootfs)
+	if err == nil && u.fingerprint != img.fingerprint {
+		err = fmt.Errorf("Image fingerprint doesn't match. Got %s expected %s", u.fingerprint, img.fingerprint) //nolint:staticcheck // the daemons' own words
+	}
+	if err != nil {
+		u.discard()
+		return nil, err
+	}
+	return u, nil
+}
