@@ -413,12 +413,14 @@ func (s *Server) pull(ctx context.Context, r *http.Request, op *operation, proje
 		}
 		return nil, fmt.Errorf("Failed to connect to %s %q: %w", name, source.Server, err) //nolint:staticcheck // the daemons' own words
 	}
-	name := source.Fingerprint
-	if source.Alias != "" {
-		var found aliasJSON
-		if err := s.getJSON(ctx, client, base+"/1.0/images/aliases/"+url.PathEscape(source.Alias)+remoteQuery(source, false), &found); err != nil {
-			return nil, fmt.Errorf("Failed getting remote image info: %w", err) //nolint:staticcheck // the daemons' own words
-		}
+	asked := source.Alias
+	if asked == "" {
+		asked = source.Fingerprint
+	}
+	name := asked
+	var found aliasJSON
+	// The daemons look for an alias of that name first, whichever it was given as.
+	if err := s.getJSON(ctx, client, base+"/1.0/images/aliases/"+url.PathEscape(asked)+remoteQuery(source, false), &found); err == nil {
 		name = found.Target
 	}
 	if img := s.existing(project, name); img != nil {
@@ -444,9 +446,9 @@ func (s *Server) pull(ctx context.Context, r *http.Request, op *operation, proje
 		return nil, fmt.Errorf("Image fingerprint doesn't match. Got %s expected %s", u.fingerprint, info.Fingerprint) //nolint:staticcheck // the daemons' own words
 	}
 	info.UpdateSource = nil
-	if source.Alias != "" {
+	if asked != info.Fingerprint {
 		info.UpdateSource = &updateSource{
-			Alias: source.Alias, Certificate: source.Certificate, Protocol: source.Protocol,
+			Alias: asked, Certificate: source.Certificate, Protocol: source.Protocol,
 			Server: source.Server, ImageType: source.ImageType,
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 )
@@ -54,6 +55,71 @@ func (s *Server) AddInstance(name string, opts *InstanceOptions) {
 	defer s.mu.Unlock()
 	key := instanceKey{project, name}
 	s.instances[key] = &instance{key: key, running: opts.Running, vm: opts.VM, content: bytes.Clone(content)}
+}
+
+// instanceJSON is an instance on the wire, as far as a publisher looks at it.
+type instanceJSON struct {
+	Architecture string            `json:"architecture"`
+	Config       map[string]string `json:"config"`
+	Ephemeral    bool              `json:"ephemeral"`
+	Profiles     []string          `json:"profiles"`
+	Name         string            `json:"name"`
+	Status       string            `json:"status"`
+	StatusCode   int               `json:"status_code"`
+	Type         string            `json:"type"`
+	Project      string            `json:"project"`
+}
+
+// render copies an instance for the wire.
+func (i *instance) render() instanceJSON {
+	out := instanceJSON{
+		Architecture: "x86_64", Config: map[string]string{}, Profiles: []string{"default"}, Name: i.key.name,
+		Status: "Stopped", StatusCode: 102, Type: "container", Project: i.key.project,
+	}
+	if i.running {
+		out.Status, out.StatusCode = "Running", statusRunning
+	}
+	if i.vm {
+		out.Type = "virtual-machine"
+	}
+	return out
+}
+
+// serveInstances lists the instances of a project, snapshots left out.
+func (s *Server) serveInstances(w http.ResponseWriter, r *http.Request) error {
+	s.mu.Lock()
+	full := []instanceJSON{}
+	for key, i := range s.instances {
+		if key.project == projectParam(r) && !strings.Contains(key.name, "/") {
+			full = append(full, i.render())
+		}
+	}
+	s.mu.Unlock()
+	slices.SortFunc(full, func(a, b instanceJSON) int { return strings.Compare(a.Name, b.Name) })
+	if r.URL.Query().Get("recursion") != "" && r.URL.Query().Get("recursion") != "0" {
+		writeSync(w, full)
+		return nil
+	}
+	urls := []string{}
+	for _, i := range full {
+		urls = append(urls, "/1.0/instances/"+i.Name)
+	}
+	writeSync(w, urls)
+	return nil
+}
+
+// serveInstance answers GET of one instance or snapshot.
+func (s *Server) serveInstance(w http.ResponseWriter, r *http.Request, name string) error {
+	s.mu.Lock()
+	found := s.instances[instanceKey{projectParam(r), name}]
+	s.mu.Unlock()
+	if found == nil {
+		return fail(http.StatusNotFound, "Instance not found")
+	}
+	// What was added never changes.
+	out := found.render()
+	writeETag(w, etagOf(out), out)
+	return nil
 }
 
 // preparePublish finds the instance of a publication. LXD 5.0.2 refuses at

@@ -147,6 +147,15 @@ func (s *Server) methods(path string) map[string]endpoint {
 		case 1:
 			return map[string]endpoint{"GET": {with(s.serveProfile, rest[0]), false}}
 		}
+	case "instances", "containers", "virtual-machines":
+		switch {
+		case len(rest) == 0:
+			return map[string]endpoint{"GET": {s.serveInstances, false}}
+		case len(rest) == 1:
+			return map[string]endpoint{"GET": {with(s.serveInstance, rest[0]), false}}
+		case len(rest) == 3 && rest[1] == "snapshots":
+			return map[string]endpoint{"GET": {with(s.serveInstance, rest[0]+"/"+rest[2]), false}}
+		}
 	case "certificates":
 		switch len(rest) {
 		case 0:

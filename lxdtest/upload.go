@@ -312,7 +312,8 @@ func (s *Server) store(r *http.Request, op *operation, u *upload, asked wish) (e
 	}
 	if u.rootfs != "" {
 		img.kind = u.kind
-		if img.filename == "" {
+		if u.filename != "" {
+			// The name in the form counts for more than the one in the header.
 			img.filename = u.filename
 		}
 	}
