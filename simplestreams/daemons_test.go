@@ -1,0 +1,151 @@
+package simplestreams_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd/internal/streamstest"
+	"github.com/golxd/lxd/internal/testdaemon"
+	"github.com/golxd/lxd/simplestreams"
+)
+
+// TestAgreesWithDaemons has each real daemon that the environment names import images of a tree, and compares what it
+// then says of them with what this package says. internal/cmd/testdaemons starts daemons.
+func TestAgreesWithDaemons(t *testing.T) {
+	lxd, incus, err := testdaemon.FromEnv()
+	require.NoError(t, err)
+	for _, daemon := range append(lxd, incus...) {
+		t.Run(string(daemon.Family), func(t *testing.T) { testAgreement(t, daemon) })
+	}
+}
+
+func testAgreement(t *testing.T, daemon *testdaemon.Daemon) {
+	family := string(daemon.Family)
+	other := map[string]string{"lxd": "incus", "incus": "lxd"}[family]
+	unique := family + time.Now().String()
+	files := streamstest.Tree(realProducts(t, "both", unique), nil)
+
+	http := serve(t, files)
+	signed, selfSigned := streamstest.NewTLSServer(files), streamstest.NewSelfSignedServer(files)
+	defer signed.Close()
+	defer selfSigned.Close()
+	for name, server := range map[string]struct {
+		*streamstest.Server
+		certificate string
+	}{
+		"http": {http, ""}, "authority": {signed, signed.CA}, "self-signed": {selfSigned, selfSigned.Certificate},
+	} {
+		t.Run(name, func(t *testing.T) {
+			client, err := simplestreams.New(server.URL, &simplestreams.Options{
+				AllowHTTP: true, Certificate: server.certificate, Family: simplestreams.Family(family),
+			})
+			require.NoError(t, err)
+			defer client.Close()
+			for _, test := range []struct {
+				ref  string
+				kind simplestreams.Type
+			}{
+				{"split", ""}, {"split", simplestreams.VirtualMachine}, {"split/arm64", ""}, {"unified", ""}, {"tar", simplestreams.Container},
+				{"vm", ""}, {"arm", ""},
+			} {
+				mine, err := client.Resolve(t.Context(), test.ref, &simplestreams.ResolveOptions{Type: test.kind})
+				require.NoError(t, err)
+				compare(t, daemon, server.URL, server.certificate, test.ref, test.kind, mine)
+				require.Equal(t, mine.Fingerprint, streamstest.Hash(readAll(t, client, mine)))
+			}
+		})
+	}
+
+	t.Run("the other family's items", func(t *testing.T) {
+		server := serve(t, streamstest.Tree(realProducts(t, other, unique), nil))
+		client := newClient(t, server, func(o *simplestreams.Options) { o.Family = simplestreams.Family(family) })
+		_, err := client.Resolve(t.Context(), "unified", nil)
+		require.ErrorIs(t, err, simplestreams.ErrInvalid)
+		var refusal *testdaemon.Error
+		require.ErrorAs(t, daemon.Do(t.Context(), "POST", "/1.0/images", pull(server.URL, "", "unified", ""), nil), &refusal)
+	})
+}
+
+func pull(server, certificate, ref string, kind simplestreams.Type) map[string]any {
+	return map[string]any{"source": map[string]any{
+		"type": "image", "mode": "pull", "protocol": "simplestreams", "server": server, "certificate": certificate,
+		"alias": ref, "image_type": string(kind),
+	}}
+}
+
+// compare imports an image by its alias and compares the result.
+func compare(t *testing.T, daemon *testdaemon.Daemon, server, certificate, ref string, kind simplestreams.Type, mine *simplestreams.Image) {
+	t.Helper()
+	var imported struct{ Fingerprint string }
+	require.NoError(t, daemon.Do(t.Context(), "POST", "/1.0/images", pull(server, certificate, ref, kind), &imported))
+	type description struct {
+		Fingerprint, Architecture, Type string
+		Size                            int64
+		Properties                      map[string]string
+		CreatedAt                       time.Time `json:"created_at"`
+		ExpiresAt                       time.Time `json:"expires_at"`
+	}
+	var theirs description
+	require.NoError(t, daemon.Do(t.Context(), "GET", "/1.0/images/"+imported.Fingerprint, nil, &theirs))
+	ours := description{
+		mine.Fingerprint, mine.Architecture, string(mine.Type), mine.Size, mine.Properties, mine.CreatedAt, mine.ExpiresAt,
+	}
+	if mine.ExpiresAt.IsZero() {
+		ours.ExpiresAt = time.Unix(0, 0).UTC()
+	}
+	require.Equal(t, theirs, ours, ref)
+	require.NoError(t, daemon.Do(t.Context(), "DELETE", "/1.0/images/"+imported.Fingerprint, nil, nil))
+}
+
+// realProducts are products whose metadata daemons accept.
+func realProducts(t *testing.T, family, unique string) []streamstest.Product {
+	split := func(serial string) streamstest.Version {
+		return streamstest.Version{
+			Serial: serial, Label: "release", Family: family, Metadata: tarball(t, unique+serial, false),
+			Roots: map[string][]byte{"squashfs": []byte(serial), "root.tar.xz": tarball(t, serial, true), "disk-kvm.img": []byte("disk " + serial)},
+		}
+	}
+	only := func(name, arch, root string) streamstest.Product {
+		version := split("20240302")
+		version.Metadata = tarball(t, unique+name, false)
+		version.Roots = map[string][]byte{root: version.Roots[root]}
+
+		return streamstest.Product{Name: name, Aliases: []string{name}, Arch: arch, OS: name, Release: "1", Versions: []streamstest.Version{version}}
+	}
+	first := streamstest.Product{
+		Name: "split:amd64", Aliases: []string{"split/default", "split"}, OS: "Split", Release: "noble", ReleaseTitle: "24.04 LTS", Version: "24.04",
+		Variant: "default", EndOfLife: "2099-05-31", Requirements: map[string]string{"secureboot": "false"},
+		Versions: []streamstest.Version{split("20240101_07:42"), split("20240201_07:42")},
+	}
+	second := only("split:arm64", "arm64", "squashfs")
+	second.Aliases, second.OS, second.Release = first.Aliases, first.OS, first.Release
+	unified := streamstest.Version{Serial: "20240301", Family: family, Unified: tarball(t, unique+"unified", true)}
+
+	return []streamstest.Product{
+		first, second, only("tar", "", "root.tar.xz"), only("vm", "", "disk-kvm.img"), only("arm", "arm64", "squashfs"),
+		{Name: "unified", Aliases: []string{"unified"}, OS: "Unified", Release: "3.20", Versions: []streamstest.Version{unified}},
+	}
+}
+
+// tarball is metadata that differs from the index in all that could be taken from either.
+func tarball(t *testing.T, name string, rootfs bool) []byte {
+	var packed bytes.Buffer
+	compressor := gzip.NewWriter(&packed)
+	archive := tar.NewWriter(compressor)
+	metadata := "architecture: x86_64\ncreation_date: 1500000000\nexpiry_date: 1900000000\nproperties:\n  os: Metadata\n  name: \"" + name + "\"\n"
+	require.NoError(t, archive.WriteHeader(&tar.Header{Name: "metadata.yaml", Mode: 0o644, Size: int64(len(metadata))}))
+	_, err := archive.Write([]byte(metadata))
+	require.NoError(t, err)
+	if rootfs {
+		require.NoError(t, archive.WriteHeader(&tar.Header{Name: "rootfs/", Mode: 0o755, Typeflag: tar.TypeDir}))
+	}
+	require.NoError(t, archive.Close())
+	require.NoError(t, compressor.Close())
+
+	return packed.Bytes()
+}
