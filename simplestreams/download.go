@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 )
 
 // DownloadOptions changes how an image is downloaded.
@@ -69,14 +70,14 @@ func (c *Client) Open(ctx context.Context, image *Image, options *DownloadOption
 	if options != nil {
 		d.progress = options.Progress
 	}
-	d.Metadata = c.reader(ctx, d, image.Files[0])
+	d.Metadata = c.reader(ctx, d, image.Files[0], image.Split())
 	if err := d.Metadata.connect(); err != nil {
 		cancel()
 		return nil, err
 	}
 	d.Size = d.Metadata.size
 	if image.Split() {
-		d.Rootfs = c.reader(ctx, d, image.Files[1])
+		d.Rootfs = c.reader(ctx, d, image.Files[1], true)
 		if d.Rootfs.size < 0 {
 			if err := d.Rootfs.learnSize(); err != nil {
 				_ = d.Close()
@@ -93,12 +94,15 @@ func (c *Client) Open(ctx context.Context, image *Image, options *DownloadOption
 	return d, nil
 }
 
-// Close ends the download. Closing early is no error.
+// Close ends the download, a Read that is under way too. Closing early is no error.
 func (d *Download) Close() error {
 	d.cancel()
-	d.Metadata.close()
-	if d.Rootfs != nil {
-		d.Rootfs.close()
+	for _, r := range []*FileReader{d.Metadata, d.Rootfs} {
+		// A Read that holds the lock meets the end of the context; so may one whose Progress calls Close.
+		if r != nil && r.mu.TryLock() {
+			r.close()
+			r.mu.Unlock()
+		}
 	}
 
 	return nil
@@ -116,7 +120,9 @@ type FileReader struct {
 	ctx      context.Context
 	download *Download
 	size     int64 // -1 if not known
-	offset   int64
+
+	mu     sync.Mutex // guards what follows against Close
+	offset int64
 
 	hash    hash.Hash
 	hashing hashing
@@ -133,13 +139,16 @@ type FileReader struct {
 // maxReconnects bounds how often one file is asked for, whatever comes in between.
 const maxReconnects = 100
 
-func (c *Client) reader(ctx context.Context, d *Download, file File) *FileReader {
+func (c *Client) reader(ctx context.Context, d *Download, file File, split bool) *FileReader {
 	r := &FileReader{File: file, client: c, ctx: ctx, download: d, size: file.Size, hash: sha256.New()}
 	if file.Size == 0 {
 		r.size = -1
 	}
 	r.hashing.hashes = []hash.Hash{d.combined}
-	if file.SHA256 != "" {
+	switch {
+	case !split:
+		r.hash = d.combined
+	case file.SHA256 != "":
 		r.hashing.hashes = append(r.hashing.hashes, r.hash)
 	}
 
@@ -154,6 +163,8 @@ func (r *FileReader) Size() int64 { return r.size }
 
 // Read reads the next bytes of the file. After an error it returns the same error again.
 func (r *FileReader) Read(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if r.err != nil {
 		return 0, r.err
 	}
@@ -162,6 +173,9 @@ func (r *FileReader) Read(p []byte) (int, error) {
 	}
 	if len(p) == 0 {
 		return 0, nil
+	}
+	if r.ctx.Err() != nil {
+		return 0, r.fail(r.client.fileError(r.File.Path, context.Cause(r.ctx)))
 	}
 
 	for {

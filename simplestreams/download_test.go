@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"strings"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -246,6 +247,10 @@ func TestSizeIsLearned(t *testing.T) {
 	server.Fault(bigRoot, streamstest.Status(http.StatusNotFound))
 	_, err = client.Open(t.Context(), image, nil)
 	require.ErrorIs(t, err, simplestreams.ErrNotFound)
+
+	server.Fault(bigRoot, streamstest.Times(1, streamstest.Status(http.StatusBadGateway)))
+	patient := newClient(t, server, func(o *simplestreams.Options) { o.Retries = 1 })
+	require.Equal(t, want, readAll(t, patient, image))
 }
 
 func TestLongerThanTheIndexSays(t *testing.T) {
@@ -291,6 +296,18 @@ func TestRedirectToAnotherHost(t *testing.T) {
 	server.Fault(bigRoot, streamstest.Redirect(mirror.URL+"/copy"))
 	require.Equal(t, want, readAll(t, client, image))
 
+	// The password is for the server, not for the mirror.
+	server.Fault(bigMeta, streamstest.Redirect(strings.Replace(mirror.URL, "127.0.0.1", "localhost", 1)+"/meta"))
+	mirror.Set("meta", want[:700])
+	mirror.Requests()
+	trusted, err := simplestreams.New(strings.Replace(server.URL, "//", "//user:hunter2@", 1), &simplestreams.Options{AllowHTTP: true})
+	require.NoError(t, err)
+	defer trusted.Close()
+	require.Equal(t, want, readAll(t, trusted, image))
+	for _, request := range mirror.Requests() {
+		require.Empty(t, request.Header.Get("Authorization"))
+	}
+
 	secure := streamstest.NewTLSServer(map[string][]byte{bigMeta: want[:700]})
 	defer secure.Close()
 	strict, err := simplestreams.New(secure.URL, &simplestreams.Options{Certificate: secure.CA, Retries: -1})
@@ -334,6 +351,36 @@ func TestCloseEarly(t *testing.T) {
 	require.NoError(t, d.Close())
 	require.NoError(t, d.Close())
 	_, err = d.Metadata.Read(make([]byte, 1))
+	require.ErrorIs(t, err, context.Canceled)
+}
+
+func TestCloseEndsARead(t *testing.T) {
+	server, client, image, _ := big(t, func(o *simplestreams.Options) { o.StallTimeout = -1 })
+	server.Fault(bigRoot, streamstest.Stall(1000))
+	reading := make(chan struct{}, 1)
+	var d *simplestreams.Download
+	d, err := client.Open(t.Context(), image, &simplestreams.DownloadOptions{Progress: func(done, _ int64) {
+		if done == 700+1000 {
+			reading <- struct{}{}
+		}
+	}})
+	require.NoError(t, err)
+	go func() {
+		<-reading
+		_ = d.Close()
+	}()
+	_, err = io.Copy(io.Discard, d.Metadata)
+	require.NoError(t, err)
+	_, err = io.Copy(io.Discard, d.Rootfs)
+	require.ErrorIs(t, err, context.Canceled)
+}
+
+func TestProgressMayClose(t *testing.T) {
+	_, client, image, _ := big(t, nil)
+	var d *simplestreams.Download
+	d, err := client.Open(t.Context(), image, &simplestreams.DownloadOptions{Progress: func(int64, int64) { _ = d.Close() }})
+	require.NoError(t, err)
+	_, err = io.Copy(io.Discard, iotest.OneByteReader(d.Metadata))
 	require.ErrorIs(t, err, context.Canceled)
 }
 

@@ -28,7 +28,10 @@ func newHTTPClient(o *Options) (*http.Client, error) {
 	switch {
 	case client.Transport == nil:
 		// Not a clone of http.DefaultTransport: programs put wrappers there. HTTP/1.1, which is faster for large files.
+		var protocols http.Protocols
+		protocols.SetHTTP1(true)
 		transport = &http.Transport{
+			Protocols:           &protocols,
 			Proxy:               http.ProxyFromEnvironment,
 			TLSHandshakeTimeout: 10 * time.Second,
 			IdleConnTimeout:     30 * time.Second,
