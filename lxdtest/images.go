@@ -2,6 +2,7 @@ package lxdtest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -28,6 +29,7 @@ type image struct {
 	properties   map[string]string
 	profiles     []string
 	expires      time.Time
+	zeroExpiry   bool // its expiry was set to zero by a token: written so by all
 	created      time.Time
 	lastUsed     time.Time
 	uploaded     time.Time
@@ -103,7 +105,7 @@ func (s *Server) renderImageWith(img *image, aliases []imageAliasJSON) imageJSON
 		Fingerprint: img.key.fingerprint, Size: img.size, UpdateSource: img.source, Type: img.kind,
 		CreatedAt: img.created, LastUsedAt: img.lastUsed, UploadedAt: img.uploaded,
 	}
-	if out.ExpiresAt.IsZero() {
+	if out.ExpiresAt.IsZero() && !img.zeroExpiry {
 		out.ExpiresAt = s.traits.never
 	}
 	if s.traits.imageProject {
@@ -174,6 +176,9 @@ func (s *Server) visibleImage(r *http.Request, name string) (*image, error) {
 		return nil, err
 	}
 	img, err := s.findImage(project, name)
+	if errors.Is(err, errNoImage) && s.traits.family == "incus" {
+		return nil, fail(http.StatusNotFound, "Image %q not found", name)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -183,13 +188,14 @@ func (s *Server) visibleImage(r *http.Request, name string) (*image, error) {
 	return nil, fail(http.StatusNotFound, "Image %q not found", name)
 }
 
-// secretOpens uses up a secret if it belongs to the image; the caller holds the
-// lock.
+// secretOpens uses up a secret if it belongs to the image; it goes on opening
+// it until the token is forgotten. The caller holds the lock.
 func (s *Server) secretOpens(secret string, img *image) bool {
 	op := s.tokenWith(secret)
 	if op == nil || op.project != img.key.project || !slices.Contains(op.resources["images"], "/1.0/images/"+img.key.fingerprint) {
 		return false
 	}
+	s.useUp(op)
 	return true
 }
 

@@ -127,7 +127,7 @@ func (s *Server) addOperation(class, description, project string, resources map[
 // ends or restarts. Its error makes the operation a failure.
 func (s *Server) startTask(w http.ResponseWriter, task task) {
 	s.mu.Lock()
-	op := s.addOperation("task", task.description, task.project, task.resources, nil)
+	op := s.addOperation("task", task.description, task.project, task.resources, task.metadata)
 	ctx, cancel := context.WithCancel(s.life)
 	op.cancel = cancel
 	op.mayCancel = task.mayCancel
@@ -150,6 +150,7 @@ type task struct {
 	description string
 	project     string
 	resources   map[string][]string
+	metadata    map[string]any
 	mayCancel   bool
 	run         func(ctx context.Context, op *operation) error
 }
@@ -225,6 +226,13 @@ func (op *operation) drop() {
 	}
 }
 
+// useUp cancels a token that is used; the caller holds the lock.
+func (s *Server) useUp(op *operation) {
+	if op.status == statusRunning {
+		s.cancelOperation(op)
+	}
+}
+
 // cancelOperation ends a running operation; the caller holds the lock.
 func (s *Server) cancelOperation(op *operation) {
 	if op.cancel != nil {
@@ -233,14 +241,15 @@ func (s *Server) cancelOperation(op *operation) {
 	s.end(op, statusCancelled)
 }
 
-// tokenWith returns the running token operation with this secret; the caller
-// holds the lock.
+// tokenWith returns the token operation with this secret. One that was used or
+// cancelled is still found until it is forgotten, and still opens: so do the
+// daemons. The caller holds the lock.
 func (s *Server) tokenWith(secret string) *operation {
 	if secret == "" {
 		return nil
 	}
 	for _, op := range s.operations {
-		if op.class == "token" && op.status == statusRunning && op.metadata["secret"] == secret {
+		if op.class == "token" && op.metadata["secret"] == secret {
 			return op
 		}
 	}
@@ -343,6 +352,15 @@ func (s *Server) serveWait(w http.ResponseWriter, r *http.Request, id string) er
 	op, err := s.findOperation(id)
 	if err != nil {
 		return err
+	}
+	if !s.trusts(r) {
+		// Who uploaded with a token knows the secret of the operation.
+		s.mu.Lock()
+		known := op.metadata["secret"]
+		s.mu.Unlock()
+		if secret := r.URL.Query().Get("secret"); secret == "" || secret != known {
+			return errForbidden
+		}
 	}
 	if s.traits.waitFlushesHeaders {
 		w.Header().Set("Content-Type", "application/json")

@@ -2,7 +2,6 @@ package lxdtest
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +10,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"slices"
 	"strings"
 	"time"
 )
@@ -34,18 +32,18 @@ func (s *Server) servePushToken(w http.ResponseWriter, _ *http.Request, project 
 	return nil
 }
 
+// admitsUpload tells whether a token is for an upload of this image.
+func (op *operation) admitsUpload(project, fingerprint string) bool {
+	return op.push && op.project == project && len(op.resources["images"]) == 1 &&
+		op.resources["images"][0] == "/1.0/images/"+fingerprint
+}
+
 // useToken uses up the token of an upload and takes over what it carries,
 // which replaces what the image's metadata says.
 func (s *Server) useToken(r *http.Request, op *operation, asked *wish) error {
 	s.mu.Lock()
-	if op.status != statusRunning || !op.push || op.project != asked.project ||
-		!slices.Contains(op.resources["images"], "/1.0/images/"+asked.fingerprint) {
-		s.mu.Unlock()
-		return errForbidden
-	}
-	// A token serves once.
-	s.cancelOperation(op)
 	metadata := op.metadata
+	s.useUp(op)
 	s.mu.Unlock()
 	properties, _ := metadata["properties"].(map[string]string)
 	if properties == nil && len(asked.properties) > 0 {
@@ -58,9 +56,9 @@ func (s *Server) useToken(r *http.Request, op *operation, asked *wish) error {
 	}
 	asked.aliases, _ = metadata["aliases"].([]imageAliasJSON)
 	asked.public, _ = metadata["public"].(bool)
-	if expires, _ := metadata["expires_at"].(time.Time); !expires.IsZero() {
-		asked.expires = jsonTime{expires}
-	}
+	expires, _ := metadata["expires_at"].(time.Time)
+	asked.expires = jsonTime{expires}
+	asked.byToken = true
 	asked.replace = maps.Clone(properties)
 	if asked.replace == nil {
 		asked.replace = map[string]string{}
@@ -126,16 +124,9 @@ func (s *Server) push(ctx context.Context, client *http.Client, base string, img
 	set := func(name, value string) { header.Set(s.traits.uploadHeader+name, value) }
 	set("fingerprint", img.key.fingerprint)
 	set("secret", post.Secret)
-	if img.filename != "" {
-		set("filename", img.filename)
-	}
-	if len(img.properties) > 0 {
-		properties := url.Values{}
-		for key, value := range img.properties {
-			properties.Set(key, value)
-		}
-		set("properties", properties.Encode())
-	}
+	// The daemons name the file after the image and send no properties: these
+	// travel in the token.
+	set("filename", img.key.fingerprint)
 	if len(post.Profiles) > 0 {
 		set("profiles", url.Values{"profile": post.Profiles}.Encode())
 	}
@@ -170,10 +161,44 @@ func (s *Server) push(ctx context.Context, client *http.Client, base string, img
 	if res.StatusCode != http.StatusAccepted {
 		return remoteError(res)
 	}
-	// An untrusted caller cannot ask for the operation: the upload counts as
-	// done once it was accepted.
-	var accepted envelope
-	return json.NewDecoder(io.LimitReader(res.Body, maxJSON)).Decode(&accepted)
+	var accepted struct {
+		Operation string `json:"operation"`
+		Metadata  struct {
+			Metadata struct {
+				Secret string `json:"secret"`
+			} `json:"metadata"`
+		} `json:"metadata"`
+	}
+	if err := readJSON(&http.Request{Body: res.Body}, &accepted); err != nil {
+		return err
+	}
+	wait := url.Values{"secret": {accepted.Metadata.Metadata.Secret}, "timeout": {"-1"}}
+	return s.awaitRemote(ctx, client, base+accepted.Operation+"/wait?"+wait.Encode())
+}
+
+// awaitRemote waits for an operation of another server, whichever way that
+// tells of a failure.
+func (s *Server) awaitRemote(ctx context.Context, client *http.Client, at string) error {
+	res, err := s.request(ctx, client, http.MethodGet, at, nil, nil)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	var answer struct {
+		ErrorCode int           `json:"error_code"`
+		Error     string        `json:"error"`
+		Metadata  operationJSON `json:"metadata"`
+	}
+	if err := readJSON(&http.Request{Body: res.Body}, &answer); err != nil {
+		return err
+	}
+	switch {
+	case answer.Error != "":
+		return fail(answer.ErrorCode, "%s", answer.Error)
+	case answer.Metadata.Err != "":
+		return errors.New(answer.Metadata.Err)
+	}
+	return nil
 }
 
 // streamForm writes the files of a split image as a form while it is read.

@@ -127,7 +127,7 @@ func (s *Server) methods(path string) map[string]endpoint {
 		case len(rest) == 1:
 			return map[string]endpoint{"GET": {with(s.serveOperation, rest[0]), false}, "DELETE": {with(s.serveCancel, rest[0]), false}}
 		case len(rest) == 2 && rest[1] == "wait":
-			return map[string]endpoint{"GET": {with(s.serveWait, rest[0]), false}}
+			return map[string]endpoint{"GET": {with(s.serveWait, rest[0]), true}}
 		}
 	case "events":
 		if len(rest) == 0 {

@@ -143,12 +143,14 @@ func (s *Server) NewTrustToken(clientName string) string {
 // newTrustOperation makes the operation behind a trust token; the caller holds
 // the lock.
 func (s *Server) newTrustOperation(clientName string, projects []string) *operation {
+	if projects == nil {
+		projects = []string{}
+	}
 	op := s.addOperation("token", "Executing operation", defaultProject, nil, map[string]any{
 		"addresses":   s.addresses(),
 		"fingerprint": s.cert.fingerprint(),
 		"request":     map[string]any{"name": clientName, "type": "client", "projects": projects, "token": true},
 		"secret":      newSecret(),
-		"expiresAt":   time.Time{},
 	})
 	op.mayCancel = true
 	return op

@@ -186,6 +186,7 @@ type wish struct {
 	aliases     []imageAliasJSON
 	expires     jsonTime
 	source      *updateSource
+	byToken     bool              // a token decides the expiry, even that there is none
 	replace     map[string]string // the properties, whatever the metadata says
 }
 
@@ -252,6 +253,9 @@ func (s *Server) serveCreate(w http.ResponseWriter, r *http.Request) error {
 	}
 	asked, wrong := s.headerWish(r)
 	asked.project = project
+	if token != nil && !token.admitsUpload(project, asked.fingerprint) {
+		return errForbidden
+	}
 	received, err := s.receive(r)
 	if err != nil {
 		return fail(http.StatusInternalServerError, "%v", err)
@@ -265,9 +269,14 @@ func (s *Server) serveCreate(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 	}
+	var metadata map[string]any
+	if token != nil {
+		metadata = map[string]any{"secret": newSecret()}
+	}
 	s.startTask(w, task{
 		description: "Downloading image",
 		project:     projectParam(r),
+		metadata:    metadata,
 		run: func(_ context.Context, op *operation) error {
 			return s.store(r, op, received, asked)
 		},
@@ -326,8 +335,9 @@ func (s *Server) store(r *http.Request, op *operation, u *upload, asked wish) (e
 	for key, value := range asked.properties {
 		img.properties[key] = value
 	}
-	if !asked.expires.IsZero() {
+	if asked.byToken || !asked.expires.IsZero() {
 		img.expires = asked.expires.Time
+		img.zeroExpiry = img.expires.IsZero()
 	}
 	if img.profiles == nil {
 		img.profiles = []string{"default"}
