@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"strings"
 	"testing"
 	"time"
 
@@ -61,6 +62,8 @@ func testAgreement(t *testing.T, daemon *testdaemon.Daemon) {
 		})
 	}
 
+	t.Run("architectures", func(t *testing.T) { testArchitectures(t, daemon) })
+
 	t.Run("the other family's items", func(t *testing.T) {
 		server := serve(t, streamstest.Tree(realProducts(t, other, unique), nil))
 		client := newClient(t, server, func(o *simplestreams.Options) { o.Family = simplestreams.Family(family) })
@@ -69,6 +72,31 @@ func testAgreement(t *testing.T, daemon *testdaemon.Daemon) {
 		var refusal *testdaemon.Error
 		require.ErrorAs(t, daemon.Do(t.Context(), "POST", "/1.0/images", pull(server.URL, "", "unified", ""), nil), &refusal)
 	})
+}
+
+// testArchitectures imports an image for every spelling of an architecture.
+func testArchitectures(t *testing.T, daemon *testdaemon.Daemon) {
+	spellings := strings.Fields(`386 aarch64 amd64 arm arm64 arm64_generic armel armhf armhfp armv6l armv7 armv7a_hardfp
+		armv7a_vfpv3_hardfp armv7l armv8l generic_32 generic_64 i386 i586 i686 loong64 loongarch64 mips mips64 mips64el mips64le
+		mipsel mipsle powerpc powerpc64 ppc ppc64 ppc64el ppc64le riscv32 riscv64 s390x x86 x86_64`)
+	var products []streamstest.Product
+	for _, spelling := range spellings {
+		unified := tarball(t, spelling+time.Now().String(), true)
+		products = append(products, streamstest.Product{
+			Name: spelling, Aliases: []string{"on-" + spelling}, Arch: spelling,
+			Versions: []streamstest.Version{{Serial: "20240101", Family: string(daemon.Family), Unified: unified}},
+		})
+	}
+	server := serve(t, streamstest.Tree(products, nil))
+	client := newClient(t, server, nil)
+	for _, spelling := range spellings {
+		if daemon.Family == testdaemon.LXD && strings.HasPrefix(spelling, "loong") {
+			continue // Known to newer ones only.
+		}
+		mine, err := client.Resolve(t.Context(), "on-"+spelling, nil)
+		require.NoError(t, err)
+		compare(t, daemon, server.URL, "", "on-"+spelling, "", mine)
+	}
 }
 
 func pull(server, certificate, ref string, kind simplestreams.Type) map[string]any {

@@ -216,9 +216,10 @@ func decodeIndex(r io.Reader) ([]string, error) {
 	return paths, err
 }
 
-// decodeProducts reads a products file and returns the images that daemons of the family would see in it.
-func decodeProducts(r io.Reader, family Family) (*productsFile, error) {
-	d := &productsDecoder{decoder: newDecoder(r), family: family, file: &productsFile{}}
+// decodeProducts reads a products file and returns the images that daemons of the family would see in it. A prefix is
+// taken off the aliases.
+func decodeProducts(r io.Reader, family Family, prefix string) (*productsFile, error) {
+	d := &productsDecoder{decoder: newDecoder(r), family: family, prefix: prefix, file: &productsFile{}}
 	found := false
 	err := d.document(func(name []byte) error {
 		if string(name) != "products" {
@@ -242,6 +243,7 @@ func decodeProducts(r io.Reader, family Family) (*productsFile, error) {
 type productsDecoder struct {
 	*decoder
 	family Family
+	prefix string
 	file   *productsFile
 
 	current *product
@@ -261,6 +263,9 @@ func (d *productsDecoder) product(name []byte) error {
 			text, err := d.text()
 			if len(text) > 0 {
 				p.aliases = strings.Split(string(text), ",")
+			}
+			for i := range p.aliases {
+				p.aliases[i] = strings.TrimPrefix(p.aliases[i], d.prefix)
 			}
 			return err
 		case "arch":

@@ -167,7 +167,7 @@ func TestRequirementsAreTheFamilysOwn(t *testing.T) {
 
 func TestArchitectureName(t *testing.T) {
 	for name, want := range map[string]string{
-		"amd64": "x86_64", "x86_64": "x86_64", "arm64": "aarch64", "i386": "i686", "386": "i686", "armhf": "armv7l", "arm": "armv7l",
+		"amd64": "x86_64", "x86_64": "x86_64", "arm64": "aarch64", "i386": "i686", "386": "i686", "armhf": "armv7l", "armel": "armv6l",
 		"ppc64el": "ppc64le", "ppc64le": "ppc64le", "s390x": "s390x", "riscv64": "riscv64", "loong64": "loongarch64",
 	} {
 		got, ok := simplestreams.ArchitectureName(name)

@@ -72,7 +72,7 @@ func (c *Client) load(ctx context.Context, again bool) (*catalog, error) {
 			continue
 		}
 		products, err := get(ctx, c, path, before.products[path], again, func(r io.Reader) (*productsFile, error) {
-			return decodeProducts(r, c.options.Family)
+			return decodeProducts(r, c.options.Family, c.aliasPrefix())
 		})
 		if err != nil {
 			return nil, err
@@ -90,6 +90,16 @@ func (c *Client) load(ctx context.Context, again bool) (*catalog, error) {
 	c.index = next
 
 	return next, nil
+}
+
+// aliasPrefix returns what LXD (5.0.2) takes off the aliases of the one server that it knows to have a single operating
+// system. Incus does not.
+func (c *Client) aliasPrefix() string {
+	if c.server.Host == "cloud-images.ubuntu.com" && c.options.Family != Incus {
+		return "ubuntu/"
+	}
+
+	return ""
 }
 
 func (c *Client) fresh(checked time.Time) bool {

@@ -234,18 +234,38 @@ func TestRefreshSeesWhatIsNew(t *testing.T) {
 	require.Empty(t, all(t, client), "a failed refresh leaves what is known")
 }
 
+// answering returns a transport that answers from a tree, whatever the host.
+func answering(tree map[string][]byte, requests *int) http.RoundTripper {
+	return transportFunc(func(r *http.Request) (*http.Response, error) {
+		*requests++
+		content := tree[strings.TrimPrefix(r.URL.Path, "/")]
+		return &http.Response{
+			StatusCode: 200, ContentLength: int64(len(content)), Header: http.Header{},
+			Body: io.NopCloser(bytes.NewReader(content)), Request: r,
+		}, nil
+	})
+}
+
+func TestServerWithOneOperatingSystem(t *testing.T) {
+	tree := streamstest.Tree(products("both"), nil)
+	for family, alias := range map[simplestreams.Family]string{"": "noble", simplestreams.LXD: "noble", simplestreams.Incus: "ubuntu/noble"} {
+		requests := 0
+		client, err := simplestreams.New("https://cloud-images.ubuntu.com", &simplestreams.Options{
+			Family: family, HTTPClient: &http.Client{Transport: answering(tree, &requests)},
+		})
+		require.NoError(t, err)
+		for _, ref := range []string{alias, "ubuntu/noble"} {
+			image, err := client.Resolve(t.Context(), ref, &simplestreams.ResolveOptions{Architecture: "amd64"})
+			require.NoError(t, err)
+			require.Contains(t, image.Aliases, alias+"/amd64")
+		}
+	}
+}
+
 func TestTTL(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tree := streamstest.Tree(products("lxd"), nil)
 		requests := 0
-		answer := transportFunc(func(r *http.Request) (*http.Response, error) {
-			requests++
-			content := tree[strings.TrimPrefix(r.URL.Path, "/")]
-			return &http.Response{
-				StatusCode: 200, ContentLength: int64(len(content)), Header: http.Header{},
-				Body: io.NopCloser(bytes.NewReader(content)), Request: r,
-			}, nil
-		})
+		answer := answering(streamstest.Tree(products("lxd"), nil), &requests)
 		for _, test := range []struct {
 			ttl, wait time.Duration
 			requests  int
@@ -261,6 +281,44 @@ func TestTTL(t *testing.T) {
 			require.Equal(t, test.requests, requests)
 		}
 	})
+}
+
+func TestRetryAfter(t *testing.T) {
+	for name, test := range map[string]struct {
+		header   func() string
+		min, max time.Duration
+	}{
+		"seconds":  {func() string { return "7" }, 7 * time.Second, 7 * time.Second},
+		"date":     {func() string { return time.Now().Add(time.Minute).UTC().Format(http.TimeFormat) }, 59 * time.Second, time.Minute},
+		"past":     {func() string { return time.Now().Add(-time.Minute).UTC().Format(http.TimeFormat) }, 100 * time.Millisecond, 200 * time.Millisecond},
+		"nonsense": {func() string { return "-5" }, 100 * time.Millisecond, 200 * time.Millisecond},
+		"none":     {func() string { return "" }, 100 * time.Millisecond, 200 * time.Millisecond},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				requests := 0
+				good := answering(streamstest.Tree(products("lxd"), nil), &requests)
+				refused := false
+				client, err := simplestreams.New("https://images.example.net", &simplestreams.Options{HTTPClient: &http.Client{
+					Transport: transportFunc(func(r *http.Request) (*http.Response, error) {
+						if refused {
+							return good.RoundTrip(r)
+						}
+						refused = true
+						return &http.Response{
+							StatusCode: 503, Header: http.Header{"Retry-After": {test.header()}}, Body: http.NoBody, Request: r,
+						}, nil
+					}),
+				}})
+				require.NoError(t, err)
+				start := time.Now()
+				require.Len(t, all(t, client), 11)
+				require.GreaterOrEqual(t, time.Since(start), test.min)
+				require.LessOrEqual(t, time.Since(start), test.max)
+				require.Equal(t, 2, requests)
+			})
+		})
+	}
 }
 
 type transportFunc func(*http.Request) (*http.Response, error)

@@ -50,7 +50,7 @@ func (c *Client) Resolve(ctx context.Context, ref string, options *ResolveOption
 	if err != nil {
 		return nil, err
 	}
-	found, err := index.resolve(ref, &set, hosts, strict)
+	found, err := index.resolve(strings.TrimPrefix(ref, c.aliasPrefix()), &set, hosts, strict)
 	if err != nil {
 		return nil, err
 	}
@@ -146,7 +146,8 @@ func (c *catalog) byFingerprint(prefix string, o *ResolveOptions, hosts []string
 		e := &c.entries[i]
 		hex.Encode(text[:], e.fingerprint[:])
 		switch {
-		case string(text[:len(prefix)]) != prefix,
+		case e.fingerprint == digest{},
+			string(text[:len(prefix)]) != prefix,
 			o.Version != "" && e.serial != o.Version,
 			o.Type != "" && e.kind() != o.Type,
 			strict && !slices.Contains(hosts, e.product.architecture):

@@ -146,11 +146,22 @@ func statusError(response *http.Response) error {
 	}
 	err := errors.New(http.StatusText(response.StatusCode))
 	if response.StatusCode == http.StatusTooManyRequests || response.StatusCode >= 500 {
-		seconds, _ := strconv.Atoi(response.Header.Get("Retry-After"))
-		return &temporaryError{err: err, wait: time.Duration(max(seconds, 0)) * time.Second}
+		return &temporaryError{err: err, wait: retryAfter(response.Header.Get("Retry-After"))}
 	}
 
 	return err
+}
+
+// retryAfter reads the header's two forms, seconds and a date; anything else is no wait.
+func retryAfter(value string) time.Duration {
+	if seconds, err := strconv.ParseUint(value, 10, 31); err == nil {
+		return time.Duration(seconds) * time.Second
+	}
+	if date, err := http.ParseTime(value); err == nil {
+		return time.Until(date)
+	}
+
+	return 0
 }
 
 // temporaryError is a status that may be another one soon.
