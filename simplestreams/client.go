@@ -1,9 +1,11 @@
 package simplestreams
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
+	"path"
 	"strings"
 )
 
@@ -60,11 +62,11 @@ func (c *Client) Close() error {
 // URL returns the server's address as it was given, without a password.
 func (c *Client) URL() string { return c.server.Redacted() }
 
-// address returns the URL of a file on the server. The path is taken literally, so that a "%" or "?" in a name stays
-// part of the name.
-func (c *Client) address(path string) *url.URL {
+// address returns the URL of a file on the server. The name is taken literally, so that a "%" or "?" in it stays part of
+// it, but without the "." and the double slashes that it may have.
+func (c *Client) address(name string) *url.URL {
 	joined := *c.server
-	joined.Path = strings.TrimRight(c.server.Path, "/") + "/" + path
+	joined.Path = strings.TrimRight(c.server.Path, "/") + "/" + path.Clean(name)
 	joined.RawPath = ""
 
 	return &joined
@@ -76,21 +78,21 @@ func (c *Client) fileError(path string, err error) error {
 }
 
 // checkPath refuses a path that does not lead to a file below the server's address.
-func checkPath(path string) error {
+func checkPath(name string) error {
 	switch {
-	case path == "":
-		return invalidf("the path is empty")
-	case strings.HasPrefix(path, "/"), strings.Contains(path, "://"), strings.Contains(path, `\`):
-		return invalidf("path %q is not relative to the server", path)
+	case name == "" || path.Clean(name) == ".":
+		return errors.New("the path is empty")
+	case strings.HasPrefix(name, "/"), strings.Contains(name, "://"), strings.Contains(name, `\`):
+		return fmt.Errorf("path %q is not relative to the server", name)
 	}
-	for _, r := range path {
+	for _, r := range name {
 		if r < ' ' || r == 0x7f {
-			return invalidf("path %q has a control character", path)
+			return fmt.Errorf("path %q has a control character", name)
 		}
 	}
-	for segment := range strings.SplitSeq(path, "/") {
-		if segment == ".." || segment == "." {
-			return invalidf("path %q leads out of the server or is not in its shortest form", path)
+	for segment := range strings.SplitSeq(name, "/") {
+		if segment == ".." {
+			return fmt.Errorf("path %q leads out of the server", name)
 		}
 	}
 

@@ -34,7 +34,8 @@
 // Plain http is refused unless [Options.AllowHTTP] is set, in redirects too. Redirects may lead to other hosts, as they
 // do with mirrors, at most ten times; passwords do not go along. A path in the index is relative to the server's
 // address: one that is absolute, names a host or has ".." in it is refused. Metadata beyond [Options.MaxMetadataSize] is
-// an error. A file whose length is not the one in the index is refused before a byte of it is given out.
+// an error. A file whose length is not the one in the index is refused before a byte of it is given out; daemons let that
+// pass if the hash fits. An item without a sha256 is taken if the combined hash fits; daemons refuse it.
 //
 // Each file's SHA-256 is checked, and that of the whole image. The mismatch, a [*HashError], takes the place of
 // [io.EOF]: a reader that comes to io.EOF has had the right bytes, and no error of a corrupt download matches io.EOF.

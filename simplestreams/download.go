@@ -55,7 +55,7 @@ func (c *Client) Open(ctx context.Context, image *Image, options *DownloadOption
 	}
 	for _, file := range image.Files {
 		if err := checkPath(file.Path); err != nil {
-			return nil, c.fileError(file.Path, err)
+			return nil, c.fileError(file.Path, invalidf("%w", err))
 		}
 		if file.SHA256 != "" && !isHash(file.SHA256) {
 			return nil, c.fileError(file.Path, invalidf("%q is not a SHA-256 hash in lower case", file.SHA256))

@@ -152,6 +152,17 @@ func TestEscapesAndNulls(t *testing.T) {
 	require.Equal(t, "x", string(readAll(t, client, image)))
 }
 
+func TestPathsAreCleaned(t *testing.T) {
+	server := serve(t, streamstest.Tree(products("lxd"), func(all streamstest.Object) {
+		version := all["alpine:3.20:amd64"].(streamstest.Object)["versions"].(streamstest.Object)["20240301"].(streamstest.Object)
+		version["items"].(streamstest.Object)["lxd_combined.tar.gz"].(streamstest.Object)["path"] = ".//images/alpine/./3.20/amd64//20240301/lxd_combined.tar.gz"
+	}))
+	client := newClient(t, server, nil)
+	image, err := client.Resolve(t.Context(), "alpine", nil)
+	require.NoError(t, err)
+	require.Equal(t, "a unified image", string(readAll(t, client, image)))
+}
+
 func TestGzip(t *testing.T) {
 	var packed bytes.Buffer
 	writer := gzip.NewWriter(&packed)

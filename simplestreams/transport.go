@@ -104,7 +104,7 @@ type answer struct {
 // closed.
 func (c *Client) request(ctx context.Context, method, path string, header http.Header) (*answer, error) {
 	if err := checkPath(path); err != nil {
-		return nil, c.fileError(path, err)
+		return nil, c.fileError(path, invalidf("%w", err))
 	}
 
 	ctx, cancel := context.WithCancelCause(ctx)

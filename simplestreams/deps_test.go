@@ -1,0 +1,20 @@
+package simplestreams_test
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// TestDependencies keeps the package free of the rest of the module, and light.
+func TestDependencies(t *testing.T) {
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", ".").Output()
+	require.NoError(t, err)
+	others := slices.DeleteFunc(strings.Fields(string(out)), func(path string) bool {
+		return path == "github.com/golxd/lxd/simplestreams" || strings.HasPrefix(path, "github.com/go-json-experiment/json/")
+	})
+	require.Empty(t, others)
+}
