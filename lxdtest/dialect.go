@@ -61,14 +61,15 @@ type traits struct {
 	waitFailsAsError   bool // a failed wait is HTTP 200 with type error
 	waitFlushesHeaders bool // and its header is sent before the waiting
 
-	imageProject   bool // an image tells its project
-	typedFilter    bool // filters compare booleans and numbers
-	dropsProfiles  bool // the profiles header of an upload is ignored
-	nullTokenCrash bool // an upload for a token without properties ends the daemon
-	escapesTwice   bool // URLs of aliases in answers are escaped twice
-	slowAliasPatch bool // PATCH of an alias hangs for 20 seconds and fails
-	badProfile     int  // the status for a profile that does not exist in an update
-	emptyResources bool // an operation without resources has {} and not null
+	imageProject        bool // an image tells its project
+	typedFilter         bool // filters compare booleans and numbers
+	dropsProfiles       bool // the profiles header of an upload is ignored
+	nullTokenCrash      bool // an upload for a token without properties ends the daemon
+	escapesTwice        bool // URLs of aliases in answers are escaped twice
+	slowAliasPatch      bool // PATCH of an alias hangs for 20 seconds and fails
+	badProfile          int  // the status for a profile that does not exist in an update
+	pushesVMAsContainer bool // a push names the disk of a virtual machine like the root of a container
+	emptyResources      bool // an operation without resources has {} and not null
 }
 
 //go:embed extensions/lxd50.txt
@@ -86,7 +87,7 @@ var dialects = [...]traits{
 		uploadHeader: "X-LXD-", importHeader: "LXD-",
 		never:          time.Unix(0, 0).UTC(),
 		shortestPrefix: 1, urlImport: true, publicAnywhere: true, password: true,
-		dropsProfiles: true, nullTokenCrash: true, escapesTwice: true, slowAliasPatch: true, badProfile: 400,
+		dropsProfiles: true, nullTokenCrash: true, escapesTwice: true, slowAliasPatch: true, pushesVMAsContainer: true, badProfile: 400,
 	},
 	LXD69: {
 		family: "lxd", version: "6.9", extensions: strings.Fields(extensionsLXD69),
@@ -100,7 +101,7 @@ var dialects = [...]traits{
 		uploadHeader: "X-Incus-", importHeader: "Incus-",
 		shortestPrefix: 1, urlImport: true, publicAnywhere: true,
 		waitFailsAsError: true, waitFlushesHeaders: true,
-		imageProject: true, typedFilter: true, nullTokenCrash: true, badProfile: 500, emptyResources: true,
+		imageProject: true, typedFilter: true, nullTokenCrash: true, pushesVMAsContainer: true, badProfile: 500, emptyResources: true,
 	},
 }
 

@@ -116,12 +116,12 @@ func (s *Server) addAliases(r *http.Request, op *operation, img *image, aliases 
 		key := aliasKey{img.key.project, a.Name}
 		s.mu.Lock()
 		switch {
-		case op.dropped:
+		case op != nil && op.dropped:
 			s.mu.Unlock()
 			return errDropped
 		case s.aliases[key] != nil:
 			s.mu.Unlock()
-			return fail(http.StatusConflict, "Alias already exists: %s", a.Name)
+			return aliasTaken(a.Name)
 		}
 		s.giveAliases(img, []imageAliasJSON{a})
 		s.mu.Unlock()
@@ -283,8 +283,19 @@ func (s *Server) adopt(op *operation, img *image, post imagesPost) (*image, erro
 	if err != nil {
 		return nil, err
 	}
-	s.setMetadata(op, map[string]any{"fingerprint": img.key.fingerprint, "size": fmt.Sprint(img.size)})
+	s.setFinal(op, map[string]any{"fingerprint": img.key.fingerprint, "size": fmt.Sprint(img.size)})
 	return img, nil
+}
+
+// aliasTaken is the failure of an operation that cannot name its image.
+func aliasTaken(name string) error {
+	return fmt.Errorf("Alias already exists: %s", name) //nolint:staticcheck // the daemons' own words
+}
+
+// overrides tells whether a request sets anything on the image that it
+// imports. If so the daemons set the file name too, even to nothing.
+func (p *imagesPost) overrides() bool {
+	return p.Public || p.AutoUpdate || p.Filename != "" || len(p.Properties) > 0 || len(p.Profiles) > 0
 }
 
 // override sets on an image what a request asks for; the caller holds the lock.
@@ -301,7 +312,7 @@ func (s *Server) override(img *image, post imagesPost) error {
 	if post.AutoUpdate {
 		img.autoUpdate = true
 	}
-	if post.Filename != "" {
+	if post.overrides() {
 		img.filename = post.Filename
 	}
 	if !post.ExpiresAt.IsZero() {
@@ -330,7 +341,7 @@ func (s *Server) keep(r *http.Request, op *operation, u *upload, project string,
 	if info != nil {
 		asked.replace = info.Properties
 		asked.source = info.UpdateSource
-		if asked.filename == "" {
+		if !post.overrides() {
 			asked.filename = info.Filename
 		}
 		if asked.expires.IsZero() && info.ExpiresAt.Unix() > 0 {
@@ -449,7 +460,7 @@ func (s *Server) pull(ctx context.Context, r *http.Request, op *operation, proje
 	if asked != info.Fingerprint {
 		info.UpdateSource = &updateSource{
 			Alias: asked, Certificate: source.Certificate, Protocol: source.Protocol,
-			Server: source.Server, ImageType: source.ImageType,
+			Server: source.Server,
 		}
 	}
 	return s.keep(r, op, u, project, post, &info)
@@ -523,7 +534,7 @@ func (s *Server) serveRefresh(w http.ResponseWriter, r *http.Request, name strin
 				code := errorEnvelope(err).ErrorCode
 				return fail(code, "Failed to update image %q in project %q: %v", img.key.fingerprint, img.key.project, err)
 			}
-			s.setMetadata(op, map[string]any{"refreshed": fresh != img})
+			s.setFinal(op, map[string]any{"refreshed": fresh != img})
 			return nil
 		},
 	})
@@ -544,7 +555,7 @@ func (s *Server) refresh(ctx context.Context, r *http.Request, op *operation, im
 	}
 	post.Source = &imagesSource{
 		Type: "image", Mode: "pull", Alias: source.Alias, Certificate: source.Certificate,
-		Protocol: source.Protocol, Server: source.Server, ImageType: source.ImageType, Registry: source.Registry,
+		Protocol: source.Protocol, Server: source.Server, ImageType: img.kind, Registry: source.Registry,
 	}
 	fresh, err := s.importImage(ctx, r, op, img.key.project, post)
 	if err != nil || fresh == img {

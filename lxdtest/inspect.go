@@ -263,6 +263,13 @@ func (s *Server) AddImage(file []byte, opts *AddOptions) (fingerprint string, er
 	if err := s.store(nil, nil, u, asked); err != nil {
 		return "", fmt.Errorf("lxdtest: add image: %w", err)
 	}
+	img := s.existing(asked.project, u.fingerprint)
+	if img == nil {
+		return "", fmt.Errorf("lxdtest: add image: %w", errNoImage)
+	}
+	if err := s.addAliases(nil, nil, img, asked.aliases); err != nil {
+		return "", fmt.Errorf("lxdtest: add image: %w", err)
+	}
 	return u.fingerprint, nil
 }
 

@@ -182,6 +182,21 @@ func (s *Server) setMetadata(op *operation, metadata map[string]any) {
 	s.publishOperation(op)
 }
 
+// setFinal replaces the metadata of an operation, its progress included. Only
+// the secret of an upload stays.
+func (s *Server) setFinal(op *operation, metadata map[string]any) {
+	if op == nil {
+		return
+	}
+	s.mu.Lock()
+	if secret, ok := op.metadata["secret"]; ok {
+		metadata["secret"] = secret
+	}
+	op.metadata = nil
+	s.mu.Unlock()
+	s.setMetadata(op, metadata)
+}
+
 // finish ends an operation with the outcome of its work.
 func (s *Server) finish(op *operation, err error) {
 	s.mu.Lock()

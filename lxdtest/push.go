@@ -148,7 +148,11 @@ func (s *Server) push(ctx context.Context, client *http.Client, base string, img
 	var body io.ReadCloser = files[0]
 	if len(files) == 2 {
 		var contentType string
-		body, contentType = streamForm(files, kind, fingerprint, suffix)
+		rootfs := "rootfs"
+		if kind == "virtual-machine" && !s.traits.pushesVMAsContainer {
+			rootfs = "rootfs.img"
+		}
+		body, contentType = streamForm(files, rootfs, fingerprint, suffix)
 		header.Set("Content-Type", contentType)
 	} else {
 		header.Set("Content-Type", "application/octet-stream")
@@ -202,13 +206,9 @@ func (s *Server) awaitRemote(ctx context.Context, client *http.Client, at string
 }
 
 // streamForm writes the files of a split image as a form while it is read.
-func streamForm(files []*os.File, kind, fingerprint, suffix string) (body io.ReadCloser, contentType string) {
+func streamForm(files []*os.File, rootfs, fingerprint, suffix string) (body io.ReadCloser, contentType string) {
 	out, in := io.Pipe()
 	form := multipart.NewWriter(in)
-	rootfs := "rootfs"
-	if kind == "virtual-machine" {
-		rootfs = "rootfs.img"
-	}
 	go func() {
 		err := func() error {
 			for i, name := range []string{"metadata", rootfs} {

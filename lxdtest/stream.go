@@ -86,7 +86,7 @@ func (s *Server) readStream(ctx context.Context, client *http.Client, base strin
 			return nil, err
 		}
 		for _, id := range slices.Sorted(maps.Keys(products.Products)) {
-			images = append(images, productImages(id, products.Products[id])...)
+			images = append(images, productImages(s.traits.family, id, products.Products[id])...)
 		}
 	}
 	return images, nil
@@ -108,8 +108,9 @@ func (s *Server) getStreamFile(ctx context.Context, client *http.Client, at stri
 	return nil
 }
 
-// productImages lists the images of a product, newest first.
-func productImages(id string, product streamProduct) []streamImage {
+// productImages lists the images of a product, newest first. LXD looks for
+// items named lxd only; Incus 6.0.4 for those named incus only.
+func productImages(family, id string, product streamProduct) []streamImage {
 	var images []streamImage
 	serials := slices.Sorted(maps.Keys(product.Versions))
 	slices.Reverse(serials)
@@ -118,9 +119,9 @@ func productImages(id string, product streamProduct) []streamImage {
 		for _, key := range slices.Sorted(maps.Keys(version.Items)) {
 			item := version.Items[key]
 			switch item.Ftype {
-			case "lxd_combined.tar.gz", "incus_combined.tar.gz":
+			case family + "_combined.tar.gz":
 				images = append(images, newStreamImage(id, product, serial, version, item, nil, item.SHA256))
-			case "lxd.tar.xz", "incus.tar.xz":
+			case family + ".tar.xz":
 				images = append(images, splitImages(id, product, serial, version, item)...)
 			}
 		}
@@ -275,7 +276,7 @@ func (s *Server) importStream(ctx context.Context, r *http.Request, op *operatio
 	if alias != chosen.fingerprint {
 		info.UpdateSource = &updateSource{
 			Alias: alias, Certificate: source.Certificate, Protocol: "simplestreams",
-			Server: source.Server, ImageType: source.ImageType, Registry: source.Registry,
+			Server: source.Server, Registry: source.Registry,
 		}
 	}
 	img, err := s.keep(r, op, u, project, post, &info)

@@ -278,7 +278,15 @@ func (s *Server) serveCreate(w http.ResponseWriter, r *http.Request) error {
 		project:     projectParam(r),
 		metadata:    metadata,
 		run: func(_ context.Context, op *operation) error {
-			return s.store(r, op, received, asked)
+			if err := s.store(r, op, received, asked); err != nil {
+				return err
+			}
+			img := s.existing(project, received.fingerprint)
+			if img == nil {
+				return errNoImage
+			}
+			// A name that is taken fails the operation; the image stays.
+			return s.addAliases(r, op, img, asked.aliases)
 		},
 	})
 	return nil
@@ -342,34 +350,27 @@ func (s *Server) store(r *http.Request, op *operation, u *upload, asked wish) (e
 	if img.profiles == nil {
 		img.profiles = []string{"default"}
 	}
-	return s.commit(r, op, img, asked)
+	return s.commit(r, op, img)
 }
 
 // commit takes an image into the store.
-func (s *Server) commit(r *http.Request, op *operation, img *image, asked wish) error {
-	s.setMetadata(op, map[string]any{"fingerprint": img.key.fingerprint, "size": fmt.Sprint(img.size)})
+func (s *Server) commit(r *http.Request, op *operation, img *image) error {
+	s.setFinal(op, map[string]any{"fingerprint": img.key.fingerprint, "size": fmt.Sprint(img.size)})
 	s.mu.Lock()
-	err := s.checkNew(img, asked)
+	err := s.checkNew(img)
 	if err == nil {
 		err = s.addImage(op, img)
-	}
-	if err == nil {
-		s.giveAliases(img, asked.aliases)
 	}
 	s.mu.Unlock()
 	if err != nil {
 		return err
 	}
 	s.publishLifecycle(r, "image-created", imageURL(img.key), img.key.project, map[string]any{"type": img.kind})
-	for _, a := range asked.aliases {
-		key := aliasKey{img.key.project, a.Name}
-		s.publishLifecycle(r, "image-alias-created", s.aliasURL(key), key.project, map[string]any{"target": img.key.fingerprint})
-	}
 	return nil
 }
 
 // checkNew refuses an image that cannot be added; the caller holds the lock.
-func (s *Server) checkNew(img *image, asked wish) error {
+func (s *Server) checkNew(img *image) error {
 	if s.images[img.key] != nil {
 		return errDuplicate
 	}
@@ -379,15 +380,7 @@ func (s *Server) checkNew(img *image, asked wish) error {
 	if err := s.checkPublic(img.key.project, img.public); err != nil {
 		return err
 	}
-	if err := s.checkProfiles(img.key.project, img.profiles); err != nil {
-		return err
-	}
-	for _, a := range asked.aliases {
-		if s.aliases[aliasKey{img.key.project, a.Name}] != nil {
-			return fail(http.StatusConflict, "Alias already exists: %s", a.Name)
-		}
-	}
-	return nil
+	return s.checkProfiles(img.key.project, img.profiles)
 }
 
 // giveAliases names an image; the caller holds the lock and has checked that
