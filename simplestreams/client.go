@@ -14,6 +14,7 @@ type Client struct {
 	options Options
 	server  *url.URL
 	http    *http.Client
+	own     *http.Transport // nil if the caller's is used as it is
 
 	// loading is held, by sending, while the index is read. A channel, so that waiting for it ends with the context.
 	loading chan struct{}
@@ -45,17 +46,21 @@ func New(server string, options *Options) (*Client, error) {
 		return nil, fmt.Errorf("simplestreams: Family: %q is neither %q nor %q", set.Family, LXD, Incus)
 	}
 
-	client, err := newHTTPClient(&set)
+	client, own, err := newHTTPClient(&set)
 	if err != nil {
 		return nil, err
 	}
 
-	return &Client{options: set, server: address, http: client, loading: make(chan struct{}, 1)}, nil
+	return &Client{options: set, server: address, http: client, own: own, loading: make(chan struct{}, 1)}, nil
 }
 
-// Close closes idle connections. Downloads that are under way go on, and the client can still be used.
+// Close closes idle connections, but for those of a transport that the caller gave. Downloads that are under way go on,
+// and the client can still be used.
 func (c *Client) Close() error {
-	c.http.CloseIdleConnections()
+	if c.own != nil {
+		c.own.CloseIdleConnections()
+	}
+
 	return nil
 }
 

@@ -43,7 +43,8 @@ type Options struct {
 	// http.ProxyURL gives a fixed proxy.
 	Proxy func(*http.Request) (*url.URL, error)
 
-	// HTTPClient is used for requests. It is copied, not modified. RootCAs, Certificate and Proxy apply to a copy of its
+	// HTTPClient is used for requests. It is copied, not modified. If it has no Transport, or by default, the requests go
+	// through a new one that speaks HTTP/1.1, the faster one for large files, and not http.DefaultTransport. RootCAs, Certificate and Proxy apply to a copy of its
 	// transport and need that to be an *http.Transport or nil. Its Timeout, if any, covers whole downloads.
 	HTTPClient *http.Client
 

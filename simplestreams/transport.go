@@ -16,15 +16,17 @@ import (
 
 const maxRedirects = 10
 
-// newHTTPClient returns the client that requests go through: the caller's, copied, or one of our own.
-func newHTTPClient(o *Options) (*http.Client, error) {
+// newHTTPClient returns the client that requests go through, the caller's, copied, or one of our own, and its transport if
+// that is our own.
+func newHTTPClient(o *Options) (*http.Client, *http.Transport, error) {
 	var client http.Client
 	if o.HTTPClient != nil {
 		client = *o.HTTPClient
 	}
 
 	changed := o.RootCAs != nil || o.Certificate != "" || o.Proxy != nil
-	transport, ours := client.Transport.(*http.Transport)
+	theirs, plain := client.Transport.(*http.Transport)
+	var transport *http.Transport
 	switch {
 	case client.Transport == nil:
 		// Not a clone of http.DefaultTransport: programs put wrappers there. HTTP/1.1, which is faster for large files.
@@ -37,10 +39,10 @@ func newHTTPClient(o *Options) (*http.Client, error) {
 			IdleConnTimeout:     30 * time.Second,
 			ReadBufferSize:      64 << 10,
 		}
-	case ours && changed:
-		transport = transport.Clone()
+	case plain && changed:
+		transport = theirs.Clone()
 	case changed:
-		return nil, errors.New("simplestreams: RootCAs, Certificate and Proxy need an HTTPClient whose Transport is an *http.Transport")
+		return nil, nil, errors.New("simplestreams: RootCAs, Certificate and Proxy need an HTTPClient whose Transport is an *http.Transport")
 	}
 
 	if changed {
@@ -48,7 +50,7 @@ func newHTTPClient(o *Options) (*http.Client, error) {
 			transport.Proxy = o.Proxy
 		}
 		if err := trust(transport, o); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	if transport != nil {
@@ -70,7 +72,7 @@ func newHTTPClient(o *Options) (*http.Client, error) {
 		return nil
 	}
 
-	return &client, nil
+	return &client, transport, nil
 }
 
 // trust makes the transport check servers against the given certificates.
