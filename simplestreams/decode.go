@@ -168,7 +168,7 @@ func (d *decoder) unexpected(want string) error {
 
 // noEOF makes the end of the input within a document what it is.
 func noEOF(err error) error {
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
 	}
 

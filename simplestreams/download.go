@@ -168,7 +168,7 @@ func (r *FileReader) Read(p []byte) (int, error) {
 	if r.err != nil {
 		return 0, r.err
 	}
-	if r == r.download.Rootfs && r.download.Metadata.err != io.EOF {
+	if r == r.download.Rootfs && !errors.Is(r.download.Metadata.err, io.EOF) {
 		return 0, errors.New("simplestreams: the root filesystem comes after the metadata, which has not been read to its end")
 	}
 	if len(p) == 0 {

@@ -122,7 +122,7 @@ func (c *Client) request(ctx context.Context, method, path string, header http.H
 
 	watch := c.watch(cancel)
 	watch.start()
-	response, err := c.http.Do(request)
+	response, err := c.http.Do(request) //nolint:bodyclose // It is closed by way of the watchedBody around it.
 	watch.stop()
 	if err != nil {
 		err = cause(ctx, withoutURL(err))
@@ -273,7 +273,7 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 	b.watch.start()
 	n, err := b.body.Read(p)
 	b.watch.stop()
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = cause(b.ctx, err)
 	}
 
