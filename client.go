@@ -1,0 +1,515 @@
+package lxd
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/golxd/lxd/internal/wire"
+)
+
+// Version is the version of this package.
+const Version = "0.1.0"
+
+// Client talks to one LXD or Incus server. It is safe for concurrent use. Make
+// it with [New] or [Remote] and end it with Close.
+type Client struct {
+	Images  *Images
+	Aliases *Aliases
+
+	t       *transport
+	server  *serverCache
+	project string
+	public  bool
+}
+
+// Family is the kind of daemon that a server runs.
+type Family string
+
+// The two families. They speak one API with differences that this package
+// deals with.
+const (
+	LXD   Family = "lxd"
+	Incus Family = "incus"
+)
+
+// Options say how to reach a server. The zero value is fine for the local
+// daemon.
+type Options struct {
+	// ClientCertificate and ClientKey are this client's certificate and private
+	// key, PEM, as in client.crt and client.key of the command line's
+	// configuration. Only for https endpoints.
+	ClientCertificate []byte
+	ClientKey         []byte
+
+	// ServerCertificate is the one certificate, PEM, that the server must show;
+	// its names, dates and issuer are then not looked at. Without it,
+	// ServerFingerprint and RootCAs, the system's authorities decide.
+	ServerCertificate []byte
+	// ServerFingerprint is the SHA-256, hexadecimal, of the one certificate
+	// that the server must show.
+	ServerFingerprint string
+	// RootCAs are the authorities that may have issued the server's
+	// certificate, in place of the system's.
+	RootCAs *x509.CertPool
+
+	// Token is a bearer token; LXD 6.7 and up accept one. TokenSource is asked
+	// for a token before every request in its place.
+	Token       string
+	TokenSource func(context.Context) (string, error)
+
+	// Project is where images are looked for and put. Default: "default". See
+	// also [Client.InProject].
+	Project string
+
+	// Family says which daemon New("") looks for. Default: LXD, then Incus.
+	// Servers tell their family themselves.
+	Family Family
+
+	// PublicOnly makes All, Each and Get content with the public images where
+	// the server does not trust this client. Default: such calls give
+	// ErrForbidden.
+	PublicOnly bool
+
+	// Retries is how often a request, or the rest of a transfer, is tried again
+	// after a failure that may pass. Default: 4. Negative: never.
+	Retries int
+
+	// UserAgent is put before this package's own. Default: only the latter.
+	UserAgent string
+
+	// Logger receives one debug record for each request: method, path, status
+	// and duration, never a body, a secret or a token. Default: none.
+	Logger *slog.Logger
+
+	// Proxy gives the proxy of a request to an https endpoint. Default:
+	// HTTPS_PROXY and NO_PROXY of the environment. See [ProxyURL].
+	Proxy func(*http.Request) (*url.URL, error)
+
+	// Dial makes the network connections: network is "unix" or "tcp", address a
+	// path or host:port. Default: net.Dialer. An SSH client's DialContext fits.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+	// Transport wraps the round tripper, for tracing or metrics. What it
+	// returns must be safe for concurrent use. It must hand on the body of a
+	// request unwrapped if uploads are to stay at their full speed.
+	Transport func(http.RoundTripper) http.RoundTripper
+}
+
+const defaultRetries = 4
+
+// New makes a client for a server; nothing is sent yet. The endpoint is
+//
+//   - "" for the local daemon. It is the first of these that exists when a
+//     connection is made: $LXD_SOCKET, $LXD_DIR/unix.socket, $INCUS_SOCKET,
+//     $INCUS_DIR/unix.socket (a variable that is set decides, whether the
+//     socket exists or not); then /var/snap/lxd/common/lxd/unix.socket,
+//     /var/lib/lxd/unix.socket, /run/incus/unix.socket and
+//     /var/lib/incus/unix.socket. Where an Incus socket may not be used,
+//     unix.socket.user beside it is.
+//   - the path of a unix socket, or unix:// and that path.
+//   - https://host:port; the port is 8443 unless given.
+//
+// The options are copied.
+func New(endpoint string, opts *Options) (*Client, error) {
+	var o Options
+	if opts != nil {
+		o = *opts
+	}
+	t := &transport{endpoint: endpoint, retries: o.Retries, log: o.Logger, token: o.TokenSource, agent: "golxd/" + Version}
+	switch {
+	case t.retries == 0:
+		t.retries = defaultRetries
+	case t.retries < 0:
+		t.retries = 0
+	}
+	if t.log == nil {
+		t.log = slog.New(slog.DiscardHandler)
+	}
+	if t.token == nil && o.Token != "" {
+		token := o.Token
+		t.token = func(context.Context) (string, error) { return token, nil }
+	}
+	if o.UserAgent != "" {
+		t.agent = o.UserAgent + " " + t.agent
+	}
+	switch o.Family {
+	case "", LXD, Incus:
+	default:
+		return nil, invalid("Options.Family", "is %q, not %q or %q", o.Family, LXD, Incus)
+	}
+	dial := o.Dial
+	if dial == nil {
+		dial = (&net.Dialer{Timeout: dialTimeout}).DialContext
+	}
+	var tlsConfig *tls.Config
+	var proxy func(*http.Request) (*url.URL, error)
+	switch {
+	case endpoint == "":
+		t.endpoint, t.base, t.unix = "the local daemon", "http://unix", true
+		network := dial
+		dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return dialLocal(ctx, network, localSockets(o.Family))
+		}
+	case strings.HasPrefix(endpoint, "https://"):
+		u, err := url.Parse(endpoint)
+		switch {
+		case err != nil:
+			return nil, invalid("endpoint", "is not a URL: %v", err)
+		case u.Host == "" || u.Hostname() == "":
+			return nil, invalid("endpoint", "%q has no host", endpoint)
+		case u.User != nil:
+			return nil, invalid("endpoint", "holds a user name; use a client certificate or Options.Token")
+		case strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "":
+			return nil, invalid("endpoint", "%q holds more than a host and a port", endpoint)
+		}
+		if u.Port() == "" {
+			u.Host = net.JoinHostPort(u.Hostname(), "8443")
+		}
+		t.endpoint, t.base = "https://"+u.Host, "https://"+u.Host
+		if tlsConfig, err = o.tlsConfig(u.Hostname()); err != nil {
+			return nil, err
+		}
+		proxy = o.Proxy
+		if proxy == nil {
+			proxy = http.ProxyFromEnvironment
+		}
+	case strings.HasPrefix(endpoint, "http://"):
+		return nil, invalid("endpoint", "%q is plain http; the daemons speak https (or a unix socket)", endpoint)
+	default:
+		path, ok := strings.CutPrefix(endpoint, "unix://")
+		if !ok && strings.Contains(endpoint, "://") {
+			return nil, invalid("endpoint", "%q is not unix://path or https://host:port", endpoint)
+		}
+		if !ok {
+			path = strings.TrimPrefix(endpoint, "unix:")
+		}
+		if path == "" {
+			return nil, invalid("endpoint", "%q has no path of a socket", endpoint)
+		}
+		t.endpoint, t.base, t.unix = "unix://"+path, "http://unix", true
+		network := dial
+		dial = func(ctx context.Context, _, _ string) (net.Conn, error) { return network(ctx, "unix", path) }
+	}
+	t.dial, t.tls, t.proxy = dial, tlsConfig, proxy
+	t.pool = newPool(dial, &t.conns, tlsConfig, proxy)
+	t.http = t.pool
+	if o.Transport != nil {
+		t.http = o.Transport(t.pool)
+	}
+	return newClient(t, &serverCache{turn: make(chan struct{}, 1)}, o.Project, o.PublicOnly), nil
+}
+
+func newClient(t *transport, server *serverCache, project string, public bool) *Client {
+	c := &Client{t: t, server: server, project: project, public: public}
+	c.Images = &Images{client: c}
+	c.Aliases = &Aliases{client: c}
+	return c
+}
+
+// InProject gives a client for the same server, over the same connections, that
+// works in another project. Closing either closes both.
+func (c *Client) InProject(project string) *Client {
+	return newClient(c.t, c.server, project, c.public)
+}
+
+// Project is the project that this client works in.
+func (c *Client) Project() string {
+	if c.project == "" {
+		return "default"
+	}
+	return c.project
+}
+
+// Endpoint is the server's address as this client uses it, such as
+// "unix:///var/lib/lxd/unix.socket" or "https://10.0.0.7:8443".
+func (c *Client) Endpoint() string { return c.t.endpoint }
+
+// Close ends all connections of this client and of those that InProject gave,
+// also the ones in use, and makes every later call fail.
+func (c *Client) Close() error {
+	c.t.conns.closeAll()
+	c.t.pool.CloseIdleConnections()
+	return nil
+}
+
+// PinError says that a server showed another certificate than the one it must.
+type PinError struct {
+	Want string // SHA-256, hexadecimal
+	Got  string
+}
+
+// Error tells both fingerprints.
+func (e *PinError) Error() string {
+	return fmt.Sprintf("the server's certificate has the SHA-256 fingerprint %s, not %s: it was renewed, or this is another server", e.Got, e.Want)
+}
+
+func (o *Options) tlsConfig(host string) (*tls.Config, error) {
+	config := &tls.Config{
+		MinVersion:         tls.VersionTLS12,
+		ServerName:         host,
+		RootCAs:            o.RootCAs,
+		ClientSessionCache: tls.NewLRUClientSessionCache(32),
+	}
+	switch {
+	case len(o.ClientCertificate) > 0 && len(o.ClientKey) > 0:
+		pair, err := tls.X509KeyPair(o.ClientCertificate, o.ClientKey)
+		if err != nil {
+			return nil, invalid("Options.ClientCertificate", "and ClientKey do not make a pair: %v", err)
+		}
+		// The server's list of authorities says nothing about a self-signed
+		// certificate that it trusts.
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
+	case len(o.ClientCertificate) > 0:
+		return nil, invalid("Options.ClientKey", "is missing")
+	case len(o.ClientKey) > 0:
+		return nil, invalid("Options.ClientCertificate", "is missing")
+	}
+	want := strings.ToLower(o.ServerFingerprint)
+	if want != "" {
+		if raw, err := hex.DecodeString(want); err != nil || len(raw) != sha256.Size {
+			return nil, invalid("Options.ServerFingerprint", "is not the hexadecimal SHA-256 of a certificate")
+		}
+	}
+	if len(o.ServerCertificate) > 0 {
+		cert, err := parseCertificate(o.ServerCertificate)
+		if err != nil {
+			return nil, invalid("Options.ServerCertificate", "%v", err)
+		}
+		sum := certificateFingerprint(cert.Raw)
+		if want != "" && want != sum {
+			return nil, invalid("Options.ServerFingerprint", "is not that of Options.ServerCertificate")
+		}
+		want = sum
+	}
+	if want != "" {
+		config.InsecureSkipVerify = true // the pin below is stricter
+		config.VerifyConnection = func(state tls.ConnectionState) error {
+			if len(state.PeerCertificates) == 0 {
+				return errors.New("the server showed no certificate")
+			}
+			if got := certificateFingerprint(state.PeerCertificates[0].Raw); got != want {
+				return &PinError{Want: want, Got: got}
+			}
+			return nil
+		}
+	}
+	return config, nil
+}
+
+func parseCertificate(data []byte) (*x509.Certificate, error) {
+	block, _ := pem.Decode(data)
+	if block == nil || block.Type != "CERTIFICATE" {
+		return nil, errors.New("is not a PEM certificate")
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("cannot be parsed: %w", err)
+	}
+	return cert, nil
+}
+
+func certificateFingerprint(der []byte) string {
+	sum := sha256.Sum256(der)
+	return hex.EncodeToString(sum[:])
+}
+
+// localSockets are the places where the local daemon may listen, in order.
+func localSockets(family Family) []string {
+	join := filepath.Join
+	lxdSockets := func() ([]string, bool) {
+		if s := os.Getenv("LXD_SOCKET"); s != "" {
+			return []string{s}, true
+		}
+		if dir := os.Getenv("LXD_DIR"); dir != "" {
+			return []string{join(dir, "unix.socket")}, true
+		}
+		return []string{"/var/snap/lxd/common/lxd/unix.socket", "/var/lib/lxd/unix.socket"}, false
+	}
+	incusSockets := func() ([]string, bool) {
+		if s := os.Getenv("INCUS_SOCKET"); s != "" {
+			return []string{s}, true
+		}
+		if dir := os.Getenv("INCUS_DIR"); dir != "" {
+			return []string{join(dir, "unix.socket"), join(dir, "unix.socket.user")}, true
+		}
+		return []string{
+			"/run/incus/unix.socket", "/run/incus/unix.socket.user",
+			"/var/lib/incus/unix.socket", "/var/lib/incus/unix.socket.user",
+		}, false
+	}
+	l, lxdSet := lxdSockets()
+	i, incusSet := incusSockets()
+	switch {
+	case family == LXD, family == "" && lxdSet:
+		return l
+	case family == Incus, family == "" && incusSet:
+		return i
+	}
+	return slices.Concat(l, i)
+}
+
+// dialLocal connects to the first socket that exists and may be used.
+func dialLocal(ctx context.Context, dial dialFunc, sockets []string) (net.Conn, error) {
+	var first error
+	for _, path := range sockets {
+		c, err := dial(ctx, "unix", path)
+		if err == nil {
+			return c, nil
+		}
+		denied := errors.Is(err, fs.ErrPermission)
+		if first == nil || (denied && !errors.Is(first, fs.ErrPermission)) {
+			first = err
+		}
+		if !denied && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+	if errors.Is(first, fs.ErrNotExist) && len(sockets) > 1 {
+		return nil, fmt.Errorf("none of %s: %w", strings.Join(sockets, ", "), fs.ErrNotExist)
+	}
+	return nil, first
+}
+
+// Server is what a server says of itself.
+type Server struct {
+	Family     Family
+	Version    string // such as "5.0.2"
+	APIVersion string // "1.0"
+	Extensions []string
+	// Trusted says whether the server trusts this client.
+	Trusted bool
+	// Auth is the server's word for it: "trusted" or "untrusted".
+	Auth        string
+	AuthMethods []string
+	// Addresses are host:port pairs that the server listens on; empty where it
+	// does not listen on the network, or this client is not trusted.
+	Addresses []string
+	// Certificate is the server's own, PEM, and CertificateFingerprint its
+	// SHA-256.
+	Certificate            string
+	CertificateFingerprint string
+	Name                   string // host name
+	Architectures          []string
+	Project                string
+	Clustered              bool
+}
+
+// Has says whether the server has an API extension.
+func (s *Server) Has(extension string) bool { return slices.Contains(s.Extensions, extension) }
+
+// headers is what the names of the family's image headers begin with.
+func (s *Server) headers() string {
+	if s.Family == Incus {
+		return "X-Incus-"
+	}
+	return "X-LXD-"
+}
+
+// protocol is what the family calls its own protocol as a source of images.
+func (s *Server) protocol() string { return string(s.Family) }
+
+// serverCache keeps what GET /1.0 said.
+type serverCache struct {
+	turn chan struct{} // held while reading
+	info *Server       // guarded by turn
+}
+
+// Server tells what the server says of itself. It is read once, when first
+// needed, and again after Trust.
+func (c *Client) Server(ctx context.Context) (*Server, error) {
+	s, err := c.serverInfo(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	clone := *s
+	clone.Extensions = slices.Clone(s.Extensions)
+	clone.AuthMethods = slices.Clone(s.AuthMethods)
+	clone.Addresses = slices.Clone(s.Addresses)
+	clone.Architectures = slices.Clone(s.Architectures)
+	return &clone, nil
+}
+
+func (c *Client) serverInfo(ctx context.Context, again bool) (*Server, error) {
+	select {
+	case c.server.turn <- struct{}{}:
+	case <-ctx.Done():
+		return nil, c.t.connectionError(ctx, &request{method: http.MethodGet, path: "/1.0"}, ctx.Err())
+	}
+	defer func() { <-c.server.turn }()
+	if c.server.info != nil && !again {
+		return c.server.info, nil
+	}
+	var answer wire.Server
+	if _, err := c.t.call(ctx, &request{method: http.MethodGet, path: "/1.0"}, &answer); err != nil {
+		return nil, err
+	}
+	env := answer.Environment
+	info := &Server{
+		Family: LXD, Version: env.ServerVersion, APIVersion: answer.APIVersion, Extensions: answer.APIExtensions,
+		Trusted: answer.Auth == "trusted", Auth: answer.Auth, AuthMethods: answer.AuthMethods,
+		Addresses: env.Addresses, Certificate: env.Certificate, CertificateFingerprint: env.CertificateFingerprint,
+		Name: env.ServerName, Architectures: env.Architectures, Project: env.Project, Clustered: env.ServerClustered,
+	}
+	switch {
+	case env.Server == "incus":
+		info.Family = Incus
+	case env.Server == "" && slices.Contains(answer.APIExtensions, "instances_lxcfs_per_instance"):
+		// An untrusted client of Incus is not told the environment.
+		info.Family = Incus
+	}
+	c.server.info = info
+	return info, nil
+}
+
+// need gives ErrUnsupported where the server lacks an extension.
+func (c *Client) need(ctx context.Context, what, extension string) error {
+	s, err := c.serverInfo(ctx, false)
+	if err != nil {
+		return err
+	}
+	if !s.Has(extension) {
+		return unsupported(what, extension)
+	}
+	return nil
+}
+
+// query is the project, where it is not the default one.
+func (c *Client) query() url.Values {
+	if c.project == "" {
+		return nil
+	}
+	return url.Values{"project": {c.project}}
+}
+
+// path escapes each segment and joins them behind /1.0.
+func path(segments ...string) string {
+	var b bytes.Buffer
+	b.WriteString("/1.0")
+	for _, s := range segments {
+		b.WriteByte('/')
+		switch s {
+		case ".", "..":
+			// Plain dots would be taken for a relative path on the way.
+			b.WriteString(strings.ReplaceAll(s, ".", "%2E"))
+		default:
+			b.WriteString(url.PathEscape(s))
+		}
+	}
+	return b.String()
+}

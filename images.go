@@ -1,0 +1,640 @@
+package lxd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/golxd/lxd/internal/wire"
+)
+
+// ImageType tells images of containers from those of virtual machines.
+type ImageType string
+
+// The image types.
+const (
+	Container      ImageType = "container"
+	VirtualMachine ImageType = "virtual-machine"
+)
+
+// Image is an image on a server. The fields are what the server said when it
+// was read. AutoUpdate, ExpiresAt, Profiles, Properties and Public can be
+// changed and sent back with Update; the others are the server's.
+//
+// An Image must not be used from several goroutines at once while its fields
+// are changed; its methods otherwise may.
+type Image struct {
+	Aliases      []Alias   `json:"aliases"`
+	Architecture string    `json:"architecture"` // such as "x86_64"
+	AutoUpdate   bool      `json:"auto_update"`
+	Cached       bool      `json:"cached"`
+	CreatedAt    time.Time `json:"created_at"` // zero: unknown
+	ExpiresAt    time.Time `json:"expires_at"` // zero: never
+	Filename     string    `json:"filename"`
+	Fingerprint  string    `json:"fingerprint"`  // SHA-256 of the content, 64 hexadecimal digits
+	LastUsedAt   time.Time `json:"last_used_at"` // zero: never
+	// Profiles are what instances made of the image get by default.
+	Profiles []string `json:"profiles"`
+	// Project is the one the image was found in.
+	Project      string            `json:"project"`
+	Properties   map[string]string `json:"properties"`
+	Public       bool              `json:"public"`
+	Size         int64             `json:"size"` // bytes
+	Type         ImageType         `json:"type"`
+	UpdateSource *UpdateSource     `json:"update_source,omitempty"` // nil: none
+	UploadedAt   time.Time         `json:"uploaded_at"`
+
+	// ReleaseCodename and ReleaseTitle are set by LXD 6.9 and up.
+	ReleaseCodename string `json:"release_codename,omitempty"`
+	ReleaseTitle    string `json:"release_title,omitempty"`
+	// Locations are the cluster members that have the image, set by newer
+	// Incus.
+	Locations []string `json:"locations,omitempty"`
+
+	client *Client
+	secret string     // that this image was read with
+	read   imageState // the changeable fields as they were read
+	op     *Operation
+	finish func(context.Context, *Image) error // what Wait still has to do
+}
+
+// UpdateSource is where an image is updated from.
+type UpdateSource struct {
+	Alias       string    `json:"alias"`
+	Certificate string    `json:"certificate"` // of the source, PEM
+	Protocol    string    `json:"protocol"`    // lxd, incus or simplestreams
+	Server      string    `json:"server"`      // URL
+	ImageType   ImageType `json:"image_type"`
+	// ImageRegistry is the name of a registry in place of server and protocol,
+	// on servers with the extension image_registries.
+	ImageRegistry string `json:"image_registry,omitempty"`
+}
+
+// imageState are the fields of an image that can be changed.
+type imageState struct {
+	autoUpdate bool
+	expiresAt  time.Time
+	profiles   []string
+	properties map[string]string
+	public     bool
+}
+
+func (i *Image) state() imageState {
+	return imageState{
+		autoUpdate: i.AutoUpdate, expiresAt: i.ExpiresAt, profiles: slices.Clone(i.Profiles),
+		properties: maps.Clone(i.Properties), public: i.Public,
+	}
+}
+
+func (s imageState) equal(o imageState) bool {
+	return s.autoUpdate == o.autoUpdate && s.public == o.public && s.expiresAt.Equal(o.expiresAt) &&
+		slices.Equal(s.profiles, o.profiles) && maps.Equal(s.properties, o.properties)
+}
+
+// adopt makes a decoded image one of the client's.
+func (i *Image) adopt(c *Client) *Image {
+	for _, t := range []*time.Time{&i.CreatedAt, &i.ExpiresAt, &i.LastUsedAt, &i.UploadedAt} {
+		// Both the Unix epoch and the year 1 mean never.
+		if t.Unix() == 0 || t.Year() <= 1 {
+			*t = time.Time{}
+		}
+	}
+	if i.Properties == nil {
+		i.Properties = map[string]string{}
+	}
+	if i.Type == "" {
+		i.Type = Container
+	}
+	i.client = c
+	if i.Project == "" {
+		i.Project = c.Project()
+	} else if i.Project != c.Project() {
+		i.client = c.InProject(i.Project)
+	}
+	i.read = i.state()
+	return i
+}
+
+// Images manages the images of a client's project.
+type Images struct {
+	client *Client
+}
+
+// ListOptions narrow a list. All conditions must hold; a zero field is none.
+type ListOptions struct {
+	// AllProjects lists the images of all projects (extension
+	// images_all_projects). Image.Project tells which one an image is of.
+	AllProjects bool
+
+	Architecture string // such as "x86_64"
+	Type         ImageType
+	Public       *bool
+	Cached       *bool
+	AutoUpdate   *bool
+	// Properties must all be there with these values.
+	Properties map[string]string
+
+	// Filter is an expression in the server's own language, such as
+	// "properties.os eq ubuntu and not type eq container". A value that holds
+	// a space is put in double quotes; string values are regular expressions,
+	// matched whole and without regard to case. On LXD 5.0.2 conditions on
+	// booleans never match; the fields above work everywhere.
+	Filter string
+}
+
+// All lists the images with all their attributes, in one request. No match is
+// an empty list. An untrusted client gets ErrForbidden unless
+// Options.PublicOnly is set.
+func (m *Images) All(ctx context.Context, opts *ListOptions) ([]*Image, error) {
+	images := []*Image{}
+	for image, err := range m.each(ctx, opts, maxList) {
+		if err != nil {
+			return nil, err
+		}
+		images = append(images, image)
+	}
+	return images, nil
+}
+
+// Each iterates over the same images, decoding them one at a time while they
+// arrive, so in constant memory. An error is the last thing it yields, with a
+// nil image. It holds a connection while the loop runs. Ranging again lists
+// again.
+func (m *Images) Each(ctx context.Context, opts *ListOptions) iter.Seq2[*Image, error] {
+	return m.each(ctx, opts, 0)
+}
+
+func (m *Images) each(ctx context.Context, opts *ListOptions, limit int64) iter.Seq2[*Image, error] {
+	var o ListOptions
+	if opts != nil {
+		o = *opts
+		o.Properties = maps.Clone(opts.Properties)
+	}
+	return func(yield func(*Image, error) bool) {
+		c := m.client
+		if o.AllProjects {
+			if err := c.need(ctx, "list the images of all projects", "images_all_projects"); err != nil {
+				yield(nil, err)
+				return
+			}
+		}
+		req := &request{method: http.MethodGet, path: path("images"), query: o.query(c), limit: limit, header: c.demandTrust()}
+		private := false
+		elements := func(body *boundedReader) wire.ElementFunc {
+			return func(dec *jsontext.Decoder) error {
+				if limit == 0 {
+					body.left = maxMetadata // for each element
+				}
+				image := &Image{}
+				if err := wire.UnmarshalElement(dec, image); err != nil {
+					return err
+				}
+				private = private || !image.Public
+				if !o.match(image.adopt(c)) {
+					return nil
+				}
+				req.noRetry = true // what was yielded cannot be taken back
+				if !yield(image, nil) {
+					return &yieldStopped{}
+				}
+				return nil
+			}
+		}
+		_, err := c.t.call(ctx, req, boundedElements(elements))
+		var stopped *yieldStopped
+		if errors.As(err, &stopped) {
+			return
+		}
+		if err == nil && !private {
+			err = c.checkTrust(ctx)
+		}
+		if err != nil {
+			yield(nil, err)
+		}
+	}
+}
+
+// demandTrust asks a server for 403 in place of the public images only.
+func (c *Client) demandTrust() http.Header {
+	if c.t.unix || c.public {
+		return nil
+	}
+	// Each family ignores the other's; both are sent to spare a GET /1.0.
+	return http.Header{"X-LXD-authenticated": {"true"}, "X-Incus-authenticated": {"true"}}
+}
+
+// checkTrust tells a server without private images from one that hides them:
+// old servers do not know the header of demandTrust.
+func (c *Client) checkTrust(ctx context.Context) error {
+	if c.t.unix || c.public {
+		return nil
+	}
+	s, err := c.serverInfo(ctx, false)
+	if err != nil {
+		return err
+	}
+	if s.Trusted {
+		return nil
+	}
+	return &Error{
+		StatusCode: http.StatusForbidden, Method: http.MethodGet, Path: path("images"), Message: "only the public images were listed",
+		Hint: "the server does not trust this client; give Options a client certificate or token that it trusts, or set Options.PublicOnly",
+	}
+}
+
+func (o *ListOptions) query(c *Client) url.Values {
+	q := url.Values{"recursion": {"1"}}
+	switch {
+	case o.AllProjects:
+		q.Set("all-projects", "true")
+	case c.project != "":
+		q.Set("project", c.project)
+	}
+	var clauses []string
+	add := func(field, value string) {
+		if clause, ok := filterClause(field, value); ok {
+			clauses = append(clauses, clause)
+		}
+	}
+	add("architecture", o.Architecture)
+	add("type", string(o.Type))
+	for _, name := range slices.Sorted(maps.Keys(o.Properties)) {
+		add("properties."+name, o.Properties[name])
+	}
+	if o.Filter != "" {
+		clauses = append(clauses, o.Filter)
+	}
+	if len(clauses) > 0 {
+		q.Set("filter", strings.Join(clauses, " and "))
+	}
+	return q
+}
+
+// filterClause writes one condition for the server. The values are regular
+// expressions there. What its language cannot express safely is left out: match
+// looks at every image anyway, the server's filter only spares sending it.
+func filterClause(field, value string) (string, bool) {
+	if value == "" || strings.ContainsAny(field, " \"\\") || strings.ContainsAny(value, "\"\\^") {
+		return "", false
+	}
+	var b strings.Builder
+	for _, r := range value {
+		switch {
+		case r < ' ':
+			return "", false
+		case strings.ContainsRune(".+*?()|[]{}$", r):
+			b.WriteString("[" + string(r) + "]") // a backslash would have to pass two parsers
+		default:
+			b.WriteRune(r)
+		}
+	}
+	quoted := b.String()
+	if strings.Contains(quoted, " ") {
+		quoted = `"` + quoted + `"` // without a space, the quotes fail to parse
+	}
+	return field + " eq " + quoted, true
+}
+
+func (o *ListOptions) match(i *Image) bool {
+	flag := func(want *bool, is bool) bool { return want == nil || *want == is }
+	if (o.Architecture != "" && o.Architecture != i.Architecture) || (o.Type != "" && o.Type != i.Type) ||
+		!flag(o.Public, i.Public) || !flag(o.Cached, i.Cached) || !flag(o.AutoUpdate, i.AutoUpdate) {
+		return false
+	}
+	for name, want := range o.Properties {
+		if is, ok := i.Properties[name]; !ok || is != want {
+			return false
+		}
+	}
+	return true
+}
+
+// Get reads one image by its fingerprint or a unique prefix of it (LXD 6.5 and
+// up: of 12 characters at least). It is an [ErrNotFound] if there is none, and
+// an [ErrAmbiguous] if the prefix does not tell which one.
+func (m *Images) Get(ctx context.Context, fingerprint string) (*Image, error) {
+	image, _, err := m.get(ctx, fingerprint, nil)
+	return image, err
+}
+
+func (m *Images) get(ctx context.Context, fingerprint string, extra url.Values) (*Image, string, error) {
+	if err := checkFingerprint("fingerprint", fingerprint); err != nil {
+		return nil, "", err
+	}
+	query := m.client.query()
+	if len(extra) > 0 {
+		query = maps.Clone(query)
+		if query == nil {
+			query = url.Values{}
+		}
+		maps.Copy(query, extra)
+	}
+	image := &Image{}
+	ans, err := m.client.t.call(ctx, &request{method: http.MethodGet, path: path("images", strings.ToLower(fingerprint)), query: query}, image)
+	if err != nil {
+		return nil, "", m.prefixError(ctx, fingerprint, err)
+	}
+	if image.Fingerprint == "" {
+		return nil, "", fmt.Errorf("GET image %s: %w: it holds no image", fingerprint, ErrBadResponse)
+	}
+	return image.adopt(m.client), ans.etag, nil
+}
+
+// prefixError finds out whether a server refused a prefix: LXD 5.0.2 answers
+// 500 to an ambiguous one, LXD 6.5 and up 400 to a short one.
+func (m *Images) prefixError(ctx context.Context, prefix string, err error) error {
+	var e *Error
+	if len(prefix) == 64 || !errors.As(err, &e) || (e.StatusCode != http.StatusBadRequest && e.StatusCode != http.StatusInternalServerError) {
+		return err
+	}
+	if e.StatusCode == http.StatusInternalServerError {
+		var urls []string
+		if _, lerr := m.client.t.call(ctx, &request{method: http.MethodGet, path: path("images"), query: m.client.query(), limit: maxList}, &urls); lerr != nil {
+			return err
+		}
+		matches := 0
+		for _, u := range urls {
+			name, _, _ := strings.Cut(u[strings.LastIndexByte(u, '/')+1:], "?")
+			if strings.HasPrefix(name, strings.ToLower(prefix)) {
+				matches++
+			}
+		}
+		if matches < 2 {
+			return err
+		}
+	}
+	ambiguous := *e
+	ambiguous.kind, ambiguous.Hint = ErrAmbiguous, "give more digits of the fingerprint"
+	return &ambiguous
+}
+
+// GetByAlias reads the image that an alias stands for.
+func (m *Images) GetByAlias(ctx context.Context, alias string) (*Image, error) {
+	a, err := m.client.Aliases.Get(ctx, alias)
+	if err != nil {
+		return nil, err
+	}
+	return m.Get(ctx, a.Target)
+}
+
+// Exists says whether there is an image of that fingerprint (or unique prefix),
+// or else of that alias.
+func (m *Images) Exists(ctx context.Context, fingerprintOrAlias string) (bool, error) {
+	if fingerprintOrAlias == "" {
+		return false, invalid("fingerprintOrAlias", "is empty")
+	}
+	if checkFingerprint("", fingerprintOrAlias) == nil {
+		_, err := m.Get(ctx, fingerprintOrAlias)
+		if err == nil {
+			return true, nil
+		}
+		// "ace" is a fine alias too, and a short prefix is refused by some.
+		if !errors.Is(err, ErrNotFound) && !(errors.Is(err, ErrAmbiguous) && len(fingerprintOrAlias) < 12) {
+			return false, err
+		}
+	}
+	_, err := m.client.Aliases.Get(ctx, fingerprintOrAlias)
+	if errors.Is(err, ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// Client is the client that the image's methods use: that of the image's own
+// project.
+func (i *Image) Client() *Client { return i.client }
+
+// Operation is the server's work that makes, refreshes or deletes this image;
+// nil if there is none.
+func (i *Image) Operation() *Operation { return i.op }
+
+// Wait waits for the image's operation, does what is then left to do (such as
+// the aliases of an upload to LXD), and reads all attributes. Where there is no
+// operation it does nothing.
+func (i *Image) Wait(ctx context.Context) error {
+	if i.op == nil {
+		return nil
+	}
+	err := i.op.Wait(ctx)
+	if i.finish == nil {
+		return err
+	}
+	if err != nil {
+		var failed *OperationError
+		if !errors.As(err, &failed) {
+			return err
+		}
+	}
+	return i.finish(ctx, i)
+}
+
+// replace takes over all attributes of another reading of the image.
+func (i *Image) replace(with *Image) {
+	op := i.op
+	*i = *with
+	i.op = op
+}
+
+// reload reads all attributes.
+func (i *Image) reload(ctx context.Context) error {
+	now, err := i.client.Images.Get(ctx, i.Fingerprint)
+	if err != nil {
+		return err
+	}
+	i.replace(now)
+	return nil
+}
+
+// check refuses an image that no server has told of.
+func (i *Image) check() error {
+	if i == nil || i.client == nil {
+		return invalid("image", "does not come from a client; use Images.Get")
+	}
+	return checkFingerprint("Image.Fingerprint", i.Fingerprint)
+}
+
+// UpdateOptions are for what may come.
+type UpdateOptions struct{}
+
+// Update sends AutoUpdate, ExpiresAt, Profiles, Properties and Public, then
+// reads the image again. Nobody's change is lost: if any of these was changed
+// on the server since this Image was read, nothing is sent and the error is an
+// [ErrConflict]. A zero ExpiresAt means never; a nil Profiles is left as it is.
+func (i *Image) Update(ctx context.Context, _ *UpdateOptions) error {
+	if err := i.check(); err != nil {
+		return err
+	}
+	for name := range i.Properties {
+		if name == "" {
+			return invalid("Image.Properties", "has an empty name")
+		}
+	}
+	// The servers' ETag covers neither profiles nor expiry (LXD 5.0.2, Incus
+	// 6.0.4), so what was read is compared too.
+	now, etag, err := i.client.Images.get(ctx, i.Fingerprint, nil)
+	if err != nil {
+		return err
+	}
+	if !now.read.equal(i.read) {
+		return &Error{
+			StatusCode: http.StatusPreconditionFailed, Method: http.MethodPut, Path: path("images", i.Fingerprint),
+			Message: "the image was changed by somebody else", Hint: "get it again, and repeat the change",
+		}
+	}
+	if err := i.client.putImage(ctx, i.Fingerprint, i.state(), now.read, etag); err != nil {
+		return err
+	}
+	now, _, err = i.client.Images.get(ctx, i.Fingerprint, nil)
+	if err != nil {
+		// The change is made; only its reading failed.
+		i.read = i.state()
+		return nil //nolint:nilerr // as said
+	}
+	i.replace(now)
+	return nil
+}
+
+// putImage changes an image from one state to another.
+func (c *Client) putImage(ctx context.Context, fingerprint string, to, from imageState, etag string) error {
+	put := wire.ImagePut{AutoUpdate: to.autoUpdate, Profiles: to.profiles, Properties: to.properties, Public: to.public, ExpiresAt: to.expiresAt}
+	if put.Profiles == nil {
+		put.Profiles = from.profiles
+	}
+	if to.expiresAt.IsZero() && !from.expiresAt.IsZero() {
+		put.ExpiresAt = time.Unix(0, 0).UTC() // the zero time would mean keep
+	}
+	req := &request{method: http.MethodPut, path: path("images", fingerprint), query: c.query(), json: put}
+	if etag != "" {
+		req.header = http.Header{"If-Match": {etag}}
+	}
+	_, err := c.t.call(ctx, req, nil)
+	return err
+}
+
+// DeleteOptions say how to delete.
+type DeleteOptions struct {
+	// Wait returns when the image is gone. Default: when the server has
+	// accepted the work.
+	Wait bool
+}
+
+// Delete removes the image and its aliases from the server.
+func (i *Image) Delete(ctx context.Context, opts *DeleteOptions) error {
+	if err := i.check(); err != nil {
+		return err
+	}
+	op, err := i.client.start(ctx, &request{method: http.MethodDelete, path: path("images", i.Fingerprint), query: i.client.query()}, i.gone)
+	if errors.Is(err, errDeletedBefore) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	i.op, i.finish = op, nil
+	if opts == nil || !opts.Wait {
+		return nil
+	}
+	return op.Wait(ctx)
+}
+
+// gone settles a forgotten deletion.
+func (i *Image) gone(ctx context.Context) error {
+	_, err := i.client.Images.Get(ctx, i.Fingerprint)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return nil
+	case err != nil:
+		return err
+	}
+	return errUnsettled
+}
+
+// RefreshOptions say how to refresh.
+type RefreshOptions struct {
+	// Wait returns when the server has looked for, and fetched, a newer image.
+	// Default: when it has accepted the work.
+	Wait bool
+}
+
+// Refresh makes the server look for a newer version of the image where it came
+// from (UpdateSource), and take that if there is one. The newer image is
+// another one: it has another fingerprint, and this one's aliases. With Wait,
+// or after Image.Wait, the boolean "refreshed" in the metadata of
+// Image.Operation tells whether there was one.
+func (i *Image) Refresh(ctx context.Context, opts *RefreshOptions) error {
+	if err := i.check(); err != nil {
+		return err
+	}
+	if err := i.client.need(ctx, "refresh an image", "image_force_refresh"); err != nil {
+		return err
+	}
+	op, err := i.client.start(ctx, &request{method: http.MethodPost, path: path("images", i.Fingerprint, "refresh"), query: i.client.query()}, nil)
+	if err != nil {
+		return err
+	}
+	i.op, i.finish = op, nil
+	if opts == nil || !opts.Wait {
+		return nil
+	}
+	return op.Wait(ctx)
+}
+
+// AddAlias gives the image one more name. It is an [ErrExists] if the name is
+// taken; see SetAlias.
+func (i *Image) AddAlias(ctx context.Context, name, description string) error {
+	return i.changeAlias(ctx, name, description, i.aliases().Create)
+}
+
+// SetAlias makes the name stand for this image, whether it is new or stood for
+// another one. A name that exists is moved in one request.
+func (i *Image) SetAlias(ctx context.Context, name, description string) error {
+	return i.changeAlias(ctx, name, description, i.aliases().Set)
+}
+
+func (i *Image) changeAlias(ctx context.Context, name, description string, change func(context.Context, Alias) error) error {
+	if err := i.check(); err != nil {
+		return err
+	}
+	if err := change(ctx, Alias{Name: name, Description: description, Target: i.Fingerprint}); err != nil {
+		return err
+	}
+	i.Aliases = slices.DeleteFunc(i.Aliases, func(a Alias) bool { return a.Name == name })
+	i.Aliases = append(i.Aliases, Alias{Name: name, Description: description})
+	return nil
+}
+
+// DeleteAlias takes a name from the image. It is an [ErrNotFound] if the name
+// does not exist, and an [ErrConflict] if it stands for another image.
+func (i *Image) DeleteAlias(ctx context.Context, name string) error {
+	if err := i.check(); err != nil {
+		return err
+	}
+	alias, err := i.aliases().Get(ctx, name)
+	if err != nil {
+		return err
+	}
+	if alias.Target != i.Fingerprint {
+		return fmt.Errorf("alias %q stands for image %.12s, not %.12s: %w", name, alias.Target, i.Fingerprint, ErrConflict)
+	}
+	if err := i.aliases().Delete(ctx, name); err != nil {
+		return err
+	}
+	i.Aliases = slices.DeleteFunc(i.Aliases, func(a Alias) bool { return a.Name == name })
+	return nil
+}
+
+func (i *Image) aliases() *Aliases {
+	if i == nil || i.client == nil {
+		return &Aliases{} // check refuses it before it is used
+	}
+	return i.client.Aliases
+}

@@ -1,0 +1,433 @@
+package lxd
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"mime"
+	"mime/multipart"
+	"net/http"
+	"net/url"
+	gopath "path"
+
+	"strconv"
+	"strings"
+
+	"github.com/golxd/lxd/internal/progress"
+	"github.com/golxd/lxd/internal/pump"
+)
+
+// ExportOptions say how to export.
+type ExportOptions struct {
+	// Progress is told of the phase receive. Of a split image the total is not
+	// known to the server beforehand and is what it says of the image.
+	Progress func(Progress)
+}
+
+// Export is the content of an image while it arrives. It is hashed on the way:
+// the last Read gives a [*FingerprintError] in place of io.EOF if the content
+// is not that of the image, so that io.Copy and its kin cannot miss it. WriteTo
+// does the same.
+//
+// A split image is two files. Read ends with io.EOF after each, Next goes on to
+// the second. What is wrong with the content shows at the end of the last.
+//
+// An Export must be closed. It is for one goroutine at a time.
+type Export struct {
+	image    *Image
+	ctx      context.Context //nolint:containedctx // of the transfer, which is what an Export is
+	cancel   context.CancelFunc
+	source   io.ReadCloser
+	hash     hash.Hash
+	meter    *progress.Meter
+	received int64
+
+	filename string
+	size     int64
+	split    bool
+	form     *multipart.Reader
+	part     int // 0, and 1 for the rootfs of a split image
+	pump     *pump.Pump
+	err      error // what every later Read gives
+}
+
+// Export begins to fetch the image's content. It returns when the server has
+// begun to send. After a cut, the content of a unified image is fetched from
+// there on, as often as Options.Retries says; a split image cannot be, the
+// error is then a [*FingerprintError] that wraps the cause.
+func (i *Image) Export(ctx context.Context, opts *ExportOptions) (*Export, error) {
+	if err := i.check(); err != nil {
+		return nil, err
+	}
+	var o ExportOptions
+	if opts != nil {
+		o = *opts
+	}
+	return i.export(ctx, sha256.New(), 0, o.Progress)
+}
+
+// export fetches from an offset on, with the hash of what is before it.
+func (i *Image) export(ctx context.Context, h hash.Hash, offset int64, report func(Progress)) (*Export, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	e := &Export{image: i, ctx: ctx, cancel: cancel, hash: h, received: offset}
+	if err := e.open(offset); err != nil {
+		cancel()
+		return nil, err
+	}
+	total := e.size
+	if e.split && i.Size > 0 {
+		total = i.Size
+	}
+	e.meter = meter(PhaseReceive, total, report)
+	e.meter.Phase(PhaseReceive, offset, total)
+	if err := e.begin(); err != nil {
+		_ = e.Close()
+		return nil, err
+	}
+	return e, nil
+}
+
+// exportRequest is the request for the content, from an offset on.
+func (i *Image) exportRequest(offset int64) *request {
+	query := i.client.query()
+	if i.secret != "" {
+		q := url.Values{"secret": {i.secret}}
+		for name, values := range query {
+			q[name] = values
+		}
+		query = q
+	}
+	req := &request{method: http.MethodGet, path: path("images", i.Fingerprint, "export"), query: query}
+	if offset > 0 {
+		req.header = http.Header{"Range": {fmt.Sprintf("bytes=%d-", offset)}}
+	}
+	return req
+}
+
+func (e *Export) open(offset int64) error {
+	req := e.image.exportRequest(offset)
+	res, err := e.image.client.t.stream(e.ctx, req)
+	if err != nil {
+		return err
+	}
+	kind, params, err := mime.ParseMediaType(res.Header.Get("Content-Type"))
+	if err != nil {
+		kind = ""
+	}
+	switch {
+	case strings.HasPrefix(kind, "multipart/"):
+		if offset > 0 {
+			_ = res.Body.Close()
+			return errNoRange
+		}
+		e.split, e.size = true, -1
+		e.source = res.Body
+		// The parser reads 4 KiB at a time; the buffer makes larger reads of it.
+		e.form = multipart.NewReader(bufio.NewReaderSize(res.Body, 64<<10), params["boundary"])
+		return nil
+	case kind != "application/octet-stream":
+		defer func() { _ = res.Body.Close() }()
+		return e.image.client.t.badResponse(req, res, errors.New("it is not an image"))
+	}
+	size := res.ContentLength
+	if res.StatusCode == http.StatusPartialContent {
+		from, total, err := parseContentRange(res.Header.Get("Content-Range"))
+		if err != nil || offset == 0 || from != offset || (e.image.Size > 0 && total != e.image.Size) {
+			_ = res.Body.Close()
+			return fmt.Errorf("GET %s from byte %d on: %w: the answer is the range %q of an image of %d bytes",
+				req.path, offset, ErrBadResponse, res.Header.Get("Content-Range"), e.image.Size)
+		}
+		size = total
+	} else if offset > 0 {
+		_ = res.Body.Close()
+		return errNoRange
+	}
+	e.size = size
+	e.filename = dispositionName(res.Header.Get("Content-Disposition"))
+	e.source = &resuming{export: e, body: res.Body, offset: offset, size: size, left: e.image.client.t.retries}
+	return nil
+}
+
+// errNoRange says that the server sent everything where a range was asked for.
+var errNoRange = fmt.Errorf("the server does not continue a transfer: %w: it ignored the Range header", ErrBadResponse)
+
+// begin starts to read the next file.
+func (e *Export) begin() error {
+	src := io.Reader(e.source)
+	if e.split {
+		part, err := e.form.NextPart()
+		if err != nil {
+			return e.incomplete(err)
+		}
+		e.filename = dispositionName(part.Header.Get("Content-Disposition"))
+		src = part
+	}
+	e.pump = pump.Start(src, e.hash, func(n int) {
+		e.meter.Add(n)
+	})
+	return nil
+}
+
+// Split says whether the image is two files, the metadata tarball and the
+// rootfs.
+func (e *Export) Split() bool { return e.split }
+
+// Filename is what the server calls the current file: the last element of it,
+// not to be trusted as a path on its own. It may be empty.
+func (e *Export) Filename() string { return e.filename }
+
+// Size is the number of bytes of the current file, or -1 where the server does
+// not tell (a split image).
+func (e *Export) Size() int64 { return e.size }
+
+// Read reads the current file.
+func (e *Export) Read(p []byte) (int, error) {
+	if e.err != nil {
+		return 0, e.err
+	}
+	n, err := e.pump.Read(p)
+	if err != nil {
+		e.err = e.end(err)
+	}
+	return n, e.err
+}
+
+// WriteTo writes the rest of the current file to w, in large blocks.
+func (e *Export) WriteTo(w io.Writer) (int64, error) {
+	if e.err != nil {
+		if errors.Is(e.err, io.EOF) {
+			return 0, nil
+		}
+		return 0, e.err
+	}
+	var toErr error
+	n, err := e.pump.WriteTo(writerErr{w, &toErr})
+	switch {
+	case toErr != nil:
+		return n, toErr // of w: the transfer itself is well
+	case err == nil:
+		err = io.EOF
+	}
+	e.err = e.end(err)
+	if errors.Is(e.err, io.EOF) {
+		return n, nil
+	}
+	return n, e.err
+}
+
+// writerErr tells an error of the writer from one of the source.
+type writerErr struct {
+	w   io.Writer
+	err *error
+}
+
+func (w writerErr) Write(p []byte) (int, error) {
+	n, err := w.w.Write(p)
+	if err == nil && n < len(p) {
+		err = io.ErrShortWrite
+	}
+	*w.err = err
+	return n, err
+}
+
+// Next goes on to the rootfs of a split image, reading what is left of the
+// metadata. It gives io.EOF if there is no further file; the content as a whole
+// was then verified.
+func (e *Export) Next() error {
+	if e.err == nil {
+		if _, err := e.WriteTo(io.Discard); err != nil {
+			return err
+		}
+	}
+	if !errors.Is(e.err, io.EOF) || !e.split || e.part > 0 {
+		return e.err
+	}
+	e.pump.Close()
+	e.part, e.err = 1, nil
+	if err := e.begin(); err != nil {
+		e.err = err
+		return err
+	}
+	return nil
+}
+
+// end decides what the end of a file means.
+func (e *Export) end(err error) error {
+	if !errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return e.incomplete(err)
+	}
+	if e.split && e.part == 0 {
+		return io.EOF
+	}
+	if e.split {
+		// A server that fails in the middle may still end the form properly,
+		// but what comes behind the rootfs tells of a broken connection.
+		if _, err := e.form.NextPart(); err == nil {
+			return e.incomplete(errors.New("there is a third file in it"))
+		} else if !errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			return e.incomplete(err)
+		}
+	}
+	e.meter.Stop()
+	if got := hex.EncodeToString(e.hash.Sum(nil)); got != e.image.Fingerprint {
+		return &FingerprintError{Want: e.image.Fingerprint, Got: got}
+	}
+	return io.EOF
+}
+
+// incomplete is the error for content that ended too soon.
+func (e *Export) incomplete(err error) error {
+	if cause := e.ctx.Err(); cause != nil {
+		return e.image.client.t.connectionError(e.ctx, e.image.exportRequest(0), cause)
+	}
+	var typed *Error
+	if errors.As(err, &typed) {
+		return err
+	}
+	if errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return &FingerprintError{Want: e.image.Fingerprint, Err: err}
+}
+
+// Close ends the transfer. Closing before the end is not an error.
+func (e *Export) Close() error {
+	e.cancel() // ends a Read of the source that blocks
+	if e.pump != nil {
+		e.pump.Close()
+	}
+	_ = e.source.Close()
+	e.meter.Stop()
+	if e.err == nil {
+		e.err = errors.New("the export is closed")
+	}
+	return nil
+}
+
+// resuming reads the content of a unified image and asks for the rest of it
+// where the connection breaks.
+type resuming struct {
+	export *Export
+	body   io.ReadCloser
+	offset int64
+	size   int64 // -1 where unknown
+	left   int   // retries
+	err    error // of the break
+}
+
+func (r *resuming) Read(p []byte) (int, error) {
+	for {
+		if r.err != nil {
+			if err := r.resume(); err != nil {
+				return 0, err
+			}
+		}
+		n, err := r.body.Read(p)
+		r.offset += int64(n)
+		switch {
+		case err == nil:
+			return n, nil
+		case errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && (r.size < 0 || r.offset == r.size):
+			return n, io.EOF
+		case errors.Is(err, io.EOF):
+			err = io.ErrUnexpectedEOF
+		}
+		r.err = err
+		if n > 0 {
+			return n, nil
+		}
+	}
+}
+
+func (r *resuming) resume() error {
+	c, ctx := r.export.image.client, r.export.ctx
+	if r.size < 0 || r.left <= 0 || ctx.Err() != nil {
+		return r.err
+	}
+	_ = r.body.Close()
+	if wait := sleep(ctx, backoff(c.t.retries-r.left)); wait != nil {
+		return wait
+	}
+	r.left--
+	c.t.log.DebugContext(ctx, "lxd export goes on after a cut", "fingerprint", r.export.image.Fingerprint, "offset", r.offset, "error", r.err)
+	req := r.export.image.exportRequest(r.offset)
+	if r.offset == r.size {
+		return io.EOF
+	}
+	if r.offset == 0 {
+		// Nothing had come: the whole is asked for.
+		res, err := c.t.stream(ctx, req)
+		if err != nil {
+			return err
+		}
+		if res.ContentLength != r.size {
+			_ = res.Body.Close()
+			return fmt.Errorf("%w: the image has %d bytes now, not %d", ErrBadResponse, res.ContentLength, r.size)
+		}
+		r.body, r.err = res.Body, nil
+		return nil
+	}
+	res, err := c.t.stream(ctx, req)
+	if err != nil {
+		return err
+	}
+	from, total, err := parseContentRange(res.Header.Get("Content-Range"))
+	switch {
+	case res.StatusCode != http.StatusPartialContent:
+		err = errNoRange
+	case err != nil || from != r.offset || total != r.size:
+		err = fmt.Errorf("%w: asked for the bytes from %d on of %d, the answer is the range %q", ErrBadResponse, r.offset, r.size, res.Header.Get("Content-Range"))
+	default:
+		r.body, r.err = res.Body, nil
+		return nil
+	}
+	_ = res.Body.Close()
+	return err
+}
+
+func (r *resuming) Close() error { return r.body.Close() }
+
+// parseContentRange reads "bytes 5-9/10" into where it begins and the total.
+func parseContentRange(s string) (from, total int64, err error) {
+	bad := fmt.Errorf("%w: Content-Range is %q", ErrBadResponse, s)
+	rest, ok := strings.CutPrefix(s, "bytes ")
+	if !ok {
+		return 0, 0, bad
+	}
+	span, size, ok := strings.Cut(rest, "/")
+	if !ok {
+		return 0, 0, bad
+	}
+	first, last, ok := strings.Cut(span, "-")
+	if !ok {
+		return 0, 0, bad
+	}
+	from, err1 := strconv.ParseInt(first, 10, 64)
+	to, err2 := strconv.ParseInt(last, 10, 64)
+	total, err3 := strconv.ParseInt(size, 10, 64)
+	if err1 != nil || err2 != nil || err3 != nil || from < 0 || to < from || total <= to {
+		return 0, 0, bad
+	}
+	if to != total-1 {
+		return 0, 0, fmt.Errorf("%w: the range %q stops before the end", ErrBadResponse, s)
+	}
+	return from, total, nil
+}
+
+// dispositionName is the last path element of a Content-Disposition's filename.
+func dispositionName(header string) string {
+	_, params, err := mime.ParseMediaType(header)
+	if err != nil {
+		return ""
+	}
+	name := gopath.Base(gopath.Clean("/" + strings.ReplaceAll(params["filename"], `\`, "/")))
+	if name == "/" || checkFilename("", name) != nil {
+		return ""
+	}
+	return name
+}

@@ -1,0 +1,369 @@
+package lxd
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/golxd/lxd/internal/lockfile"
+)
+
+// ExportToOptions say how to export into a folder.
+type ExportToOptions struct {
+	// Name is what the files are called, without the extension. Default: the
+	// fingerprint. It must be a plain file name.
+	Name string
+	// Sync makes the files durable (fsync) before they get their final names.
+	// Default: that is left to the system.
+	Sync bool
+	// Progress is told of the phases verify (of what is there already) and
+	// receive.
+	Progress func(Progress)
+}
+
+// ExportedFiles are the paths of an image's files.
+type ExportedFiles struct {
+	// Image is the file of a unified image, or the metadata tarball of a split
+	// one.
+	Image string
+	// Rootfs is the second file of a split image, else empty.
+	Rootfs string
+}
+
+// ExportTo writes the image into files of a folder that exists: NAME.tar.gz for
+// a unified image, NAME.meta.tar.xz and NAME.squashfs (or .qcow2, .tar.xz) for
+// a split one; the extensions follow the content. They are verified, and get
+// these names only when they are whole. If they are there already, they are
+// verified and nothing is fetched.
+//
+// While it arrives the content is in FINGERPRINT.partial. If the transfer of a
+// unified image ends early, or the process does, that file stays, and the next
+// ExportTo into the folder goes on from it. A split image starts over. Of two
+// calls for one image and folder at once, one waits and finds the files of the
+// other.
+func (i *Image) ExportTo(ctx context.Context, dir string, opts *ExportToOptions) (*ExportedFiles, error) {
+	if err := i.check(); err != nil {
+		return nil, err
+	}
+	var o ExportToOptions
+	if opts != nil {
+		o = *opts
+	}
+	switch {
+	case dir == "":
+		return nil, invalid("dir", "is empty")
+	case o.Name == "":
+		o.Name = i.Fingerprint
+	case o.Name == "." || o.Name == ".." || strings.ContainsAny(o.Name, `/\`) || filepath.Base(o.Name) != o.Name || checkFilename("", o.Name) != nil:
+		return nil, invalid("ExportToOptions.Name", "%q is not a plain file name", o.Name)
+	}
+	x := &exportTo{ExportToOptions: o, ctx: ctx, image: i, dir: dir}
+	partial, err := lockfile.Open(ctx, x.partialPath(), 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open the partial file: %w", err)
+	}
+	x.partial = partial
+	files, err := x.run()
+	if cerr := partial.Close(); err == nil && cerr != nil {
+		return nil, cerr
+	}
+	return files, err
+}
+
+// exportTo is one call of ExportTo.
+type exportTo struct {
+	ExportToOptions
+	ctx     context.Context //nolint:containedctx // of the one call
+	image   *Image
+	dir     string
+	partial *os.File
+}
+
+func (x *exportTo) partialPath() string {
+	return filepath.Join(x.dir, x.image.Fingerprint+".partial")
+}
+
+func (x *exportTo) rootfsPartialPath() string {
+	return filepath.Join(x.dir, x.image.Fingerprint+".rootfs.partial")
+}
+
+func (x *exportTo) run() (*ExportedFiles, error) {
+	files, err := x.present()
+	if err != nil || files != nil {
+		if files != nil {
+			err = os.Remove(x.partialPath())
+		}
+		return files, err
+	}
+	sum := sha256.New()
+	have, err := x.resumable(sum)
+	if err != nil {
+		return nil, err
+	}
+	if have > 0 && have == x.image.Size {
+		// An earlier call ended between the last byte and the renaming.
+		if hex.EncodeToString(sum.Sum(nil)) == x.image.Fingerprint {
+			return x.unified()
+		}
+		sum, have = sha256.New(), 0
+	}
+	export, err := x.image.export(x.ctx, sum, have, x.Progress)
+	if errors.Is(err, errNoRange) && have > 0 {
+		// This server, or this kind of image, starts over.
+		sum, have = sha256.New(), 0
+		export, err = x.image.export(x.ctx, sum, 0, x.Progress)
+	}
+	if err != nil {
+		x.dropEmpty()
+		return nil, err
+	}
+	defer func() { _ = export.Close() }()
+	if err := x.partial.Truncate(have); err != nil {
+		return nil, err
+	}
+	if _, err := x.partial.Seek(have, io.SeekStart); err != nil {
+		return nil, err
+	}
+	if export.Split() {
+		return x.split(export)
+	}
+	if _, err := export.WriteTo(x.partial); err != nil {
+		var corrupt *FingerprintError
+		if errors.As(err, &corrupt) && corrupt.Got != "" {
+			_ = x.partial.Truncate(0)
+		}
+		x.dropEmpty()
+		return nil, err
+	}
+	return x.unified()
+}
+
+// unified publishes the file of a unified image.
+func (x *exportTo) unified() (*ExportedFiles, error) {
+	path, err := x.publish(x.partial, x.Name)
+	if err != nil {
+		return nil, err
+	}
+	return &ExportedFiles{Image: path}, nil
+}
+
+// dropEmpty removes a partial file that holds nothing to go on from.
+func (x *exportTo) dropEmpty() {
+	if info, err := x.partial.Stat(); err == nil && info.Size() == 0 {
+		_ = os.Remove(x.partialPath())
+	}
+}
+
+// resumable hashes what an earlier call left, and tells how much of it there
+// is. What is longer than the image is not part of it.
+func (x *exportTo) resumable(sum hash.Hash) (int64, error) {
+	info, err := x.partial.Stat()
+	if err != nil {
+		return 0, err
+	}
+	size := info.Size()
+	if size == 0 || x.image.Size <= 0 || size > x.image.Size {
+		return 0, x.partial.Truncate(0)
+	}
+	m := meter(PhaseVerify, size, x.Progress)
+	defer m.Stop()
+	return size, hashFile(x.ctx, sum, x.partial, m.Add)
+}
+
+// split writes the two files of a split image.
+func (x *exportTo) split(export *Export) (files *ExportedFiles, err error) {
+	rootfs, err := os.OpenFile(x.rootfsPartialPath(), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		_ = rootfs.Close()
+		if err != nil {
+			// There is nothing to go on from.
+			_ = os.Remove(x.rootfsPartialPath())
+			_ = os.Remove(x.partialPath())
+		}
+	}()
+	if _, err := export.WriteTo(x.partial); err != nil {
+		return nil, err
+	}
+	if err := export.Next(); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = &FingerprintError{Want: x.image.Fingerprint, Err: io.ErrUnexpectedEOF}
+		}
+		return nil, err
+	}
+	if _, err := export.WriteTo(rootfs); err != nil {
+		return nil, err
+	}
+	files = &ExportedFiles{}
+	if files.Rootfs, err = x.publish(rootfs, x.Name); err != nil {
+		return nil, err
+	}
+	if files.Image, err = x.publish(x.partial, x.Name+".meta"); err != nil {
+		return nil, errors.Join(err, os.Remove(files.Rootfs))
+	}
+	return files, nil
+}
+
+// publish gives a whole file its final name.
+func (x *exportTo) publish(f *os.File, name string) (string, error) {
+	ext, err := extension(f)
+	if err != nil {
+		return "", err
+	}
+	if x.Sync {
+		if err := f.Sync(); err != nil {
+			return "", err
+		}
+	}
+	final := filepath.Join(x.dir, name+ext)
+	if err := f.Chmod(0o644); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		return "", err
+	}
+	return final, os.Rename(f.Name(), final)
+}
+
+// present finds the files of an earlier call and verifies them. Files of these
+// names with other content are not those of the image; they are replaced.
+func (x *exportTo) present() (*ExportedFiles, error) {
+	for _, path := range x.candidates(x.Name) {
+		same, err := x.holdsImage(path)
+		if err != nil {
+			return nil, err
+		}
+		if same {
+			return &ExportedFiles{Image: path}, nil
+		}
+	}
+	for _, metadata := range x.candidates(x.Name + ".meta") {
+		for _, rootfs := range x.candidates(x.Name) {
+			same, err := x.holdsImage(metadata, rootfs)
+			if err != nil {
+				return nil, err
+			}
+			if same {
+				return &ExportedFiles{Image: metadata, Rootfs: rootfs}, nil
+			}
+		}
+	}
+	return nil, nil
+}
+
+func (x *exportTo) candidates(name string) []string {
+	var found []string
+	for _, ext := range extensions() {
+		path := filepath.Join(x.dir, name+ext)
+		if info, err := os.Lstat(path); err == nil && info.Mode().IsRegular() {
+			found = append(found, path)
+		}
+	}
+	return found
+}
+
+// holdsImage says whether the files are the image. The length is looked at
+// first, as hashing takes long.
+func (x *exportTo) holdsImage(paths ...string) (bool, error) {
+	var size int64
+	for _, path := range paths {
+		info, err := os.Stat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		size += info.Size()
+	}
+	if x.image.Size > 0 && size != x.image.Size {
+		return false, nil
+	}
+	m := meter(PhaseVerify, size, x.Progress)
+	defer m.Stop()
+	sum := sha256.New()
+	for _, path := range paths {
+		f, err := os.Open(path)
+		if err != nil {
+			return false, err
+		}
+		err = hashFile(x.ctx, sum, f, m.Add)
+		_ = f.Close()
+		if err != nil {
+			return false, err
+		}
+	}
+	return hex.EncodeToString(sum.Sum(nil)) == x.image.Fingerprint, nil
+}
+
+// hashFile hashes a file from its beginning, obeying ctx.
+func hashFile(ctx context.Context, sum hash.Hash, f *os.File, count func(int)) error {
+	block := make([]byte, 256<<10)
+	var at int64
+	for {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("hash %s: %w", f.Name(), context.Cause(ctx))
+		}
+		n, err := f.ReadAt(block, at)
+		sum.Write(block[:n])
+		count(n)
+		at += int64(n)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// formats are the kinds of file that images consist of, told by how they begin.
+var formats = []struct {
+	ext    string
+	magic  string
+	offset int64
+}{
+	{".tar.gz", "\x1f\x8b", 0},
+	{".tar.xz", "\xfd7zXZ\x00", 0},
+	{".tar.zst", "\x28\xb5\x2f\xfd", 0},
+	{".tar.bz2", "BZh", 0},
+	{".tar.lzma", "\x5d\x00\x00", 0},
+	{".tar.lz4", "\x04\x22\x4d\x18", 0},
+	{".squashfs", "hsqs", 0},
+	{".qcow2", "QFI\xfb", 0},
+	{".tar", "ustar", 257},
+}
+
+// unknownFormat is the extension of what is none of the formats.
+const unknownFormat = ".img"
+
+func extensions() []string {
+	var list []string
+	for _, f := range formats {
+		list = append(list, f.ext)
+	}
+	return append(list, unknownFormat)
+}
+
+func extension(f *os.File) (string, error) {
+	head := make([]byte, 512)
+	n, err := f.ReadAt(head, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", err
+	}
+	head = head[:n]
+	for _, format := range formats {
+		if int64(len(head)) > format.offset && bytes.HasPrefix(head[format.offset:], []byte(format.magic)) {
+			return format.ext, nil
+		}
+	}
+	return unknownFormat, nil
+}

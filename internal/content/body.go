@@ -1,0 +1,421 @@
+package content
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"sync"
+
+	"github.com/golxd/lxd/internal/netconn"
+)
+
+// Body is one sending of a [Content]. It is a request's body: net/http hands it
+// unwrapped to the connection, which lets it send itself (SendTo); where
+// somebody else reads it, Read and WriteTo do the same through user space.
+type Body struct {
+	content *Content
+	sent    func(int)
+
+	mu     sync.Mutex // Read and Close may come from two goroutines
+	closed bool
+
+	part   int
+	offset int64 // within the part
+	failed error
+
+	hasher *hasher // of what passes through user space
+	beside *beside // of what does not
+}
+
+// Options of one sending.
+type Options struct {
+	Sent func(n int) // told of every step; nil for nobody
+	Hash bool        // compute the fingerprint
+}
+
+// Open begins a sending. A content that is not replayable can be opened once.
+func (c *Content) Open(opts Options) (*Body, error) {
+	for _, p := range c.parts {
+		if p.source != nil {
+			if err := p.source.rewind(); err != nil {
+				return nil, err
+			}
+		}
+	}
+	b := &Body{content: c, sent: opts.Sent}
+	if opts.Hash {
+		if c.readableAt() {
+			b.beside = hashBeside(c)
+		} else {
+			b.hasher = newHasher()
+		}
+	}
+	return b, nil
+}
+
+func (c *Content) readableAt() bool {
+	for _, p := range c.parts {
+		if p.source != nil && p.source.at == nil {
+			return false
+		}
+	}
+	return true
+}
+
+// Fingerprint gives the SHA-256 of the sources in their order. It must be
+// called after the whole body was sent.
+func (b *Body) Fingerprint() (string, error) {
+	switch {
+	case b.beside != nil:
+		return b.beside.wait()
+	case b.hasher != nil:
+		if b.part < len(b.content.parts) {
+			return "", errors.New("the body was not read to its end")
+		}
+		return b.hasher.sum(), nil
+	}
+	return "", errors.New("no hash was asked for")
+}
+
+// Close ends the sending. It does not close the caller's readers.
+func (b *Body) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.closed {
+		b.closed = true
+		if b.hasher != nil {
+			b.hasher.stop()
+		}
+	}
+	return nil
+}
+
+// Discard ends the hashing of a sending that failed.
+func (b *Body) Discard() {
+	_ = b.Close()
+	if b.beside != nil {
+		b.beside.cancel()
+	}
+}
+
+// Err gives the error of the caller's own reader that ended the sending, if one
+// did. net/http wraps it in words of its own.
+func (b *Body) Err() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.failed
+}
+
+var errClosed = errors.New("body is closed")
+
+// Read reads through user space.
+func (b *Body) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n, err := b.read(p)
+	if n > 0 && b.sent != nil {
+		b.sent(n)
+	}
+	return n, err
+}
+
+func (b *Body) read(p []byte) (int, error) {
+	for {
+		switch {
+		case b.closed:
+			return 0, errClosed
+		case b.failed != nil:
+			return 0, b.failed
+		case b.part == len(b.content.parts):
+			return 0, io.EOF
+		case len(p) == 0:
+			return 0, nil
+		}
+		cur := b.content.parts[b.part]
+		if cur.source == nil {
+			n := copy(p, cur.literal[b.offset:])
+			b.offset += int64(n)
+			if b.offset == int64(len(cur.literal)) {
+				b.next()
+			}
+			if n > 0 {
+				return n, nil
+			}
+			continue
+		}
+		n, err := b.readSource(cur.source, p)
+		if n > 0 && b.hasher != nil {
+			b.hasher.write(p[:n])
+		}
+		if n > 0 || err != nil {
+			return n, err
+		}
+	}
+}
+
+func (b *Body) readSource(s *Source, p []byte) (n int, err error) {
+	if s.size >= 0 {
+		rest := s.size - b.offset
+		if rest == 0 {
+			return 0, b.endOf(s)
+		}
+		if int64(len(p)) >= rest {
+			p = p[:rest]
+			if err := s.unchanged(); err != nil {
+				return 0, b.fail(err)
+			}
+		}
+	}
+	if s.at != nil {
+		n, err = s.at.ReadAt(p, s.start+b.offset)
+	} else {
+		n, err = s.r.Read(p)
+	}
+	b.offset += int64(n)
+	switch {
+	case errors.Is(err, io.EOF):
+		if s.size < 0 {
+			b.next()
+			return n, nil
+		}
+		if b.offset < s.size {
+			return n, b.fail(fmt.Errorf("read %d of %d bytes: %w", b.offset, s.size, io.ErrUnexpectedEOF))
+		}
+		return n, nil
+	case err != nil:
+		return n, b.fail(err)
+	}
+	return n, nil
+}
+
+// endOf refuses a reader that holds more than its stated size: the rest would
+// be lost without a word.
+func (b *Body) endOf(s *Source) error {
+	if s.seeker == nil {
+		var one [1]byte
+		if n, _ := io.ReadFull(s.r, one[:]); n > 0 {
+			return b.fail(fmt.Errorf("%w: the reader holds more than the given size of %d bytes", ErrChanged, s.size))
+		}
+	}
+	b.next()
+	return nil
+}
+
+func (b *Body) next() { b.part, b.offset = b.part+1, 0 }
+
+func (b *Body) fail(err error) error {
+	b.failed = err
+	return err
+}
+
+// SendTo sends what is left, at most n bytes, files by the connection's own
+// means.
+func (b *Body) SendTo(w netconn.FileWriter, n int64) (done int64, err error) {
+	for done < n {
+		b.mu.Lock()
+		closed, failed, at := b.closed, b.failed, b.part
+		b.mu.Unlock()
+		switch {
+		case closed:
+			return done, errClosed
+		case failed != nil:
+			return done, failed
+		case at == len(b.content.parts):
+			return done, nil
+		}
+		cur := b.content.parts[at]
+		var step int64
+		if cur.source != nil && cur.source.file != nil && b.hasher == nil {
+			step, err = b.sendFile(w, cur.source, n-done)
+		} else {
+			step, err = netconn.Copy(w, onePart{b, at}, n-done)
+		}
+		done += step
+		if err != nil {
+			return done, err
+		}
+	}
+	return done, nil
+}
+
+// lastStretch of a file is held back until its length was looked at again, so
+// that a server never has a whole body of a file that changed.
+const lastStretch = 64 << 10
+
+func (b *Body) sendFile(w netconn.FileWriter, s *Source, n int64) (int64, error) {
+	rest := s.size - b.offset
+	if rest > lastStretch {
+		rest -= lastStretch
+	} else if err := s.unchanged(); err != nil {
+		return 0, b.failLocked(err)
+	}
+	done, err := w.WriteFile(s.file, s.start+b.offset, min(rest, n), b.sent)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.offset += done
+	switch {
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		if changed := s.unchanged(); changed != nil {
+			err = changed
+		}
+		return done, b.fail(err)
+	case err != nil:
+		return done, err
+	}
+	if b.offset == s.size {
+		b.next()
+	}
+	return done, nil
+}
+
+func (b *Body) failLocked(err error) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.fail(err)
+}
+
+// onePart reads a body up to the end of one part.
+type onePart struct {
+	b    *Body
+	part int
+}
+
+func (r onePart) Read(p []byte) (int, error) {
+	r.b.mu.Lock()
+	defer r.b.mu.Unlock()
+	if r.b.part != r.part {
+		return 0, io.EOF
+	}
+	n, err := r.b.read(p)
+	if n > 0 && r.b.sent != nil {
+		r.b.sent(n)
+	}
+	return n, err
+}
+
+// WriteTo sends a body of unknown length in large blocks.
+func (b *Body) WriteTo(w io.Writer) (int64, error) {
+	return netconn.Copy(w, struct{ io.Reader }{b}, 1<<62)
+}
+
+// hasher hashes blocks in a goroutine of its own, so that it adds nothing to
+// the time of a transfer that is slower than SHA-256.
+type hasher struct {
+	blocks chan []byte
+	free   chan []byte
+	done   chan struct{}
+	hash   hash.Hash
+	once   sync.Once
+	cur    []byte
+}
+
+const (
+	hashBlock  = 256 << 10
+	hashBlocks = 4
+)
+
+func newHasher() *hasher {
+	h := &hasher{
+		blocks: make(chan []byte, hashBlocks), free: make(chan []byte, hashBlocks),
+		done: make(chan struct{}), hash: sha256.New(),
+	}
+	for range hashBlocks {
+		h.free <- nil
+	}
+	go func() {
+		defer close(h.done)
+		for b := range h.blocks {
+			h.hash.Write(b)
+			h.free <- b[:0]
+		}
+	}()
+	return h
+}
+
+func (h *hasher) write(p []byte) {
+	for len(p) > 0 {
+		if h.cur == nil {
+			if h.cur = <-h.free; h.cur == nil {
+				h.cur = make([]byte, 0, hashBlock)
+			}
+		}
+		n := min(len(p), hashBlock-len(h.cur))
+		h.cur = append(h.cur, p[:n]...)
+		p = p[n:]
+		if len(h.cur) == hashBlock {
+			h.blocks <- h.cur
+			h.cur = nil
+		}
+	}
+}
+
+func (h *hasher) stop() {
+	h.once.Do(func() {
+		if len(h.cur) > 0 {
+			h.blocks <- h.cur
+		}
+		close(h.blocks)
+	})
+}
+
+func (h *hasher) sum() string {
+	h.stop()
+	<-h.done
+	return hex.EncodeToString(h.hash.Sum(nil))
+}
+
+// beside hashes sources that can be read by offset while the kernel sends them.
+type beside struct {
+	stop chan struct{}
+	once sync.Once
+	done chan struct{}
+	sum  string
+	err  error
+}
+
+func hashBeside(c *Content) *beside {
+	b := &beside{stop: make(chan struct{}), done: make(chan struct{})}
+	go func() {
+		defer close(b.done)
+		h := sha256.New()
+		block := make([]byte, hashBlock)
+		for _, p := range c.parts {
+			if p.source == nil {
+				continue
+			}
+			r := io.NewSectionReader(p.source.at, p.source.start, p.source.size)
+			for {
+				select {
+				case <-b.stop:
+					b.err = errClosed
+					return
+				default:
+				}
+				n, err := r.Read(block)
+				h.Write(block[:n])
+				if errors.Is(err, io.EOF) {
+					break
+				}
+				if err != nil {
+					b.err = err
+					return
+				}
+			}
+		}
+		b.sum = hex.EncodeToString(h.Sum(nil))
+	}()
+	return b
+}
+
+func (b *beside) wait() (string, error) {
+	<-b.done
+	return b.sum, b.err
+}
+
+func (b *beside) cancel() {
+	b.once.Do(func() { close(b.stop) })
+	<-b.done
+}

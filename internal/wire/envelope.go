@@ -1,0 +1,160 @@
+// Package wire reads and writes the JSON that LXD and Incus speak.
+package wire
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// The types of an answer.
+const (
+	TypeSync  = "sync"
+	TypeAsync = "async"
+	TypeError = "error"
+)
+
+// Envelope is what wraps every answer of a daemon but an exported image.
+type Envelope struct {
+	Type       string
+	Status     string
+	StatusCode int
+	Operation  string
+	ErrorCode  int
+	Error      string
+}
+
+// ErrNotEnvelope says that an answer is not an envelope, so most likely not
+// from an LXD or Incus daemon.
+var ErrNotEnvelope = errors.New("not an answer of the LXD API")
+
+// decodeOptions accept what the daemons' own decoder accepts.
+var decodeOptions = json.JoinOptions(
+	jsontext.AllowDuplicateNames(true),
+	jsontext.AllowInvalidUTF8(true),
+)
+
+// ElementFunc receives the elements of a metadata array one after another. It
+// must read exactly one value from the decoder.
+type ElementFunc func(*jsontext.Decoder) error
+
+// Decode reads one envelope from r. The metadata is decoded in the same pass,
+// straight from r, into metadata: a pointer, an [ElementFunc], or nil to
+// ignore it. Metadata of an error answer is never decoded into it when the
+// envelope's type comes first, as all daemons send it.
+func Decode(r io.Reader, metadata any) (*Envelope, error) {
+	dec := jsontext.NewDecoder(r, decodeOptions)
+	tok, err := dec.ReadToken()
+	if err != nil {
+		return nil, notEnvelope(err)
+	}
+	if tok.Kind() != '{' {
+		return nil, fmt.Errorf("%w: it starts with %s", ErrNotEnvelope, tok.Kind())
+	}
+	env := &Envelope{}
+	for dec.PeekKind() != '}' {
+		name, err := dec.ReadToken()
+		if err != nil {
+			return nil, notEnvelope(err)
+		}
+		switch name.String() {
+		case "type":
+			err = json.UnmarshalDecode(dec, &env.Type)
+		case "status":
+			err = json.UnmarshalDecode(dec, &env.Status)
+		case "status_code":
+			err = json.UnmarshalDecode(dec, &env.StatusCode)
+		case "operation":
+			err = json.UnmarshalDecode(dec, &env.Operation)
+		case "error_code":
+			err = json.UnmarshalDecode(dec, &env.ErrorCode)
+		case "error":
+			err = json.UnmarshalDecode(dec, &env.Error)
+		case "metadata":
+			if metadata == nil || env.Type == TypeError {
+				err = dec.SkipValue()
+			} else {
+				err = decodeMetadata(dec, metadata)
+			}
+		default:
+			err = dec.SkipValue()
+		}
+		if err != nil {
+			return nil, notEnvelope(err)
+		}
+	}
+	if _, err := dec.ReadToken(); err != nil {
+		return nil, notEnvelope(err)
+	}
+	switch env.Type {
+	case TypeSync, TypeAsync, TypeError:
+		return env, nil
+	default:
+		return nil, fmt.Errorf("%w: its type is %q", ErrNotEnvelope, env.Type)
+	}
+}
+
+func decodeMetadata(dec *jsontext.Decoder, metadata any) error {
+	each, ok := metadata.(ElementFunc)
+	if !ok {
+		return json.UnmarshalDecode(dec, metadata)
+	}
+	tok, err := dec.ReadToken()
+	if err != nil {
+		return err
+	}
+	switch tok.Kind() {
+	case 'n':
+		return nil
+	case '[':
+	default:
+		return fmt.Errorf("metadata is %s, not an array", tok.Kind())
+	}
+	for dec.PeekKind() != ']' {
+		if err := each(dec); err != nil {
+			return err
+		}
+	}
+	_, err = dec.ReadToken()
+	return err
+}
+
+// notEnvelope tells malformed JSON from an error of the reader, and leaves the
+// latter as it is.
+func notEnvelope(err error) error {
+	var syntactic *jsontext.SyntacticError
+	var semantic *json.SemanticError
+	switch {
+	case errors.As(err, &syntactic):
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			return err
+		}
+		return fmt.Errorf("%w: %w", ErrNotEnvelope, err)
+	case errors.As(err, &semantic):
+		return fmt.Errorf("%w: %w", ErrNotEnvelope, err)
+	case errors.Is(err, io.EOF):
+		return fmt.Errorf("%w: it is empty", ErrNotEnvelope)
+	}
+	return err
+}
+
+// UnmarshalElement reads one array element in an [ElementFunc].
+func UnmarshalElement(dec *jsontext.Decoder, v any) error {
+	return json.UnmarshalDecode(dec, v)
+}
+
+// Unmarshal decodes one JSON value as leniently as Decode does.
+func Unmarshal(data []byte, v any) error {
+	return json.UnmarshalRead(bytes.NewReader(data), v, decodeOptions)
+}
+
+// Marshal encodes a request. Nil maps and slices are sent as {} and [], as a
+// null is what crashes a daemon: LXD 5.0.2, Incus 6.0.4 and 7.0.2 fall over a
+// push token whose properties are null.
+func Marshal(v any) ([]byte, error) {
+	return json.Marshal(v)
+}

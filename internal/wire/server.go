@@ -1,0 +1,24 @@
+package wire
+
+// Server is the metadata of GET /1.0.
+type Server struct {
+	APIVersion    string      `json:"api_version"`
+	APIExtensions []string    `json:"api_extensions"`
+	Auth          string      `json:"auth"`
+	AuthMethods   []string    `json:"auth_methods"`
+	Public        bool        `json:"public"`
+	Environment   Environment `json:"environment"`
+}
+
+// Environment is what a trusted client is told.
+type Environment struct {
+	Server                 string   `json:"server"`
+	ServerVersion          string   `json:"server_version"`
+	ServerName             string   `json:"server_name"`
+	ServerClustered        bool     `json:"server_clustered"`
+	Addresses              []string `json:"addresses"`
+	Architectures          []string `json:"architectures"`
+	Certificate            string   `json:"certificate"`
+	CertificateFingerprint string   `json:"certificate_fingerprint"`
+	Project                string   `json:"project"`
+}

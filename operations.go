@@ -1,0 +1,373 @@
+package lxd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/golxd/lxd/internal/wire"
+)
+
+// The status codes of operations that matter here; final from 200 on.
+const (
+	statusSuccess   = 200
+	statusFailure   = 400
+	statusCancelled = 401
+)
+
+const (
+	// waitTimeout is how long the server is asked to hold one wait request.
+	waitTimeout = 60 * time.Second
+	// waitSlack is how much later than that an answer may come before the
+	// connection is taken for dead.
+	waitSlack = 15 * time.Second
+	// reconnectTimeout is how long a wait goes on trying to reach a server that
+	// has gone away. A daemon with many instances takes that long to restart.
+	reconnectTimeout = time.Minute
+)
+
+// Operation is work that a server does in the background. It is safe for
+// concurrent use.
+type Operation struct {
+	client *Client
+	id     string
+	query  url.Values
+
+	// settle decides what a server that has forgotten the operation cannot
+	// tell any more: it returns nil if the work is seen to be done.
+	settle func(context.Context) error
+
+	mu    sync.Mutex
+	state wire.Operation
+}
+
+// OperationStatus is what is known of an operation.
+type OperationStatus struct {
+	ID          string
+	Class       string // task, websocket or token
+	Description string // such as "Downloading image"
+	Status      string // such as "Running" or "Success"
+	StatusCode  int    // 103 running, 105 pending, 200 success, 400 failure, 401 cancelled
+	Error       string // the daemon's words; empty unless it failed
+	MayCancel   bool
+	CreatedAt   time.Time
+	UpdatedAt   time.Time
+	Resources   map[string][]string
+	Metadata    map[string]any
+	Location    string // the cluster member
+}
+
+// Done says whether the operation has ended.
+func (s *OperationStatus) Done() bool { return s.StatusCode >= statusSuccess }
+
+func (c *Client) operation(state wire.Operation, settle func(context.Context) error) *Operation {
+	return &Operation{client: c, id: state.ID, query: c.query(), state: state, settle: settle}
+}
+
+// ID is the operation's UUID.
+func (o *Operation) ID() string { return o.id }
+
+// Status is what was last seen of the operation, without asking the server.
+func (o *Operation) Status() OperationStatus {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return statusOf(&o.state)
+}
+
+func statusOf(s *wire.Operation) OperationStatus {
+	return OperationStatus{
+		ID: s.ID, Class: s.Class, Description: s.Description, Status: s.Status, StatusCode: s.StatusCode, Error: s.Err,
+		MayCancel: s.MayCancel, CreatedAt: s.CreatedAt, UpdatedAt: s.UpdatedAt,
+		Resources: maps.Clone(s.Resources), Metadata: maps.Clone(s.Metadata), Location: s.Location,
+	}
+}
+
+// Refresh asks the server for the operation's state. It is an [ErrNotFound]
+// some seconds after the operation's end, when servers forget it.
+func (o *Operation) Refresh(ctx context.Context) (OperationStatus, error) {
+	if err := o.read(ctx, ""); err != nil {
+		return o.Status(), err
+	}
+	return o.Status(), nil
+}
+
+// read gets the state, from the operation itself or from one of its
+// sub-resources.
+func (o *Operation) read(ctx context.Context, query string) error {
+	req := &request{method: http.MethodGet, path: path("operations", o.id), query: o.query}
+	if query != "" {
+		req.path = path("operations", o.id, "wait")
+		req.query = url.Values{"timeout": {query}}
+		for name, values := range o.query {
+			req.query[name] = values
+		}
+		// The waiting itself tries again, for longer.
+		req.noRetry = true
+	}
+	var state wire.Operation
+	if _, err := o.client.t.call(ctx, req, &state); err != nil {
+		return err
+	}
+	if state.ID == "" {
+		return fmt.Errorf("GET %s: %w: it holds no operation", req.path, ErrBadResponse)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.state = state
+	return nil
+}
+
+// result gives the outcome of an operation that has ended.
+func (o *Operation) result() (ended bool, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	s := &o.state
+	switch {
+	case s.StatusCode < statusSuccess:
+		return false, nil
+	case s.StatusCode == statusSuccess:
+		return true, nil
+	}
+	e := &OperationError{ID: s.ID, Description: s.Description, StatusCode: s.StatusCode, Message: s.Err}
+	if s.StatusCode == statusFailure && s.ErrCode != 0 {
+		e.StatusCode = s.ErrCode
+	}
+	if e.Message == "" {
+		e.Message = strings.ToLower(s.Status)
+	}
+	return true, e
+}
+
+// Wait returns when the operation has ended: nil if it succeeded, an
+// [*OperationError] if it did not. The end of ctx ends the waiting, not the
+// operation; see Cancel for that. A lost connection is not an outcome: the
+// server is asked again, for up to a minute, or until ctx ends. If it has
+// forgotten the operation by then, what the operation should have done is
+// looked for on the server; where nothing tells, the error is an
+// [ErrOutcomeUnknown]. Wait may be called many times, and concurrently.
+func (o *Operation) Wait(ctx context.Context) error {
+	if ended, err := o.result(); ended {
+		return err
+	}
+	var lost time.Time // when the server was last seen to be away
+	for try := 0; ; {
+		attempt, cancel := context.WithTimeout(ctx, waitTimeout+waitSlack)
+		err := o.read(attempt, strconv.Itoa(int(waitTimeout/time.Second)))
+		cancel()
+		if err == nil {
+			if ended, err := o.result(); ended {
+				return err
+			}
+			lost, try = time.Time{}, 0
+			continue
+		}
+		if ctx.Err() != nil {
+			return o.interrupted(ctx)
+		}
+		var refused *Error
+		switch {
+		case errors.Is(err, ErrNotFound):
+			return o.forgotten(ctx)
+		case errors.Is(err, ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
+			// Away, or a dead connection: asked again below.
+		case errors.As(err, &refused):
+			// A failed operation looks like a failed request on LXD 5.0.9 to
+			// 6.x and Incus 6.0.4, and so does a wait that ran out of time.
+			// Only the operation itself tells.
+			if done, err := o.afterRefusal(ctx, refused); done {
+				return err
+			}
+			continue
+		default:
+			return err
+		}
+		now := time.Now()
+		if lost.IsZero() {
+			lost = now
+		}
+		var broken *ConnectionError
+		final := errors.As(err, &broken) && errors.Is(broken.Err, errClosed)
+		if final || now.Sub(lost) > reconnectTimeout {
+			return fmt.Errorf("wait for operation %s, which may still be running: %w", o.id, err)
+		}
+		wait := backoff(try)
+		if after, ok := retryAfter(err); ok {
+			wait = after
+		}
+		if sleep(ctx, wait) != nil {
+			return o.interrupted(ctx)
+		}
+		try++
+	}
+}
+
+// afterRefusal tells a failed operation from a refused request.
+func (o *Operation) afterRefusal(ctx context.Context, refused *Error) (done bool, err error) {
+	switch err := o.read(ctx, ""); {
+	case ctx.Err() != nil:
+		return true, o.interrupted(ctx)
+	case errors.Is(err, ErrNotFound):
+		if refused.StatusCode == http.StatusForbidden {
+			return true, refused
+		}
+		return true, o.forgotten(ctx)
+	case errors.Is(err, ErrUnavailable):
+		return false, nil // the loop sees it again and counts the time
+	case err != nil:
+		return true, refused
+	}
+	ended, err := o.result()
+	if !ended {
+		return false, nil
+	}
+	if e := (*OperationError)(nil); errors.As(err, &e) && e.StatusCode == statusFailure && refused.StatusCode >= 400 && refused.StatusCode < 500 && refused.StatusCode != statusCancelled {
+		// The wait tells the kind of failure, the operation does not.
+		e.StatusCode = refused.StatusCode
+	}
+	return true, err
+}
+
+// forgotten decides the outcome of an operation that the server does not know.
+func (o *Operation) forgotten(ctx context.Context) error {
+	if o.settle != nil {
+		err := o.settle(ctx)
+		switch {
+		case err == nil:
+			o.mu.Lock()
+			o.state.Status, o.state.StatusCode = "Success", statusSuccess
+			o.mu.Unlock()
+			return nil
+		case ctx.Err() != nil:
+			return o.interrupted(ctx)
+		case !errors.Is(err, errUnsettled):
+			return err
+		}
+	}
+	return fmt.Errorf("operation %s is not known to the server any more: %w", o.id, ErrOutcomeUnknown)
+}
+
+// errUnsettled is what settle gives where the server's state does not tell.
+var errUnsettled = errors.New("not to be told")
+
+func (o *Operation) interrupted(ctx context.Context) error {
+	cause := context.Cause(ctx)
+	if !errors.Is(cause, ctx.Err()) {
+		cause = fmt.Errorf("%w: %w", ctx.Err(), cause)
+	}
+	s := o.Status()
+	what := s.Description
+	if what == "" {
+		what = "an operation"
+	}
+	return fmt.Errorf("wait for operation %s (%s), which may still be running: %w", o.id, what, cause)
+}
+
+// Cancel asks the server to end the operation. It is an error if the operation
+// has ended, or cannot be cancelled.
+func (o *Operation) Cancel(ctx context.Context) error {
+	_, err := o.client.t.call(ctx, &request{method: http.MethodDelete, path: path("operations", o.id), query: o.query}, nil)
+	if errors.Is(err, errDeletedBefore) {
+		return nil
+	}
+	return err
+}
+
+// OperationProgress is how far the server's work is.
+type OperationProgress struct {
+	// Text is the daemon's own, such as "rootfs: 45% (12.00MB/s)".
+	Text string
+	// Percent is from 0 to 100, or -1 where it is unknown.
+	Percent int
+	// Bytes done, or -1 where unknown.
+	Bytes int64
+}
+
+// Progress reads how far the operation was when it was last seen. ok is false
+// where the server tells nothing.
+func (s *OperationStatus) Progress() (p OperationProgress, ok bool) {
+	p = OperationProgress{Percent: -1, Bytes: -1}
+	if fields, isMap := s.Metadata["progress"].(map[string]any); isMap {
+		number := func(name string) int64 {
+			switch v := fields[name].(type) {
+			case string:
+				if n, err := strconv.ParseInt(v, 10, 64); err == nil {
+					return n
+				}
+			case float64:
+				return int64(v)
+			}
+			return -1
+		}
+		p.Percent, p.Bytes, ok = int(number("percent")), number("processed"), true
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Metadata)) {
+		text, isText := s.Metadata[name].(string)
+		if !isText || !strings.HasSuffix(name, "_progress") {
+			continue
+		}
+		p.Text, ok = text, true
+		if p.Percent < 0 {
+			p.Percent = percentIn(text)
+		}
+	}
+	return p, ok
+}
+
+// percentIn finds the number before the first percent sign.
+func percentIn(text string) int {
+	before, _, found := strings.Cut(text, "%")
+	if !found {
+		return -1
+	}
+	start := len(before)
+	for start > 0 && before[start-1] >= '0' && before[start-1] <= '9' {
+		start--
+	}
+	n, err := strconv.Atoi(before[start:])
+	if err != nil || n > 100 {
+		return -1
+	}
+	return n
+}
+
+// Operations lists the operations that the server knows, running and lately
+// ended, of this client's project.
+func (c *Client) Operations(ctx context.Context) ([]*Operation, error) {
+	query := url.Values{"recursion": {"1"}}
+	for name, values := range c.query() {
+		query[name] = values
+	}
+	// By status: {"running": [...], "failure": [...]}.
+	var byStatus map[string][]wire.Operation
+	if _, err := c.t.call(ctx, &request{method: http.MethodGet, path: path("operations"), query: query, limit: maxList}, &byStatus); err != nil {
+		return nil, err
+	}
+	var ops []*Operation
+	for _, status := range slices.Sorted(maps.Keys(byStatus)) {
+		for _, state := range byStatus[status] {
+			ops = append(ops, c.operation(state, nil))
+		}
+	}
+	return ops, nil
+}
+
+// start sends a request whose answer is an operation.
+func (c *Client) start(ctx context.Context, req *request, settle func(context.Context) error) (*Operation, error) {
+	var state wire.Operation
+	ans, err := c.t.call(ctx, req, &state)
+	if err != nil {
+		return nil, err
+	}
+	if ans.Type != wire.TypeAsync || state.ID == "" {
+		return nil, fmt.Errorf("%s %s: %w: it holds no operation", req.method, req.path, ErrBadResponse)
+	}
+	return c.operation(state, settle), nil
+}

@@ -1,0 +1,579 @@
+package lxd
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/golxd/lxd/internal/content"
+	"github.com/golxd/lxd/internal/netconn"
+	"github.com/golxd/lxd/internal/wire"
+)
+
+const (
+	// maxMetadata bounds the answer to a call that is about one thing, and one
+	// element of a list that is read one at a time.
+	maxMetadata = 16 << 20
+	// maxList bounds the answer to a call that lists.
+	maxList = 512 << 20
+
+	dialTimeout = 10 * time.Second
+
+	firstBackoff = 100 * time.Millisecond
+	maxBackoff   = 5 * time.Second
+)
+
+// transport sends requests to one server. It is shared by all clients that
+// InProject derives.
+type transport struct {
+	endpoint string // as given, without secrets
+	base     string // "http://unix" or "https://host:port"
+	unix     bool
+	http     http.RoundTripper
+	pool     *http.Transport
+	token    func(context.Context) (string, error)
+	agent    string
+	retries  int
+	log      *slog.Logger
+	conns    connections
+	dial     dialFunc
+	tls      *tls.Config
+	proxy    func(*http.Request) (*url.URL, error)
+}
+
+// request is one call of the API.
+type request struct {
+	method string
+	path   string // escaped, from /1.0 on
+	query  url.Values
+	header http.Header
+	json   any              // body as JSON; nil for none
+	upload *content.Content // body of an upload; nil for none
+	// opened receives the body of each sending of upload.
+	opened func(*content.Body)
+	body   content.Options
+	raw    *rawBody // body that is handed on from another server; nil for none
+	limit  int64    // of the answer; 0 means maxMetadata
+	// noRetry makes a failure final, whatever its kind.
+	noRetry bool
+	// repeatable makes a POST one that may be sent twice, because the second
+	// does no harm: the same content is the same image.
+	repeatable bool
+}
+
+// rawBody is the body of another server's answer.
+type rawBody struct {
+	open func(context.Context) (io.ReadCloser, int64, error)
+}
+
+// answer is what a call gave.
+type answer struct {
+	wire.Envelope
+	status   int
+	etag     string
+	location string
+}
+
+// call sends one request and decodes the one envelope that comes back, the
+// metadata straight into metadata.
+func (t *transport) call(ctx context.Context, req *request, metadata any) (*answer, error) {
+	var ans *answer
+	err := t.retrying(ctx, req, func() error {
+		res, err := t.send(ctx, req)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = res.Body.Close() }()
+		ans, err = t.readAnswer(ctx, req, res, metadata)
+		return err
+	})
+	return ans, err
+}
+
+// stream sends one request and gives the answer's body unread. Only the
+// statuses 200 and 206 are a success.
+func (t *transport) stream(ctx context.Context, req *request) (*http.Response, error) {
+	var res *http.Response
+	err := t.retrying(ctx, req, func() error {
+		var err error
+		res, err = t.send(ctx, req)
+		if err != nil {
+			return err
+		}
+		if res.StatusCode == http.StatusOK || res.StatusCode == http.StatusPartialContent {
+			return nil
+		}
+		defer func() { _ = res.Body.Close() }()
+		_, err = t.readAnswer(ctx, req, res, nil)
+		if err == nil {
+			err = t.badResponse(req, res, fmt.Errorf("an export answered with status %d", res.StatusCode))
+		}
+		return err
+	})
+	return res, err
+}
+
+// send makes one attempt.
+func (t *transport) send(ctx context.Context, req *request) (*http.Response, error) {
+	target := t.base + req.path
+	if len(req.query) > 0 {
+		target += "?" + req.query.Encode()
+	}
+	hreq, err := http.NewRequestWithContext(ctx, req.method, target, nil)
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", req.method, req.path, err)
+	}
+	for name, values := range req.header {
+		hreq.Header[name] = values
+	}
+	hreq.Header.Set("User-Agent", t.agent)
+	if t.token != nil {
+		token, err := t.token(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("get the bearer token: %w", err)
+		}
+		hreq.Header.Set("Authorization", "Bearer "+token)
+	}
+	var sent *content.Body
+	switch {
+	case req.json != nil:
+		data, err := wire.Marshal(req.json)
+		if err != nil {
+			return nil, fmt.Errorf("%s %s: encode the request: %w", req.method, req.path, err)
+		}
+		hreq.Body = io.NopCloser(bytes.NewReader(data))
+		hreq.ContentLength = int64(len(data))
+		hreq.Header.Set("Content-Type", "application/json")
+	case req.upload != nil:
+		sent, err = req.upload.Open(req.body)
+		if err != nil {
+			return nil, err
+		}
+		if req.opened != nil {
+			req.opened(sent)
+		}
+		hreq.Body = sent
+		hreq.ContentLength = req.upload.Size()
+		hreq.Header.Set("Content-Type", req.upload.Type)
+		if hreq.ContentLength == 0 {
+			hreq.Body = http.NoBody
+		}
+	case req.raw != nil:
+		body, size, err := req.raw.open(ctx)
+		if err != nil {
+			return nil, err
+		}
+		hreq.Body, hreq.ContentLength = body, size
+	}
+	started := time.Now()
+	res, err := t.http.RoundTrip(hreq)
+	if err != nil {
+		if sent != nil && sent.Err() != nil {
+			err = fmt.Errorf("read the image: %w", sent.Err())
+		} else {
+			err = t.connectionError(ctx, req, err)
+		}
+		t.log.DebugContext(ctx, "lxd request failed", "method", req.method, "path", req.path, "error", err, "duration", time.Since(started))
+		return nil, err
+	}
+	t.log.DebugContext(ctx, "lxd request", "method", req.method, "path", req.path, "status", res.StatusCode, "duration", time.Since(started))
+	return res, nil
+}
+
+// readAnswer reads an envelope and makes an error of one that holds an error.
+func (t *transport) readAnswer(ctx context.Context, req *request, res *http.Response, metadata any) (*answer, error) {
+	limit := req.limit
+	if limit == 0 {
+		limit = maxMetadata
+	}
+	body := &boundedReader{r: res.Body, left: limit, limit: limit}
+	if each, ok := metadata.(boundedElements); ok {
+		metadata = each(body)
+	}
+	env, err := wire.Decode(body, metadata)
+	if err != nil {
+		var yield *yieldStopped
+		switch {
+		case errors.As(err, &yield):
+			return nil, yield
+		case ctx.Err() != nil:
+			return nil, t.connectionError(ctx, req, err)
+		case errors.Is(err, ErrTooLarge):
+			return nil, t.badResponse(req, res, err)
+		case res.StatusCode == http.StatusServiceUnavailable, res.StatusCode == http.StatusTooManyRequests, res.StatusCode == http.StatusBadGateway, res.StatusCode == http.StatusGatewayTimeout:
+			// A proxy, or a daemon on its way up or down, in words of its own.
+			return nil, t.serverError(req, res, &wire.Envelope{Error: http.StatusText(res.StatusCode)})
+		case errors.Is(err, wire.ErrNotEnvelope):
+			return nil, t.badResponse(req, res, err)
+		default:
+			return nil, t.connectionError(ctx, req, err)
+		}
+	}
+	if env.Type == wire.TypeError {
+		return nil, t.serverError(req, res, env)
+	}
+	// Read the line end behind the envelope, so that the connection is kept.
+	_, _ = io.Copy(io.Discard, io.LimitReader(res.Body, 4<<10))
+	return &answer{Envelope: *env, status: res.StatusCode, etag: res.Header.Get("ETag"), location: res.Header.Get("Location")}, nil
+}
+
+func (t *transport) serverError(req *request, res *http.Response, env *wire.Envelope) error {
+	e := &Error{StatusCode: env.ErrorCode, Method: req.method, Path: req.path, Message: env.Error}
+	// A failed wait of Incus 6.0.4 and LXD 5.21 has the HTTP status 200, and
+	// the true one in the envelope only.
+	if e.StatusCode == 0 || (res.StatusCode >= 400 && e.StatusCode < 400) {
+		e.StatusCode = res.StatusCode
+	}
+	e.retryAfter = res.Header.Get("Retry-After")
+	switch e.StatusCode {
+	case http.StatusForbidden, http.StatusUnauthorized:
+		e.Hint = "the server does not trust this client for this call; give Options a client certificate or token that it trusts"
+		if issuer := res.Header.Get("X-LXD-OIDC-issuer") + res.Header.Get("X-Incus-OIDC-issuer"); issuer != "" {
+			e.Hint = fmt.Sprintf("the server wants an OpenID Connect token of %s; give it as Options.Token", issuer)
+		}
+	}
+	return e
+}
+
+// badResponse says that res is not from an LXD server.
+func (t *transport) badResponse(req *request, res *http.Response, err error) error {
+	e := &Error{StatusCode: res.StatusCode, Method: req.method, Path: req.path, kind: ErrBadResponse}
+	kind := res.Header.Get("Content-Type")
+	switch {
+	case errors.Is(err, ErrTooLarge):
+		e.Message = err.Error()
+		e.Hint = "list with a filter, or read one at a time with Each"
+		e.kind = ErrTooLarge
+	case res.StatusCode >= 300 && res.StatusCode < 400:
+		e.Message = "the server redirects to " + redirectTarget(res)
+		e.Hint = "redirects of the API are not followed; use the address of the daemon itself"
+	default:
+		e.Message = err.Error()
+		e.Hint = fmt.Sprintf("the content type is %q; is %s the address of an LXD or Incus daemon?", kind, t.endpoint)
+	}
+	return e
+}
+
+// redirectTarget is the host of a redirect, as its query may hold a secret.
+func redirectTarget(res *http.Response) string {
+	if u, err := url.Parse(res.Header.Get("Location")); err == nil && u.Host != "" {
+		return u.Scheme + "://" + u.Host
+	}
+	return "another path"
+}
+
+// connectionError tells why no answer came.
+func (t *transport) connectionError(ctx context.Context, req *request, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		if !errors.Is(cause, ctx.Err()) {
+			cause = fmt.Errorf("%w: %w", ctx.Err(), cause)
+		}
+		return fmt.Errorf("%s %s: %w", req.method, req.path, cause)
+	}
+	return &ConnectionError{Endpoint: t.endpoint, Method: req.method, Path: req.path, Hint: t.hint(err), Err: err}
+}
+
+// hint tells what to do about a failed connection.
+func (t *transport) hint(err error) string {
+	var record tls.RecordHeaderError
+	var verification *tls.CertificateVerificationError
+	var pin *PinError
+	var alert tls.AlertError
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &pin):
+		return ""
+	case t.unix && errors.Is(err, os.ErrPermission):
+		return "this user may not use the socket; add it to the group that may (lxd, incus or incus-admin), log in anew, or run as root"
+	case t.unix && errors.Is(err, os.ErrNotExist):
+		return "there is no socket; is the daemon installed and running, and is this its path (LXD_DIR, LXD_SOCKET, INCUS_DIR, INCUS_SOCKET)?"
+	case t.unix && errors.Is(err, syscall.ECONNREFUSED):
+		return "no daemon listens on the socket; start it (systemctl start lxd or incus, or snap start lxd)"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "nothing listens there; is core.https_address set on the server, and the port right?"
+	case errors.As(err, &record):
+		return "the server does not speak TLS there; is it a plain http port?"
+	case errors.As(err, &verification):
+		return "the server's certificate is not trusted; give it as Options.ServerCertificate, its SHA-256 as Options.ServerFingerprint, or its authority as Options.RootCAs"
+	case errors.As(err, &alert):
+		return "the server ended the TLS handshake"
+	case errors.As(err, &dns):
+		return "the host name does not resolve"
+	}
+	return ""
+}
+
+// retrying runs attempt until it succeeds, fails for good, or the retries are
+// used up. The waiting between obeys ctx.
+func (t *transport) retrying(ctx context.Context, req *request, attempt func() error) error {
+	lost := false // an answer of an attempt that the server may have seen
+	for try := 0; ; try++ {
+		switch {
+		case ctx.Err() != nil:
+			return t.connectionError(ctx, req, ctx.Err())
+		case t.conns.isClosed():
+			return t.connectionError(ctx, req, errClosed)
+		}
+		err := attempt()
+		if err == nil || try >= t.retries || !t.retryable(req, err) {
+			if lost && req.method == http.MethodDelete && errors.Is(err, ErrNotFound) {
+				return errDeletedBefore
+			}
+			return err
+		}
+		var broken *ConnectionError
+		lost = lost || errors.As(err, &broken) && !neverSent(broken.Err)
+		wait := backoff(try)
+		if after, ok := retryAfter(err); ok {
+			wait = after
+		}
+		t.log.DebugContext(ctx, "lxd request is tried again", "method", req.method, "path", req.path, "wait", wait, "error", err)
+		if cause := sleep(ctx, wait); cause != nil {
+			return fmt.Errorf("%s %s: %w while waiting to try again after: %w", req.method, req.path, cause, err)
+		}
+	}
+}
+
+// errDeletedBefore says that a repeated DELETE found nothing any more.
+var errDeletedBefore = errors.New("deleted by an earlier attempt")
+
+// retryable says whether a failed request may be sent again: it can be, and
+// either the server has not acted on it or acting twice does not matter.
+func (t *transport) retryable(req *request, err error) bool {
+	if req.noRetry || (req.upload != nil && !req.upload.Replayable() && req.upload.Used()) {
+		return false
+	}
+	var refused *Error
+	if errors.As(err, &refused) {
+		return refused.StatusCode == http.StatusServiceUnavailable || refused.StatusCode == http.StatusTooManyRequests
+	}
+	var broken *ConnectionError
+	if !errors.As(err, &broken) || !passing(broken.Err) {
+		return false
+	}
+	if neverSent(broken.Err) {
+		return true
+	}
+	switch req.method {
+	case http.MethodGet, http.MethodHead, http.MethodDelete:
+		return true
+	case http.MethodPost:
+		return req.repeatable
+	case http.MethodPut:
+		// With If-Match the second would fail because the first succeeded.
+		return req.header.Get("If-Match") == ""
+	}
+	return false
+}
+
+// passing says whether a failed connection may succeed next time.
+func passing(err error) bool {
+	if errors.Is(err, errClosed) {
+		return false
+	}
+	var record tls.RecordHeaderError
+	var verification *tls.CertificateVerificationError
+	var alert tls.AlertError
+	var pin *PinError
+	var dns *net.DNSError
+	switch {
+	case errors.Is(err, os.ErrPermission), errors.Is(err, os.ErrNotExist),
+		errors.As(err, &record), errors.As(err, &verification), errors.As(err, &alert), errors.As(err, &pin):
+		return false
+	case errors.As(err, &dns):
+		return dns.IsTemporary || dns.IsTimeout
+	}
+	return true
+}
+
+// neverSent says whether the server cannot have seen the request.
+func neverSent(err error) bool {
+	var dial *dialError
+	return errors.As(err, &dial)
+}
+
+// dialError marks the errors of making a connection.
+type dialError struct{ err error }
+
+func (e *dialError) Error() string { return e.err.Error() }
+func (e *dialError) Unwrap() error { return e.err }
+
+func backoff(try int) time.Duration {
+	d := min(firstBackoff<<min(try, 10), maxBackoff)
+	return d/2 + rand.N(d/2+1)
+}
+
+// maxRetryAfter bounds what a server can make a caller wait whose context has
+// no deadline.
+const maxRetryAfter = 10 * time.Minute
+
+// retryAfter gives what the server asked for: seconds, or a date.
+func retryAfter(err error) (time.Duration, bool) {
+	var e *Error
+	if !errors.As(err, &e) || e.retryAfter == "" {
+		return 0, false
+	}
+	if seconds, err := strconv.Atoi(strings.TrimSpace(e.retryAfter)); err == nil && seconds >= 0 {
+		return min(time.Duration(seconds)*time.Second, maxRetryAfter), true
+	}
+	if at, err := http.ParseTime(e.retryAfter); err == nil {
+		return min(max(time.Until(at), 0), maxRetryAfter), true
+	}
+	return 0, false
+}
+
+// sleep waits for d and returns nil, or the reason why ctx ended before.
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// boundedReader errors where the limit is passed, rather than truncate.
+type boundedReader struct {
+	r           io.Reader
+	left, limit int64
+}
+
+func (b *boundedReader) Read(p []byte) (int, error) {
+	if b.left <= 0 {
+		return 0, fmt.Errorf("%w: more than %d bytes", ErrTooLarge, b.limit)
+	}
+	if int64(len(p)) > b.left {
+		p = p[:b.left]
+	}
+	n, err := b.r.Read(p)
+	b.left -= int64(n)
+	return n, err
+}
+
+// boundedElements makes an element function that may refill the bound for each
+// element.
+type boundedElements func(*boundedReader) wire.ElementFunc
+
+// yieldStopped carries the end of a range loop through the decoder.
+type yieldStopped struct{ err error }
+
+func (e *yieldStopped) Error() string { return "iteration stopped" }
+func (e *yieldStopped) Unwrap() error { return e.err }
+
+// connections are the open connections of a client, so that Close can end them.
+type connections struct {
+	mu     sync.Mutex
+	open   map[net.Conn]struct{}
+	closed bool
+}
+
+// errClosed is what a request of a closed client gives.
+var errClosed = errors.New("the client is closed")
+
+// add takes note of c and returns what to call when it is closed.
+func (s *connections) add(c net.Conn) (func(), error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, errors.Join(errClosed, c.Close())
+	}
+	if s.open == nil {
+		s.open = make(map[net.Conn]struct{})
+	}
+	s.open[c] = struct{}{}
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.open, c)
+	}, nil
+}
+
+func (s *connections) isClosed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
+}
+
+// closeAll closes the connections, also those in use, and refuses new ones.
+func (s *connections) closeAll() {
+	s.mu.Lock()
+	open := s.open
+	s.open, s.closed = nil, true
+	s.mu.Unlock()
+	for c := range open {
+		_ = c.Close()
+	}
+}
+
+// newPool makes the one connection pool of a client.
+func newPool(dial dialFunc, conns *connections, tlsConfig *tls.Config, proxy func(*http.Request) (*url.URL, error)) *http.Transport {
+	pool := &http.Transport{
+		Proxy:                 proxy,
+		MaxIdleConnsPerHost:   64,
+		IdleConnTimeout:       90 * time.Second,
+		TLSHandshakeTimeout:   dialTimeout,
+		ExpectContinueTimeout: time.Second,
+		DisableCompression:    true,
+		ReadBufferSize:        64 << 10,
+		WriteBufferSize:       16 << 10,
+		TLSClientConfig:       tlsConfig,
+		Protocols:             http1Only(),
+	}
+	pool.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := dial(ctx, network, addr)
+		if err != nil {
+			return nil, &dialError{err}
+		}
+		closed, err := conns.add(c)
+		if err != nil {
+			return nil, err
+		}
+		return netconn.Plain(c, closed), nil
+	}
+	if tlsConfig != nil {
+		pool.DialTLSContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			c, err := dial(ctx, network, addr)
+			if err != nil {
+				return nil, &dialError{err}
+			}
+			closed, err := conns.add(c)
+			if err != nil {
+				return nil, err
+			}
+			conn := netconn.TLS(c, tlsConfig, closed)
+			hctx, cancel := context.WithTimeout(ctx, dialTimeout)
+			defer cancel()
+			if err := conn.HandshakeContext(hctx); err != nil {
+				_ = conn.Close()
+				return nil, &dialError{err}
+			}
+			return conn, nil
+		}
+	}
+	return pool
+}
+
+type dialFunc = func(ctx context.Context, network, addr string) (net.Conn, error)
+
+// http1Only is faster for bulk than HTTP/2, which the daemons speak too.
+func http1Only() *http.Protocols {
+	p := new(http.Protocols)
+	p.SetHTTP1(true)
+	return p
+}
