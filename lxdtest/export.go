@@ -67,6 +67,8 @@ func openFiles(paths ...string) (files []*os.File, err error) {
 func (s *Server) exportSplit(w http.ResponseWriter, r *http.Request, img *image, files []*os.File) {
 	form := multipart.NewWriter(w)
 	w.Header().Set("Content-Type", form.FormDataContentType())
+	// The header goes out at once: a form has no length, however short it is.
+	_ = http.NewResponseController(w).Flush()
 	rootfs := "rootfs"
 	if img.kind == "virtual-machine" {
 		rootfs = "rootfs.img"

@@ -1,10 +1,12 @@
 package lxdtest
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
 	"math"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -224,6 +226,22 @@ func (w *faultyWriter) WriteHeader(code int) {
 			w.breakHere()
 		}
 	}
+}
+
+// FlushError sends what was written so far.
+func (w *faultyWriter) FlushError() error {
+	if w.lost {
+		return nil
+	}
+	if !w.headerOut {
+		w.WriteHeader(http.StatusOK)
+	}
+	return http.NewResponseController(w.ResponseWriter).Flush()
+}
+
+// Hijack hands the connection over, as a WebSocket needs it.
+func (w *faultyWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	return http.NewResponseController(w.ResponseWriter).Hijack()
 }
 
 // Write sends a part of the body up to where it breaks.

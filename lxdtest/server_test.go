@@ -2,9 +2,11 @@ package lxdtest
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"io"
 	"mime/multipart"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -144,4 +146,11 @@ func TestUploadListExportDelete(t *testing.T) {
 		c.wait(c.do("DELETE", "/1.0/images/"+want, nil))
 		require.Empty(t, s.Images())
 	})
+}
+
+// dialUnix dials the real socket of a server.
+func dialUnix(s *Server) func(ctx context.Context, network, addr string) (net.Conn, error) {
+	return func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", s.Socket())
+	}
 }

@@ -265,8 +265,7 @@ func (s *Server) serveCreate(w http.ResponseWriter, r *http.Request) error {
 	}
 	if token != nil {
 		if err := s.useToken(r, token, &asked); err != nil {
-			received.discard()
-			return err
+			received.broken = err
 		}
 	}
 	var metadata map[string]any

@@ -1,0 +1,111 @@
+package lxdtest
+
+import (
+	"context"
+	"net/http"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestPullCopies(t *testing.T) {
+	eachDialect(t, func(t *testing.T, d Dialect) {
+		source := newTestServer(t, &Options{Dialect: d, TLS: true})
+		target := newTestServer(t, &Options{Dialect: d, InMemory: true})
+		c := newClient(t, target)
+		meta, root := SplitImage("x", 40_000)
+		split, err := source.AddImage(meta, &AddOptions{Rootfs: root, Properties: map[string]string{"k": "v"}})
+		require.NoError(t, err)
+		pull := func(fingerprint, secret, certificate string) *reply {
+			return c.do("POST", "/1.0/images", map[string]any{"source": map[string]string{
+				"type": "image", "mode": "pull", "protocol": d.Family(), "server": source.URL(),
+				"fingerprint": fingerprint, "secret": secret, "certificate": certificate,
+			}})
+		}
+		certificate := string(source.Certificate())
+		require.Contains(t, c.failure(pull(split, "", certificate)), "not found")
+		require.Contains(t, c.failure(pull(split, "", "")), "x509")
+		token := newClient(t, source).do("POST", "/1.0/images/"+split+"/secret", nil)
+		secret := token.field("metadata").(map[string]any)["secret"].(string)
+		c.wait(pull(split, secret, certificate))
+		img, ok := target.Image(split)
+		require.True(t, ok)
+		require.Equal(t, "v", img.Properties["k"])
+		require.Empty(t, source.Tokens())
+		// What is there is not fetched again.
+		source.Shutdown()
+		done := c.wait(pull(split, "", certificate))
+		require.Equal(t, split, done.field("metadata").(map[string]any)["fingerprint"])
+	})
+}
+
+// pushToken asks a target for a token to upload an image.
+func pushToken(t *testing.T, target *Server, fingerprint string, properties map[string]string) string {
+	t.Helper()
+	got := newClient(t, target).do("POST", "/1.0/images", map[string]any{
+		"properties": properties, "public": true, "aliases": []map[string]string{{"name": "pushed"}},
+		"source": map[string]string{"type": "image", "mode": "push", "fingerprint": fingerprint},
+	})
+	require.Equal(t, http.StatusAccepted, got.HTTP, got.Error)
+	return got.field("metadata").(map[string]any)["secret"].(string)
+}
+
+func TestPushCopies(t *testing.T) {
+	eachDialect(t, func(t *testing.T, d Dialect) {
+		source := newTestServer(t, &Options{Dialect: d, InMemory: true})
+		target := newTestServer(t, &Options{Dialect: d, TLS: true})
+		c := newClient(t, source)
+		meta, root := SplitImage("x", 40_000)
+		split, err := source.AddImage(meta, &AddOptions{Rootfs: root})
+		require.NoError(t, err)
+		for _, fingerprint := range []string{add(t, source, "u", nil), split} {
+			body := map[string]any{
+				"target": target.URL(), "certificate": string(target.Certificate()),
+				"secret": pushToken(t, target, fingerprint, map[string]string{"from": "token"}),
+			}
+			require.Equal(t, 404, c.do("POST", "/1.0/images/"+fingerprint[:20]+"/export", body).HTTP)
+			c.wait(c.do("POST", "/1.0/images/"+fingerprint+"/export", body))
+			img, ok := target.Image(fingerprint)
+			require.True(t, ok)
+			require.Equal(t, map[string]string{"from": "token"}, img.Properties)
+			require.Equal(t, []string{"pushed"}, img.Aliases)
+			require.True(t, img.Public)
+			require.Empty(t, target.Tokens())
+			gone := newClient(t, target)
+			gone.wait(gone.do("DELETE", "/1.0/images/"+fingerprint, nil))
+		}
+	})
+}
+
+func TestNullPropertiesEndTheDaemon(t *testing.T) {
+	for d, crashes := range map[Dialect]bool{LXD50: true, LXD69: false, Incus60: true} {
+		s := newTestServer(t, &Options{Dialect: d})
+		file := UnifiedImage("x", 0)
+		prefix := d.traits().uploadHeader
+		secret := pushToken(t, s, Fingerprint(file), nil)
+		headers := []string{prefix + "fingerprint", Fingerprint(file), prefix + "secret", secret, prefix + "properties", "a=b"}
+		c := newClient(t, s)
+		if !crashes {
+			require.Equal(t, errNullToken.Error(), c.failure(c.do("POST", "/1.0/images", file, headers...)))
+			require.Nil(t, s.Crashed())
+			continue
+		}
+		kept := add(t, s, "kept", nil)
+		req, err := http.NewRequestWithContext(context.Background(), "GET", "http://lxd/1.0", nil)
+		require.NoError(t, err)
+		post, err := http.NewRequestWithContext(context.Background(), "POST", "http://lxd/1.0/images", http.NoBody)
+		require.NoError(t, err)
+		for i := 0; i < len(headers); i += 2 {
+			post.Header.Set(headers[i], headers[i+1])
+		}
+		_, err = c.http.Do(post)
+		require.Error(t, err)
+		require.ErrorContains(t, s.Crashed(), "nil map")
+		_, err = c.http.Do(req)
+		require.Error(t, err)
+		s.Restart()
+		require.Nil(t, s.Crashed())
+		require.Equal(t, 200, c.do("GET", "/1.0/images/"+kept, nil).HTTP)
+		require.Empty(t, s.Tokens())
+	}
+}
