@@ -78,7 +78,9 @@ func (f Fault) Times(n int) Fault {
 	return f
 }
 
-// CutResponse resets the connection after n bytes of the answer's body.
+// CutResponse resets the connection after n bytes of the answer's body. On TCP
+// the reset may overtake what the client has not read yet, so that fewer than n
+// bytes arrive; never more do.
 func CutResponse(n int64) Fault { return Fault{name: "cut response", kind: kindCutResponse, bytes: n} }
 
 // CutRequest resets the connection after n bytes of the request's body.
