@@ -29,8 +29,9 @@ const Version = "0.1.0"
 // Client talks to one LXD or Incus server. It is safe for concurrent use. Make
 // it with [New] or [Remote] and end it with Close.
 type Client struct {
-	Images  *Images
-	Aliases *Aliases
+	Images     *Images
+	Aliases    *Aliases
+	Registries *Registries
 
 	t       *transport
 	server  *serverCache
@@ -155,7 +156,7 @@ func New(endpoint string, opts *Options) (*Client, error) {
 	}
 	dial := o.Dial
 	if dial == nil {
-		dial = (&net.Dialer{Timeout: dialTimeout}).DialContext
+		dial = defaultDialer().DialContext
 	}
 	var tlsConfig *tls.Config
 	var proxy func(*http.Request) (*url.URL, error)
@@ -182,7 +183,7 @@ func New(endpoint string, opts *Options) (*Client, error) {
 			u.Host = net.JoinHostPort(u.Hostname(), "8443")
 		}
 		t.endpoint, t.base = "https://"+u.Host, "https://"+u.Host
-		if tlsConfig, err = o.tlsConfig(u.Hostname()); err != nil {
+		if tlsConfig, err = o.tlsConfig(u.Hostname(), func(c *x509.Certificate) { t.peer.Store(c) }); err != nil {
 			return nil, err
 		}
 		proxy = o.Proxy
@@ -215,10 +216,13 @@ func New(endpoint string, opts *Options) (*Client, error) {
 	return newClient(t, &serverCache{turn: make(chan struct{}, 1)}, o.Project, o.PublicOnly), nil
 }
 
+func defaultDialer() *net.Dialer { return &net.Dialer{Timeout: dialTimeout} }
+
 func newClient(t *transport, server *serverCache, project string, public bool) *Client {
 	c := &Client{t: t, server: server, project: project, public: public}
 	c.Images = &Images{client: c}
 	c.Aliases = &Aliases{client: c}
+	c.Registries = &Registries{client: c}
 	return c
 }
 
@@ -259,7 +263,9 @@ func (e *PinError) Error() string {
 	return fmt.Sprintf("the server's certificate has the SHA-256 fingerprint %s, not %s: it was renewed, or this is another server", e.Got, e.Want)
 }
 
-func (o *Options) tlsConfig(host string) (*tls.Config, error) {
+// tlsConfig is how an https endpoint is reached. seen receives the certificate
+// that the server shows, once it is accepted.
+func (o *Options) tlsConfig(host string, seen func(*x509.Certificate)) (*tls.Config, error) {
 	config := &tls.Config{
 		MinVersion:         tls.VersionTLS12,
 		ServerName:         host,
@@ -297,17 +303,17 @@ func (o *Options) tlsConfig(host string) (*tls.Config, error) {
 		}
 		want = sum
 	}
-	if want != "" {
-		config.InsecureSkipVerify = true // the pin below is stricter
-		config.VerifyConnection = func(state tls.ConnectionState) error {
-			if len(state.PeerCertificates) == 0 {
-				return errors.New("the server showed no certificate")
-			}
-			if got := certificateFingerprint(state.PeerCertificates[0].Raw); got != want {
-				return &PinError{Want: want, Got: got}
-			}
-			return nil
+	config.InsecureSkipVerify = want != "" // the pin below is stricter
+	config.VerifyConnection = func(state tls.ConnectionState) error {
+		if len(state.PeerCertificates) == 0 {
+			return errors.New("the server showed no certificate")
 		}
+		shown := state.PeerCertificates[0]
+		if got := certificateFingerprint(shown.Raw); want != "" && got != want {
+			return &PinError{Want: want, Got: got}
+		}
+		seen(shown)
+		return nil
 	}
 	return config, nil
 }

@@ -213,7 +213,7 @@ func (e *OperationError) Is(target error) bool {
 type FingerprintError struct {
 	Want string // the full fingerprint, hexadecimal SHA-256
 	Got  string // what the content hashes to; empty where it ended too soon
-	Err  error  // why the content ended too soon; may be nil
+	Err  error  // what else is known, such as why it ended too soon; may be nil
 }
 
 // Error tells both fingerprints.
@@ -221,7 +221,11 @@ func (e *FingerprintError) Error() string {
 	if e.Got == "" {
 		return fmt.Sprintf("image %s is incomplete: %v", e.Want, e.Err)
 	}
-	return fmt.Sprintf("image content has fingerprint %s, not %s", e.Got, e.Want)
+	s := fmt.Sprintf("image content has fingerprint %s, not %s", e.Got, e.Want)
+	if e.Err != nil {
+		s += ": " + e.Err.Error()
+	}
+	return s
 }
 
 // Unwrap gives the reason of an early end, such as io.ErrUnexpectedEOF.

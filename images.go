@@ -60,11 +60,12 @@ type Image struct {
 	// Incus.
 	Locations []string `json:"locations,omitempty"`
 
-	client *Client
-	secret string     // that this image was read with
-	read   imageState // the changeable fields as they were read
-	op     *Operation
-	finish func(context.Context, *Image) error // what Wait still has to do
+	client  *Client
+	secret  string     // that this image was read with
+	read    imageState // the changeable fields as they were read
+	op      *Operation
+	finish  func(context.Context, *Image) error // what Wait still has to do
+	abandon func(context.Context)               // what to end where the outcome was not seen
 }
 
 // UpdateSource is where an image is updated from.
@@ -428,11 +429,12 @@ func (i *Image) Wait(ctx context.Context) error {
 	if i.finish == nil {
 		return err
 	}
-	if err != nil {
-		var failed *OperationError
-		if !errors.As(err, &failed) {
-			return err
+	var failed *OperationError
+	if err != nil && !errors.As(err, &failed) {
+		if i.abandon != nil {
+			i.abandon(ctx)
 		}
+		return err
 	}
 	return i.finish(ctx, i)
 }

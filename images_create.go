@@ -44,9 +44,13 @@ const (
 // second and once at the end, never by two goroutines at once; what is reported
 // to must return soon.
 type Progress struct {
-	Phase string // one of the Phase constants
-	Done  int64  // bytes
-	Total int64  // bytes, -1 where unknown
+	Phase   string // one of the Phase constants
+	Done    int64  // bytes, -1 where unknown
+	Total   int64  // bytes, -1 where unknown
+	Percent int    // of the phase, from 0 to 100, -1 where unknown
+	// Text is what the server says of its own work, such as
+	// "rootfs: 45% (12.00MB/s)"; only in the phase server, and often empty.
+	Text string
 }
 
 // meter starts to report to a user's function.
@@ -54,7 +58,7 @@ func meter(phase string, total int64, report func(Progress)) *progress.Meter {
 	if report == nil {
 		return nil
 	}
-	return progress.Start(phase, total, func(phase string, done, total int64) { report(Progress{phase, done, total}) })
+	return progress.Start(phase, total, func(s progress.State) { report(Progress(s)) })
 }
 
 // CreateOptions describe an image to upload.
@@ -276,6 +280,8 @@ type wanted struct {
 	expiresAt  time.Time
 	aliases    []Alias
 	reuse      bool
+	// exact makes the image like this also where a field is zero: a copy.
+	exact bool
 }
 
 // upload is one sending of an image to a server.
@@ -315,7 +321,7 @@ func (u *upload) run(ctx context.Context, wait bool) (*Image, error) {
 	u.meter.Phase(PhaseSend, 0, u.content.Size())
 	hash := u.hash
 	req := &request{
-		method: http.MethodPost, path: path("images"), query: c.query(), header: u.headers(server), upload: u.content, repeatable: true,
+		method: http.MethodPost, path: path("images"), query: c.query(), header: u.want.headers(server, u.fingerprint), upload: u.content, repeatable: true,
 		body: content.Options{Sent: u.meter.Counter(), Hash: hash},
 		opened: func(b *content.Body) {
 			if u.body != nil {
@@ -377,7 +383,8 @@ func (u *upload) existing(ctx context.Context, image *Image) (*Image, error) {
 	return image, nil
 }
 
-func (u *upload) headers(server *Server) http.Header {
+// headers are what an upload says of the image beside its content.
+func (w *wanted) headers(server *Server, fingerprint string) http.Header {
 	h := http.Header{}
 	prefix := server.headers()
 	set := func(name, value string) {
@@ -385,20 +392,20 @@ func (u *upload) headers(server *Server) http.Header {
 			h.Set(prefix+name, value)
 		}
 	}
-	if u.want.public {
+	if w.public {
 		set("public", "true")
 	}
-	set("filename", u.want.filename)
-	set("fingerprint", u.fingerprint)
+	set("filename", w.filename)
+	set("fingerprint", fingerprint)
 	properties := url.Values{}
-	for name, value := range u.want.properties {
+	for name, value := range w.properties {
 		properties.Set(name, value)
 	}
 	set("properties", properties.Encode())
-	set("profiles", url.Values{"profile": u.want.profiles}.Encode())
-	if server.Has("image_import_alias") && !u.want.reuse {
+	set("profiles", url.Values{"profile": w.profiles}.Encode())
+	if server.Has("image_import_alias") && !w.reuse {
 		names := url.Values{}
-		for _, a := range u.want.aliases {
+		for _, a := range w.aliases {
 			names.Add("alias", a.Name)
 		}
 		set("aliases", names.Encode())
@@ -527,13 +534,16 @@ func (w *wanted) over(is imageState) (to imageState, differs bool) {
 	if w.autoUpdate {
 		to.autoUpdate = true
 	}
-	if !w.expiresAt.IsZero() && !w.expiresAt.Truncate(time.Second).Equal(is.expiresAt.Truncate(time.Second)) {
+	if (w.exact || !w.expiresAt.IsZero()) && !w.expiresAt.Truncate(time.Second).Equal(is.expiresAt.Truncate(time.Second)) {
 		to.expiresAt = w.expiresAt
 	}
 	if len(w.profiles) > 0 && !slices.Equal(slices.Sorted(slices.Values(w.profiles)), slices.Sorted(slices.Values(is.profiles))) {
 		to.profiles = w.profiles
 	}
-	if len(w.properties) > 0 {
+	switch {
+	case w.exact:
+		to.properties = w.properties
+	case len(w.properties) > 0:
 		to.properties = maps.Clone(is.properties)
 		if to.properties == nil {
 			to.properties = map[string]string{}

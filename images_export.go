@@ -149,7 +149,7 @@ func (e *Export) open(offset int64) error {
 	}
 	e.size = size
 	e.filename = dispositionName(res.Header.Get("Content-Disposition"))
-	e.source = &resuming{export: e, body: res.Body, offset: offset, size: size, left: e.image.client.t.retries}
+	e.source = &resuming{ctx: e.ctx, image: e.image, body: res.Body, offset: offset, size: size, left: e.image.client.t.retries}
 	return nil
 }
 
@@ -312,7 +312,8 @@ func (e *Export) Close() error {
 // resuming reads the content of a unified image and asks for the rest of it
 // where the connection breaks.
 type resuming struct {
-	export *Export
+	ctx    context.Context //nolint:containedctx // of the transfer
+	image  *Image
 	body   io.ReadCloser
 	offset int64
 	size   int64 // -1 where unknown
@@ -345,7 +346,7 @@ func (r *resuming) Read(p []byte) (int, error) {
 }
 
 func (r *resuming) resume() error {
-	c, ctx := r.export.image.client, r.export.ctx
+	c, ctx := r.image.client, r.ctx
 	if r.size < 0 || r.left <= 0 || ctx.Err() != nil {
 		return r.err
 	}
@@ -354,8 +355,8 @@ func (r *resuming) resume() error {
 		return wait
 	}
 	r.left--
-	c.t.log.DebugContext(ctx, "lxd export goes on after a cut", "fingerprint", r.export.image.Fingerprint, "offset", r.offset, "error", r.err)
-	req := r.export.image.exportRequest(r.offset)
+	c.t.log.DebugContext(ctx, "lxd export goes on after a cut", "fingerprint", r.image.Fingerprint, "offset", r.offset, "error", r.err)
+	req := r.image.exportRequest(r.offset)
 	if r.offset == r.size {
 		return io.EOF
 	}

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/golxd/lxd/internal/progress"
 	"github.com/golxd/lxd/internal/wire"
 )
 
@@ -336,6 +337,45 @@ func percentIn(text string) int {
 		return -1
 	}
 	return n
+}
+
+// watchInterval is how often an operation is looked at where there are no
+// events.
+const watchInterval = 500 * time.Millisecond
+
+// watch reports the server's progress to a meter while somebody waits: from
+// events, or by asking where they cannot be had. It must be stopped.
+func (o *Operation) watch(ctx context.Context, m *progress.Meter) (stop func()) {
+	if m == nil {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	tell := func(s *OperationStatus) {
+		if p, ok := s.Progress(); ok {
+			m.Server(p.Percent, p.Bytes, p.Text)
+		}
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for event, err := range o.client.Events(ctx, &EventsOptions{Types: []EventType{EventOperation}}) {
+			if err != nil {
+				break
+			}
+			if event.Operation != nil && event.Operation.ID == o.id {
+				tell(event.Operation)
+			}
+		}
+		for sleep(ctx, watchInterval) == nil {
+			var state wire.Operation
+			req := &request{method: http.MethodGet, path: path("operations", o.id), query: o.query, noRetry: true}
+			if _, err := o.client.t.call(ctx, req, &state); err == nil {
+				status := statusOf(&state)
+				tell(&status)
+			}
+		}
+	}()
+	return func() { cancel(); <-done }
 }
 
 // Operations lists the operations that the server knows, running and lately

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -50,6 +52,7 @@ type transport struct {
 	retries  int
 	log      *slog.Logger
 	conns    connections
+	peer     atomic.Pointer[x509.Certificate] // that the server showed last
 	dial     dialFunc
 	tls      *tls.Config
 	proxy    func(*http.Request) (*url.URL, error)
@@ -66,8 +69,8 @@ type request struct {
 	// opened receives the body of each sending of upload.
 	opened func(*content.Body)
 	body   content.Options
-	raw    *rawBody // body that is handed on from another server; nil for none
-	limit  int64    // of the answer; 0 means maxMetadata
+	raw    rawBody // body that is handed on from another server; nil for none
+	limit  int64   // of the answer; 0 means maxMetadata
 	// noRetry makes a failure final, whatever its kind.
 	noRetry bool
 	// repeatable makes a POST one that may be sent twice, because the second
@@ -76,8 +79,12 @@ type request struct {
 }
 
 // rawBody is the body of another server's answer.
-type rawBody struct {
-	open func(context.Context) (io.ReadCloser, int64, error)
+type rawBody interface {
+	// open begins it (anew), and tells its media type and length (-1 where
+	// unknown).
+	open(ctx context.Context) (body io.ReadCloser, mediaType string, size int64, err error)
+	// failed gives the error of the other server that ended the body.
+	failed() error
 }
 
 // answer is what a call gave.
@@ -173,18 +180,22 @@ func (t *transport) send(ctx context.Context, req *request) (*http.Response, err
 			hreq.Body = http.NoBody
 		}
 	case req.raw != nil:
-		body, size, err := req.raw.open(ctx)
+		body, mediaType, size, err := req.raw.open(ctx)
 		if err != nil {
 			return nil, err
 		}
 		hreq.Body, hreq.ContentLength = body, size
+		hreq.Header.Set("Content-Type", mediaType)
 	}
 	started := time.Now()
 	res, err := t.http.RoundTrip(hreq)
 	if err != nil {
-		if sent != nil && sent.Err() != nil {
+		switch {
+		case sent != nil && sent.Err() != nil:
 			err = fmt.Errorf("read the image: %w", sent.Err())
-		} else {
+		case req.raw != nil && req.raw.failed() != nil && ctx.Err() == nil:
+			err = fmt.Errorf("read the image: %w", req.raw.failed())
+		default:
 			err = t.connectionError(ctx, req, err)
 		}
 		t.log.DebugContext(ctx, "lxd request failed", "method", req.method, "path", req.path, "error", err, "duration", time.Since(started))

@@ -10,34 +10,39 @@ import (
 // Interval is the least time between two reports of a running transfer.
 const Interval = 100 * time.Millisecond
 
+// State is what is reported.
+type State struct {
+	Phase       string
+	Done, Total int64  // bytes, -1 where unknown
+	Percent     int    // of the phase, -1 where unknown
+	Text        string // the server's own words
+}
+
 // A Meter counts the bytes of a transfer and reports them from one goroutine at
 // a time: every Interval while they change, and once at the end. A nil Meter
 // counts nothing.
 type Meter struct {
-	report func(phase string, done, total int64)
+	report func(State)
 	done   atomic.Int64
 
 	mu      sync.Mutex
 	phase   string
 	total   int64
-	last    state
+	percent int
+	text    string
+	last    State
 	once    sync.Once
 	stop    chan struct{}
 	stopped chan struct{}
 }
 
-type state struct {
-	phase       string
-	done, total int64
-}
-
 // Start begins to report. It gives nil where report is nil. Every Meter must be
 // ended with Stop.
-func Start(phase string, total int64, report func(phase string, done, total int64)) *Meter {
+func Start(phase string, total int64, report func(State)) *Meter {
 	if report == nil {
 		return nil
 	}
-	m := &Meter{report: report, phase: phase, total: total, stop: make(chan struct{}), stopped: make(chan struct{})}
+	m := &Meter{report: report, phase: phase, total: total, percent: -1, stop: make(chan struct{}), stopped: make(chan struct{})}
 	go m.run()
 	return m
 }
@@ -51,7 +56,7 @@ func (m *Meter) run() {
 		case <-ticker.C:
 			if now := m.state(); now != m.last {
 				m.last = now
-				m.report(now.phase, now.done, now.total)
+				m.report(now)
 			}
 		case <-m.stop:
 			return
@@ -59,10 +64,14 @@ func (m *Meter) run() {
 	}
 }
 
-func (m *Meter) state() state {
+func (m *Meter) state() State {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return state{m.phase, m.done.Load(), m.total}
+	s := State{Phase: m.phase, Done: m.done.Load(), Total: m.total, Percent: m.percent, Text: m.text}
+	if s.Percent < 0 && s.Total > 0 {
+		s.Percent = int(min(100*s.Done/s.Total, 100))
+	}
+	return s
 }
 
 // Add counts n more bytes.
@@ -88,18 +97,19 @@ func (m *Meter) Phase(phase string, done, total int64) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.phase, m.total = phase, total
+	m.phase, m.total, m.percent, m.text = phase, total, -1, ""
 	m.done.Store(done)
 }
 
-// Total sets the number of bytes of this phase once it is known.
-func (m *Meter) Total(total int64) {
+// Server sets what the server says of its own work.
+func (m *Meter) Server(percent int, done int64, text string) {
 	if m == nil {
 		return
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.total = total
+	m.percent, m.text = percent, text
+	m.done.Store(done)
 }
 
 // Stop makes the last report and returns when no other will follow.
@@ -111,6 +121,6 @@ func (m *Meter) Stop() {
 		close(m.stop)
 		<-m.stopped
 		now := m.state()
-		m.report(now.phase, now.done, now.total)
+		m.report(now)
 	})
 }

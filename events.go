@@ -1,0 +1,253 @@
+package lxd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"github.com/golxd/lxd/internal/netconn"
+	"github.com/golxd/lxd/internal/wire"
+)
+
+// EventType is the kind of an event.
+type EventType string
+
+// The event types.
+const (
+	// EventOperation tells a new state of an operation.
+	EventOperation EventType = "operation"
+	// EventLifecycle tells that something was made, changed or deleted.
+	EventLifecycle EventType = "lifecycle"
+	// EventReconnected is not the server's: the connection broke and is there
+	// again. What happened in between is lost, so read again what matters.
+	EventReconnected EventType = "reconnected"
+)
+
+// Event is something that happened on a server.
+type Event struct {
+	Type      EventType
+	Timestamp time.Time
+	Project   string
+	Location  string           // the cluster member
+	Operation *OperationStatus // of EventOperation, else nil
+	Lifecycle *Lifecycle       // of EventLifecycle, else nil
+}
+
+// Lifecycle is what was done, and to what.
+type Lifecycle struct {
+	Action  string         `json:"action"` // such as "image-created" or "image-alias-deleted"
+	Source  string         `json:"source"` // the URL path, such as "/1.0/images/aff…"
+	Name    string         `json:"name"`   // on newer servers
+	Context map[string]any `json:"context"`
+}
+
+// Fingerprint is that of the image that a lifecycle event of an image is
+// about, or empty.
+func (l *Lifecycle) Fingerprint() string {
+	u, err := url.Parse(l.Source)
+	if err != nil {
+		return ""
+	}
+	rest, ok := strings.CutPrefix(u.Path, "/1.0/images/")
+	if !ok || strings.HasPrefix(rest, "aliases/") {
+		return ""
+	}
+	fingerprint, _, _ := strings.Cut(rest, "/")
+	return fingerprint
+}
+
+// EventsOptions narrow the events.
+type EventsOptions struct {
+	// Types. Default: EventOperation and EventLifecycle.
+	Types []EventType
+	// AllProjects listens to all projects. Default: the client's own.
+	AllProjects bool
+	// ImagesOnly leaves out the lifecycle events of all but images and their
+	// aliases.
+	ImagesOnly bool
+}
+
+const (
+	// eventSilence is how long a connection may be silent: servers ping every
+	// 10 seconds (LXD 5.0.2, Incus 6.0.4).
+	eventSilence = 40 * time.Second
+	maxEvent     = 16 << 20
+)
+
+// Events iterates over the server's events from the moment the loop begins.
+// Their order is the server's, which is not always that of what happened. A
+// broken connection is made again, without end, and an [EventReconnected] tells
+// so. The loop ends when it is left, with ctx (its error is the last thing
+// yielded), or when the server refuses. Ranging again connects anew.
+func (c *Client) Events(ctx context.Context, opts *EventsOptions) iter.Seq2[Event, error] {
+	var o EventsOptions
+	if opts != nil {
+		o = *opts
+		o.Types = slices.Clone(opts.Types)
+	}
+	return func(yield func(Event, error) bool) {
+		for connected, try := false, 0; ; try++ {
+			conn, err := c.dialEvents(ctx, &o)
+			if err == nil {
+				try = 0
+				more := true
+				if connected {
+					more = yield(Event{Type: EventReconnected, Timestamp: time.Now()}, nil)
+				}
+				connected = true
+				if more {
+					more, err = c.readEvents(ctx, conn, &o, yield)
+				}
+				_ = conn.Close()
+				if !more {
+					return
+				}
+			}
+			closed := c.t.conns.isClosed()
+			if ctx.Err() != nil || closed || !errors.Is(err, ErrUnavailable) || (!connected && try >= c.t.retries) {
+				if ctx.Err() != nil {
+					err = c.t.connectionError(ctx, eventsRequest(nil), ctx.Err())
+				}
+				yield(Event{}, err)
+				return
+			}
+			if cause := sleep(ctx, backoff(try)); cause != nil {
+				yield(Event{}, c.t.connectionError(ctx, eventsRequest(nil), cause))
+				return
+			}
+		}
+	}
+}
+
+func eventsRequest(query url.Values) *request {
+	return &request{method: http.MethodGet, path: path("events"), query: query}
+}
+
+func (c *Client) dialEvents(ctx context.Context, o *EventsOptions) (*websocket.Conn, error) {
+	types := o.Types
+	if len(types) == 0 {
+		types = []EventType{EventOperation, EventLifecycle}
+	}
+	names := make([]string, len(types))
+	for n, t := range types {
+		names[n] = string(t)
+	}
+	query := url.Values{"type": {strings.Join(names, ",")}}
+	switch {
+	case o.AllProjects:
+		query.Set("all-projects", "true")
+	case c.project != "":
+		query.Set("project", c.project)
+	}
+	req := eventsRequest(query)
+	t := c.t
+	header := http.Header{"User-Agent": {t.agent}}
+	if t.token != nil {
+		token, err := t.token(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("get the bearer token: %w", err)
+		}
+		header.Set("Authorization", "Bearer "+token)
+	}
+	dialer := websocket.Dialer{
+		HandshakeTimeout: dialTimeout,
+		Proxy:            t.proxy,
+		NetDialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := t.dial(ctx, network, addr)
+			if err != nil {
+				return nil, err
+			}
+			closed, err := t.conns.add(conn)
+			if err != nil {
+				return nil, err
+			}
+			return netconn.Plain(conn, closed), nil
+		},
+	}
+	if t.tls != nil {
+		dialer.TLSClientConfig = t.tls.Clone()
+	}
+	// http://unix becomes ws://unix, https://host becomes wss://host.
+	conn, res, err := dialer.DialContext(ctx, "ws"+strings.TrimPrefix(t.base, "http")+req.path+"?"+query.Encode(), header)
+	if err == nil {
+		return conn, nil
+	}
+	if res != nil {
+		defer func() { _ = res.Body.Close() }()
+		if !errors.Is(err, websocket.ErrBadHandshake) {
+			return nil, t.connectionError(ctx, req, err)
+		}
+		if _, aerr := t.readAnswer(ctx, req, res, nil); aerr != nil {
+			return nil, aerr
+		}
+		return nil, t.badResponse(req, res, errors.New("it is not an event stream"))
+	}
+	return nil, t.connectionError(ctx, req, err)
+}
+
+// readEvents yields events until the connection breaks (more is then true), or
+// the loop is left.
+func (c *Client) readEvents(ctx context.Context, conn *websocket.Conn, o *EventsOptions, yield func(Event, error) bool) (more bool, err error) {
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	conn.SetReadLimit(maxEvent)
+	alive := func() error { return conn.SetReadDeadline(time.Now().Add(eventSilence)) }
+	if err := alive(); err != nil {
+		return true, c.t.connectionError(ctx, eventsRequest(nil), err)
+	}
+	pong := conn.PingHandler()
+	conn.SetPingHandler(func(data string) error {
+		return errors.Join(alive(), pong(data))
+	})
+	for {
+		_, data, err := conn.ReadMessage()
+		if err != nil {
+			return true, c.t.connectionError(ctx, eventsRequest(nil), err)
+		}
+		if err := alive(); err != nil {
+			return true, c.t.connectionError(ctx, eventsRequest(nil), err)
+		}
+		event, wanted, err := decodeEvent(data, o)
+		if err != nil {
+			return true, err
+		}
+		if wanted && !yield(event, nil) {
+			return false, nil
+		}
+	}
+}
+
+func decodeEvent(data []byte, o *EventsOptions) (event Event, wanted bool, err error) {
+	var raw wire.Event
+	if err := wire.Unmarshal(data, &raw); err != nil {
+		return Event{}, false, fmt.Errorf("event: %w: %w", ErrBadResponse, err)
+	}
+	event = Event{Type: EventType(raw.Type), Timestamp: raw.Timestamp, Project: raw.Project, Location: raw.Location}
+	switch event.Type {
+	case EventOperation:
+		var state wire.Operation
+		if err := wire.Unmarshal(raw.Metadata, &state); err != nil {
+			return Event{}, false, fmt.Errorf("operation event: %w: %w", ErrBadResponse, err)
+		}
+		status := statusOf(&state)
+		event.Operation = &status
+	case EventLifecycle:
+		event.Lifecycle = &Lifecycle{}
+		if err := wire.Unmarshal(raw.Metadata, event.Lifecycle); err != nil {
+			return Event{}, false, fmt.Errorf("lifecycle event: %w: %w", ErrBadResponse, err)
+		}
+		if o.ImagesOnly && !strings.HasPrefix(event.Lifecycle.Action, "image-") {
+			return Event{}, false, nil
+		}
+	}
+	return event, true, nil
+}

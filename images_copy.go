@@ -1,0 +1,658 @@
+package lxd
+
+import (
+	"context"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"mime"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/golxd/lxd/internal/progress"
+	"github.com/golxd/lxd/internal/wire"
+)
+
+// CopyMode is the way that a copy takes between two servers.
+type CopyMode string
+
+// The ways of a copy.
+const (
+	// CopyAuto tries pull, then push, then relay. It is the default.
+	CopyAuto CopyMode = ""
+	// CopyPull has the target fetch the image; it must reach the source.
+	CopyPull CopyMode = "pull"
+	// CopyPush has the source send the image; it must reach the target. Both
+	// must be of one family.
+	CopyPush CopyMode = "push"
+	// CopyRelay streams the image through this client.
+	CopyRelay CopyMode = "relay"
+)
+
+// CopyOptions say what the copy is like. Zero fields keep what the source image
+// has.
+type CopyOptions struct {
+	Mode CopyMode
+
+	Public     *bool
+	AutoUpdate *bool
+	Filename   string
+	// Properties replace all of the source's. An empty map means none.
+	Properties map[string]string
+	// Profiles of the target's project. An empty slice means none.
+	Profiles []string
+	// Aliases replace those of the source. An empty slice means none.
+	Aliases []Alias
+	// ReuseAliases moves aliases to the copy that stand for other images of
+	// the target. Default: they are an ErrExists.
+	ReuseAliases bool
+	// ExpiresAt is when the copy expires.
+	ExpiresAt *time.Time
+
+	IfExists IfExists
+
+	// Wait returns when the copy is there. Default: when the target has
+	// accepted the work (of a relay: has the content). Image.Wait must then be
+	// called: it takes the next way if one fails, and ends the tokens.
+	Wait bool
+
+	// Progress is told of the phases send (of a relay) and server.
+	Progress func(Progress)
+}
+
+// Copied is an image that was copied.
+type Copied struct {
+	*Image
+	// Mode is the way that was taken. It is empty if the target had the image.
+	// Without Wait it is final only after Image.Wait.
+	Mode CopyMode
+	// NotTaken are the ways that CopyAuto could not take.
+	NotTaken []CopyAttempt
+}
+
+// CopyAttempt is a way of a copy that failed, or could not be tried.
+type CopyAttempt struct {
+	Mode CopyMode
+	Err  error
+}
+
+// Copy brings the image to another server, or to another project, with its
+// aliases, properties, profiles, expiry, filename, auto-update and publicity
+// unless the options say otherwise. If the target has the image nothing is
+// moved.
+func (i *Image) Copy(ctx context.Context, target *Client, opts *CopyOptions) (*Copied, error) {
+	if err := i.check(); err != nil {
+		return nil, err
+	}
+	var o CopyOptions
+	if opts != nil {
+		o = *opts
+	}
+	if err := o.check(target); err != nil {
+		return nil, err
+	}
+	j := &copying{source: i, target: target, ifExists: o.IfExists, want: o.wanted(i), copied: &Copied{}}
+	existing, err := target.Images.Get(ctx, i.Fingerprint)
+	switch {
+	case err == nil && o.IfExists == ErrorIfExists:
+		return nil, fmt.Errorf("image %s: %w", i.Fingerprint, ErrExists)
+	case err == nil:
+		if err := existing.assign(ctx, j.want.aliases, j.want.reuse); err != nil {
+			return nil, err
+		}
+		j.copied.Image = existing
+		return j.copied, nil
+	case !errors.Is(err, ErrNotFound):
+		return nil, err
+	}
+	if !o.ReuseAliases {
+		if err := target.Aliases.checkFree(ctx, j.want.aliases, i.Fingerprint); err != nil {
+			return nil, err
+		}
+	}
+	j.meter = meter(PhaseServer, max(i.Size, -1), o.Progress)
+	defer j.meter.Stop()
+	modes := []CopyMode{o.Mode}
+	if o.Mode == CopyAuto {
+		modes = []CopyMode{CopyPull, CopyPush, CopyRelay}
+	}
+	if err := j.run(ctx, modes, o.Wait); err != nil {
+		return nil, err
+	}
+	return j.copied, nil
+}
+
+func (o *CopyOptions) check(target *Client) error {
+	if target == nil {
+		return invalid("target", "is nil")
+	}
+	switch o.Mode {
+	case CopyAuto, CopyPull, CopyPush, CopyRelay:
+	default:
+		return invalid("CopyOptions.Mode", "is %q", o.Mode)
+	}
+	if o.IfExists != UseExisting && o.IfExists != ErrorIfExists {
+		return invalid("CopyOptions.IfExists", "is %q", o.IfExists)
+	}
+	if err := checkFilename("CopyOptions.Filename", o.Filename); err != nil {
+		return err
+	}
+	if err := checkNames("CopyOptions.Profiles", o.Profiles); err != nil {
+		return err
+	}
+	if _, ok := o.Properties[""]; ok {
+		return invalid("CopyOptions.Properties", "has an empty name")
+	}
+	return checkAliases("CopyOptions.Aliases", o.Aliases)
+}
+
+// wanted is what the copy is to be like.
+func (o *CopyOptions) wanted(source *Image) wanted {
+	w := wanted{
+		public: source.Public, autoUpdate: source.AutoUpdate, filename: source.Filename, expiresAt: source.ExpiresAt,
+		properties: maps.Clone(source.Properties), profiles: slices.Clone(source.Profiles), aliases: slices.Clone(source.Aliases),
+		reuse: o.ReuseAliases, exact: true,
+	}
+	if o.Public != nil {
+		w.public = *o.Public
+	}
+	if o.AutoUpdate != nil {
+		w.autoUpdate = *o.AutoUpdate
+	}
+	if o.Filename != "" {
+		w.filename = o.Filename
+	}
+	if o.Properties != nil {
+		w.properties = maps.Clone(o.Properties)
+	}
+	if w.properties == nil {
+		w.properties = map[string]string{}
+	}
+	if o.Profiles != nil {
+		w.profiles = slices.Clone(o.Profiles)
+	}
+	if o.Aliases != nil {
+		w.aliases = slices.Clone(o.Aliases)
+	}
+	if o.ExpiresAt != nil {
+		w.expiresAt = *o.ExpiresAt
+	}
+	return w
+}
+
+// copying is one call of Copy.
+type copying struct {
+	source   *Image
+	target   *Client
+	ifExists IfExists
+	want     wanted
+	meter    *progress.Meter
+	copied   *Copied
+}
+
+// run takes the first of the ways that succeeds. Without wait it begins the
+// first that can be begun, and waiting for the image takes the others.
+func (j *copying) run(ctx context.Context, modes []CopyMode, wait bool) error {
+	for n, mode := range modes {
+		image, err := j.begin(ctx, mode)
+		if err == nil {
+			j.copied.Image, j.copied.Mode = image, mode
+			if !wait {
+				finish, rest := image.finish, modes[n+1:]
+				image.finish = func(ctx context.Context, image *Image) error {
+					return j.resume(ctx, mode, finish(ctx, image), rest)
+				}
+				return nil
+			}
+			err = j.wait(ctx, image)
+		}
+		if err = j.failed(ctx, mode, err, len(modes) == 1 && len(j.copied.NotTaken) == 0); err == nil || !j.goOn(ctx, err) {
+			return err
+		}
+	}
+	errs := make([]error, len(j.copied.NotTaken))
+	for n, a := range j.copied.NotTaken {
+		errs[n] = fmt.Errorf("%s: %w", a.Mode, a.Err)
+	}
+	return fmt.Errorf("copy image %.12s to %s: %w", j.source.Fingerprint, j.target.Endpoint(), errors.Join(errs...))
+}
+
+// failed notes a way that was not taken. Of an only way the error is given as
+// it is.
+func (j *copying) failed(_ context.Context, mode CopyMode, err error, only bool) error {
+	if err == nil {
+		return nil
+	}
+	if only {
+		return &copyError{err}
+	}
+	j.copied.NotTaken = append(j.copied.NotTaken, CopyAttempt{mode, err})
+	return err
+}
+
+// copyError is the error of the one way that was asked for.
+type copyError struct{ err error }
+
+func (e *copyError) Error() string { return e.err.Error() }
+func (e *copyError) Unwrap() error { return e.err }
+
+// goOn says whether another way may do better. Where the caller has ended it,
+// or the target has refused, none will.
+func (j *copying) goOn(ctx context.Context, err error) bool {
+	var only *copyError
+	return ctx.Err() == nil && !errors.As(err, &only) && !errors.Is(err, ErrForbidden) && !errors.Is(err, ErrExists) && !errors.Is(err, ErrInvalid)
+}
+
+// resume goes on after a way that was begun without waiting.
+func (j *copying) resume(ctx context.Context, mode CopyMode, err error, rest []CopyMode) error {
+	if err = j.failed(ctx, mode, err, len(rest) == 0 && len(j.copied.NotTaken) == 0); err == nil || !j.goOn(ctx, err) {
+		return err
+	}
+	image := j.copied.Image
+	if err := j.run(ctx, rest, true); err != nil {
+		return err
+	}
+	image.replace(j.copied.Image)
+	j.copied.Image = image
+	return nil
+}
+
+func (j *copying) wait(ctx context.Context, image *Image) error {
+	j.meter.Phase(PhaseServer, 0, j.source.Size)
+	stop := image.op.watch(ctx, j.meter)
+	err := image.Wait(ctx)
+	stop()
+	if err == nil {
+		j.meter.Phase(PhaseServer, image.Size, image.Size)
+	}
+	return err
+}
+
+func (j *copying) begin(ctx context.Context, mode CopyMode) (*Image, error) {
+	switch mode {
+	case CopyPull:
+		return j.pull(ctx)
+	case CopyPush:
+		return j.push(ctx)
+	default:
+		return j.relay(ctx)
+	}
+}
+
+// addresses are the URLs at which another server may reach this client's.
+func (c *Client) addresses(s *Server) []string {
+	var urls []string
+	add := func(u string) {
+		if !slices.Contains(urls, u) {
+			urls = append(urls, u)
+		}
+	}
+	if !c.t.unix {
+		add(c.t.base)
+	}
+	for _, a := range s.Addresses {
+		host, _, err := net.SplitHostPort(a)
+		if ip := net.ParseIP(host); err != nil || (ip != nil && ip.IsLinkLocalUnicast()) {
+			continue
+		}
+		add("https://" + a)
+	}
+	return urls
+}
+
+// certificate is the server's, PEM, as another server is to be told it.
+func (c *Client) certificate(s *Server) string {
+	if s.Certificate != "" {
+		return s.Certificate
+	}
+	// An untrusted client is not told, but has seen it.
+	if peer := c.t.peer.Load(); peer != nil {
+		return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: peer.Raw}))
+	}
+	return ""
+}
+
+// pull has the target fetch the image, from the first address that works.
+func (j *copying) pull(ctx context.Context) (*Image, error) {
+	from, err := j.source.client.serverInfo(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	to, err := j.target.serverInfo(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	addresses := j.source.client.addresses(from)
+	if len(addresses) == 0 {
+		return nil, fmt.Errorf("the source does not listen on the network (core.https_address): %w", ErrUnsupported)
+	}
+	return j.pullFrom(ctx, addresses, from, to)
+}
+
+func (j *copying) pullFrom(ctx context.Context, addresses []string, from, to *Server) (*Image, error) {
+	source := &wire.ImageSource{
+		Type: "image", Mode: "pull", Server: addresses[0], Protocol: to.protocol(), Fingerprint: j.source.Fingerprint,
+		Certificate: j.source.client.certificate(from), ImageType: string(j.source.Type),
+	}
+	if j.source.Project != "default" {
+		source.Project = j.source.Project
+	}
+	var secret *Secret
+	if !j.source.Public {
+		var err error
+		if secret, err = j.source.Secret(ctx); err != nil {
+			return nil, err
+		}
+		source.Secret = secret.Value
+	}
+	image, err := j.target.Images.importImage(ctx, &wire.ImagePost{Source: source}, &j.want, j.settle, nil)
+	if err != nil {
+		secret.end(ctx)
+		if len(addresses) > 1 && ctx.Err() == nil && errors.Is(err, ErrUnavailable) {
+			return j.pullFrom(ctx, addresses[1:], from, to)
+		}
+		return nil, err
+	}
+	finish := image.finish
+	image.finish = func(ctx context.Context, image *Image) error {
+		err := finish(ctx, image)
+		secret.end(ctx)
+		var failed *OperationError
+		if err == nil || len(addresses) == 1 || ctx.Err() != nil || !errors.As(err, &failed) {
+			return err
+		}
+		next, nerr := j.pullFrom(ctx, addresses[1:], from, to)
+		if nerr == nil {
+			nerr = next.Wait(ctx)
+		}
+		if nerr != nil {
+			return errors.Join(fmt.Errorf("from %s: %w", addresses[0], err), nerr)
+		}
+		image.replace(next)
+		return nil
+	}
+	image.abandon = secret.end
+	return image, nil
+}
+
+// settle looks for the copy whose operation the target has forgotten.
+func (j *copying) settle(ctx context.Context) error {
+	_, err := j.target.Images.Get(ctx, j.source.Fingerprint)
+	if errors.Is(err, ErrNotFound) {
+		return errUnsettled
+	}
+	return err
+}
+
+// push has the source send the image to the target.
+func (j *copying) push(ctx context.Context) (*Image, error) {
+	from, err := j.source.client.serverInfo(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	to, err := j.target.serverInfo(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range []*Server{from, to} {
+		if !s.Has("images_push_relay") {
+			return nil, unsupported("push an image", "images_push_relay")
+		}
+	}
+	if from.Family != to.Family {
+		// The secret goes in a header that the other family does not look at.
+		return nil, fmt.Errorf("%s cannot push to %s: %w", from.Family, to.Family, ErrUnsupported)
+	}
+	addresses := j.target.addresses(to)
+	if len(addresses) == 0 {
+		return nil, fmt.Errorf("the target does not listen on the network (core.https_address): %w", ErrUnsupported)
+	}
+	// The token carries what the copy is to be like. Its properties are never
+	// null: that ends the daemon (LXD 5.0.2, Incus 6.0.4).
+	post := &wire.ImagePost{
+		Source:  &wire.ImageSource{Type: "image", Mode: "push", Fingerprint: j.source.Fingerprint},
+		Aliases: []wire.Alias{}, Properties: j.want.properties, Public: j.want.public, ExpiresAt: j.want.expiresAt,
+	}
+	c := j.target
+	token, err := c.start(ctx, &request{method: http.MethodPost, path: path("images"), query: c.query(), json: post}, nil)
+	if err != nil {
+		return nil, err
+	}
+	secret, err := newSecret(token)
+	if err != nil {
+		return nil, err
+	}
+	var op *Operation
+	export := wire.ImageExport{Secret: secret.Value, Certificate: c.certificate(to), Project: c.project, Profiles: j.want.profiles, Aliases: []wire.Alias{}}
+	for _, address := range addresses {
+		export.Target = address
+		src := j.source.client
+		op, err = src.start(ctx, &request{method: http.MethodPost, path: path("images", j.source.Fingerprint, "export"), query: src.query(), json: export}, j.settle)
+		if err == nil {
+			break
+		}
+	}
+	if err != nil {
+		secret.end(ctx)
+		return nil, err
+	}
+	image := j.expected()
+	image.op = op
+	image.abandon = secret.end
+	image.finish = func(ctx context.Context, image *Image) error {
+		_, err := op.result()
+		if err == nil {
+			err = j.want.complete(ctx, image, j.source.Fingerprint)
+		}
+		secret.end(ctx)
+		return err
+	}
+	return image, nil
+}
+
+// expected is the copy as it will be.
+func (j *copying) expected() *Image {
+	s, w := j.source, j.want
+	return (&Image{
+		Fingerprint: s.Fingerprint, Size: s.Size, Type: s.Type, Architecture: s.Architecture, CreatedAt: s.CreatedAt,
+		Public: w.public, AutoUpdate: w.autoUpdate, Filename: w.filename, ExpiresAt: w.expiresAt,
+		Properties: maps.Clone(w.properties), Profiles: slices.Clone(w.profiles),
+	}).adopt(j.target)
+}
+
+// relay streams the image through this client: the source's answer is the
+// target's request, and the target verifies the fingerprint.
+func (j *copying) relay(ctx context.Context) (*Image, error) {
+	c := j.target
+	to, err := c.serverInfo(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	body := &relayBody{image: j.source, meter: j.meter}
+	defer body.close()
+	req := &request{
+		method: http.MethodPost, path: path("images"), query: c.query(), header: j.want.headers(to, j.source.Fingerprint), raw: body, repeatable: true,
+	}
+	op, err := c.start(ctx, req, j.settle)
+	if err != nil {
+		return nil, err
+	}
+	image := j.expected()
+	image.op = op
+	image.finish = func(ctx context.Context, image *Image) error {
+		if _, err := op.result(); err != nil {
+			told, _ := op.Status().Metadata["fingerprint"].(string)
+			if told != j.source.Fingerprint {
+				return body.explain(err)
+			}
+			// Somebody else has brought it there meanwhile.
+			if j.ifExists == ErrorIfExists {
+				return fmt.Errorf("image %s: %w", told, ErrExists)
+			}
+		}
+		return j.want.complete(ctx, image, j.source.Fingerprint)
+	}
+	return image, nil
+}
+
+// relayBody is the content of an image of one server on its way to another.
+type relayBody struct {
+	image *Image
+	meter *progress.Meter
+
+	mu   sync.Mutex
+	body io.ReadCloser
+	err  error
+}
+
+func (r *relayBody) open(ctx context.Context) (io.ReadCloser, string, int64, error) {
+	r.close()
+	req := r.image.exportRequest(0)
+	res, err := r.image.client.t.stream(ctx, req)
+	if err != nil {
+		return nil, "", 0, err
+	}
+	mediaType, size := res.Header.Get("Content-Type"), res.ContentLength
+	kind, _, err := mime.ParseMediaType(mediaType)
+	if err != nil || (kind != "application/octet-stream" && !strings.HasPrefix(kind, "multipart/")) {
+		_ = res.Body.Close()
+		return nil, "", 0, r.image.client.t.badResponse(req, res, errors.New("it is not an image"))
+	}
+	body := res.Body
+	if kind == "application/octet-stream" {
+		body = &resuming{ctx: ctx, image: r.image, body: res.Body, size: size, left: r.image.client.t.retries}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.body, r.err = body, nil
+	r.meter.Phase(PhaseSend, 0, max(r.image.Size, size))
+	return &relayReader{r, body}, mediaType, size, nil
+}
+
+func (r *relayBody) failed() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.err
+}
+
+func (r *relayBody) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.body != nil {
+		_ = r.body.Close()
+		r.body = nil
+	}
+}
+
+// explain adds what the source's side knows to what the target says.
+func (r *relayBody) explain(err error) error {
+	if cause := r.failed(); cause != nil {
+		return errors.Join(err, cause)
+	}
+	return err
+}
+
+type relayReader struct {
+	r    *relayBody
+	body io.ReadCloser
+}
+
+func (r *relayReader) Read(p []byte) (int, error) {
+	n, err := r.body.Read(p)
+	r.r.meter.Add(n)
+	if err != nil && !(errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF)) {
+		r.r.mu.Lock()
+		r.r.err = err
+		r.r.mu.Unlock()
+	}
+	return n, err
+}
+
+func (r *relayReader) Close() error { return r.body.Close() }
+
+// Secret gives access to one private image. It is a token operation of the
+// server, which runs until the secret is used or revoked.
+type Secret struct {
+	Value string
+	op    *Operation
+}
+
+// Secret makes a secret with which somebody without any other right can read
+// the image, once: see [Images.GetWithSecret]. It should be revoked when it was
+// not used: servers keep it for ever otherwise.
+func (i *Image) Secret(ctx context.Context) (*Secret, error) {
+	if err := i.check(); err != nil {
+		return nil, err
+	}
+	op, err := i.client.start(ctx, &request{method: http.MethodPost, path: path("images", i.Fingerprint, "secret"), query: i.client.query()}, nil)
+	if err != nil {
+		return nil, err
+	}
+	return newSecret(op)
+}
+
+func newSecret(op *Operation) (*Secret, error) {
+	value, _ := op.Status().Metadata["secret"].(string)
+	if value == "" {
+		return nil, fmt.Errorf("token operation %s: %w: it holds no secret", op.ID(), ErrBadResponse)
+	}
+	return &Secret{Value: value, op: op}, nil
+}
+
+// Operation is the token's own.
+func (s *Secret) Operation() *Operation { return s.op }
+
+// Revoke makes the secret useless. Revoking one that was used, and so is gone,
+// is not an error.
+func (s *Secret) Revoke(ctx context.Context) error {
+	err := s.op.Cancel(ctx)
+	if err == nil || errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	var refused *Error
+	if errors.As(err, &refused) && refused.StatusCode == http.StatusBadRequest {
+		return nil // it is not running any more
+	}
+	return err
+}
+
+// tokenCleanup bounds the ending of a token, which must happen even if the
+// caller's context has ended.
+const tokenCleanup = 5 * time.Second
+
+// end revokes a secret whatever became of ctx.
+func (s *Secret) end(ctx context.Context) {
+	if s == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tokenCleanup)
+	defer cancel()
+	if err := s.Revoke(ctx); err != nil {
+		s.op.client.t.log.WarnContext(ctx, "lxd token is left on the server", "operation", s.op.ID(), "error", err)
+	}
+}
+
+// GetWithSecret reads a private image with a secret that [Image.Secret] made.
+// Export of the image that it gives uses the secret too. Servers end a secret
+// when the image is exported with it.
+func (m *Images) GetWithSecret(ctx context.Context, fingerprint, secret string) (*Image, error) {
+	if err := checkFullFingerprint("fingerprint", fingerprint); err != nil {
+		return nil, err
+	}
+	if secret == "" {
+		return nil, invalid("secret", "is empty")
+	}
+	image, _, err := m.get(ctx, fingerprint, url.Values{"secret": {secret}})
+	if err != nil {
+		return nil, err
+	}
+	image.secret = secret
+	return image, nil
+}

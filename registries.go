@@ -1,0 +1,104 @@
+package lxd
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/golxd/lxd/internal/wire"
+)
+
+// Registry is a source of images that a server knows by a name.
+type Registry struct {
+	Name        string            `json:"name"`
+	Description string            `json:"description"`
+	Protocol    string            `json:"protocol"` // simplestreams or lxd
+	Public      bool              `json:"public"`
+	Builtin     bool              `json:"builtin"`
+	Config      map[string]string `json:"config"` // "url" among others
+}
+
+// Registries manages the image registries of a server. Servers without the
+// extension image_registries (LXD before 6.9, Incus) give ErrUnsupported.
+type Registries struct {
+	client *Client
+}
+
+func (r *Registries) need(ctx context.Context) error {
+	return r.client.need(ctx, "image registries", "image_registries")
+}
+
+// All lists the registries.
+func (r *Registries) All(ctx context.Context) ([]Registry, error) {
+	if err := r.need(ctx); err != nil {
+		return nil, err
+	}
+	var all []Registry
+	_, err := r.client.t.call(ctx, &request{method: http.MethodGet, path: path("image-registries"), query: url.Values{"recursion": {"1"}}, limit: maxList}, &all)
+	return all, err
+}
+
+// Get reads one registry.
+func (r *Registries) Get(ctx context.Context, name string) (*Registry, error) {
+	if name == "" {
+		return nil, invalid("registry", "is empty")
+	}
+	if err := r.need(ctx); err != nil {
+		return nil, err
+	}
+	registry := &Registry{}
+	if _, err := r.client.t.call(ctx, &request{method: http.MethodGet, path: path("image-registries", name)}, registry); err != nil {
+		return nil, err
+	}
+	return registry, nil
+}
+
+// Create makes a registry; Name, Protocol and Config["url"] must be set.
+func (r *Registries) Create(ctx context.Context, registry Registry) error {
+	switch {
+	case registry.Name == "":
+		return invalid("Registry.Name", "is empty")
+	case registry.Protocol == "":
+		return invalid("Registry.Protocol", "is empty")
+	case registry.Config["url"] == "":
+		return invalid(`Registry.Config["url"]`, "is empty")
+	}
+	if err := r.need(ctx); err != nil {
+		return err
+	}
+	_, err := r.client.t.call(ctx, &request{method: http.MethodPost, path: path("image-registries"), json: wire.ImageRegistry{
+		Name: registry.Name, Description: registry.Description, Protocol: registry.Protocol, Config: registry.Config,
+	}}, nil)
+	return err
+}
+
+// Delete removes a registry, not the images that came from it.
+func (r *Registries) Delete(ctx context.Context, name string) error {
+	if name == "" {
+		return invalid("registry", "is empty")
+	}
+	if err := r.need(ctx); err != nil {
+		return err
+	}
+	_, err := r.client.t.call(ctx, &request{method: http.MethodDelete, path: path("image-registries", name)}, nil)
+	if errors.Is(err, errDeletedBefore) {
+		return nil
+	}
+	return err
+}
+
+// withURL finds a simplestreams registry by its URL.
+func (r *Registries) withURL(ctx context.Context, server string) (name string, err error) {
+	all, err := r.All(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, registry := range all {
+		if registry.Protocol == "simplestreams" && strings.TrimRight(registry.Config["url"], "/") == strings.TrimRight(server, "/") {
+			return registry.Name, nil
+		}
+	}
+	return "", nil
+}
