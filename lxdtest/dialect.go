@@ -55,6 +55,7 @@ type traits struct {
 	shortestPrefix int  // the shortest prefix that names an image
 	urlImport      bool // imports from a URL are done
 	publicAnywhere bool // images may be public outside the default project
+	bearer         bool // bearer tokens are taken
 	password       bool // a trust password is taken
 	hidesProgress  bool // GET of an operation leaves out its progress
 
@@ -92,7 +93,7 @@ var dialects = [...]traits{
 	LXD69: {
 		family: "lxd", version: "6.9", extensions: strings.Fields(extensionsLXD69),
 		uploadHeader: "X-LXD-", importHeader: "LXD-",
-		shortestPrefix: 12, hidesProgress: true,
+		shortestPrefix: 12, hidesProgress: true, bearer: true,
 		waitFailsAsError: true, waitFlushesHeaders: true,
 		imageProject: true, typedFilter: true, badProfile: 400, emptyResources: true,
 	},

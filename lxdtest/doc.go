@@ -75,6 +75,7 @@
 //	ReorderEvents        an operation event after the next one
 //	DropEvents           no event socket
 //	ForgetOperations     operations gone as soon as they end
+//	StallOperations      operations that run on until Release
 //
 // Restart and Shutdown do to the whole server what their names say; addresses
 // and images stay, operations and secrets go.

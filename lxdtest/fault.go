@@ -39,6 +39,7 @@ const (
 	kindReorder
 	kindDropEvents
 	kindForget
+	kindStallOperation
 )
 
 // Fault is something that goes wrong. The functions that return one say what;
@@ -52,6 +53,7 @@ type Fault struct {
 	message string
 	retry   time.Duration
 	url     string
+	header  http.Header
 
 	method  string
 	pattern string
@@ -68,6 +70,17 @@ func (f Fault) String() string { return f.name }
 // operations are not about requests and ignore it.
 func (f Fault) On(method, pattern string) Fault {
 	f.method, f.pattern = method, pattern
+	return f
+}
+
+// WithHeader has the answers of Unavailable, TooManyRequests, Status and
+// EarlyAnswer carry a header.
+func (f Fault) WithHeader(name, value string) Fault {
+	f.header = f.header.Clone()
+	if f.header == nil {
+		f.header = http.Header{}
+	}
+	f.header.Set(name, value)
 	return f
 }
 
@@ -169,7 +182,8 @@ func EndlessJSON() Fault { return Fault{name: "endless json", kind: kindEndless}
 func Redirect(url string) Fault { return Fault{name: "redirect", kind: kindRedirect, url: url} }
 
 // RestartServer restarts the server as Server.Restart does, when n bytes of
-// the request's body have arrived; with 0, as soon as its header has.
+// the request's body have arrived; with 0, as soon as its header has. For a
+// moment connections are refused.
 func RestartServer(n int64) Fault { return Fault{name: "restart", kind: kindRestart, bytes: n} }
 
 // DuplicateEvents sends each operation event twice.
@@ -184,6 +198,10 @@ func DropEvents() Fault { return Fault{name: "drop events", kind: kindDropEvents
 
 // ForgetOperations has operations forgotten as soon as they end.
 func ForgetOperations() Fault { return Fault{name: "forget operations", kind: kindForget} }
+
+// StallOperations keeps the work of operations from beginning, until the
+// handle's Release or Remove. They are running meanwhile, and can be waited for.
+func StallOperations() Fault { return Fault{name: "stall operations", kind: kindStallOperation} }
 
 // Injected is the handle of a fault that was injected.
 type Injected struct {
@@ -277,14 +295,17 @@ func (i *Injected) spent() bool { return i.fault.times > 0 && i.fired >= i.fault
 
 // fires counts one firing of a fault that is not about requests and tells
 // whether there is one; the caller holds the lock.
-func (s *Server) fires(k kind) bool {
+func (s *Server) fires(k kind) bool { return s.firing(k) != nil }
+
+// firing is fires, returning the fault.
+func (s *Server) firing(k kind) *Injected {
 	for _, i := range s.faults {
 		if i.fault.kind == k && !i.spent() {
 			i.fired++
-			return true
+			return i
 		}
 	}
-	return false
+	return nil
 }
 
 // dropsSocket tells whether an event socket is to be closed after an event.
@@ -346,6 +367,5 @@ func (i *Injected) wait(r *http.Request) bool {
 	}
 }
 
-// discarded tells how much of a request's body is read before it is answered
-// early.
+// readFirst reads the beginning of a request's body.
 func readFirst(body io.Reader, n int64) { _, _ = io.CopyN(io.Discard, body, n) }

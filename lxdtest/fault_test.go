@@ -274,6 +274,13 @@ func TestRestartInTheMiddleOfAnUpload(t *testing.T) {
 		require.Equal(t, 1, handle.Fired())
 		require.Empty(t, s.Images())
 		c.http.CloseIdleConnections()
+		require.Eventually(t, func() bool {
+			res, err := c.http.Get(c.base + "/1.0")
+			if err == nil {
+				_ = res.Body.Close()
+			}
+			return err == nil
+		}, 5*time.Second, time.Millisecond, "the server is up again")
 		c.wait(c.do("POST", "/1.0/images", file))
 		require.Len(t, s.Images(), 1)
 	})
@@ -300,6 +307,48 @@ func TestLoseAnswerHasDoneTheWork(t *testing.T) {
 		require.Error(t, err)
 		require.Equal(t, map[string]string{"a": fingerprint}, s.Aliases())
 	})
+}
+
+func TestStalledOperation(t *testing.T) {
+	s := newTestServer(t, &Options{InMemory: true})
+	c := newClient(t, s)
+	handle := s.Inject(StallOperations().Times(1))
+	stalled := c.do("POST", "/1.0/images", UnifiedImage("x", 0))
+	require.EqualValues(t, statusRunning, c.do("GET", stalled.Operation+"/wait?timeout=0", nil).field("status_code"))
+	require.Equal(t, []string{"Downloading image"}, s.Running())
+	c.upload(UnifiedImage("y", 0))
+	require.Len(t, s.Images(), 1)
+	handle.Release()
+	c.wait(stalled)
+	require.Len(t, s.Images(), 2)
+}
+
+func TestHeadersOfARefusal(t *testing.T) {
+	s := newTestServer(t, &Options{InMemory: true})
+	s.Inject(Status(401, "login").WithHeader("X-LXD-OIDC-issuer", "https://issuer"))
+	res, _, err := newClient(t, s).get("/1.0")
+	require.NoError(t, err)
+	require.Equal(t, 401, res.StatusCode)
+	require.Equal(t, "https://issuer", res.Header.Get("X-LXD-OIDC-issuer"))
+}
+
+func TestCancelOfADownload(t *testing.T) {
+	source := newTestServer(t, &Options{TLS: true})
+	s := newTestServer(t, &Options{InMemory: true})
+	c := newClient(t, s)
+	fingerprint, err := source.AddImage(UnifiedImage("x", 100_000), &AddOptions{Public: true})
+	require.NoError(t, err)
+	source.Inject(StallResponse(50_000).On("GET", "/1.0/images/*/export"))
+	pull := c.do("POST", "/1.0/images", map[string]any{"source": map[string]string{
+		"type": "image", "mode": "pull", "protocol": "lxd", "server": source.URL(),
+		"fingerprint": fingerprint, "certificate": string(source.Certificate())}})
+	require.Eventually(t, func() bool {
+		metadata, _ := c.do("GET", pull.Operation, nil).field("metadata").(map[string]any)
+		return metadata["download_progress"] != nil
+	}, 5*time.Second, time.Millisecond)
+	require.Equal(t, 200, c.do("DELETE", pull.Operation, nil).HTTP)
+	require.EqualValues(t, statusCancelled, c.wait(pull).field("status_code"))
+	require.Empty(t, s.Images())
 }
 
 func TestPatterns(t *testing.T) {

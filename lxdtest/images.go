@@ -203,7 +203,11 @@ func (s *Server) secretOpens(secret string, img *image) bool {
 func (s *Server) serveImages(w http.ResponseWriter, r *http.Request) error {
 	query := r.URL.Query()
 	full := query.Get("recursion") == "1"
-	match, err := s.parseFilter(query.Get("filter"))
+	filter := query.Get("filter")
+	if !s.has("api_filtering") {
+		filter = ""
+	}
+	match, err := s.parseFilter(filter)
 	if err != nil {
 		return err
 	}

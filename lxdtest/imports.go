@@ -70,6 +70,9 @@ func (s *Server) serveCreateFrom(w http.ResponseWriter, r *http.Request, project
 		return err
 	}
 	if source.Mode == "push" {
+		if !s.has("images_push_relay") {
+			return errBadSource
+		}
 		return s.servePushToken(w, r, project, post)
 	}
 	var run func(ctx context.Context, op *operation) (*image, error)
@@ -193,6 +196,7 @@ func (s *Server) request(ctx context.Context, client *http.Client, method, targe
 
 // fetch downloads a file into the spool.
 func (s *Server) fetch(ctx context.Context, op *operation, client *http.Client, target, what string) (*upload, error) {
+	s.allowCancel(op)
 	res, err := s.request(ctx, client, http.MethodGet, target, nil, nil)
 	if err != nil {
 		return nil, err
@@ -201,17 +205,54 @@ func (s *Server) fetch(ctx context.Context, op *operation, client *http.Client, 
 	if res.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("Unable to fetch %s: %s", target, res.Status) //nolint:staticcheck // the daemons' own words
 	}
-	u, err := s.receiveUnified(res.Body)
-	if err != nil {
-		return nil, err
-	}
-	s.setProgress(op, what)
-	return u, nil
+	return s.receiveUnified(s.watch(op, what, res))
 }
 
-// setProgress says that a download is complete, in the daemons' words.
-func (s *Server) setProgress(op *operation, what string) {
-	text := "100% (1.00GB/s)"
+// allowCancel lets an operation be cancelled, which a download can be once it
+// has begun.
+func (s *Server) allowCancel(op *operation) {
+	if op == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	op.mayCancel = true
+}
+
+// watch returns the body of a download whose progress the operation tells, at
+// every tenth part if the length is known.
+func (s *Server) watch(op *operation, what string, res *http.Response) io.Reader {
+	return &progressReader{Reader: res.Body, server: s, op: op, what: what, total: res.ContentLength, begin: time.Now()}
+}
+
+// progressReader tells how far a download is.
+type progressReader struct {
+	io.Reader
+	server      *Server
+	op          *operation
+	what        string
+	done, total int64
+	tenths      int64
+	begin       time.Time
+}
+
+// Read reads and tells of each tenth part.
+func (p *progressReader) Read(b []byte) (int, error) {
+	n, err := p.Reader.Read(b)
+	p.done += int64(n)
+	if p.total <= 0 {
+		return n, err
+	}
+	if tenths := p.done * 10 / p.total; tenths > p.tenths {
+		p.tenths = tenths
+		p.server.setProgress(p.op, p.what, tenths*10, float64(p.done)/max(time.Since(p.begin).Seconds(), 1e-6))
+	}
+	return n, err
+}
+
+// setProgress says how far a download is, in the daemons' words.
+func (s *Server) setProgress(op *operation, what string, percent int64, speed float64) {
+	text := fmt.Sprintf("%d%% (%.2fMB/s)", percent, speed/1e6)
 	if what != "" {
 		text = what + ": " + text
 	}
@@ -468,6 +509,7 @@ func (s *Server) pull(ctx context.Context, r *http.Request, op *operation, proje
 
 // fetchExport downloads an export: one file, or a form with two.
 func (s *Server) fetchExport(ctx context.Context, op *operation, client *http.Client, at string) (*upload, error) {
+	s.allowCancel(op)
 	res, err := s.request(ctx, client, http.MethodGet, at, nil, nil)
 	if err != nil {
 		return nil, err
@@ -476,16 +518,7 @@ func (s *Server) fetchExport(ctx context.Context, op *operation, client *http.Cl
 	if res.StatusCode != http.StatusOK {
 		return nil, remoteError(res)
 	}
-	what := ""
-	u, err := s.receive(&http.Request{Header: res.Header, Body: res.Body})
-	if err != nil {
-		return nil, err
-	}
-	if u.rootfs != "" {
-		what = "rootfs"
-	}
-	s.setProgress(op, what)
-	return u, nil
+	return s.receive(&http.Request{Header: res.Header, Body: io.NopCloser(s.watch(op, "", res))})
 }
 
 // getJSON reads the metadata of an answer of another server.

@@ -111,6 +111,9 @@ func (s *Server) apply(in *injection, i *Injected, w http.ResponseWriter, r *htt
 
 // playAnswer sends the answer of a fault in place of the handler's.
 func playAnswer(f *Fault, w http.ResponseWriter, r *http.Request) {
+	for name, values := range f.header {
+		w.Header()[name] = values
+	}
 	switch f.kind {
 	case kindStatus:
 		if f.retry > 0 {

@@ -8,7 +8,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -22,7 +21,25 @@ type Request struct {
 
 	server *Server
 	body   int64
+	text   []byte
 	done   bool
+}
+
+// maxText is how much of a request's body is kept for Text.
+const maxText = 64 << 10
+
+// Text returns the beginning of the request's body as far as it has arrived, 64
+// KiB at most. Uploads, which are octet streams and forms, are not kept.
+func (r *Request) Text() []byte {
+	r.server.mu.Lock()
+	defer r.server.mu.Unlock()
+	return slices.Clone(r.text)
+}
+
+// isUpload tells whether the body of a request is an image.
+func (r *Request) isUpload() bool {
+	kind := r.Header.Get("Content-Type")
+	return strings.HasPrefix(kind, "application/octet-stream") || strings.HasPrefix(kind, "multipart/")
 }
 
 // BodyBytes returns how many bytes of the request's body have arrived so far.
@@ -44,7 +61,6 @@ func (r *Request) Done() bool {
 type countedBody struct {
 	io.ReadCloser
 	seen *Request
-	once sync.Once
 }
 
 // Read reads and counts.
@@ -53,6 +69,9 @@ func (b *countedBody) Read(p []byte) (int, error) {
 	if n > 0 {
 		b.seen.server.mu.Lock()
 		b.seen.body += int64(n)
+		if free := maxText - len(b.seen.text); free > 0 && !b.seen.isUpload() {
+			b.seen.text = append(b.seen.text, p[:min(n, free)]...)
+		}
 		b.seen.server.mu.Unlock()
 	}
 	return n, err

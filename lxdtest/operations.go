@@ -132,11 +132,18 @@ func (s *Server) startTask(w http.ResponseWriter, task task) {
 	op.cancel = cancel
 	op.mayCancel = task.mayCancel
 	answer := s.render(op)
+	stall := s.firing(kindStallOperation)
 	started := make(chan struct{})
 	s.tasks.Go(func() {
 		defer cancel()
 		// The daemons answer with an operation that has just begun.
 		<-started
+		if stall != nil {
+			select {
+			case <-stall.released:
+			case <-ctx.Done():
+			}
+		}
 		err := task.run(ctx, op)
 		s.finish(op, err)
 	})

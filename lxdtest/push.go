@@ -80,6 +80,9 @@ type exportPost struct {
 
 // servePush uploads an image to another server in the background.
 func (s *Server) servePush(w http.ResponseWriter, r *http.Request, name string) error {
+	if !s.has("images_push_relay") {
+		return fail(http.StatusNotImplemented, "not implemented")
+	}
 	s.mu.Lock()
 	project, err := s.imageProject(r)
 	var img *image

@@ -55,6 +55,10 @@ type Options struct {
 	// dialects that have passwords. There is none by default.
 	TrustPassword string
 
+	// BearerTokens are trusted on https in an Authorization header, on
+	// dialects that know such tokens: LXD69. There are none by default.
+	BearerTokens []string
+
 	// RootCAs are the authorities that the server trusts when it imports from
 	// an https URL. The default is the system's, as with the daemons.
 	RootCAs *x509.CertPool

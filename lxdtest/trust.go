@@ -47,6 +47,12 @@ func (s *Server) trusts(r *http.Request) bool {
 	if r.TLS == nil {
 		return true
 	}
+	if s.traits.bearer {
+		token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		if ok && token != "" && slices.Contains(s.opts.BearerTokens, token) {
+			return true
+		}
+	}
 	if len(r.TLS.PeerCertificates) == 0 {
 		return false
 	}
@@ -211,6 +217,9 @@ func (s *Server) serveInfo(w http.ResponseWriter, r *http.Request) error {
 		APIExtensions: s.extensions(), APIStatus: "stable", APIVersion: "1.0",
 		Auth: "untrusted", AuthMethods: []string{"tls"},
 	}
+	if s.traits.bearer {
+		info.AuthMethods = append(info.AuthMethods, "bearer")
+	}
 	if !s.trusts(r) {
 		writeSync(w, info)
 		return nil
@@ -233,7 +242,10 @@ func (s *Server) serveInfo(w http.ResponseWriter, r *http.Request) error {
 	if s.has("auth_user") {
 		info.AuthUserName, info.AuthUserMethod = "root", "unix"
 		if r.TLS != nil {
-			info.AuthUserName, info.AuthUserMethod = certFingerprint(r.TLS.PeerCertificates[0]), "tls"
+			info.AuthUserName, info.AuthUserMethod = "bearer", "bearer"
+			if len(r.TLS.PeerCertificates) > 0 {
+				info.AuthUserName, info.AuthUserMethod = certFingerprint(r.TLS.PeerCertificates[0]), "tls"
+			}
 		}
 	}
 	info.Environment = &environmentJSON{
@@ -377,9 +389,13 @@ func (s *Server) serveAddCertificate(w http.ResponseWriter, r *http.Request) err
 
 // admits checks the password or the token of an untrusted caller.
 func (s *Server) admits(post certificatePost) (token *operation, err error) {
-	text := post.TrustToken
-	if text == "" {
-		// Before explicit_trust_token a token travels as the password.
+	// A token travels as the password before explicit_trust_token; Incus never
+	// had passwords.
+	var text string
+	if s.traits.family == "incus" || s.has("explicit_trust_token") {
+		text = post.TrustToken
+	}
+	if text == "" && s.traits.family == "lxd" {
 		text = post.Password
 	}
 	if data, err := base64.StdEncoding.DecodeString(text); err == nil {

@@ -76,6 +76,33 @@ func TestSecrets(t *testing.T) {
 	require.Equal(t, 404, c.do("GET", "/1.0/images/"+fingerprint+"?secret="+secret, nil).HTTP)
 }
 
+func TestBearerTokens(t *testing.T) {
+	for d, want := range map[Dialect]int{LXD50: 403, LXD69: 200, Incus60: 403} {
+		s := newTestServer(t, &Options{Dialect: d, TLS: true, BearerTokens: []string{"key"}})
+		c := newTLSClient(t, s, false)
+		require.Equal(t, want, c.do("GET", "/1.0/operations", nil, "Authorization", "Bearer key").HTTP)
+		require.Equal(t, 403, c.do("GET", "/1.0/operations", nil, "Authorization", "Bearer other").HTTP)
+		require.Equal(t, 200, c.do("GET", "/1.0", nil, "Authorization", "Bearer key").HTTP)
+	}
+}
+
+func TestExtensions(t *testing.T) {
+	s := newTestServer(t, &Options{InMemory: true, WithoutExtensions: []string{"images_push_relay"}, WithExtensions: []string{"images_all_projects"}})
+	c := newClient(t, s)
+	s.AddProject("p", true)
+	c.wait(c.do("POST", "/1.0/images?project=p", UnifiedImage("x", 0)))
+	extensions := c.do("GET", "/1.0", nil).field("api_extensions").([]any)
+	require.NotContains(t, extensions, "images_push_relay")
+	require.Contains(t, extensions, "images_all_projects")
+	var list []string
+	require.NoError(t, json.Unmarshal(c.do("GET", "/1.0/images?all-projects=true", nil).Metadata, &list))
+	require.Len(t, list, 1)
+	push := map[string]any{"source": map[string]string{"type": "image", "mode": "push", "fingerprint": "x"}, "properties": map[string]string{}}
+	require.Equal(t, 500, c.do("POST", "/1.0/images", push).HTTP)
+	requests := s.Requests()
+	require.JSONEq(t, `{"source": {"type": "image", "mode": "push", "fingerprint": "x"}, "properties": {}}`, string(requests[len(requests)-1].Text()))
+}
+
 func TestJoin(t *testing.T) {
 	join := func(s *Server, body map[string]any) (*reply, *reply) {
 		pair, err := newKeyPair("joiner", false)

@@ -42,8 +42,8 @@ var (
 	errNoAlias   = fail(http.StatusNotFound, "Image alias not found")
 )
 
-// writeJSON answers with one JSON value; its length is told, as the daemons do
-// for answers of this kind.
+// writeJSON answers with one JSON value. As with the daemons, short answers
+// tell their length and long ones come in chunks.
 func writeJSON(w http.ResponseWriter, code int, value any) {
 	data, err := json.Marshal(value)
 	if err != nil {
@@ -52,7 +52,6 @@ func writeJSON(w http.ResponseWriter, code int, value any) {
 	}
 	data = append(data, '\n')
 	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Content-Length", fmt.Sprint(len(data)))
 	w.WriteHeader(code)
 	// A client that has gone away is its own affair.
 	_, _ = w.Write(data)
