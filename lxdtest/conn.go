@@ -22,7 +22,6 @@ type conn struct {
 	frozen chan struct{} // not nil once half open; closed when thawed
 	drip   time.Duration // the pause between two bytes written; 0 for none
 	local  bool          // a unix socket: its callers are trusted
-	err    error         // what the frozen or closed connection answers
 }
 
 // Read reads, unless the connection is half open: then it hears nothing more.

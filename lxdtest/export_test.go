@@ -1,6 +1,7 @@
 package lxdtest
 
 import (
+	"errors"
 	"io"
 	"mime"
 	"mime/multipart"
@@ -67,7 +68,7 @@ func parts(t *testing.T, res *http.Response, body io.Reader) (names []string, fi
 	form := multipart.NewReader(body, params["boundary"])
 	for {
 		part, err := form.NextPart()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return names, files
 		}
 		require.NoError(t, err)

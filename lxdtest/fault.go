@@ -316,7 +316,7 @@ func (s *Server) dropsSocket() bool {
 }
 
 // matches tells whether a fault is about a request.
-func (f *Fault) matches(r *http.Request) bool {
+func (f Fault) matches(r *http.Request) bool {
 	if f.kind == kindRefuse || f.kind >= kindDuplicate {
 		return false
 	}

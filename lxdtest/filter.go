@@ -18,7 +18,7 @@ type clause struct {
 	regex  *regexp.Regexp
 }
 
-func badFilter(why string) error { return fmt.Errorf("Invalid filter: %s", why) } //nolint:staticcheck // the daemons' own words
+func badFilter(why string) error { return says("Invalid filter: %s", why) }
 
 // parseFilter parses a filter as the daemons do and returns what tells whether
 // an image passes it. A value is a regular expression for the whole text,
@@ -60,7 +60,7 @@ func (s *Server) parseFilter(text string) (func(imageJSON) (bool, error), error)
 		case "ne":
 		default:
 			if s.traits.typedFilter {
-				return nil, fmt.Errorf("Unsupported operation") //nolint:staticcheck // the daemons' own words
+				return nil, says("Unsupported operation")
 			}
 			// LXD 5.0.2 lets it pass and finds nothing.
 			c.value, c.equal = "\x00", true
@@ -120,7 +120,7 @@ func (s *Server) matchClause(c clause, fields map[string]any) (bool, error) {
 		}
 	}
 	if !known && s.traits.typedFilter {
-		return false, fmt.Errorf("Invalid type %q for field %q", "invalid", c.field) //nolint:staticcheck // the daemons' own words
+		return false, says("Invalid type %q for field %q", "invalid", c.field)
 	}
 	equal := false
 	switch value := value.(type) {

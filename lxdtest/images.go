@@ -3,7 +3,6 @@ package lxdtest
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"net/http"
 	"os"
@@ -463,7 +462,7 @@ func (s *Server) addImage(op *operation, img *image) error {
 	return nil
 }
 
-var errDuplicate = fmt.Errorf("Image with same fingerprint already exists") //nolint:staticcheck // the daemons' own words
+var errDuplicate = says("Image with same fingerprint already exists")
 
 // serveSecret makes a secret for a private image: a token operation that runs
 // until it is cancelled.

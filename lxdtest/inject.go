@@ -17,9 +17,8 @@ type injection struct {
 	server   *Server
 	request  *http.Request
 	seen     *Request
-	answered bool   // the handler has nothing more to do
-	lost     bool   // the answer is not to arrive
-	thaw     func() // ends a half-open connection
+	answered bool // the handler has nothing more to do
+	lost     bool // the answer is not to arrive
 	writer   *faultyWriter
 	drips    bool
 }

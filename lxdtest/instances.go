@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -142,13 +141,13 @@ func (s *Server) publishInstance(ctx context.Context, r *http.Request, op *opera
 	source := post.Source
 	switch {
 	case source.Name == "":
-		return nil, errors.New("No source provided") //nolint:staticcheck // the daemons' own words
+		return nil, says("No source provided")
 	case source.Type == "snapshot" && !strings.Contains(source.Name, "/"):
-		return nil, errors.New("Not a snapshot") //nolint:staticcheck // the daemons' own words
+		return nil, says("Not a snapshot")
 	case from == nil:
 		return nil, fail(http.StatusNotFound, "Failed to fetch instance %q in project %q: Instance not found", source.Name, projectParam(r))
 	case from.running:
-		return nil, errors.New("Cannot export a running instance as an image") //nolint:staticcheck // the daemons' own words
+		return nil, says("Cannot export a running instance as an image")
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -197,7 +196,7 @@ func (s *Server) pack(from *instance, post imagesPost) ([]byte, error) {
 	case "bzip2", "xz", "lzma", "zstd", "squashfs":
 		return nil, fmt.Errorf("lxdtest cannot compress with %q: ask for gzip or none", name)
 	default:
-		return nil, fmt.Errorf("Compression algorithm %q isn't currently supported", name) //nolint:staticcheck // the daemons' own words
+		return nil, says("Compression algorithm %q isn't currently supported", name)
 	}
 	metadata := fmt.Sprintf("architecture: x86_64\ncreation_date: %d\n", s.now().Truncate(time.Second).Unix())
 	if err := addFile(out, "metadata.yaml", strings.NewReader(metadata), int64(len(metadata))); err != nil {

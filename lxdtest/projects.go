@@ -83,7 +83,7 @@ func (s *Server) checkProfiles(project string, names []string) error {
 	p := s.profileProject(project)
 	for _, name := range names {
 		if _, ok := p.profiles[name]; !ok {
-			return fmt.Errorf("Profile '%s' doesn't exist", name) //nolint:staticcheck // the daemons' own words
+			return says("Profile '%s' doesn't exist", name)
 		}
 	}
 	return nil

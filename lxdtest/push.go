@@ -66,7 +66,7 @@ func (s *Server) useToken(r *http.Request, op *operation, asked *wish) error {
 	return nil
 }
 
-var errNullToken = errors.New("Invalid token: it has no properties") //nolint:staticcheck // told as the daemon tells it
+var errNullToken = says("Invalid token: it has no properties")
 
 // exportPost is the body of a push.
 type exportPost struct {

@@ -3,7 +3,6 @@ package lxdtest
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -65,9 +64,6 @@ type streamImage struct {
 	names       []string
 }
 
-// architectures are the names of simplestreams for those of the daemons.
-var architectures = map[string]string{"amd64": "x86_64", "i386": "i686", "arm64": "aarch64", "armhf": "armv7l", "ppc64el": "ppc64le"}
-
 // readStream lists the images that a simplestreams server offers, the newest
 // version of a product first.
 func (s *Server) readStream(ctx context.Context, client *http.Client, base string) ([]streamImage, error) {
@@ -96,14 +92,14 @@ func (s *Server) readStream(ctx context.Context, client *http.Client, base strin
 func (s *Server) getStreamFile(ctx context.Context, client *http.Client, at string, value any) error {
 	res, err := s.request(ctx, client, http.MethodGet, at, nil, nil)
 	if err != nil {
-		return fmt.Errorf("Failed parsing stream: %w", err) //nolint:staticcheck // the daemons' own words
+		return says("Failed parsing stream: %w", err)
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
-		return fmt.Errorf("Failed parsing stream: Unable to fetch %s: %s", at, res.Status) //nolint:staticcheck // the daemons' own words
+		return says("Failed parsing stream: Unable to fetch %s: %s", at, res.Status)
 	}
 	if err := json.NewDecoder(io.LimitReader(res.Body, 256<<20)).Decode(value); err != nil {
-		return fmt.Errorf("Failed parsing stream: %w", err) //nolint:staticcheck // the daemons' own words
+		return says("Failed parsing stream: %w", err)
 	}
 	return nil
 }
@@ -236,12 +232,12 @@ func resolve(images []streamImage, source imagesSource) (*streamImage, error) {
 			continue
 		}
 		if found != nil && found.fingerprint != img.fingerprint {
-			return nil, errors.New("More than one match for the provided partial fingerprint") //nolint:staticcheck // the daemons' own words
+			return nil, says("More than one match for the provided partial fingerprint")
 		}
 		found = &images[i]
 	}
 	if found == nil {
-		return nil, errors.New("The requested image couldn't be found") //nolint:staticcheck // the daemons' own words
+		return nil, says("The requested image couldn't be found")
 	}
 	return found, nil
 }
@@ -259,7 +255,7 @@ func (s *Server) importStream(ctx context.Context, r *http.Request, op *operatio
 		chosen, err = resolve(images, source)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("Failed getting remote image info: Failed getting image: %w", err) //nolint:staticcheck // the daemons' own words
+		return nil, says("Failed getting remote image info: Failed getting image: %w", err)
 	}
 	if img := s.existing(project, chosen.fingerprint); img != nil {
 		return s.adopt(op, img, post)
@@ -301,7 +297,7 @@ func (s *Server) fetchStream(ctx context.Context, op *operation, client *http.Cl
 		}
 		if u.fingerprint != item.SHA256 {
 			u.discard()
-			return nil, fmt.Errorf("Hash mismatch for %q: %s != %s", at, u.fingerprint, item.SHA256) //nolint:staticcheck // the daemons' own words
+			return nil, says("Hash mismatch for %q: %s != %s", at, u.fingerprint, item.SHA256)
 		}
 		return u, nil
 	}
@@ -318,7 +314,7 @@ func (s *Server) fetchStream(ctx context.Context, op *operation, client *http.Cl
 	u.size += rootfs.size
 	u.fingerprint, err = fileFingerprint(u.metadata, u.rootfs)
 	if err == nil && u.fingerprint != img.fingerprint {
-		err = fmt.Errorf("Image fingerprint doesn't match. Got %s expected %s", u.fingerprint, img.fingerprint) //nolint:staticcheck // the daemons' own words
+		err = says("Image fingerprint doesn't match. Got %s expected %s", u.fingerprint, img.fingerprint)
 	}
 	if err != nil {
 		u.discard()

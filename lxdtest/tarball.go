@@ -7,7 +7,6 @@ import (
 	"compress/bzip2"
 	"compress/gzip"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -55,7 +54,7 @@ func detect(head []byte) (*format, error) {
 			return &formats[i], nil
 		}
 	}
-	return nil, errors.New("Unsupported compression") //nolint:staticcheck // the daemons' own words
+	return nil, says("Unsupported compression")
 }
 
 // suffixOf returns the extension that a file is exported with.
@@ -141,7 +140,7 @@ func readContents(path string, now time.Time) (*contents, error) {
 	return found, found.parse(metadata)
 }
 
-var errNoMetadata = errors.New("Metadata tarball is missing metadata.yaml") //nolint:staticcheck // the daemons' own words
+var errNoMetadata = says("Metadata tarball is missing metadata.yaml")
 
 // parse reads a metadata.yaml.
 func (c *contents) parse(data []byte) error {
@@ -155,10 +154,10 @@ func (c *contents) parse(data []byte) error {
 		return err
 	}
 	if !knownArchitecture(fields.Architecture) {
-		return fmt.Errorf("Architecture isn't supported: %s", fields.Architecture) //nolint:staticcheck // the daemons' own words
+		return says("Architecture isn't supported: %s", fields.Architecture)
 	}
 	if fields.CreationDate == 0 {
-		return errors.New("Missing creation date") //nolint:staticcheck // the daemons' own words
+		return says("Missing creation date")
 	}
 	c.architecture = fields.Architecture
 	c.created = time.Unix(fields.CreationDate, 0).UTC()

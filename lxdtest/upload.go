@@ -120,7 +120,7 @@ func (w *watchedReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-var errMultipart = errors.New("Invalid multipart image") //nolint:staticcheck // the daemons' own words
+var errMultipart = says("Invalid multipart image")
 
 // receiveParts reads the parts of a split image in their order.
 func (s *Server) receiveParts(u *upload, form *multipart.Reader) error {
@@ -374,7 +374,7 @@ func (s *Server) checkNew(img *image) error {
 		return errDuplicate
 	}
 	if img.kind == "" {
-		return errors.New("Invalid instance type") //nolint:staticcheck // the daemons' own words
+		return says("Invalid instance type")
 	}
 	if err := s.checkPublic(img.key.project, img.public); err != nil {
 		return err

@@ -35,6 +35,9 @@ func fail(code int, format string, args ...any) error {
 	return &apiError{code, fmt.Sprintf(format, args...)}
 }
 
+// says is an error in the daemons' own words, which begin with a capital.
+func says(format string, args ...any) error { return fmt.Errorf(format, args...) }
+
 var (
 	errNotFound  = fail(http.StatusNotFound, "not found")
 	errForbidden = fail(http.StatusForbidden, "not authorized")
