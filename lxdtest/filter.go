@@ -2,7 +2,6 @@ package lxdtest
 
 import (
 	"encoding/json"
-	"fmt"
 	"regexp"
 	"strconv"
 	"strings"
