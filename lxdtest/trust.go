@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -255,7 +256,7 @@ func (s *Server) serveInfo(w http.ResponseWriter, r *http.Request) error {
 		Kernel: "Linux", KernelArchitecture: "x86_64", KernelFeatures: map[string]string{}, KernelVersion: "6.1.0",
 		LXCFeatures: map[string]string{}, OSName: "lxdtest", OSVersion: runtime.GOOS,
 		Project: project, Server: s.traits.family, ServerEventMode: "full-mesh",
-		ServerName: "lxdtest", ServerVersion: s.traits.version,
+		ServerName: "lxdtest", ServerPid: os.Getpid(), ServerVersion: s.traits.version,
 	}
 	writeSync(w, info)
 	return nil

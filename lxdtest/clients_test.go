@@ -1,0 +1,243 @@
+//go:build clients
+
+package lxdtest
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// These tests have clients that know nothing of this package do their image
+// work on it: the lxc and incus commands and pylxd, as Debian packages them.
+// They run with -tags clients and need all three.
+
+// commands runs a command-line client against servers.
+type commands struct {
+	t   *testing.T
+	bin string
+	env []string
+	dir string
+}
+
+// newCommands prepares a client whose local server is s.
+func newCommands(t *testing.T, bin string, s *Server) *commands {
+	t.Helper()
+	dir := t.TempDir()
+	return &commands{t, bin, append(os.Environ(),
+		"LXD_CONF="+dir+"/conf", "INCUS_CONF="+dir+"/conf", "LXD_SOCKET="+s.Socket(), "INCUS_SOCKET="+s.Socket(),
+		// A bundle in the environment would count for more than what pylxd is told.
+		"REQUESTS_CA_BUNDLE=", "CURL_CA_BUNDLE="), dir}
+}
+
+// exec runs the client with what it reads and returns what it says.
+func (c *commands) exec(stdin string, args ...string) (string, error) {
+	c.t.Helper()
+	cmd := exec.CommandContext(c.t.Context(), c.bin, args...)
+	cmd.WaitDelay = time.Minute
+	cmd.Env, cmd.Dir, cmd.Stdin = c.env, c.dir, strings.NewReader(stdin)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// run runs the client and insists on success.
+func (c *commands) run(args ...string) string {
+	c.t.Helper()
+	out, err := c.exec("", args...)
+	require.NoError(c.t, err, "%s %v: %s", c.bin, args, out)
+	return out
+}
+
+// fails runs the client and insists on a failure with these words.
+func (c *commands) fails(words string, args ...string) {
+	c.t.Helper()
+	out, err := c.exec("", args...)
+	require.Error(c.t, err, "%s %v: %s", c.bin, args, out)
+	require.Contains(c.t, out, words)
+}
+
+// file writes a file and returns its path.
+func (c *commands) file(name string, content []byte) string {
+	c.t.Helper()
+	path := filepath.Join(c.dir, name)
+	require.NoError(c.t, os.WriteFile(path, content, 0o600))
+	return path
+}
+
+var commandOf = map[Dialect]string{LXD50: "lxc", LXD69: "lxc", Incus60: "incus"}
+
+func TestCommandLine(t *testing.T) {
+	eachDialect(t, func(t *testing.T, d Dialect) {
+		s := newTestServer(t, &Options{Dialect: d, TLS: true})
+		s.AddInstance("web1", nil)
+		s.AddInstance("web1/snap0", nil)
+		c := newCommands(t, commandOf[d], s)
+		unified := UnifiedImage("unified", 50_000)
+		meta, root := SplitImage("split", 50_000)
+		vmMeta, disk := VMImage("vm", 50_000)
+		one, two, three := Fingerprint(unified), Fingerprint(meta, root), Fingerprint(vmMeta, disk)
+
+		require.Regexp(t, `server_version: "?`+d.Version(), c.run("info"))
+		u := c.file("u.tar.gz", unified)
+		c.run("image", "import", u, "--alias", "one", "foo=bar")
+		c.run("image", "import", c.file("m.tar.gz", meta), c.file("r.tar.gz", root), "--alias", "two", "--public")
+		c.run("image", "import", c.file("vm.tar.gz", vmMeta), c.file("d.qcow2", disk), "--alias", "three")
+		require.Equal(t, map[string]string{"one": one, "two": two, "three": three}, s.Aliases())
+		c.fails("Image with same fingerprint already exists", "image", "import", u)
+		c.fails("Metadata tarball is missing metadata.yaml", "image", "import", filepath.Join(c.dir, "r.tar.gz"))
+		img, _ := s.Image(one)
+		require.Equal(t, "bar", img.Properties["foo"])
+		require.Equal(t, "u.tar.gz", img.Filename)
+		img, _ = s.Image(two)
+		require.True(t, img.Public)
+
+		require.Equal(t, 3, strings.Count(c.run("image", "list", "--format", "csv"), "\n"))
+		require.Contains(t, c.run("image", "list", "foo=bar", "--format", "csv"), one[:12])
+		require.NotContains(t, c.run("image", "list", "foo=bar", "--format", "csv"), two[:12])
+		require.Contains(t, c.run("image", "show", "one"), "foo: bar")
+		require.Contains(t, c.run("image", "info", "three"), "virtual-machine")
+		require.Equal(t, "lxdtest\n", c.run("image", "get-property", "one", "os"))
+		c.run("image", "set-property", "one", "k", "v")
+		img, _ = s.Image(one)
+		require.Equal(t, "v", img.Properties["k"])
+		c.run("image", "unset-property", "one", "k")
+
+		c.run("image", "alias", "create", "a/b", one)
+		require.Contains(t, c.run("image", "alias", "list", "--format", "csv"), "a/b")
+		c.run("image", "alias", "rename", "a/b", "c")
+		require.Equal(t, one, s.Aliases()["c"])
+		c.run("image", "alias", "delete", "c")
+		require.NotContains(t, s.Aliases(), "c")
+
+		for alias, files := range map[string]map[string][]byte{
+			"one":   {one + ".tar.gz": unified},
+			"two":   {"meta-" + two + ".tar.gz": meta, two + ".tar.gz": root},
+			"three": {"meta-" + three + ".tar.gz": vmMeta, three + ".qcow2": disk},
+		} {
+			into := t.TempDir()
+			c.run("image", "export", alias, into)
+			for name, content := range files {
+				got, err := os.ReadFile(filepath.Join(into, name))
+				require.NoError(t, err)
+				require.True(t, bytes.Equal(content, got), name)
+			}
+		}
+
+		_, err := c.exec("public: true\nproperties: {a: b}\n", "image", "edit", "one")
+		require.NoError(t, err)
+		img, _ = s.Image(one)
+		require.Equal(t, map[string]string{"a": "b"}, img.Properties)
+
+		c.run("publish", "web1", "--alias", "published")
+		c.run("publish", "web1/snap0", "--alias", "snapshot", "x=y")
+		require.Contains(t, s.Aliases(), "published")
+		require.Contains(t, s.Aliases(), "snapshot")
+		c.fails("Image source not found", "image", "refresh", "one")
+
+		c.run("project", "create", "other")
+		c.run("image", "copy", "one", "local:", "--target-project", "other", "--alias", "there")
+		require.Contains(t, c.run("image", "list", "--project", "other", "--format", "csv"), "there")
+		c.run("image", "delete", "one", "two", "three")
+		require.NotContains(t, s.Aliases(), "one")
+		require.Empty(t, s.Running())
+	})
+}
+
+func TestCommandLineCopies(t *testing.T) {
+	eachDialect(t, func(t *testing.T, d Dialect) {
+		from, to := newTestServer(t, &Options{Dialect: d, TLS: true}), newTestServer(t, &Options{Dialect: d, TLS: true})
+		c := newCommands(t, commandOf[d], from)
+		for name, s := range map[string]*Server{"from": from, "to": to} {
+			if d == Incus60 {
+				c.run("remote", "add", name, s.NewTrustToken("test"))
+			} else {
+				c.run("remote", "add", name, s.URL(), "--accept-certificate", "--password", s.NewTrustToken("test"))
+			}
+		}
+		meta, root := SplitImage("split", 50_000)
+		split, err := from.AddImage(meta, &AddOptions{Rootfs: root, Aliases: []string{"split"}})
+		require.NoError(t, err)
+		unified := add(t, from, "unified", &AddOptions{Aliases: []string{"unified"}})
+		for _, mode := range []string{"pull", "push", "relay"} {
+			for name, fingerprint := range map[string]string{"split": split, "unified": unified} {
+				c.run("image", "copy", "from:"+name, "to:", "--mode", mode, "--copy-aliases")
+				img, ok := to.Image(fingerprint)
+				require.True(t, ok, mode)
+				require.Equal(t, []string{name}, img.Aliases)
+				require.Equal(t, "lxdtest", img.Properties["os"])
+				c.run("image", "delete", "to:"+name)
+			}
+		}
+		require.Empty(t, to.Tokens())
+	})
+}
+
+// pylxdScript does the image work of pylxd's documentation; it prints what is
+// to be compared.
+const pylxdScript = `
+import sys, warnings
+warnings.simplefilter("ignore")
+import pylxd
+client = pylxd.Client(endpoint="http+unix://" + sys.argv[1].replace("/", "%2F"))
+data = open(sys.argv[2], "rb").read()
+image = client.images.create(data, public=True, wait=True)
+image = client.images.get(image.fingerprint)
+print(len(client.images.all()), image.public, image.properties["os"], image.size == len(data))
+try:
+    client.images.create(data, wait=True)
+except pylxd.exceptions.LXDAPIException as error:
+    print(error)
+image.add_alias("py/x", "text")
+print(client.images.get_by_alias("py/x").fingerprint == image.fingerprint, client.images.exists("py/x", alias=True))
+image = client.images.get(image.fingerprint)
+image.delete_alias("py/x")
+print(client.images.exists("py/x", alias=True))
+image.public = False
+image.properties = {"a": "b"}
+image.save()
+print(client.images.get(image.fingerprint).properties)
+print(image.export().read() == data)
+split = client.images.create(open(sys.argv[4], "rb").read(), metadata=open(sys.argv[3], "rb").read(), wait=True)
+print(split.fingerprint)
+other = pylxd.Client(endpoint=sys.argv[5], cert=(sys.argv[6], sys.argv[7]), verify=sys.argv[10])
+print(client.images.create_from_url(sys.argv[8]).fingerprint == sys.argv[9])
+image.delete(wait=True)
+try:
+    client.images.get(image.fingerprint)
+except pylxd.exceptions.NotFound as error:
+    print(error)
+print(other.images.all()[0].fingerprint == sys.argv[9])
+`
+
+func TestPylxd(t *testing.T) {
+	s, remote := newTestServer(t, nil), newTestServer(t, &Options{TLS: true})
+	c := newCommands(t, "/usr/bin/python3", s)
+	meta, root := SplitImage("split", 0)
+	web := UnifiedImage("web", 0)
+	served := imageServer(t, LXD50, web, nil)
+	_, err := remote.AddImage(web, nil)
+	require.NoError(t, err)
+	cert, key := remote.ClientCertificate()
+	out := c.run("-c", pylxdScript, s.Socket(), c.file("u", UnifiedImage("unified", 20_000)), c.file("m", meta), c.file("r", root),
+		remote.URL(), c.file("cert", cert), c.file("key", key), served.URL+"/image", Fingerprint(web),
+		c.file("server", remote.Certificate()))
+	require.Equal(t, strings.Join([]string{
+		"1 True lxdtest True",
+		"Image with same fingerprint already exists",
+		"True True",
+		"False",
+		"{'a': 'b'}",
+		"True",
+		Fingerprint(meta, root),
+		"True",
+		"Image not found",
+		"True",
+		"",
+	}, "\n"), out)
+}
