@@ -1,0 +1,164 @@
+package lxdtest
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+)
+
+// httpClient returns a client for fetching from elsewhere. With a certificate,
+// given as PEM, only a server that has it or was signed by it is trusted; the
+// certificate is then all there is to trust, whatever its names.
+func (s *Server) httpClient(certificate string) (*http.Client, error) {
+	config := &tls.Config{RootCAs: s.opts.RootCAs, MinVersion: tls.VersionTLS12}
+	if certificate != "" {
+		block, _ := pem.Decode([]byte(certificate))
+		if block == nil {
+			return nil, says("Invalid certificate")
+		}
+		pinned, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		pool := x509.NewCertPool()
+		pool.AddCert(pinned)
+		config.RootCAs = pool
+		config.InsecureSkipVerify = true // VerifyConnection does it by hand.
+		config.VerifyConnection = func(state tls.ConnectionState) error {
+			if state.PeerCertificates[0].Equal(pinned) {
+				return nil
+			}
+			intermediates := x509.NewCertPool()
+			for _, cert := range state.PeerCertificates[1:] {
+				intermediates.AddCert(cert)
+			}
+			_, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: pool, Intermediates: intermediates, DNSName: state.ServerName})
+			return err
+		}
+	}
+	return &http.Client{Transport: &http.Transport{
+		TLSClientConfig:   config,
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			c, err := s.opts.Dial(ctx, network, addr)
+			if err != nil {
+				return nil, says("Unable to connect to: %s ([%w])", addr, err)
+			}
+			return c, nil
+		},
+	}}, nil
+}
+
+// userAgent is how the server names itself to others.
+func (s *Server) userAgent() string {
+	return s.familyName() + " " + s.traits.version + " (Linux; x86_64)"
+}
+
+// request sends a request on the server's own behalf.
+func (s *Server) request(ctx context.Context, client *http.Client, method, target string, header http.Header, body io.Reader) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, target, body)
+	if err != nil {
+		return nil, err
+	}
+	for name, values := range header {
+		req.Header[name] = values
+	}
+	req.Header.Set("User-Agent", s.userAgent())
+	return client.Do(req)
+}
+
+// fetch downloads a file into the spool.
+func (s *Server) fetch(ctx context.Context, op *operation, client *http.Client, target, what string) (*upload, error) {
+	s.allowCancel(op)
+	res, err := s.request(ctx, client, http.MethodGet, target, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return nil, says("Unable to fetch %s: %s", target, res.Status)
+	}
+	return s.receiveUnified(s.watch(op, what, res))
+}
+
+// allowCancel lets an operation be cancelled, which a download can be once it
+// has begun.
+func (s *Server) allowCancel(op *operation) {
+	if op == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	op.mayCancel = true
+}
+
+// watch returns the body of a download whose progress the operation tells, at
+// every tenth part if the length is known.
+func (s *Server) watch(op *operation, what string, res *http.Response) io.Reader {
+	return &progressReader{Reader: res.Body, server: s, op: op, what: what, total: res.ContentLength, begin: time.Now()}
+}
+
+// progressReader tells how far a download is.
+type progressReader struct {
+	io.Reader
+	server      *Server
+	op          *operation
+	what        string
+	done, total int64
+	tenths      int64
+	begin       time.Time
+}
+
+// Read reads and tells of each tenth part.
+func (p *progressReader) Read(b []byte) (int, error) {
+	n, err := p.Reader.Read(b)
+	p.done += int64(n)
+	if p.total <= 0 {
+		return n, err
+	}
+	if tenths := p.done * 10 / p.total; tenths > p.tenths {
+		p.tenths = tenths
+		p.server.setProgress(p.op, p.what, tenths*10, float64(p.done)/max(time.Since(p.begin).Seconds(), 1e-6))
+	}
+	return n, err
+}
+
+// setProgress says how far a download is, in the daemons' words.
+func (s *Server) setProgress(op *operation, what string, percent int64, speed float64) {
+	text := fmt.Sprintf("%d%% (%.2fMB/s)", percent, speed/1e6)
+	if what != "" {
+		text = what + ": " + text
+	}
+	s.setMetadata(op, map[string]any{"download_progress": text})
+}
+
+// getJSON reads the metadata of an answer of another server.
+func (s *Server) getJSON(ctx context.Context, client *http.Client, at string, value any) error {
+	res, err := s.request(ctx, client, http.MethodGet, at, nil, nil)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return remoteError(res)
+	}
+	return readJSON(&http.Request{Body: res.Body}, &struct {
+		Metadata any `json:"metadata"`
+	}{value})
+}
+
+// remoteError is what another server refused.
+func remoteError(res *http.Response) error {
+	var answer envelope
+	if err := readJSON(&http.Request{Body: res.Body}, &answer); err != nil || answer.Error == "" {
+		return errors.New(res.Status)
+	}
+	return fail(answer.ErrorCode, "%s", answer.Error)
+}

@@ -1,0 +1,179 @@
+package lxdtest
+
+import (
+	"context"
+	"maps"
+	"net/http"
+	"os"
+	"time"
+)
+
+// imagePut is the body of PUT and PATCH.
+type imagePut struct {
+	AutoUpdate *bool             `json:"auto_update"`
+	Properties map[string]string `json:"properties"`
+	Public     *bool             `json:"public"`
+	ExpiresAt  time.Time         `json:"expires_at"`
+	Profiles   []string          `json:"profiles"`
+}
+
+// servePutImage replaces what may be changed in an image.
+func (s *Server) servePutImage(w http.ResponseWriter, r *http.Request, name string) error {
+	return s.changeImage(w, r, name, func(img *image, put imagePut) error {
+		profiles := put.Profiles
+		if profiles == nil {
+			profiles = []string{"default"}
+		}
+		if err := s.checkProfiles(img.key.project, profiles); err != nil {
+			return fail(s.traits.badProfile, "%v", err)
+		}
+		img.public = put.Public != nil && *put.Public
+		img.autoUpdate = put.AutoUpdate != nil && *put.AutoUpdate
+		img.properties = withoutEmpty(put.Properties)
+		img.profiles = profiles
+		if !put.ExpiresAt.IsZero() {
+			img.expires = put.ExpiresAt
+		}
+		return nil
+	})
+}
+
+// servePatchImage changes what the body names; expiry and profiles are ignored
+// as the daemons do.
+func (s *Server) servePatchImage(w http.ResponseWriter, r *http.Request, name string) error {
+	return s.changeImage(w, r, name, func(img *image, put imagePut) error {
+		if put.Public != nil {
+			img.public = *put.Public
+		}
+		if put.AutoUpdate != nil {
+			img.autoUpdate = *put.AutoUpdate
+		}
+		properties := maps.Clone(img.properties)
+		maps.Copy(properties, put.Properties)
+		img.properties = withoutEmpty(properties)
+		return nil
+	})
+}
+
+// changeImage does what PUT and PATCH have in common.
+func (s *Server) changeImage(w http.ResponseWriter, r *http.Request, name string, change func(*image, imagePut) error) error {
+	s.mu.Lock()
+	project, err := s.imageProject(r)
+	var img *image
+	if err == nil {
+		img, err = s.findImage(project, name)
+	}
+	if err == nil {
+		err = checkETag(r, imageETag(img))
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	// The body is read without the lock: it may never come.
+	var put imagePut
+	if err := readJSON(r, &put); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	if s.images[img.key] != img {
+		err = errNoImage
+	} else if err = checkETag(r, imageETag(img)); err == nil {
+		err = s.checkPublic(project, put.Public != nil && *put.Public)
+	}
+	if err == nil {
+		err = change(img, put)
+	}
+	key := img.key
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	s.publishLifecycle(r, "image-updated", imageURL(key), key.project, nil)
+	writeEmpty(w)
+	return nil
+}
+
+// checkPublic refuses public images where the dialect has none; the caller
+// holds the lock.
+func (s *Server) checkPublic(project string, public bool) error {
+	if public && !s.traits.publicAnywhere && project != defaultProject {
+		return fail(http.StatusBadRequest, "Images can only be public in the default project")
+	}
+	return nil
+}
+
+// withoutEmpty copies a map without its empty values: setting "" deletes.
+func withoutEmpty(properties map[string]string) map[string]string {
+	kept := map[string]string{}
+	for key, value := range properties {
+		if value != "" {
+			kept[key] = value
+		}
+	}
+	return kept
+}
+
+// serveDeleteImage deletes an image in the background.
+func (s *Server) serveDeleteImage(w http.ResponseWriter, r *http.Request, name string) error {
+	s.mu.Lock()
+	project, err := s.imageProject(r)
+	var img *image
+	if err == nil {
+		img, err = s.findImage(project, name)
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	key := img.key
+	s.startTask(w, task{
+		description: "Deleting image",
+		project:     projectParam(r),
+		resources:   map[string][]string{"images": {"/1.0/images/" + key.fingerprint}},
+		run: func(_ context.Context, op *operation) error {
+			if err := s.deleteImage(op, img); err != nil {
+				return err
+			}
+			s.publishLifecycle(r, "image-deleted", imageURL(key), key.project, nil)
+			return nil
+		},
+	})
+	return nil
+}
+
+// deleteImage removes an image with its aliases and files.
+func (s *Server) deleteImage(op *operation, img *image) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if op != nil && op.dropped {
+		return errDropped
+	}
+	if s.images[img.key] != img {
+		return errNoImage
+	}
+	delete(s.images, img.key)
+	maps.DeleteFunc(s.aliases, func(key aliasKey, a *alias) bool {
+		return key.project == img.key.project && a.target == img.key.fingerprint
+	})
+	s.removeFiles(img)
+	return nil
+}
+
+// removeFiles removes the files of an image; one that is being exported stays
+// readable. The caller holds the lock.
+func (s *Server) removeFiles(img *image) {
+	for _, path := range []string{img.metadata, img.rootfs} {
+		if path == "" {
+			continue
+		}
+		shared := false
+		for _, other := range s.images {
+			shared = shared || other != img && (other.metadata == path || other.rootfs == path)
+		}
+		if !shared {
+			// On Windows an open file stays until the server is closed.
+			_ = os.Remove(path)
+		}
+	}
+}

@@ -1,0 +1,121 @@
+package lxdtest
+
+import (
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+)
+
+// profileProject returns the project that holds the profiles of another; the
+// caller holds the lock.
+func (s *Server) profileProject(name string) *project {
+	p := s.projects[name]
+	if p == nil || !p.feature("profiles") {
+		return s.projects[defaultProject]
+	}
+	return p
+}
+
+// checkProfiles refuses a profile that does not exist; the caller holds the
+// lock.
+func (s *Server) checkProfiles(project string, names []string) error {
+	p := s.profileProject(project)
+	for _, name := range names {
+		if _, ok := p.profiles[name]; !ok {
+			return says("Profile '%s' doesn't exist", name)
+		}
+	}
+	return nil
+}
+
+// AddProfile makes a profile that images can name, in the default project.
+func (s *Server) AddProfile(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.projects[defaultProject].profiles[name] = ""
+}
+
+// profileJSON is a profile on the wire.
+type profileJSON struct {
+	Config      map[string]string         `json:"config"`
+	Description string                    `json:"description"`
+	Devices     map[string]map[string]any `json:"devices"`
+	Name        string                    `json:"name"`
+	UsedBy      []string                  `json:"used_by"`
+}
+
+// renderProfile writes a profile; it has nothing but its name.
+func renderProfile(p *project, name string) profileJSON {
+	return profileJSON{map[string]string{}, p.profiles[name], map[string]map[string]any{}, name, []string{}}
+}
+
+// serveProfiles lists the profiles of a project.
+func (s *Server) serveProfiles(w http.ResponseWriter, r *http.Request) error {
+	urls, full := []string{}, []profileJSON{}
+	err := s.locked(func() error {
+		if s.projects[projectParam(r)] == nil {
+			return errNoProject
+		}
+		p := s.profileProject(projectParam(r))
+		for _, name := range slices.Sorted(maps.Keys(p.profiles)) {
+			urls = append(urls, "/1.0/profiles/"+name)
+			full = append(full, renderProfile(p, name))
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if r.URL.Query().Get("recursion") == "1" {
+		writeSync(w, full)
+	} else {
+		writeSync(w, urls)
+	}
+	return nil
+}
+
+// serveProfile answers GET of one profile.
+func (s *Server) serveProfile(w http.ResponseWriter, r *http.Request, name string) error {
+	var out profileJSON
+	err := s.locked(func() error {
+		p := s.profileProject(projectParam(r))
+		if _, ok := p.profiles[name]; !ok {
+			return fail(http.StatusNotFound, "Profile not found")
+		}
+		out = renderProfile(p, name)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	writeETag(w, etagOf(out), out)
+	return nil
+}
+
+// serveCreateProfile makes a profile that images can name.
+func (s *Server) serveCreateProfile(w http.ResponseWriter, r *http.Request) error {
+	var post struct {
+		Name        string `json:"name"`
+		Description string `json:"description"`
+	}
+	if err := readJSON(r, &post); err != nil {
+		return err
+	}
+	if post.Name == "" || strings.Contains(post.Name, "/") {
+		return fail(http.StatusBadRequest, "Invalid profile name %q", post.Name)
+	}
+	err := s.locked(func() error {
+		p := s.profileProject(projectParam(r))
+		if _, ok := p.profiles[post.Name]; ok {
+			return fail(http.StatusConflict, "Profile %q already exists", post.Name)
+		}
+		p.profiles[post.Name] = post.Description
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	writeCreated(w, "/1.0/profiles/"+post.Name)
+	return nil
+}
