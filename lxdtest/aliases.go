@@ -43,7 +43,8 @@ func (s *Server) renderAlias(a *alias) aliasJSON {
 	return out
 }
 
-func aliasETag(a *alias) string { return etagOf(a.target) }
+// aliasETag is the ETag of an alias; the caller holds the lock.
+func (s *Server) aliasETag(a *alias) string { return etagOf(s.renderAlias(a)) }
 
 // sortedAliases returns the aliases of a project by name; the caller holds the
 // lock.
@@ -123,7 +124,7 @@ func (s *Server) serveAlias(w http.ResponseWriter, r *http.Request, name string)
 		if img := s.images[imageKey{a.key.project, a.target}]; !s.trusts(r) && (img == nil || !img.public) {
 			return errNoAlias
 		}
-		etag, out = aliasETag(a), s.renderAlias(a)
+		etag, out = s.aliasETag(a), s.renderAlias(a)
 		return nil
 	})
 	if err != nil {
@@ -228,7 +229,7 @@ func (s *Server) changeAlias(w http.ResponseWriter, r *http.Request, name string
 	s.mu.Lock()
 	a, err := s.findAlias(r, name)
 	if err == nil {
-		err = checkETag(r, aliasETag(a))
+		err = checkETag(r, s.aliasETag(a))
 	}
 	var img *image
 	if err == nil && change.Target != nil {

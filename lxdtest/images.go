@@ -112,9 +112,11 @@ func (s *Server) renderImageWith(img *image, aliases []imageAliasJSON) imageJSON
 	return out
 }
 
-// imageETag hashes what PUT may change; the caller holds the lock.
+// imageETag is the ETag of an image; the caller holds the lock. Like that of the
+// daemons it knows nothing of profiles and expiry: a change of these alone keeps
+// it.
 func imageETag(img *image) string {
-	return etagOf(img.public, img.autoUpdate, img.properties, img.profiles, img.expires)
+	return etagOf([]any{img.public, img.autoUpdate, img.properties})
 }
 
 // sortedImages returns the images of a project, or of all, by fingerprint; the

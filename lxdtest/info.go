@@ -93,6 +93,6 @@ func (s *Server) serveInfo(w http.ResponseWriter, r *http.Request) error {
 		Project: project, Server: s.traits.family, ServerEventMode: "full-mesh",
 		ServerName: "lxdtest", ServerPid: os.Getpid(), ServerVersion: s.traits.version,
 	}
-	writeSync(w, info)
+	writeETag(w, etagOf(info.Config), info)
 	return nil
 }

@@ -170,7 +170,7 @@ func (s *Server) publishInstance(ctx context.Context, r *http.Request, op *opera
 	}
 	asked := wish{
 		project: project, public: post.Public, autoUpdate: post.AutoUpdate, filename: post.Filename,
-		properties: post.Properties, profiles: post.Profiles, expires: jsonTime{post.ExpiresAt},
+		properties: post.Properties, profiles: post.Profiles, expires: jsonTime{post.ExpiresAt}, setsExpiry: true,
 	}
 	if err := s.store(r, op, u, asked); err != nil {
 		return nil, err

@@ -224,6 +224,9 @@ func (s *Server) finish(op *operation, err error) {
 func (s *Server) end(op *operation, status int) {
 	op.status = status
 	op.updated = s.now()
+	if op.class == "task" {
+		op.mayCancel = false
+	}
 	close(op.done)
 	s.publishOperation(op)
 	if s.opts.ForgetAfter < 0 || s.fires(kindForget) {

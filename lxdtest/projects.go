@@ -133,7 +133,7 @@ func (s *Server) serveProject(w http.ResponseWriter, _ *http.Request, name strin
 	if err != nil {
 		return err
 	}
-	writeETag(w, etagOf(out.Description, out.Config), out)
+	writeETag(w, etagOf([]any{out.Description, out.Config}), out)
 	return nil
 }
 

@@ -58,7 +58,7 @@ func (s *Server) useToken(r *http.Request, op *operation, asked *wish) error {
 	asked.public, _ = metadata["public"].(bool)
 	expires, _ := metadata["expires_at"].(time.Time)
 	asked.expires = jsonTime{expires}
-	asked.byToken = true
+	asked.setsExpiry = true
 	asked.replace = maps.Clone(properties)
 	if asked.replace == nil {
 		asked.replace = map[string]string{}

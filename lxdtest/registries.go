@@ -97,7 +97,7 @@ func (s *Server) serveRegistry(w http.ResponseWriter, _ *http.Request, name stri
 	if found == nil {
 		return errNoRegistry
 	}
-	writeETag(w, etagOf(found.Description, found.Config), *found)
+	writeETag(w, etagOf([]any{found.Description, found.Config}), *found)
 	return nil
 }
 

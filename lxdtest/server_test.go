@@ -90,13 +90,23 @@ func (c *client) upload(file []byte, headers ...string) *reply {
 	return c.wait(c.do("POST", "/1.0/images", file, append([]string{"Content-Type", "application/octet-stream"}, headers...)...))
 }
 
-// form writes the body of a split upload.
+// form writes the body of a split upload; each file is named after its part.
 func form(t *testing.T, names []string, files ...[]byte) (body []byte, contentType string) {
+	t.Helper()
+	filenames := make([]string, len(names))
+	for i, name := range names {
+		filenames[i] = name + ".bin"
+	}
+	return formAs(t, names, filenames, files...)
+}
+
+// formAs is form with names for the files.
+func formAs(t *testing.T, names, filenames []string, files ...[]byte) (body []byte, contentType string) {
 	t.Helper()
 	var buf bytes.Buffer
 	w := multipart.NewWriter(&buf)
 	for i, file := range files {
-		part, err := w.CreateFormFile(names[i], names[i]+".bin")
+		part, err := w.CreateFormFile(names[i], filenames[i])
 		require.NoError(t, err)
 		_, err = part.Write(file)
 		require.NoError(t, err)

@@ -186,7 +186,7 @@ type wish struct {
 	aliases     []imageAliasJSON
 	expires     jsonTime
 	source      *updateSource
-	byToken     bool              // a token decides the expiry, even that there is none
+	setsExpiry  bool              // expires counts even when it is zero
 	replace     map[string]string // the properties, whatever the metadata says
 }
 
@@ -342,7 +342,7 @@ func (s *Server) store(r *http.Request, op *operation, u *upload, asked wish) (e
 	for key, value := range asked.properties {
 		img.properties[key] = value
 	}
-	if asked.byToken || !asked.expires.IsZero() {
+	if asked.setsExpiry || !asked.expires.IsZero() {
 		img.expires = asked.expires.Time
 		img.zeroExpiry = img.expires.IsZero()
 	}

@@ -101,14 +101,11 @@ func writeError(w http.ResponseWriter, err error) {
 	writeJSON(w, e.ErrorCode, e)
 }
 
-// etagOf hashes what may change in a resource.
-func etagOf(values ...any) string {
+// etagOf hashes a resource, or the list of what counts in it, as the daemons do.
+func etagOf(value any) string {
 	hash := sha256.New()
-	encoder := json.NewEncoder(hash)
-	for _, value := range values {
-		// Strings, booleans, times and maps of strings always encode.
-		_ = encoder.Encode(value)
-	}
+	// Strings, booleans, times and maps of strings always encode.
+	_ = json.NewEncoder(hash).Encode(value)
 	return hex.EncodeToString(hash.Sum(nil))
 }
 
