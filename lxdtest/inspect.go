@@ -88,11 +88,18 @@ func (s *Server) record(r *http.Request) *Request {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if len(s.requests) == maxRequests {
+		s.requests = slices.Delete(s.requests, 0, maxRequests/2)
+	}
 	s.requests = append(s.requests, seen)
 	return seen
 }
 
-// Requests returns the requests seen so far, in the order of their arrival.
+// maxRequests is how many requests are kept at most; then the older half goes.
+const maxRequests = 10_000
+
+// Requests returns the requests seen so far, in the order of their arrival; of
+// more than 10,000 the oldest are dropped.
 func (s *Server) Requests() []*Request {
 	s.mu.Lock()
 	defer s.mu.Unlock()
