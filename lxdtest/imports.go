@@ -246,6 +246,7 @@ func (s *Server) keep(r *http.Request, op *operation, u *upload, project string,
 		properties: post.Properties, profiles: post.Profiles, expires: jsonTime{post.ExpiresAt},
 	}
 	if info != nil {
+		u.filename = "" // the source's account counts for more than the form it sent
 		asked.replace = info.Properties
 		asked.source = info.UpdateSource
 		if !post.overrides() {
