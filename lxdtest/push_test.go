@@ -14,7 +14,7 @@ func TestPullCopies(t *testing.T) {
 		target := newTestServer(t, &Options{Dialect: d, InMemory: true})
 		c := newClient(t, target)
 		meta, root := SplitImage("x", 40_000)
-		split, err := source.AddImage(meta, &AddOptions{Rootfs: root, Properties: map[string]string{"k": "v"}})
+		split, err := source.AddImage(meta, &AddOptions{Rootfs: root, Filename: "mine", Properties: map[string]string{"k": "v"}})
 		require.NoError(t, err)
 		pull := func(fingerprint, secret, certificate string) *reply {
 			return c.do("POST", "/1.0/images", map[string]any{"source": map[string]string{
@@ -31,6 +31,7 @@ func TestPullCopies(t *testing.T) {
 		img, ok := target.Image(split)
 		require.True(t, ok)
 		require.Equal(t, "v", img.Properties["k"])
+		require.Equal(t, "mine", img.Filename)
 		require.Empty(t, source.Tokens())
 		// What is there is not fetched again.
 		source.Shutdown()
