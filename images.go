@@ -64,6 +64,7 @@ type Image struct {
 	secret  string     // that this image was read with
 	read    imageState // the changeable fields as they were read
 	op      *Operation
+	settled bool                                // op has ended, and all that Wait does is done
 	finish  func(context.Context, *Image) error // what Wait still has to do
 	abandon func(context.Context)               // what to end where the outcome was not seen
 }
@@ -422,13 +423,10 @@ func (i *Image) Operation() *Operation { return i.op }
 // the aliases of an upload to LXD), and reads all attributes. Where there is no
 // operation it does nothing.
 func (i *Image) Wait(ctx context.Context) error {
-	if i.op == nil {
+	if i.op == nil || i.settled {
 		return nil
 	}
 	err := i.op.Wait(ctx)
-	if i.finish == nil {
-		return err
-	}
 	var failed *OperationError
 	if err != nil && !errors.As(err, &failed) {
 		if i.abandon != nil {
@@ -436,7 +434,16 @@ func (i *Image) Wait(ctx context.Context) error {
 		}
 		return err
 	}
-	return i.finish(ctx, i)
+	if i.finish != nil {
+		err = i.finish(ctx, i)
+	}
+	i.settled = err == nil
+	return err
+}
+
+// begin makes an operation the image's own.
+func (i *Image) begin(op *Operation) {
+	i.op, i.settled, i.finish, i.abandon = op, false, nil, nil
 }
 
 // replace takes over all attributes of another reading of the image.
@@ -541,7 +548,7 @@ func (i *Image) Delete(ctx context.Context, opts *DeleteOptions) error {
 	if err != nil {
 		return err
 	}
-	i.op, i.finish = op, nil
+	i.begin(op)
 	if opts == nil || !opts.Wait {
 		return nil
 	}
@@ -583,7 +590,7 @@ func (i *Image) Refresh(ctx context.Context, opts *RefreshOptions) error {
 	if err != nil {
 		return err
 	}
-	i.op, i.finish = op, nil
+	i.begin(op)
 	if opts == nil || !opts.Wait {
 		return nil
 	}

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/golxd/lxd/internal/formname"
 	"github.com/golxd/lxd/internal/progress"
 	"github.com/golxd/lxd/internal/wire"
 )
@@ -30,7 +31,8 @@ const (
 	// CopyPull has the target fetch the image; it must reach the source.
 	CopyPull CopyMode = "pull"
 	// CopyPush has the source send the image; it must reach the target. Both
-	// must be of one family.
+	// must be of one family. The copy's filename is the one that the source
+	// gives it: servers have no way to ask for another.
 	CopyPush CopyMode = "push"
 	// CopyRelay streams the image through this client.
 	CopyRelay CopyMode = "relay"
@@ -475,7 +477,7 @@ func (j *copying) relay(ctx context.Context) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	body := &relayBody{image: j.source, meter: j.meter}
+	body := &relayBody{image: j.source, filename: j.want.filename, meter: j.meter}
 	defer body.close()
 	req := &request{
 		method: http.MethodPost, path: path("images"), query: c.query(), header: j.want.headers(to, j.source.Fingerprint), raw: body, repeatable: true,
@@ -504,8 +506,9 @@ func (j *copying) relay(ctx context.Context) (*Image, error) {
 
 // relayBody is the content of an image of one server on its way to another.
 type relayBody struct {
-	image *Image
-	meter *progress.Meter
+	image    *Image
+	filename string // of the copy
+	meter    *progress.Meter
 
 	mu   sync.Mutex
 	body io.ReadCloser
@@ -520,14 +523,21 @@ func (r *relayBody) open(ctx context.Context) (io.ReadCloser, string, int64, err
 		return nil, "", 0, err
 	}
 	mediaType, size := res.Header.Get("Content-Type"), res.ContentLength
-	kind, _, err := mime.ParseMediaType(mediaType)
+	kind, params, err := mime.ParseMediaType(mediaType)
 	if err != nil || (kind != "application/octet-stream" && !strings.HasPrefix(kind, "multipart/")) {
 		_ = res.Body.Close()
 		return nil, "", 0, r.image.client.t.badResponse(req, res, errors.New("it is not an image"))
 	}
-	body := res.Body
+	var body io.ReadCloser = res.Body
 	if kind == "application/octet-stream" {
 		body = &resuming{ctx: ctx, image: r.image, body: res.Body, size: size, left: r.image.client.t.retries}
+	} else if r.filename != "" {
+		// The server takes the image's name from the rootfs.
+		body = struct {
+			io.Reader
+			io.Closer
+		}{formname.Rename(res.Body, params["boundary"], r.filename), res.Body}
+		size = -1
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -585,8 +595,8 @@ type Secret struct {
 }
 
 // Secret makes a secret with which somebody without any other right can read
-// the image, once: see [Images.GetWithSecret]. It should be revoked when it was
-// not used: servers keep it for ever otherwise.
+// the image and export it once: see [Images.GetWithSecret]. It should be
+// revoked when it was not used: servers keep it for ever otherwise.
 func (i *Image) Secret(ctx context.Context) (*Secret, error) {
 	if err := i.check(); err != nil {
 		return nil, err
@@ -609,8 +619,9 @@ func newSecret(op *Operation) (*Secret, error) {
 // Operation is the token's own.
 func (s *Secret) Operation() *Operation { return s.op }
 
-// Revoke makes the secret useless. Revoking one that was used, and so is gone,
-// is not an error.
+// Revoke makes the secret useless, within the 5 seconds for which servers
+// remember its operation (LXD 5.0.2, Incus 6.0.4). Revoking one that was used,
+// and so is gone, is not an error.
 func (s *Secret) Revoke(ctx context.Context) error {
 	err := s.op.Cancel(ctx)
 	if err == nil || errors.Is(err, ErrNotFound) {

@@ -175,18 +175,19 @@ func (o *Operation) Wait(ctx context.Context) error {
 		}
 		var refused *Error
 		switch {
-		case errors.Is(err, ErrNotFound):
-			return o.forgotten(ctx)
-		case errors.Is(err, ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
-			// Away, or a dead connection: asked again below.
 		case errors.As(err, &refused):
 			// A failed operation looks like a failed request on LXD 5.0.9 to
-			// 6.x and Incus 6.0.4, and so does a wait that ran out of time.
-			// Only the operation itself tells.
-			if done, err := o.afterRefusal(ctx, refused); done {
+			// 6.x and Incus 6.0.4, of any status, and so does a wait that ran
+			// out of time. Only the operation itself tells.
+			again, err := o.afterRefusal(ctx, refused)
+			if !again {
 				return err
 			}
-			continue
+			if err == nil {
+				continue
+			}
+		case errors.Is(err, ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
+			// Away, or a dead connection: asked again below.
 		default:
 			return err
 		}
@@ -210,30 +211,29 @@ func (o *Operation) Wait(ctx context.Context) error {
 	}
 }
 
-// afterRefusal tells a failed operation from a refused request.
-func (o *Operation) afterRefusal(ctx context.Context, refused *Error) (done bool, err error) {
+// afterRefusal tells a failed operation from a refused request. again says that
+// the operation still runs, or, with an error, that the server is away.
+func (o *Operation) afterRefusal(ctx context.Context, refused *Error) (again bool, err error) {
 	switch err := o.read(ctx, ""); {
 	case ctx.Err() != nil:
-		return true, o.interrupted(ctx)
+		return false, o.interrupted(ctx)
 	case errors.Is(err, ErrNotFound):
-		if refused.StatusCode == http.StatusForbidden {
-			return true, refused
-		}
-		return true, o.forgotten(ctx)
+		return false, o.forgotten(ctx)
 	case errors.Is(err, ErrUnavailable):
-		return false, nil // the loop sees it again and counts the time
+		return true, err
 	case err != nil:
-		return true, refused
+		return false, refused
 	}
 	ended, err := o.result()
 	if !ended {
-		return false, nil
+		return true, nil
 	}
-	if e := (*OperationError)(nil); errors.As(err, &e) && e.StatusCode == statusFailure && refused.StatusCode >= 400 && refused.StatusCode < 500 && refused.StatusCode != statusCancelled {
+	var failed *OperationError
+	if errors.As(err, &failed) && failed.StatusCode == statusFailure && refused.StatusCode >= 400 && refused.StatusCode < 500 && refused.StatusCode != statusCancelled {
 		// The wait tells the kind of failure, the operation does not.
-		e.StatusCode = refused.StatusCode
+		failed.StatusCode = refused.StatusCode
 	}
-	return true, err
+	return false, err
 }
 
 // forgotten decides the outcome of an operation that the server does not know.
