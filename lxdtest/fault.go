@@ -108,7 +108,8 @@ func Reset() Fault { return Fault{name: "reset", kind: kindReset} }
 func LoseAnswer() Fault { return Fault{name: "lose answer", kind: kindLoseAnswer} }
 
 // Refuse has connections refused until it is removed. Connections that are
-// open stay so. It is not about requests: On and Times do nothing.
+// open stay so. It is not about requests: On and Times do nothing, and of the
+// attempts only those through DialContext are counted.
 func Refuse() Fault { return Fault{name: "refuse", kind: kindRefuse} }
 
 // StallHeaders holds the answer back, header and all, until the handle's

@@ -136,6 +136,12 @@ func TestProjects(t *testing.T) {
 		require.Len(t, list, map[Dialect]int{LXD50: 1, LXD69: 2, Incus60: 2}[d])
 		public := c.do("PATCH", "/1.0/images/"+fingerprint+"?project=own", map[string]any{"public": true})
 		require.Equal(t, map[Dialect]int{LXD50: 200, LXD69: 400, Incus60: 200}[d], public.HTTP)
+		upload := c.do("POST", "/1.0/images?project=own", UnifiedImage("public", 0), d.traits().uploadHeader+"public", "1")
+		require.Equal(t, map[Dialect]int{LXD50: 202, LXD69: 400, Incus60: 202}[d], upload.HTTP)
+		if d != LXD69 {
+			c.wait(upload)
+			c.wait(c.do("DELETE", "/1.0/images/"+Fingerprint(UnifiedImage("public", 0))+"?project=own", nil))
+		}
 		c.wait(c.do("DELETE", "/1.0/images/"+fingerprint+"?project=own", nil))
 		require.Len(t, s.Images(), 1)
 	})

@@ -253,6 +253,9 @@ func (s *Server) serveCreate(w http.ResponseWriter, r *http.Request) error {
 	}
 	asked, wrong := s.headerWish(r)
 	asked.project = project
+	if err := s.locked(func() error { return s.checkPublic(project, asked.public) }); err != nil {
+		return err
+	}
 	if token != nil && !token.admitsUpload(project, asked.fingerprint) {
 		return errForbidden
 	}
