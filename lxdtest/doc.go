@@ -97,6 +97,12 @@
 // Two such servers copy from each other when Options.Dial of the one is the
 // DialContext of the other.
 //
+// # How it is held to the daemons
+//
+// Its tests send it the requests that were once recorded with LXD 5.0.2 and
+// Incus 6.0.4 and insist on the recorded answers, events included. With -tags
+// clients the lxc and incus commands and pylxd do their image work on it.
+//
 // # Where it differs from the daemons
 //
 // Tarballs packed with xz, lzma or zstd pass by their first bytes: their

@@ -142,6 +142,8 @@ func (h *hub) send(e *event) {
 	if err != nil {
 		return
 	}
+	// The daemons end each message with a newline.
+	data = append(data, '\n')
 	for _, sub := range h.subscribers {
 		if sub.wants(e) {
 			sub.push(data)

@@ -257,3 +257,30 @@ func neutralValue(key string, value any) any {
 	}
 	return value
 }
+
+// TestRecordedEvents does again what was done while events were recorded.
+func TestRecordedEvents(t *testing.T) {
+	for d, name := range map[Dialect]string{LXD50: "lxd-5.0.2", Incus60: "incus-6.0.4"} {
+		t.Run(name, func(t *testing.T) {
+			data, err := os.ReadFile(filepath.Join("..", "testdata", "envelopes", name, "events.jsonl"))
+			require.NoError(t, err)
+			s := newTestServer(t, &Options{Dialect: d})
+			c := newClient(t, s)
+			socket := listen(t, s, "?type=operation,lifecycle")
+			image := UnifiedImage("events", 0)
+			alias := map[string]any{"name": "events", "target": Fingerprint(image)}
+			c.upload(image)
+			c.do("POST", "/1.0/images/aliases", alias)
+			c.do("PUT", "/1.0/images/aliases/events", alias)
+			c.do("POST", "/1.0/images/aliases/events", map[string]any{"name": "events2"})
+			c.do("DELETE", "/1.0/images/aliases/events2", nil)
+			c.do("PATCH", "/1.0/images/"+Fingerprint(image), map[string]any{"properties": map[string]string{"a": "b"}})
+			c.wait(c.do("DELETE", "/1.0/images/"+Fingerprint(image), nil))
+			for line := range strings.Lines(string(data)) {
+				_, message, err := socket.ReadMessage()
+				require.NoError(t, err)
+				require.Equal(t, neutral(t, []byte(line)), neutral(t, message))
+			}
+		})
+	}
+}
