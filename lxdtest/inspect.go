@@ -1,6 +1,7 @@
 package lxdtest
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"maps"
@@ -301,11 +302,11 @@ func (s *Server) AddImage(file []byte, opts *AddOptions) (fingerprint string, er
 
 // receiveFiles spools the files of AddImage.
 func (s *Server) receiveFiles(file []byte, opts *AddOptions) (*upload, error) {
-	u, err := s.receiveUnified(strings.NewReader(string(file)))
+	u, err := s.receiveUnified(bytes.NewReader(file))
 	if err != nil || opts.Rootfs == nil {
 		return u, err
 	}
-	rootfs, err := s.receiveUnified(strings.NewReader(string(opts.Rootfs)))
+	rootfs, err := s.receiveUnified(bytes.NewReader(opts.Rootfs))
 	if err != nil {
 		u.discard()
 		return nil, err
