@@ -1,0 +1,207 @@
+package lxd_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"os"
+	"path/filepath"
+
+	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/lxdtest"
+)
+
+// The examples run against a server of package lxdtest. A program would use
+// lxd.New("", nil), or another endpoint.
+func exampleClient() (*lxd.Client, func()) {
+	server := lxdtest.NewServer(nil)
+	client, err := lxd.New(server.Endpoint(), nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	return client, func() { _ = client.Close(); server.Close() }
+}
+
+func ExampleImages_Create() {
+	client, stop := exampleClient()
+	defer stop()
+	ctx := context.Background()
+
+	file := bytes.NewReader(lxdtest.UnifiedImage("example", 0)) // or an *os.File
+	image, err := client.Images.Create(ctx, file, &lxd.CreateOptions{
+		Public:     true,
+		Properties: map[string]string{"os": "example"},
+		Aliases:    []lxd.Alias{{Name: "example/1", Description: "the first"}},
+		Wait:       true,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(image.Type, image.Architecture, image.Properties["os"], image.Aliases[0].Name)
+	// Output: container x86_64 example example/1
+}
+
+func ExampleImages_Create_split() {
+	client, stop := exampleClient()
+	defer stop()
+
+	metadata, rootfs := lxdtest.SplitImage("example", 0)
+	image, err := client.Images.Create(context.Background(), bytes.NewReader(metadata), &lxd.CreateOptions{
+		Rootfs: bytes.NewReader(rootfs),
+		Wait:   true,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(image.Size == int64(len(metadata)+len(rootfs)))
+	// Output: true
+}
+
+func ExampleImages_Each() {
+	client, stop := exampleClient()
+	defer stop()
+	ctx := context.Background()
+	for _, name := range []string{"a", "b"} {
+		if _, err := client.Images.Create(ctx, bytes.NewReader(lxdtest.UnifiedImage(name, 0)), &lxd.CreateOptions{Wait: true, Public: name == "b"}); err != nil {
+			log.Fatal(err)
+		}
+	}
+
+	public := true
+	for image, err := range client.Images.Each(ctx, &lxd.ListOptions{Public: &public}) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(image.Properties["seed"])
+	}
+	// Output: b
+}
+
+func ExampleImage_Update() {
+	client, stop := exampleClient()
+	defer stop()
+	ctx := context.Background()
+	image, err := client.Images.Create(ctx, bytes.NewReader(lxdtest.UnifiedImage("example", 0)), &lxd.CreateOptions{Wait: true})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	image.Public = true
+	image.Properties["stage"] = "tested"
+	switch err := image.Update(ctx, nil); {
+	case errors.Is(err, lxd.ErrConflict):
+		fmt.Println("somebody else has changed it: read it again")
+	case err != nil:
+		log.Fatal(err)
+	}
+	fmt.Println(image.Public, image.Properties["stage"])
+	// Output: true tested
+}
+
+func ExampleImage_Export() {
+	client, stop := exampleClient()
+	defer stop()
+	ctx := context.Background()
+	content := lxdtest.UnifiedImage("example", 0)
+	image, err := client.Images.Create(ctx, bytes.NewReader(content), &lxd.CreateOptions{Wait: true})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	export, err := image.Export(ctx, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer func() { _ = export.Close() }()
+	var copied bytes.Buffer
+	if _, err := io.Copy(&copied, export); err != nil {
+		log.Fatal(err) // a *lxd.FingerprintError if the content is not the image's
+	}
+	fmt.Println(bytes.Equal(content, copied.Bytes()))
+	// Output: true
+}
+
+func ExampleImage_ExportTo() {
+	client, stop := exampleClient()
+	defer stop()
+	ctx := context.Background()
+	dir, err := os.MkdirTemp("", "images")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	image, err := client.Images.Create(ctx, bytes.NewReader(lxdtest.UnifiedImage("example", 0)), &lxd.CreateOptions{Wait: true})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	files, err := image.ExportTo(ctx, dir, &lxd.ExportToOptions{Name: "example"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(filepath.Base(files.Image))
+	// Output: example.tar.gz
+}
+
+func ExampleImage_Copy() {
+	source, stopSource := exampleClient()
+	defer stopSource()
+	target, stopTarget := exampleClient()
+	defer stopTarget()
+	ctx := context.Background()
+	image, err := source.Images.Create(ctx, bytes.NewReader(lxdtest.UnifiedImage("example", 0)), &lxd.CreateOptions{Wait: true})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	copied, err := image.Copy(ctx, target, &lxd.CopyOptions{Wait: true})
+	if err != nil {
+		log.Fatal(err)
+	}
+	// Neither server listens on the network, so this client has carried it.
+	fmt.Println(copied.Mode, copied.Fingerprint == image.Fingerprint)
+	// Output: relay true
+}
+
+func ExampleError() {
+	client, stop := exampleClient()
+	defer stop()
+
+	_, err := client.Images.GetByAlias(context.Background(), "debian/13")
+	var refused *lxd.Error
+	fmt.Println(errors.Is(err, lxd.ErrNotFound), errors.As(err, &refused))
+	fmt.Println(refused.StatusCode, refused.Path)
+	// Output:
+	// true true
+	// 404 /1.0/images/aliases/debian%2F13
+}
+
+func ExampleClient_Events() {
+	client, stop := exampleClient()
+	defer stop()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+
+	// A server sends no events of what was before the connection, so something
+	// is done again until one is seen.
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for n := 0; ctx.Err() == nil; n++ {
+			_, _ = client.Images.Create(ctx, bytes.NewReader(lxdtest.UnifiedImage(fmt.Sprint(n), 0)), &lxd.CreateOptions{Wait: true})
+		}
+	}()
+	for event, err := range client.Events(ctx, &lxd.EventsOptions{Types: []lxd.EventType{lxd.EventLifecycle}, ImagesOnly: true}) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(event.Lifecycle.Action)
+		break
+	}
+	cancel()
+	<-done
+	// Output: image-created
+}
