@@ -3,13 +3,14 @@ GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GOVULNCHECK   := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
 # What has tests that use the real daemons, and how many of each to start.
-INTEGRATION ?= . ./internal/testdaemon
+INTEGRATION ?= . ./internal/testdaemon ./internal/streamstest ./simplestreams
 DAEMONS     ?= -lxd 2 -incus 2
 TESTFLAGS   ?= -race -count=1
 BENCH       ?= .
+BENCHFLAGS  ?=
 FUZZTIME    ?= 10s
 
-.PHONY: fmt fmt-check lint test bench integration fuzz vuln envelopes
+.PHONY: fmt fmt-check lint test bench gobench integration fuzz vuln envelopes
 
 fmt:
 	gofmt -w .
@@ -23,8 +24,14 @@ lint:
 test:
 	go test -race ./...
 
+# Measures against curl, lxc and pylxd on real daemons, and writes
+# docs/performance.md. Needs Linux, root, and the daemons installed.
 bench:
-	go test -run='^$$' -bench='$(BENCH)' -benchmem ./...
+	go run ./bench $(BENCHFLAGS)
+
+# What needs no daemon, comparable with benchstat.
+gobench:
+	go test -run='^$$' -bench='$(BENCH)' -benchmem .
 
 # Needs Linux, root, and the daemons installed; see CONTRIBUTING.md.
 integration:

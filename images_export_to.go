@@ -127,7 +127,7 @@ func (x *exportTo) run() (*ExportedFiles, error) {
 		return nil, err
 	}
 	defer func() { _ = export.Close() }()
-	if err := x.partial.Truncate(have); err != nil {
+	if err := x.cut(have); err != nil {
 		return nil, err
 	}
 	if _, err := x.partial.Seek(have, io.SeekStart); err != nil {
@@ -145,6 +145,17 @@ func (x *exportTo) run() (*ExportedFiles, error) {
 		return nil, err
 	}
 	return x.unified()
+}
+
+// cut makes the partial file no longer than size. One that is empty already is
+// left alone: ext4 writes a file that was ever truncated to nothing to the disk
+// when it is closed, which takes as long as the transfer.
+func (x *exportTo) cut(size int64) error {
+	info, err := x.partial.Stat()
+	if err != nil || info.Size() <= size {
+		return err
+	}
+	return x.partial.Truncate(size)
 }
 
 // unified publishes the file of a unified image.
@@ -172,7 +183,7 @@ func (x *exportTo) resumable(sum hash.Hash) (int64, error) {
 	}
 	size := info.Size()
 	if size == 0 || x.image.Size <= 0 || size > x.image.Size {
-		return 0, x.partial.Truncate(0)
+		return 0, x.cut(0)
 	}
 	m := meter(PhaseVerify, size, x.Progress)
 	defer m.Stop()

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+)
+
+func main() {
+	if len(os.Args) == 2 && strings.HasPrefix(os.Args[1], "{") {
+		if err := runChild(os.Args[1]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	if err := runBench(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func runBench() (err error) {
+	size := flag.Int64("size", 512, "MiB of the image that is moved")
+	runs := flag.Int("runs", 5, "runs of each contender")
+	only := flag.String("only", "", "regular expression: only the rows whose names match; nothing is written unless -out is given")
+	out := flag.String("out", filepath.Join("docs", "performance.md"), "file to write")
+	dir := flag.String("dir", "", "folder for the daemons and the files (default: the system's for temporary files)")
+	budget := flag.Duration("budget", 11*time.Minute, "when it is used up, rows that are left have fewer runs")
+	flag.Parse()
+	filter, err := regexp.Compile(*only)
+	if err != nil {
+		return err
+	}
+	explicit := false
+	flag.Visit(func(f *flag.Flag) { explicit = explicit || f.Name == "out" })
+
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	began := time.Now()
+	b, err := setUp(ctx, *dir, *size<<20)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.close()) }()
+
+	var results []*result
+	for _, r := range b.rows() {
+		if !filter.MatchString(r.name) {
+			continue
+		}
+		n := *runs
+		if r.runs > 0 {
+			n = n * r.runs / 5
+		}
+		res, err := r.measure(ctx, max(n, 1), began.Add(*budget))
+		if err != nil {
+			return fmt.Errorf("%s: %w", r.name, err)
+		}
+		results = append(results, res)
+		fmt.Print(res.text())
+	}
+	if *only != "" && !explicit {
+		return nil
+	}
+	return os.WriteFile(*out, []byte(b.report(ctx, results, began)), 0o644)
+}

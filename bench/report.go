@@ -1,0 +1,117 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"time"
+)
+
+// report is docs/performance.md.
+func (b *bench) report(ctx context.Context, results []*result, began time.Time) string {
+	var w strings.Builder
+	fmt.Fprintf(&w, `# Performance
+
+Written by `+"`make bench`"+` on %s, in %s; do not edit it by hand.
+
+| | |
+|---|---|
+`, began.UTC().Format("2 January 2006"), time.Since(began).Round(time.Second))
+	for _, line := range b.machine(ctx) {
+		fmt.Fprintf(&w, "| %s | %s |\n", line[0], line[1])
+	}
+	fmt.Fprintf(&w, `
+The image is incompressible and has %d MiB; it and what is written are in the
+page cache. Clients and daemons share the machine. Each transfer is a process of
+its own, ours too, and is measured from its start to its end: wall time, the
+client's processor time (user and system), its peak resident memory. The
+contenders of a table take turns. Figures are medians; the range is that of the
+middle half of the runs. "Ratio" is wall time and processor time with the first
+line as 1.
+
+What no client can win: the daemon hashes an upload again after it has it, which
+is most of an upload's wall time, and makes one image after another.
+
+## What was to be reached
+
+| work | who | target | measured | |
+|---|---|---|---|---|
+`, b.size>>20)
+	for _, r := range results {
+		for _, t := range r.targets {
+			got, ok := r.check(t)
+			verdict := "reached"
+			if !ok {
+				verdict = "**missed**"
+			}
+			fmt.Fprintf(&w, "| %s | %s | %s | %.2f | %s |\n", r.name, r.contenders[t.who].name, t, got, verdict)
+		}
+	}
+	w.WriteString("\n## All figures\n")
+	for _, r := range results {
+		r.markdown(&w)
+	}
+	return w.String()
+}
+
+func (r *result) markdown(w *strings.Builder) {
+	fmt.Fprintf(w, "\n### %s%s\n\n", strings.ToUpper(r.name[:1]), r.name[1:])
+	if r.note != "" {
+		fmt.Fprintf(w, "%s%s.\n\n", strings.ToUpper(r.note[:1]), r.note[1:])
+	}
+	w.WriteString("| client | wall | range | CPU | ratio wall | ratio CPU | peak memory | allocated | runs |\n|---|---|---|---|---|---|---|---|---|\n")
+	first := r.sums[0]
+	for n, c := range r.contenders {
+		s := r.sums[n]
+		fmt.Fprintf(w, "| %s | %s | %s – %s | %s | %.2f | %.2f | %s | %s | %d |\n", c.name, seconds(s.wall), seconds(s.low), seconds(s.high), seconds(s.cpu),
+			s.wall.Seconds()/first.wall.Seconds(), s.cpu.Seconds()/first.cpu.Seconds(), mebibytes(s.peak), mebibytes(int64(s.allocated)), s.runs)
+	}
+}
+
+// machine is what it ran on.
+func (b *bench) machine(ctx context.Context) [][2]string {
+	output := func(name string, args ...string) string {
+		out, err := exec.CommandContext(ctx, name, args...).Output()
+		if err != nil {
+			return "not installed"
+		}
+		line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
+		return line
+	}
+	lines := [][2]string{
+		{"Processor", fmt.Sprintf("%s, %d cores", fieldOf("/proc/cpuinfo", "model name"), runtime.NumCPU())},
+		{"Memory", fieldOf("/proc/meminfo", "MemTotal")},
+		{"Kernel", output("uname", "-sr")},
+		{"net.core.wmem_max", contentOf("/proc/sys/net/core/wmem_max") + " bytes"},
+		{"Go", runtime.Version()},
+		{"LXD", output("lxd", "--version")},
+		{"curl", output("curl", "--version")},
+	}
+	if b.lxc != "" {
+		lines = append(lines, [2]string{"lxc", output(b.lxc, "--version")})
+	}
+	if b.python != "" {
+		lines = append(lines, [2]string{"pylxd", output(b.python, "-c", "import importlib.metadata as m; print(m.version('pylxd'))")})
+	}
+	return lines
+}
+
+func contentOf(path string) string {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(data))
+}
+
+func fieldOf(path, name string) string {
+	for line := range strings.SplitSeq(contentOf(path), "\n") {
+		if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == name {
+			return strings.TrimSpace(value)
+		}
+	}
+	return "unknown"
+}

@@ -1,0 +1,157 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// row is one kind of work and those who do it. The first contender is package
+// lxd.
+type row struct {
+	name       string
+	note       string
+	runs       int // in place of 5, of the default
+	contenders []contender
+	targets    []target
+}
+
+// contender does the work once per run. before and after are not measured.
+type contender struct {
+	name   string
+	before func(context.Context) error
+	run    func(context.Context) (sample, error)
+	after  func(context.Context) error
+}
+
+// target is what package lxd is to reach.
+type target struct {
+	who     int    // which contender of the row
+	against string // the other one; empty: the figure itself is meant
+	more    bool   // it is about the difference, and not the ratio
+	what    figure
+	most    float64
+}
+
+// figure is one that a target is about.
+type figure struct {
+	name string
+	of   func(summary) float64
+	unit string // of an absolute target
+}
+
+var (
+	wallTime  = figure{"wall", func(s summary) float64 { return s.wall.Seconds() }, "s"}
+	cpuTime   = figure{"CPU", func(s summary) float64 { return s.cpu.Seconds() }, "s"}
+	peakMiB   = figure{"peak memory", func(s summary) float64 { return float64(s.peak) / (1 << 20) }, "MiB"}
+	allocated = figure{"bytes allocated", func(s summary) float64 { return float64(s.allocated) }, ""}
+)
+
+// result is a row measured.
+type result struct {
+	*row
+	sums []summary
+}
+
+// measure lets the contenders take turns, each beginning a round in turn. The
+// first round warms up and does not count, unless time is short.
+func (r *row) measure(ctx context.Context, runs int, deadline time.Time) (*result, error) {
+	samples := make([][]sample, len(r.contenders))
+	for round := -1; round < runs; round++ {
+		late := time.Now().After(deadline)
+		if late && len(samples[0]) > 0 {
+			break
+		}
+		for k := range r.contenders {
+			n := (k + max(round, 0)) % len(r.contenders)
+			c := r.contenders[n]
+			s, err := c.once(ctx)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", c.name, err)
+			}
+			if round >= 0 || runs == 1 || late {
+				samples[n] = append(samples[n], s)
+			}
+		}
+		if runs == 1 {
+			break
+		}
+	}
+	res := &result{row: r}
+	for _, s := range samples {
+		res.sums = append(res.sums, summarize(s))
+	}
+	return res, nil
+}
+
+func (c *contender) once(ctx context.Context) (sample, error) {
+	if c.before != nil {
+		if err := c.before(ctx); err != nil {
+			return sample{}, err
+		}
+	}
+	s, err := c.run(ctx)
+	if err != nil {
+		return s, err
+	}
+	if c.after != nil {
+		err = c.after(ctx)
+	}
+	return s, err
+}
+
+// check gives the figure that a target is about, and whether it is reached.
+func (r *result) check(t target) (got float64, ok bool) {
+	got = t.what.of(r.sums[t.who])
+	for n, c := range r.contenders {
+		switch {
+		case c.name != t.against:
+		case t.more:
+			got -= t.what.of(r.sums[n])
+		default:
+			got /= t.what.of(r.sums[n])
+		}
+	}
+	return got, got <= t.most
+}
+
+// text is the result as lines for a terminal.
+func (r *result) text() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s\n", r.name)
+	for n, c := range r.contenders {
+		s := r.sums[n]
+		fmt.Fprintf(&b, "  %-34s wall %s (%s to %s)  CPU %s  peak %s  allocated %s  n=%d\n",
+			c.name, seconds(s.wall), seconds(s.low), seconds(s.high), seconds(s.cpu), mebibytes(s.peak), mebibytes(int64(s.allocated)), s.runs)
+	}
+	for _, t := range r.targets {
+		got, ok := r.check(t)
+		fmt.Fprintf(&b, "  target: %s: %s, is %.2f: %v\n", r.contenders[t.who].name, t, got, ok)
+	}
+	return b.String()
+}
+
+func (t target) String() string {
+	switch {
+	case t.against == "":
+		return fmt.Sprintf("%s at most %g %s", t.what.name, t.most, t.what.unit)
+	case t.more:
+		return fmt.Sprintf("%s at most %g %s over %s", t.what.name, t.most, t.what.unit, t.against)
+	}
+	return fmt.Sprintf("%s at most %g of %s", t.what.name, t.most, t.against)
+}
+
+func seconds(d time.Duration) string {
+	if d < 100*time.Millisecond {
+		return fmt.Sprintf("%.1f ms", float64(d)/float64(time.Millisecond))
+	}
+	return fmt.Sprintf("%.3f s", d.Seconds())
+}
+
+func mebibytes(n int64) string {
+	if n == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+}

@@ -1,0 +1,322 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/golxd/lxd/internal/testdaemon"
+)
+
+// usualSocketLimit is what Linux lets a process without rights set the buffer
+// of a socket to, unless net.core.wmem_max is raised.
+const usualSocketLimit = 212992
+
+// The contenders' names.
+const (
+	ours       = "golxd/lxd"
+	curlWaits  = "curl, and curl for the wait"
+	curlBlind  = "curl (verifies nothing)"
+	curlShort  = "curl"
+	lxcCommand = "lxc"
+	pylxdName  = "pylxd"
+)
+
+// rows are all that is measured, in the order of the report.
+func (b *bench) rows() []*row {
+	var rows []*row
+	for _, tls := range []bool{false, true} {
+		rows = append(rows, b.upload(tls))
+	}
+	rows = append(rows, b.uploadHashed())
+	for _, tls := range []bool{false, true} {
+		rows = append(rows, b.uploadSplit(tls))
+	}
+	for _, tls := range []bool{false, true} {
+		rows = append(rows, b.export(tls))
+	}
+	for _, tls := range []bool{false, true} {
+		rows = append(rows, b.exportSplit(tls))
+	}
+	for _, f := range []imageFiles{b.unified, b.split} {
+		for _, tls := range []bool{false, true} {
+			if r := b.relay(f, tls); r != nil {
+				rows = append(rows, r)
+			}
+		}
+	}
+	for _, tls := range []bool{false, true} {
+		rows = append(rows, b.first(tls))
+	}
+	rows = append(rows, b.many(), b.creates(), b.list())
+	for _, f := range b.bySize {
+		rows = append(rows, b.memory(f))
+	}
+	return rows
+}
+
+func over(tls bool) string {
+	if tls {
+		return "TLS"
+	}
+	return "unix socket"
+}
+
+func way(d *testdaemon.Daemon, tls bool) endpoint {
+	if tls {
+		return tlsEndpoint(d)
+	}
+	return unixEndpoint(d)
+}
+
+func (b *bench) remotes(tls bool) (source, target string) {
+	if tls {
+		return sourceTLS, targetTLS
+	}
+	return sourceUnix, targetUnix
+}
+
+func (b *bench) upload(tls bool) *row {
+	e, f, gone := way(b.source, tls), b.unified, without(b.source, b.unified.fingerprint)
+	r := &row{name: "upload, " + over(tls), note: "until the image is there; the daemon hashes it again meanwhile"}
+	r.contenders = append(r.contenders, contender{ours, gone, b.own(job{Do: "create", Server: e, Image: f.image, Wait: true}), nil})
+	if !tls {
+		usual := e
+		usual.SocketBuffer = usualSocketLimit
+		r.contenders = append(r.contenders, contender{ours + ", usual socket limit", gone, b.own(job{Do: "create", Server: usual, Image: f.image, Wait: true}), nil})
+	}
+	r.contenders = append(r.contenders, contender{ours + ", with Progress", gone, b.own(job{Do: "create", Server: e, Image: f.image, Wait: true, Progress: true}), nil})
+	r.contenders = append(r.contenders, contender{curlWaits, gone, func(ctx context.Context) (sample, error) { return b.curlUpload(ctx, e, f) }, nil})
+	if b.lxc != "" {
+		remote, _ := b.remotes(tls)
+		r.contenders = append(r.contenders, contender{lxcCommand, gone, b.lxcRun("image", "import", f.image, remote+":"), nil})
+	}
+	if b.python != "" && !tls {
+		r.contenders = append(r.contenders, contender{pylxdName, gone, b.pylxd(b.source, tls, fmt.Sprintf("client.images.create(open(%q, 'rb'))", f.image)), nil})
+	}
+	if !tls {
+		r.targets = []target{{against: curlWaits, what: cpuTime, most: 0.4}, {against: curlWaits, what: wallTime, most: 1}}
+	} else {
+		r.targets = []target{{against: curlWaits, what: wallTime, most: 1}}
+	}
+	return r
+}
+
+// uploadHashed shows what the client's own hash costs.
+func (b *bench) uploadHashed() *row {
+	e, f, gone := unixEndpoint(b.source), b.unified, without(b.source, b.unified.fingerprint)
+	const plain = ours + ", Fingerprint given"
+	return &row{
+		name: "upload without Wait, unix socket", note: "until the daemon has the content; without Fingerprint the client hashes it beside the sending",
+		contenders: []contender{
+			{ours + ", hashing", gone, b.own(job{Do: "create", Server: e, Image: f.image}), settle(b.source)},
+			{plain, gone, b.own(job{Do: "create", Server: e, Image: f.image, Fingerprint: f.fingerprint}), settle(b.source)},
+		},
+	}
+}
+
+func (b *bench) uploadSplit(tls bool) *row {
+	e, f, gone := way(b.source, tls), b.split, without(b.source, b.split.fingerprint)
+	r := &row{name: "upload of a split image, " + over(tls)}
+	r.contenders = []contender{
+		{ours, gone, b.own(job{Do: "create", Server: e, Image: f.image, Rootfs: f.rootfs, Wait: true}), nil},
+		{curlWaits, gone, func(ctx context.Context) (sample, error) { return b.curlUpload(ctx, e, f) }, nil},
+	}
+	if b.lxc != "" {
+		remote, _ := b.remotes(tls)
+		r.contenders = append(r.contenders, contender{lxcCommand, gone, b.lxcRun("image", "import", f.image, f.rootfs, remote+":"), nil})
+	}
+	r.targets = []target{{against: curlWaits, what: wallTime, most: 1}}
+	if !tls {
+		r.targets = append(r.targets, target{against: curlWaits, what: cpuTime, most: 0.4})
+	}
+	return r
+}
+
+// prepared makes sure that the source has the image, and empties the folder for
+// downloads.
+func (b *bench) prepared(f imageFiles) func(context.Context) error {
+	with := b.with(b.source, f)
+	return func(ctx context.Context) error {
+		if err := b.fresh(ctx); err != nil {
+			return err
+		}
+		return with(ctx)
+	}
+}
+
+func (b *bench) export(tls bool) *row {
+	e, f := way(b.source, tls), b.unified
+	ready := b.prepared(f)
+	r := &row{name: "verified export, " + over(tls), note: "into a file"}
+	r.contenders = []contender{
+		{ours + " ExportTo", ready, b.own(job{Do: "exportTo", Server: e, Fingerprint: f.fingerprint, Out: b.outFolder()}), b.fresh},
+		{ours + " Export and io.Copy", ready, b.own(job{Do: "export", Server: e, Fingerprint: f.fingerprint, Out: filepath.Join(b.outFolder(), "own")}), b.fresh},
+		{ours + " ExportTo, with Progress", ready, b.own(job{Do: "exportTo", Server: e, Fingerprint: f.fingerprint, Out: b.outFolder(), Progress: true}), b.fresh},
+		{curlBlind, ready, b.curlExport(e, f.fingerprint), b.fresh},
+	}
+	r.targets = []target{{against: curlBlind, what: wallTime, most: 0.9}}
+	if tls {
+		r.targets[0].most = 0.85
+	}
+	b.exportPeers(r, ready, f, tls)
+	return r
+}
+
+func (b *bench) exportPeers(r *row, ready func(context.Context) error, f imageFiles, tls bool) {
+	if b.lxc != "" {
+		remote, _ := b.remotes(tls)
+		r.contenders = append(r.contenders, contender{lxcCommand, ready, b.lxcRun("image", "export", remote+":"+f.fingerprint, filepath.Join(b.outFolder(), "lxc")), b.fresh})
+		r.targets = append(r.targets, target{against: lxcCommand, what: wallTime, most: 0.5})
+	}
+	if b.python != "" && !tls && f.rootfs == "" {
+		program := fmt.Sprintf("shutil.copyfileobj(client.images.get(%q).export(), open(%q, 'wb'))", f.fingerprint, filepath.Join(b.outFolder(), "pylxd"))
+		r.contenders = append(r.contenders, contender{pylxdName, ready, b.pylxd(b.source, tls, program), b.fresh})
+	}
+}
+
+func (b *bench) exportSplit(tls bool) *row {
+	e, f := way(b.source, tls), b.split
+	ready := b.prepared(f)
+	r := &row{name: "verified export of a split image, " + over(tls), note: "into two files; curl leaves them in one form"}
+	r.contenders = []contender{
+		{ours + " ExportTo", ready, b.own(job{Do: "exportTo", Server: e, Fingerprint: f.fingerprint, Out: b.outFolder()}), b.fresh},
+		{curlBlind, ready, b.curlExport(e, f.fingerprint), b.fresh},
+	}
+	b.exportPeers(r, ready, f, tls)
+	return r
+}
+
+func (b *bench) relay(f imageFiles, tls bool) *row {
+	if b.lxc == "" {
+		return nil
+	}
+	kind := ""
+	if f.rootfs != "" {
+		kind = " of a split image"
+	}
+	there, gone := b.with(b.source, f), without(b.target, f.fingerprint)
+	ready := func(ctx context.Context) error {
+		if err := there(ctx); err != nil {
+			return err
+		}
+		return gone(ctx)
+	}
+	from, to := b.remotes(tls)
+	return &row{
+		name: "relay copy" + kind + ", " + over(tls), note: "between two daemons through the client", runs: 4,
+		contenders: []contender{
+			{ours, ready, b.own(job{Do: "copy", Server: way(b.source, tls), Target: way(b.target, tls), Fingerprint: f.fingerprint}), gone},
+			{lxcCommand, ready, b.lxcRun("image", "copy", from+":"+f.fingerprint, to+":", "--mode", "relay"), gone},
+		},
+		targets: []target{{against: lxcCommand, what: wallTime, most: 0.7}},
+	}
+}
+
+func (b *bench) first(tls bool) *row {
+	e := way(b.source, tls)
+	f, ready := b.smallOne()
+	r := &row{name: "connect and read one image, " + over(tls), note: "the start of the process included", runs: 15}
+	r.contenders = []contender{
+		{ours, ready, b.own(job{Do: "get", Server: e, Fingerprint: f.fingerprint}), nil},
+		{curlShort, ready, b.curlGet(e, f.fingerprint, 1), nil},
+	}
+	if b.lxc != "" {
+		remote, _ := b.remotes(tls)
+		r.contenders = append(r.contenders, contender{lxcCommand, ready, b.lxcRun("image", "show", remote+":"+f.fingerprint), nil})
+	}
+	if b.python != "" {
+		r.contenders = append(r.contenders, contender{pylxdName, ready, b.pylxd(b.source, tls, fmt.Sprintf("client.images.get(%q)", f.fingerprint)), nil})
+	}
+	return r
+}
+
+// smallOne is a small image, and what brings it to the source.
+func (b *bench) smallOne() (imageFiles, func(context.Context) error) {
+	f := imageFiles{image: b.small[0]}
+	err := f.sum()
+	with := b.with(b.source, f)
+	return f, func(ctx context.Context) error {
+		if err != nil {
+			return err
+		}
+		return with(ctx)
+	}
+}
+
+func (b *bench) many() *row {
+	e := tlsEndpoint(b.source)
+	f, ready := b.smallOne()
+	const times = 200
+	r := &row{name: fmt.Sprintf("one image read %d times, TLS", times), note: "on one connection"}
+	r.contenders = []contender{
+		{ours, ready, b.own(job{Do: "getMany", Server: e, Fingerprint: f.fingerprint, Count: times}), nil},
+		{curlShort, ready, b.curlGet(e, f.fingerprint, times), nil},
+	}
+	if b.python != "" {
+		program := fmt.Sprintf("for n in range(%d): client.images.get(%q)", times, f.fingerprint)
+		r.contenders = append(r.contenders, contender{pylxdName, ready, b.pylxd(b.source, true, program), nil})
+	}
+	return r
+}
+
+func (b *bench) creates() *row {
+	e, none := tlsEndpoint(b.source), empty(b.source)
+	r := &row{name: fmt.Sprintf("%d small images created, TLS", len(b.small)), note: "each waited for", runs: 3}
+	for _, workers := range []int{1, 4, 8} {
+		name := fmt.Sprintf("%s, %d at a time", ours, workers)
+		r.contenders = append(r.contenders, contender{name, none, b.own(job{Do: "createMany", Server: e, Images: b.small, Workers: workers}), none})
+	}
+	if b.python != "" {
+		program := fmt.Sprintf("for path in %q.split(): client.images.create(open(path, 'rb'))", strings.Join(b.small, " "))
+		r.contenders = append(r.contenders, contender{pylxdName, none, b.pylxd(b.source, true, program), none})
+	}
+	return r
+}
+
+func (b *bench) list() *row {
+	e := endpoint{URL: "unix://" + b.listSocket, raw: b.listSocket}
+	const twoPasses = "encoding/json in two passes"
+	return &row{
+		name: fmt.Sprintf("list of %d images, unix socket", b.listLength),
+		note: fmt.Sprintf("a ready-made answer of %.1f MB; curl only receives it", float64(b.listBytes)/1e6),
+		runs: 9,
+		contenders: []contender{
+			{ours + " Each", nil, b.own(job{Do: "each", Server: e, Count: b.listLength}), nil},
+			{ours + " All", nil, b.own(job{Do: "all", Server: e, Count: b.listLength}), nil},
+			{twoPasses, nil, b.own(job{Do: "twoPasses", Server: endpoint{URL: b.listSocket}, Count: b.listLength}), nil},
+			{curlShort, nil, func(ctx context.Context) (sample, error) {
+				s, _, err := b.curl(ctx, e, "/1.0/images?recursion=1", "--output", "/dev/null")
+				return s, err
+			}, nil},
+		},
+		targets: []target{
+			{what: peakMiB, most: 24}, {against: twoPasses, what: wallTime, most: 0.4}, {against: twoPasses, what: allocated, most: 0.3},
+			{who: 1, against: twoPasses, what: wallTime, most: 0.5}, {who: 1, against: twoPasses, what: allocated, most: 0.45},
+		},
+	}
+}
+
+// memory shows the peak of one transfer of each kind.
+func (b *bench) memory(f imageFiles) *row {
+	e, t := tlsEndpoint(b.source), tlsEndpoint(b.target)
+	gone := without(b.source, f.fingerprint)
+	ready := b.prepared(f)
+	r := &row{name: fmt.Sprintf("memory for %d MiB, TLS", f.size>>20), runs: 1}
+	r.contenders = []contender{
+		{ours + " upload", gone, b.own(job{Do: "create", Server: e, Image: f.image, Wait: true}), nil},
+		{ours + " hashed upload", gone, b.own(job{Do: "create", Server: e, Image: f.image}), settle(b.source)},
+		{ours + " ExportTo", ready, b.own(job{Do: "exportTo", Server: e, Fingerprint: f.fingerprint, Out: b.outFolder()}), b.fresh},
+		{ours + " relay copy", ready, b.own(job{Do: "copy", Server: e, Target: t, Fingerprint: f.fingerprint}), without(b.target, f.fingerprint)},
+		{curlWaits, gone, func(ctx context.Context) (sample, error) { return b.curlUpload(ctx, e, f) }, nil},
+		{curlBlind, ready, b.curlExport(e, f.fingerprint), b.fresh},
+	}
+	// Each transfer is held against curl's of the same direction.
+	for n, against := range []string{curlWaits, curlWaits, curlBlind, curlWaits} {
+		r.targets = append(r.targets,
+			target{who: n, what: peakMiB, most: 32},
+			target{who: n, against: against, more: true, what: peakMiB, most: 16})
+	}
+	return r
+}

@@ -1,0 +1,247 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/golxd/lxd/internal/testdaemon"
+	"github.com/golxd/lxd/lxdtest"
+)
+
+// bench is what the rows work with.
+type bench struct {
+	self   string // this program
+	folder string
+	lxc    string // path of the command, or empty
+	python string // path of a Python that has pylxd, or empty
+
+	source, target *testdaemon.Daemon
+
+	size           int64
+	unified        imageFiles
+	split          imageFiles
+	small          []string
+	bySize         []imageFiles
+	listLength     int
+	listBytes      int64
+	listSocket     string
+	stopListServer func() error
+}
+
+// imageFiles are the files of one image.
+type imageFiles struct {
+	size        int64
+	image       string
+	rootfs      string // of a split image
+	fingerprint string
+}
+
+const (
+	smallImages = 200
+	manyImages  = 10_000
+)
+
+// memorySizes are the images, in MiB, whose transfers show that memory does not
+// grow with them.
+var memorySizes = []int64{64, 256, 1024}
+
+func setUp(ctx context.Context, parent string, size int64) (b *bench, err error) {
+	folder, err := os.MkdirTemp(parent, "lxd-bench-")
+	if err != nil {
+		return nil, err
+	}
+	b = &bench{folder: folder, size: size, listLength: manyImages}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, b.close())
+		}
+	}()
+	if b.self, err = os.Executable(); err != nil {
+		return nil, err
+	}
+	if _, err := exec.LookPath("curl"); err != nil {
+		return nil, err
+	}
+	b.lxc, _ = exec.LookPath("lxc")
+	for _, python := range []string{"/usr/bin/python3", "python3"} {
+		if exec.CommandContext(ctx, python, "-c", "import pylxd").Run() == nil {
+			b.python = python
+			break
+		}
+	}
+	if b.source, err = testdaemon.Start(ctx, testdaemon.LXD, &testdaemon.Options{Parent: parent}); err != nil {
+		return nil, err
+	}
+	if b.target, err = testdaemon.Start(ctx, testdaemon.LXD, &testdaemon.Options{Parent: parent}); err != nil {
+		return nil, err
+	}
+	if err := b.makeFiles(); err != nil {
+		return nil, err
+	}
+	if err := b.writeLXCConfig(); err != nil {
+		return nil, err
+	}
+	return b, b.startListServer(ctx)
+}
+
+func (b *bench) close() error {
+	var errs []error
+	if b.stopListServer != nil {
+		errs = append(errs, b.stopListServer())
+	}
+	for _, d := range []*testdaemon.Daemon{b.source, b.target} {
+		if d != nil {
+			errs = append(errs, d.Close())
+		}
+	}
+	return errors.Join(append(errs, os.RemoveAll(b.folder))...)
+}
+
+// makeFiles writes the images that are moved. Their padding is random, as
+// compressed images look.
+func (b *bench) makeFiles() error {
+	var err error
+	if b.unified, err = b.unifiedFile("unified", b.size); err != nil {
+		return err
+	}
+	if b.split, err = b.splitFiles("split", b.size); err != nil {
+		return err
+	}
+	for n := range smallImages {
+		small, err := b.unifiedFile(fmt.Sprintf("small-%d", n), 0)
+		if err != nil {
+			return err
+		}
+		b.small = append(b.small, small.image)
+	}
+	for _, mib := range memorySizes {
+		f, err := b.unifiedFile(fmt.Sprintf("memory-%d", mib), mib<<20)
+		if err != nil {
+			return err
+		}
+		b.bySize = append(b.bySize, f)
+	}
+	return nil
+}
+
+func (b *bench) unifiedFile(name string, size int64) (imageFiles, error) {
+	f := imageFiles{image: filepath.Join(b.folder, name+".tar.gz")}
+	err := writeFile(f.image, func(w io.Writer) error { return lxdtest.WriteUnifiedImage(w, name, size) })
+	if err != nil {
+		return f, err
+	}
+	return f, f.sum()
+}
+
+func (b *bench) splitFiles(name string, size int64) (imageFiles, error) {
+	metadata, rootfs := lxdtest.SplitImage(name, 0)
+	f := imageFiles{image: filepath.Join(b.folder, name+".meta.tar.gz"), rootfs: filepath.Join(b.folder, name+".root")}
+	if err := os.WriteFile(f.image, metadata, 0o600); err != nil {
+		return f, err
+	}
+	err := writeFile(f.rootfs, func(w io.Writer) error {
+		if _, err := w.Write(rootfs); err != nil {
+			return err
+		}
+		_, err := io.CopyN(w, rand.Reader, size)
+		return err
+	})
+	if err != nil {
+		return f, err
+	}
+	return f, f.sum()
+}
+
+func writeFile(path string, fill func(io.Writer) error) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(fill(f), f.Close())
+}
+
+// remote names in the lxc command's configuration.
+const (
+	sourceUnix, targetUnix = "source-unix", "target-unix"
+	sourceTLS, targetTLS   = "source-tls", "target-tls"
+)
+
+func (b *bench) lxcFolder() string { return filepath.Join(b.folder, "lxc") }
+
+// writeLXCConfig makes a configuration of the lxc command that knows both
+// daemons.
+func (b *bench) writeLXCConfig() error {
+	remotes := map[string]any{}
+	files := map[string][]byte{}
+	for name, d := range map[string]*testdaemon.Daemon{sourceUnix: b.source, targetUnix: b.target} {
+		remotes[name] = map[string]any{"addr": "unix://" + d.Socket, "protocol": "lxd"}
+	}
+	for name, d := range map[string]*testdaemon.Daemon{sourceTLS: b.source, targetTLS: b.target} {
+		remotes[name] = map[string]any{"addr": d.URL, "protocol": "lxd", "auth_type": "tls"}
+		files[filepath.Join("servercerts", name+".crt")] = d.ServerCertificate
+	}
+	// The command has one certificate for all remotes.
+	files["client.crt"], files["client.key"] = b.source.ClientCertificate, b.source.ClientKey
+	config, err := json.Marshal(map[string]any{"default-remote": sourceUnix, "remotes": remotes, "aliases": map[string]string{}})
+	if err != nil {
+		return err
+	}
+	files["config.yml"] = config // JSON is YAML
+	for name, data := range files {
+		path := filepath.Join(b.lxcFolder(), name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			return err
+		}
+	}
+	return b.target.Trust(context.Background(), "lxc", b.source.ClientCertificate)
+}
+
+// startListServer runs the server of the long list in a process of its own.
+func (b *bench) startListServer(ctx context.Context) error {
+	b.listSocket = filepath.Join(b.folder, "list.socket")
+	spec, err := json.Marshal(job{Do: "serveImages", Count: b.listLength, Out: b.listSocket})
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, b.self, string(spec))
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	b.stopListServer = func() error { return errors.Join(in.Close(), cmd.Wait()) }
+	_, err = fmt.Fscan(out, &b.listBytes)
+	return err
+}
+
+// unixEndpoint and tlsEndpoint are the ways to a daemon.
+func unixEndpoint(d *testdaemon.Daemon) endpoint {
+	return endpoint{URL: "unix://" + d.Socket, folder: d.Dir, raw: d.Socket}
+}
+
+func tlsEndpoint(d *testdaemon.Daemon) endpoint {
+	return endpoint{
+		URL: d.URL, Certificate: d.ClientCertificate, Key: d.ClientKey, ServerCert: d.ServerCertificate,
+		certFile: filepath.Join(d.Dir, "test-client.crt"), keyFile: filepath.Join(d.Dir, "test-client.key"), folder: d.Dir, raw: d.URL,
+	}
+}
+
+func (e endpoint) unix() bool { return strings.HasPrefix(e.URL, "unix://") }
