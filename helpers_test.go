@@ -24,3 +24,8 @@ func startFakeWith(t *testing.T, server *lxdtest.Options, client *lxd.Options) *
 	t.Cleanup(s.Close)
 	return &fake{Server: s, Client: newClient(t, s.Endpoint(), client)}
 }
+
+// fingerprintOf is the SHA-256 of a certificate.
+func fingerprintOf(der []byte) string {
+	return lxdtest.Fingerprint(der)
+}

@@ -31,7 +31,7 @@ const (
 	// CopyPull has the target fetch the image; it must reach the source.
 	CopyPull CopyMode = "pull"
 	// CopyPush has the source send the image; it must reach the target. Both
-	// must be of one family. The copy's filename is the one that the source
+	// must be of one family, and the image a container's. The copy's filename is the one that the source
 	// gives it: servers have no way to ask for another.
 	CopyPush CopyMode = "push"
 	// CopyRelay streams the image through this client.
@@ -411,6 +411,11 @@ func (j *copying) push(ctx context.Context) (*Image, error) {
 	if from.Family != to.Family {
 		// The secret goes in a header that the other family does not look at.
 		return nil, fmt.Errorf("%s cannot push to %s: %w", from.Family, to.Family, ErrUnsupported)
+	}
+	if j.source.Type == VirtualMachine {
+		// The source sends the disk as a container's rootfs, and the target
+		// takes it for one (LXD 5.0.2, Incus 6.0.4).
+		return nil, fmt.Errorf("the servers cannot push images of virtual machines: %w", ErrUnsupported)
 	}
 	addresses := j.target.addresses(to)
 	if len(addresses) == 0 {

@@ -885,6 +885,22 @@ func testCopyMode(t *testing.T, s *subject, mode lxd.CopyMode) {
 		}
 	}
 
+	// A virtual machine's image.
+	metadata, disk := lxdtest.VMImage(rand.Text(), 100_000)
+	machine, err := source.Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{
+		Rootfs: bytes.NewReader(disk), Type: lxd.VirtualMachine, Filename: "disk.qcow2", Wait: true,
+	})
+	require.NoError(t, err)
+	deleteAfter(t, machine)
+	vm, err := machine.Copy(t.Context(), target, &lxd.CopyOptions{Mode: mode, Wait: true})
+	if mode == lxd.CopyPush {
+		require.ErrorIs(t, err, lxd.ErrUnsupported, "it would arrive as a container's")
+	} else {
+		require.NoError(t, err)
+		deleteAfter(t, vm.Image)
+		requireCopy(t, machine, vm)
+	}
+
 	// Everything else.
 	profile := s.twin.addProfile(t)
 	image := copySource(t, source, false)

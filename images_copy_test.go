@@ -1,0 +1,183 @@
+package lxd_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/lxdtest"
+)
+
+// TestCopyBetweenFamilies brings images from LXD to Incus and back, on lxdtest
+// and, where the environment names them, on real daemons.
+func TestCopyBetweenFamilies(t *testing.T) {
+	subjects := conformanceSubjects(t)
+	pairs := map[string][2]*subject{"lxdtest": {subjects[0], subjects[2]}}
+	if len(subjects) == 5 {
+		pairs["real"] = [2]*subject{subjects[3], subjects[4]}
+	}
+	for name, pair := range pairs {
+		for _, overTLS := range []bool{false, true} {
+			first, second := *pair[0], *pair[1]
+			first.tls, second.tls = overTLS, overTLS
+			for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyRelay, lxd.CopyAuto} {
+				for _, split := range []bool{false, true} {
+					t.Run(name, func(t *testing.T) {
+						there, back := first.client(t), first.twinClient(t)
+						between := second.client(t)
+						image := copySource(t, there, split)
+						copied, err := image.Copy(t.Context(), between, &lxd.CopyOptions{Mode: mode, Wait: true})
+						require.NoError(t, err)
+						deleteAfter(t, copied.Image)
+						requireCopy(t, image, copied)
+						again, err := copied.Copy(t.Context(), back, &lxd.CopyOptions{Mode: mode, Wait: true})
+						require.NoError(t, err)
+						deleteAfter(t, again.Image)
+						requireCopy(t, image, again)
+						require.Equal(t, image.Fingerprint, again.Fingerprint)
+						if mode == lxd.CopyAuto {
+							require.Equal(t, lxd.CopyPull, again.Mode)
+						}
+					})
+				}
+			}
+			t.Run(name+" push", func(t *testing.T) {
+				image := copySource(t, first.client(t), false)
+				_, err := image.Copy(t.Context(), second.client(t), &lxd.CopyOptions{Mode: lxd.CopyPush, Wait: true})
+				require.ErrorIs(t, err, lxd.ErrUnsupported)
+			})
+		}
+	}
+	for _, s := range subjects {
+		leftovers(t, s)
+	}
+}
+
+func (s *subject) twinClient(t *testing.T) *lxd.Client {
+	t.Helper()
+	twin := *s.twin
+	twin.tls = s.tls
+	return twin.client(t)
+}
+
+// TestCopyAuto takes the next way where one cannot be taken, and says why.
+func TestCopyAuto(t *testing.T) {
+	source, target := startFake(t), startFake(t)
+	image := copySource(t, source.Client, false)
+
+	// Neither listens on the network.
+	for _, wait := range []bool{true, false} {
+		copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Wait: wait})
+		require.NoError(t, err)
+		require.NoError(t, copied.Wait(t.Context()))
+		require.Equal(t, lxd.CopyRelay, copied.Mode)
+		require.Len(t, copied.NotTaken, 2)
+		require.Equal(t, lxd.CopyPull, copied.NotTaken[0].Mode)
+		require.ErrorIs(t, copied.NotTaken[0].Err, lxd.ErrUnsupported)
+		require.Equal(t, lxd.CopyPush, copied.NotTaken[1].Mode)
+		require.ErrorContains(t, copied.NotTaken[1].Err, "core.https_address")
+		requireCopy(t, image, copied)
+		require.NoError(t, copied.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
+	}
+	require.Empty(t, source.Tokens())
+	require.Empty(t, target.Tokens())
+}
+
+// TestPushTokenHasProperties keeps daemons alive: a push token whose properties
+// are null ends LXD 5.0.2 and Incus 6.0.4 when it is used.
+func TestPushTokenHasProperties(t *testing.T) {
+	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60} {
+		source := startFakeWith(t, &lxdtest.Options{Dialect: dialect, TLS: true}, nil)
+		target := startFakeWith(t, &lxdtest.Options{Dialect: dialect, TLS: true}, nil)
+		image := upload(t, source.Client, nil)
+		image.Properties = nil
+		require.NoError(t, image.Update(t.Context(), nil))
+		require.Empty(t, image.Properties)
+		image.Properties = nil
+		copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: lxd.CopyPush, Wait: true})
+		require.NoError(t, err, dialect)
+		require.Empty(t, copied.Properties)
+		require.Nil(t, source.Crashed())
+		require.Nil(t, target.Crashed())
+
+		copied, err = upload(t, source.Client, nil).Copy(t.Context(), target.Client, &lxd.CopyOptions{
+			Mode: lxd.CopyPush, Wait: true, Properties: map[string]string{},
+		})
+		require.NoError(t, err, dialect)
+		require.Empty(t, copied.Properties)
+		require.Nil(t, target.Crashed())
+	}
+}
+
+// TestFailedCopyLeavesNoToken ends the tokens of copies that fail in every way.
+func TestFailedCopyLeavesNoToken(t *testing.T) {
+	source := startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	target := startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	image := upload(t, source.Client, nil)
+	for name, test := range map[string]struct {
+		on    *fake
+		fault lxdtest.Fault
+	}{
+		"the target refuses":            {target, lxdtest.Status(400, "no room").On("POST", "/1.0/images")},
+		"the target cannot fetch":       {source, lxdtest.Status(500, "disk broken").On("GET", "/1.0/images/*/export")},
+		"the source refuses to push":    {source, lxdtest.Status(400, "not so").On("POST", "/1.0/images/*/export")},
+		"the export is another content": {source, lxdtest.Corrupt(100).On("GET", "/1.0/images/*/export")},
+	} {
+		for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush, lxd.CopyRelay} {
+			for _, wait := range []bool{true, false} {
+				injected := test.on.Inject(test.fault)
+				copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: mode, Wait: wait})
+				if err == nil {
+					err = copied.Wait(t.Context())
+				}
+				injected.Remove()
+				if injected.Fired() > 0 {
+					require.Error(t, err, "%s: %s", name, mode)
+				} else {
+					require.NoError(t, err, "%s: %s", name, mode)
+					require.NoError(t, copied.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
+				}
+				require.Empty(t, source.Tokens(), "%s: %s", name, mode)
+				require.Empty(t, target.Tokens(), "%s: %s", name, mode)
+				require.Empty(t, target.Images(), "%s: %s", name, mode)
+			}
+		}
+	}
+
+	// A context that ends while the target is at work.
+	stalled := source.Inject(lxdtest.StallHeaders().On("GET", "/1.0/images/*/export"))
+	for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush} {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		_, err := image.Copy(ctx, target.Client, &lxd.CopyOptions{Mode: mode, Wait: true})
+		cancel()
+		if mode == lxd.CopyPull {
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+		}
+		require.Empty(t, source.Tokens(), mode)
+		require.Empty(t, target.Tokens(), mode)
+	}
+	stalled.Remove()
+}
+
+// TestCopyAutoFallsBack takes the next way when one fails on its way.
+func TestCopyAutoFallsBack(t *testing.T) {
+	source := startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	target := startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	for _, wait := range []bool{true, false} {
+		image := copySource(t, source.Client, wait)
+		// The source's https address is of no use to the target; its socket works.
+		injected := source.Inject(lxdtest.Status(502, "a proxy").On("GET", "/1.0/images/*").Times(4))
+		copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Wait: wait})
+		require.NoError(t, err)
+		require.NoError(t, copied.Wait(t.Context()))
+		injected.Remove()
+		requireCopy(t, image, copied)
+		require.NotEmpty(t, copied.NotTaken)
+		require.NotEqual(t, lxd.CopyPull, copied.Mode)
+		require.Empty(t, source.Tokens())
+		require.Empty(t, target.Tokens())
+	}
+}
