@@ -10,7 +10,10 @@ import (
 	"github.com/golxd/lxd/internal/wire"
 )
 
-// Alias is a name for an image.
+// Alias is a name for an image. A name stands for one image of a project: a
+// container's and a virtual machine's image cannot share one (LXD 5.0.2 and
+// Incus 6.0.4 refuse the second with ErrExists), other than the aliases of a
+// simplestreams server.
 type Alias struct {
 	// Name may hold any character, also "/", "?", "#", "%" and space.
 	Name        string `json:"name"`

@@ -733,6 +733,11 @@ func testAliases(t *testing.T, s *subject) {
 	require.ErrorIs(t, c.Aliases.Update(t.Context(), name, func(*lxd.Alias) {
 		require.NoError(t, one.SetAlias(t.Context(), name, "by another"))
 	}), lxd.ErrConflict)
+	metadata, disk := lxdtest.VMImage(rand.Text(), 0)
+	vm, err := c.Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Rootfs: bytes.NewReader(disk), Type: lxd.VirtualMachine, Wait: true})
+	require.NoError(t, err)
+	deleteAfter(t, vm)
+	require.ErrorIs(t, vm.AddAlias(t.Context(), name, ""), lxd.ErrExists, "a container's and a virtual machine's image cannot share a name")
 	other := unique("taken")
 	require.NoError(t, c.Aliases.Set(t.Context(), lxd.Alias{Name: other, Target: two.Fingerprint}))
 	require.ErrorIs(t, c.Aliases.Rename(t.Context(), name, other), lxd.ErrExists)
