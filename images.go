@@ -157,12 +157,13 @@ type ListOptions struct {
 // an empty list. An untrusted client gets ErrForbidden unless
 // Options.PublicOnly is set.
 func (m *Images) All(ctx context.Context, opts *ListOptions) ([]*Image, error) {
-	images := []*Image{}
-	for image, err := range m.each(ctx, opts, maxList) {
-		if err != nil {
-			return nil, err
-		}
+	var images []*Image
+	err := m.list(ctx, opts, maxList, func(*request) { images = []*Image{} }, func(image *Image) bool {
 		images = append(images, image)
+		return true
+	})
+	if err != nil {
+		return nil, err
 	}
 	return images, nil
 }
@@ -172,57 +173,65 @@ func (m *Images) All(ctx context.Context, opts *ListOptions) ([]*Image, error) {
 // nil image. It holds a connection while the loop runs. Ranging again lists
 // again.
 func (m *Images) Each(ctx context.Context, opts *ListOptions) iter.Seq2[*Image, error] {
-	return m.each(ctx, opts, 0)
-}
-
-func (m *Images) each(ctx context.Context, opts *ListOptions, limit int64) iter.Seq2[*Image, error] {
 	var o ListOptions
 	if opts != nil {
 		o = *opts
 		o.Properties = maps.Clone(opts.Properties)
 	}
 	return func(yield func(*Image, error) bool) {
-		c := m.client
-		if o.AllProjects {
-			if err := c.need(ctx, "list the images of all projects", "images_all_projects"); err != nil {
-				yield(nil, err)
-				return
-			}
-		}
-		req := &request{method: http.MethodGet, path: path("images"), query: o.query(c), limit: limit, header: c.demandTrust()}
-		private := false
-		elements := func(body *boundedReader) wire.ElementFunc {
-			return func(dec *jsontext.Decoder) error {
-				if limit == 0 {
-					body.left = maxMetadata // for each element
-				}
-				image := &Image{}
-				if err := wire.UnmarshalElement(dec, image); err != nil {
-					return err
-				}
-				private = private || !image.Public
-				if !o.match(image.adopt(c)) {
-					return nil
-				}
-				req.noRetry = true // what was yielded cannot be taken back
-				if !yield(image, nil) {
-					return &yieldStopped{}
-				}
-				return nil
-			}
-		}
-		_, err := c.t.call(ctx, req, boundedElements(elements))
-		var stopped *yieldStopped
-		if errors.As(err, &stopped) {
-			return
-		}
-		if err == nil && !private {
-			err = c.checkTrust(ctx)
-		}
+		var current *request
+		err := m.list(ctx, &o, 0, func(req *request) { current = req }, func(image *Image) bool {
+			current.noRetry = true // what was yielded cannot be taken back
+			return yield(image, nil)
+		})
 		if err != nil {
 			yield(nil, err)
 		}
 	}
+}
+
+// list decodes the images one after another until yield is false. begin is
+// called at the start of every attempt. The limit in bytes is for the whole
+// answer; 0 means one for each image.
+func (m *Images) list(ctx context.Context, opts *ListOptions, limit int64, begin func(*request), yield func(*Image) bool) error {
+	var o ListOptions
+	if opts != nil {
+		o = *opts
+	}
+	c := m.client
+	if o.AllProjects {
+		if err := c.need(ctx, "list the images of all projects", "images_all_projects"); err != nil {
+			return err
+		}
+	}
+	req := &request{method: http.MethodGet, path: path("images"), query: o.query(c), limit: limit, header: c.demandTrust()}
+	private := false
+	elements := func(body *boundedReader) wire.ElementFunc {
+		begin(req)
+		return func(dec *jsontext.Decoder) error {
+			if limit == 0 {
+				body.left = maxMetadata
+			}
+			image := &Image{}
+			if err := wire.UnmarshalElement(dec, image); err != nil {
+				return err
+			}
+			private = private || !image.Public
+			if o.match(image.adopt(c)) && !yield(image) {
+				return &yieldStopped{}
+			}
+			return nil
+		}
+	}
+	_, err := c.t.call(ctx, req, boundedElements(elements))
+	var stopped *yieldStopped
+	switch {
+	case errors.As(err, &stopped):
+		return nil
+	case err == nil && !private:
+		return c.checkTrust(ctx)
+	}
+	return err
 }
 
 // demandTrust asks a server for 403 in place of the public images only.

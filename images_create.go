@@ -120,7 +120,8 @@ type CreateOptions struct {
 // connection breaks; a file is sent by the kernel where that is possible.
 //
 // Without Wait, the Image has its fingerprint and what the options say, and
-// Image.Wait completes it.
+// Image.Wait completes it. Where an image was made but an alias could not be,
+// both the Image and the error are given.
 func (m *Images) Create(ctx context.Context, image io.Reader, opts *CreateOptions) (*Image, error) {
 	var o CreateOptions
 	if opts != nil {

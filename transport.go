@@ -350,6 +350,9 @@ func (t *transport) retrying(ctx context.Context, req *request, attempt func() e
 		lost = lost || errors.As(err, &broken) && !neverSent(broken.Err)
 		wait := backoff(try)
 		if after, ok := retryAfter(err); ok {
+			if after > maxRetryAfter {
+				return err
+			}
 			wait = after
 		}
 		t.log.DebugContext(ctx, "lxd request is tried again", "method", req.method, "path", req.path, "wait", wait, "error", err)
@@ -428,8 +431,8 @@ func backoff(try int) time.Duration {
 	return d/2 + rand.N(d/2+1)
 }
 
-// maxRetryAfter bounds what a server can make a caller wait whose context has
-// no deadline.
+// maxRetryAfter is the longest wait that a server can ask for; where it asks
+// for more, its error is given at once.
 const maxRetryAfter = 10 * time.Minute
 
 // retryAfter gives what the server asked for: seconds, or a date.
@@ -439,10 +442,10 @@ func retryAfter(err error) (time.Duration, bool) {
 		return 0, false
 	}
 	if seconds, err := strconv.Atoi(strings.TrimSpace(e.retryAfter)); err == nil && seconds >= 0 {
-		return min(time.Duration(seconds)*time.Second, maxRetryAfter), true
+		return time.Duration(min(seconds, 1<<30)) * time.Second, true
 	}
 	if at, err := http.ParseTime(e.retryAfter); err == nil {
-		return min(max(time.Until(at), 0), maxRetryAfter), true
+		return max(time.Until(at), 0), true
 	}
 	return 0, false
 }
