@@ -39,13 +39,13 @@ type ExportOptions struct {
 //
 // An Export must be closed. It is for one goroutine at a time.
 type Export struct {
-	image    *Image
-	ctx      context.Context //nolint:containedctx // of the transfer, which is what an Export is
-	cancel   context.CancelFunc
-	source   io.ReadCloser
-	hash     hash.Hash
-	meter    *progress.Meter
-	received int64
+	image  *Image
+	ctx    context.Context //nolint:containedctx // of the transfer, which is what an Export is
+	cancel context.CancelFunc
+	source io.ReadCloser
+	hash   hash.Hash
+	meter  *progress.Meter
+	stop   func() // makes the last report
 
 	filename string
 	size     int64
@@ -68,13 +68,21 @@ func (i *Image) Export(ctx context.Context, opts *ExportOptions) (*Export, error
 	if opts != nil {
 		o = *opts
 	}
-	return i.export(ctx, sha256.New(), 0, o.Progress)
+	m := meter(PhaseReceive, max(i.Size, -1), o.Progress)
+	e, err := i.export(ctx, sha256.New(), 0, m)
+	if err != nil {
+		m.Stop()
+		return nil, err
+	}
+	e.stop = m.Stop
+	return e, nil
 }
 
-// export fetches from an offset on, with the hash of what is before it.
-func (i *Image) export(ctx context.Context, h hash.Hash, offset int64, report func(Progress)) (*Export, error) {
+// export fetches from an offset on, with the hash of what is before it. The
+// meter is the caller's to stop.
+func (i *Image) export(ctx context.Context, h hash.Hash, offset int64, m *progress.Meter) (*Export, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	e := &Export{image: i, ctx: ctx, cancel: cancel, hash: h, received: offset}
+	e := &Export{image: i, ctx: ctx, cancel: cancel, hash: h, meter: m, stop: func() {}}
 	if err := e.open(offset); err != nil {
 		cancel()
 		return nil, err
@@ -83,7 +91,6 @@ func (i *Image) export(ctx context.Context, h hash.Hash, offset int64, report fu
 	if e.split && i.Size > 0 {
 		total = i.Size
 	}
-	e.meter = meter(PhaseReceive, total, report)
 	e.meter.Phase(PhaseReceive, offset, total)
 	if err := e.begin(); err != nil {
 		_ = e.Close()
@@ -167,9 +174,7 @@ func (e *Export) begin() error {
 		e.filename = dispositionName(part.Header.Get("Content-Disposition"))
 		src = part
 	}
-	e.pump = pump.Start(src, e.hash, func(n int) {
-		e.meter.Add(n)
-	})
+	e.pump = pump.Start(src, e.hash, e.meter.Counter())
 	return nil
 }
 
@@ -273,7 +278,7 @@ func (e *Export) end(err error) error {
 			return e.incomplete(err)
 		}
 	}
-	e.meter.Stop()
+	e.stop()
 	if got := hex.EncodeToString(e.hash.Sum(nil)); got != e.image.Fingerprint {
 		return &FingerprintError{Want: e.image.Fingerprint, Got: got}
 	}
@@ -302,7 +307,7 @@ func (e *Export) Close() error {
 		e.pump.Close()
 	}
 	_ = e.source.Close()
-	e.meter.Stop()
+	e.stop()
 	if e.err == nil {
 		e.err = errors.New("the export is closed")
 	}

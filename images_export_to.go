@@ -13,8 +13,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/golxd/lxd/internal/lockfile"
+	"github.com/golxd/lxd/internal/progress"
 )
 
 // ExportToOptions say how to export into a folder.
@@ -47,9 +49,9 @@ type ExportedFiles struct {
 //
 // While it arrives the content is in FINGERPRINT.partial. If the transfer of a
 // unified image ends early, or the process does, that file stays, and the next
-// ExportTo into the folder goes on from it. A split image starts over. Of two
-// calls for one image and folder at once, one waits and finds the files of the
-// other.
+// ExportTo into the folder goes on from it. A split image starts over, within
+// one call as often as Options.Retries says. Of two calls for one image and
+// folder at once, one waits and finds the files of the other.
 func (i *Image) ExportTo(ctx context.Context, dir string, opts *ExportToOptions) (*ExportedFiles, error) {
 	if err := i.check(); err != nil {
 		return nil, err
@@ -67,17 +69,22 @@ func (i *Image) ExportTo(ctx context.Context, dir string, opts *ExportToOptions)
 		return nil, invalid("ExportToOptions.Name", "%q is not a plain file name", o.Name)
 	}
 	x := &exportTo{ExportToOptions: o, ctx: ctx, image: i, dir: dir}
-	partial, err := lockfile.Open(ctx, x.partialPath(), 0o600)
+	partial, err := lockfile.Open(ctx, x.partialPath(), exportedMode)
 	if err != nil {
 		return nil, fmt.Errorf("open the partial file: %w", err)
 	}
 	x.partial = partial
+	x.meter = meter(PhaseReceive, max(i.Size, -1), o.Progress)
+	defer x.meter.Stop()
 	files, err := x.run()
 	if cerr := partial.Close(); err == nil && cerr != nil {
 		return nil, cerr
 	}
 	return files, err
 }
+
+// exportedMode are the permissions of an exported file, before the umask.
+const exportedMode = 0o644
 
 // exportTo is one call of ExportTo.
 type exportTo struct {
@@ -86,6 +93,11 @@ type exportTo struct {
 	image   *Image
 	dir     string
 	partial *os.File
+	meter   *progress.Meter
+
+	resumed  bool // the last attempt went on from what was there
+	oneShot  bool // the last attempt was for a split image
+	attempts int
 }
 
 func (x *exportTo) partialPath() string {
@@ -104,6 +116,38 @@ func (x *exportTo) run() (*ExportedFiles, error) {
 		}
 		return files, err
 	}
+	for {
+		files, err := x.fetch()
+		if err == nil {
+			return files, nil
+		}
+		if again, wait := x.again(err); !again || sleep(x.ctx, wait) != nil {
+			x.dropEmpty()
+			return nil, err
+		}
+	}
+}
+
+// again says whether a failed attempt is worth another from the beginning: what
+// an earlier process left may not be what was sent to it, and of a split image
+// no part can be asked for.
+func (x *exportTo) again(err error) (bool, time.Duration) {
+	var failed *FingerprintError
+	if x.ctx.Err() != nil || !errors.As(err, &failed) {
+		return false, 0
+	}
+	if failed.Got != "" {
+		return x.resumed, 0
+	}
+	if !x.oneShot || x.attempts >= x.image.client.t.retries {
+		return false, 0
+	}
+	x.attempts++
+	return true, backoff(x.attempts - 1)
+}
+
+// fetch is one attempt to get what is missing.
+func (x *exportTo) fetch() (*ExportedFiles, error) {
 	sum := sha256.New()
 	have, err := x.resumable(sum)
 	if err != nil {
@@ -116,17 +160,17 @@ func (x *exportTo) run() (*ExportedFiles, error) {
 		}
 		sum, have = sha256.New(), 0
 	}
-	export, err := x.image.export(x.ctx, sum, have, x.Progress)
+	export, err := x.image.export(x.ctx, sum, have, x.meter)
 	if errors.Is(err, errNoRange) && have > 0 {
 		// This server, or this kind of image, starts over.
 		sum, have = sha256.New(), 0
-		export, err = x.image.export(x.ctx, sum, 0, x.Progress)
+		export, err = x.image.export(x.ctx, sum, 0, x.meter)
 	}
 	if err != nil {
-		x.dropEmpty()
 		return nil, err
 	}
 	defer func() { _ = export.Close() }()
+	x.resumed, x.oneShot = have > 0, export.Split()
 	if err := x.cut(have); err != nil {
 		return nil, err
 	}
@@ -139,9 +183,8 @@ func (x *exportTo) run() (*ExportedFiles, error) {
 	if _, err := export.WriteTo(x.partial); err != nil {
 		var corrupt *FingerprintError
 		if errors.As(err, &corrupt) && corrupt.Got != "" {
-			_ = x.partial.Truncate(0)
+			return nil, errors.Join(err, x.cut(0))
 		}
-		x.dropEmpty()
 		return nil, err
 	}
 	return x.unified()
@@ -185,14 +228,13 @@ func (x *exportTo) resumable(sum hash.Hash) (int64, error) {
 	if size == 0 || x.image.Size <= 0 || size > x.image.Size {
 		return 0, x.cut(0)
 	}
-	m := meter(PhaseVerify, size, x.Progress)
-	defer m.Stop()
-	return size, hashFile(x.ctx, sum, x.partial, m.Add)
+	x.meter.Phase(PhaseVerify, 0, size)
+	return size, hashFile(x.ctx, sum, x.partial, x.meter.Add)
 }
 
 // split writes the two files of a split image.
 func (x *exportTo) split(export *Export) (files *ExportedFiles, err error) {
-	rootfs, err := os.OpenFile(x.rootfsPartialPath(), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	rootfs, err := os.OpenFile(x.rootfsPartialPath(), os.O_RDWR|os.O_CREATE|os.O_TRUNC, exportedMode)
 	if err != nil {
 		return nil, err
 	}
@@ -201,7 +243,7 @@ func (x *exportTo) split(export *Export) (files *ExportedFiles, err error) {
 		if err != nil {
 			// There is nothing to go on from.
 			_ = os.Remove(x.rootfsPartialPath())
-			_ = os.Remove(x.partialPath())
+			err = errors.Join(err, x.cut(0))
 		}
 	}()
 	if _, err := export.WriteTo(x.partial); err != nil {
@@ -238,9 +280,6 @@ func (x *exportTo) publish(f *os.File, name string) (string, error) {
 		}
 	}
 	final := filepath.Join(x.dir, name+ext)
-	if err := f.Chmod(0o644); err != nil && !errors.Is(err, errors.ErrUnsupported) {
-		return "", err
-	}
 	return final, os.Rename(f.Name(), final)
 }
 
@@ -298,15 +337,14 @@ func (x *exportTo) holdsImage(paths ...string) (bool, error) {
 	if x.image.Size > 0 && size != x.image.Size {
 		return false, nil
 	}
-	m := meter(PhaseVerify, size, x.Progress)
-	defer m.Stop()
+	x.meter.Phase(PhaseVerify, 0, size)
 	sum := sha256.New()
 	for _, path := range paths {
 		f, err := os.Open(path)
 		if err != nil {
 			return false, err
 		}
-		err = hashFile(x.ctx, sum, f, m.Add)
+		err = hashFile(x.ctx, sum, f, x.meter.Add)
 		_ = f.Close()
 		if err != nil {
 			return false, err
