@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"iter"
 	"maps"
 	"net/http"
@@ -61,8 +62,8 @@ type Image struct {
 	Locations []string `json:"locations,omitempty"`
 
 	client  *Client
-	secret  string     // that this image was read with
-	read    imageState // the changeable fields as they were read
+	secret  string // that this image was read with
+	read    uint64 // the sum of the changeable fields as they were read
 	op      *Operation
 	settled bool                                // op has ended, and all that Wait does is done
 	finish  func(context.Context, *Image) error // what Wait still has to do
@@ -91,15 +92,34 @@ type imageState struct {
 }
 
 func (i *Image) state() imageState {
-	return imageState{
-		autoUpdate: i.AutoUpdate, expiresAt: i.ExpiresAt, profiles: slices.Clone(i.Profiles),
-		properties: maps.Clone(i.Properties), public: i.Public,
-	}
+	return imageState{autoUpdate: i.AutoUpdate, expiresAt: i.ExpiresAt, profiles: i.Profiles, properties: i.Properties, public: i.Public}
 }
 
 func (s imageState) equal(o imageState) bool {
 	return s.autoUpdate == o.autoUpdate && s.public == o.public && s.expiresAt.Equal(o.expiresAt) &&
 		slices.Equal(s.profiles, o.profiles) && maps.Equal(s.properties, o.properties)
+}
+
+var stateSeed = maphash.MakeSeed()
+
+// sum is a hash of the state, which an image keeps in place of a copy: a list
+// of ten thousand images would otherwise hold every property twice.
+func (s imageState) sum() uint64 {
+	var h maphash.Hash
+	h.SetSeed(stateSeed)
+	maphash.WriteComparable(&h, [2]bool{s.autoUpdate, s.public})
+	if !s.expiresAt.IsZero() {
+		maphash.WriteComparable(&h, s.expiresAt.UnixNano())
+	}
+	for _, p := range s.profiles {
+		maphash.WriteComparable(&h, p)
+	}
+	sum := h.Sum64()
+	// The order of a map is not to matter.
+	for name, value := range s.properties {
+		sum += maphash.Comparable(stateSeed, [2]string{name, value})
+	}
+	return sum
 }
 
 // adopt makes a decoded image one of the client's.
@@ -122,7 +142,7 @@ func (i *Image) adopt(c *Client) *Image {
 	} else if i.Project != c.Project() {
 		i.client = c.InProject(i.Project)
 	}
-	i.read = i.state()
+	i.read = i.state().sum()
 	return i
 }
 
@@ -502,19 +522,19 @@ func (i *Image) Update(ctx context.Context, _ *UpdateOptions) error {
 	if err != nil {
 		return err
 	}
-	if !now.read.equal(i.read) {
+	if now.read != i.read {
 		return &Error{
 			StatusCode: http.StatusPreconditionFailed, Method: http.MethodPut, Path: path("images", i.Fingerprint),
 			Message: "the image was changed by somebody else", Hint: "get it again, and repeat the change",
 		}
 	}
-	if err := i.client.putImage(ctx, i.Fingerprint, i.state(), now.read, etag); err != nil {
+	if err := i.client.putImage(ctx, i.Fingerprint, i.state(), now.state(), etag); err != nil {
 		return err
 	}
 	now, _, err = i.client.Images.get(ctx, i.Fingerprint, nil)
 	if err != nil {
 		// The change is made; only its reading failed.
-		i.read = i.state()
+		i.read = i.state().sum()
 		return nil //nolint:nilerr // as said
 	}
 	i.replace(now)

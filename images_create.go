@@ -508,8 +508,8 @@ func (w *wanted) complete(ctx context.Context, image *Image, fingerprint string)
 	if err != nil {
 		return err
 	}
-	if to, differs := w.over(now.read); differs {
-		if err := c.putImage(ctx, fingerprint, to, now.read, etag); err != nil {
+	if to, differs := w.over(now.state()); differs {
+		if err := c.putImage(ctx, fingerprint, to, now.state(), etag); err != nil {
 			var refused *Error
 			if errors.As(err, &refused) && refused.StatusCode < http.StatusInternalServerError && !errors.Is(err, ErrConflict) {
 				// An image without what was asked for is not left behind.
