@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -20,6 +21,12 @@ import (
 )
 
 const exportPattern = "/1.0/images/*/export"
+
+// exportWait and exportTick are for require.Eventually.
+const (
+	exportWait = 10 * time.Second
+	exportTick = time.Millisecond
+)
 
 // exportTest is a server with one image, and a client whose traffic is counted.
 type exportTest struct {

@@ -1,0 +1,302 @@
+package lxd_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/lxdtest"
+)
+
+// requireExported sees that the folder holds exactly these files of the image.
+func requireExported(t *testing.T, dir string, files *lxd.ExportedFiles, want ...[]byte) {
+	t.Helper()
+	paths := []string{files.Image}
+	if files.Rootfs != "" {
+		paths = append(paths, files.Rootfs)
+	}
+	require.Len(t, paths, len(want))
+	for n, path := range paths {
+		got, err := os.ReadFile(path)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(want[n], got), path)
+	}
+	slices.Sort(paths)
+	require.Equal(t, paths, filesIn(t, dir))
+}
+
+func filesIn(t *testing.T, dir string) []string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	var paths []string
+	for _, e := range entries {
+		paths = append(paths, filepath.Join(dir, e.Name()))
+	}
+	return paths
+}
+
+func partialPath(dir string, image *lxd.Image) string {
+	return filepath.Join(dir, image.Fingerprint+".partial")
+}
+
+func TestExportToFetchesOnce(t *testing.T) {
+	t.Parallel()
+	x := newExportTest(t, 0, lxdtest.UnifiedImage("once", 1<<20), nil)
+	dir := t.TempDir()
+	files, err := x.image.ExportTo(t.Context(), dir, nil)
+	require.NoError(t, err)
+	require.Equal(t, filepath.Join(dir, x.image.Fingerprint+".tar.gz"), files.Image)
+	requireExported(t, dir, files, x.data)
+	x.ForgetRequests()
+	again, err := x.image.ExportTo(t.Context(), dir, nil)
+	require.NoError(t, err)
+	require.Equal(t, files, again)
+	require.Empty(t, x.Requests())
+	requireExported(t, dir, files, x.data)
+
+	// A file of that name with other content is replaced.
+	damaged := bytes.Clone(x.data)
+	damaged[len(damaged)/2] ^= 1
+	require.NoError(t, os.WriteFile(files.Image, damaged, 0o600))
+	again, err = x.image.ExportTo(t.Context(), dir, nil)
+	require.NoError(t, err)
+	requireExported(t, dir, again, x.data)
+	require.Len(t, x.ranges(), 1)
+}
+
+func TestExportToOfSplitImage(t *testing.T) {
+	t.Parallel()
+	metadata, rootfs := lxdtest.SplitImage("to", 3<<20)
+	x := newExportTest(t, 2, metadata, rootfs)
+	dir := t.TempDir()
+	cut := x.Inject(lxdtest.CutResponse(2<<20).On("GET", exportPattern).Times(2))
+	files, err := x.image.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Name: "web", Sync: true})
+	require.NoError(t, err, "it starts over")
+	require.Equal(t, 2, cut.Fired())
+	require.Equal(t, []string{"", "", ""}, x.ranges())
+	require.Equal(t, filepath.Join(dir, "web.meta.tar.gz"), files.Image)
+	requireExported(t, dir, files, metadata, rootfs)
+	x.ForgetRequests()
+	again, err := x.image.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Name: "web"})
+	require.NoError(t, err)
+	require.Equal(t, files, again)
+	require.Empty(t, x.Requests())
+}
+
+func TestExportToOfSplitImageGivesUp(t *testing.T) {
+	t.Parallel()
+	metadata, rootfs := lxdtest.SplitImage("up", 3<<20)
+	for name, fault := range map[string]lxdtest.Fault{
+		"cut in the rootfs":   lxdtest.CutResponse(2 << 20),
+		"cut in the metadata": lxdtest.CutResponse(100),
+		"truncated":           lxdtest.TruncateRootfs(1 << 20),
+		"corrupt":             lxdtest.Corrupt(2 << 20),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			x := newExportTest(t, 1, metadata, rootfs)
+			dir := t.TempDir()
+			x.Inject(fault.On("GET", exportPattern))
+			_, err := x.image.ExportTo(t.Context(), dir, nil)
+			var corrupt *lxd.FingerprintError
+			require.ErrorAs(t, err, &corrupt)
+			require.Empty(t, filesIn(t, dir))
+		})
+	}
+}
+
+func TestExportToGoesOnFromPartialFile(t *testing.T) {
+	t.Parallel()
+	data := lxdtest.UnifiedImage("partial", 3<<20)
+	const part = 1<<20 + 17
+	flipped := bytes.Clone(data[:part])
+	flipped[5] ^= 1
+	for _, c := range []struct {
+		name    string
+		partial []byte
+		ranges  []string
+	}{
+		{"empty", nil, []string{""}},
+		{"a part", data[:part], []string{fmt.Sprintf("bytes=%d-", part)}},
+		{"all", data, nil},
+		{"longer than the image", slices.Concat(data, []byte("more")), []string{""}},
+		{"as long, but another", bytes.Repeat([]byte("x"), len(data)), []string{""}},
+		{"a damaged part", flipped, []string{fmt.Sprintf("bytes=%d-", part), ""}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			x := newExportTest(t, 0, data, nil)
+			dir := t.TempDir()
+			require.NoError(t, os.WriteFile(partialPath(dir, x.image), c.partial, 0o600))
+			files, err := x.image.ExportTo(t.Context(), dir, nil)
+			require.NoError(t, err)
+			requireExported(t, dir, files, data)
+			require.Equal(t, c.ranges, x.ranges())
+		})
+	}
+}
+
+// TestExportToAndWrongContinuations is about a partial file of an
+// earlier call. TestExportRefusesWrongContinuations has the cuts within one.
+func TestExportToAndWrongContinuations(t *testing.T) {
+	t.Parallel()
+	data := lxdtest.UnifiedImage("wrong", 2<<20)
+	const part = 1 << 20
+	for name, hop := range map[string]func(*http.Request, http.RoundTripper) (*http.Response, error){
+		"Range ignored": func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
+			req = req.Clone(req.Context())
+			req.Header.Del("Range")
+			return next.RoundTrip(req)
+		},
+		"another offset": func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
+			res, err := next.RoundTrip(req)
+			if err == nil {
+				res.Header.Set("Content-Range", fmt.Sprintf("bytes 0-%d/%d", len(data)-1, len(data)))
+			}
+			return res, err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			x := newExportTest(t, 0, data, nil)
+			dir := t.TempDir()
+			require.NoError(t, os.WriteFile(partialPath(dir, x.image), data[:part], 0o600))
+			x.between(hop)
+			files, err := x.image.ExportTo(t.Context(), dir, nil)
+			if name == "Range ignored" {
+				require.NoError(t, err)
+				requireExported(t, dir, files, data)
+				return
+			}
+			require.ErrorIs(t, err, lxd.ErrBadResponse)
+			require.Equal(t, []string{partialPath(dir, x.image)}, filesIn(t, dir))
+		})
+	}
+}
+
+func TestExportToKeepsWhatCame(t *testing.T) {
+	t.Parallel()
+	x := newExportTest(t, -1, lxdtest.UnifiedImage("came", 3<<20), nil)
+	dir := t.TempDir()
+	x.Inject(lxdtest.CutResponse(1<<20).On("GET", exportPattern).Times(1))
+	_, err := x.image.ExportTo(t.Context(), dir, nil)
+	var incomplete *lxd.FingerprintError
+	require.ErrorAs(t, err, &incomplete)
+	require.Equal(t, []string{partialPath(dir, x.image)}, filesIn(t, dir))
+	files, err := x.image.ExportTo(t.Context(), dir, nil)
+	require.NoError(t, err)
+	requireExported(t, dir, files, x.data)
+	require.Equal(t, []string{"", fmt.Sprintf("bytes=%d-", 1<<20)}, x.ranges())
+}
+
+func TestExportToOfCorruptContentLeavesNothing(t *testing.T) {
+	t.Parallel()
+	x := newExportTest(t, 3, lxdtest.UnifiedImage("corrupt", 1<<20), nil)
+	dir := t.TempDir()
+	x.Inject(lxdtest.Corrupt(500<<10).On("GET", exportPattern))
+	_, err := x.image.ExportTo(t.Context(), dir, nil)
+	var corrupt *lxd.FingerprintError
+	require.ErrorAs(t, err, &corrupt)
+	require.Equal(t, x.image.Fingerprint, corrupt.Want)
+	require.Len(t, corrupt.Got, 64)
+	require.Empty(t, filesIn(t, dir))
+	require.Len(t, x.ranges(), 1)
+}
+
+// TestExportToOfReplacedImage has the alias moved between two calls.
+func TestExportToOfReplacedImage(t *testing.T) {
+	t.Parallel()
+	x := newExportTest(t, -1, lxdtest.UnifiedImage("old", 2<<20), nil)
+	dir := t.TempDir()
+	x.Inject(lxdtest.CutResponse(1<<20).On("GET", exportPattern).Times(1))
+	options := &lxd.ExportToOptions{Name: "newest"}
+	_, err := x.image.ExportTo(t.Context(), dir, options)
+	require.Error(t, err)
+	require.NoError(t, x.image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
+	other := lxdtest.UnifiedImage("new", 2<<20)
+	_, err = x.AddImage(other, &lxdtest.AddOptions{Aliases: []string{"newest"}})
+	require.NoError(t, err)
+
+	_, err = x.image.ExportTo(t.Context(), dir, options)
+	require.ErrorIs(t, err, lxd.ErrNotFound)
+	now, err := x.client.Images.GetByAlias(t.Context(), "newest")
+	require.NoError(t, err)
+	files, err := now.ExportTo(t.Context(), dir, options)
+	require.NoError(t, err)
+	got, err := os.ReadFile(files.Image)
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(other, got))
+}
+
+func TestTwoExportToAtOnce(t *testing.T) {
+	t.Parallel()
+	x := newExportTest(t, 0, lxdtest.UnifiedImage("two", 2<<20), nil)
+	dir := t.TempDir()
+	stalled := x.Inject(lxdtest.StallResponse(1<<20).On("GET", exportPattern))
+	const calls = 4
+	var group sync.WaitGroup
+	var files [calls]*lxd.ExportedFiles
+	var errs [calls]error
+	for n := range calls {
+		group.Go(func() { files[n], errs[n] = x.image.ExportTo(t.Context(), dir, nil) })
+	}
+	require.Eventually(t, func() bool { return stalled.Fired() == 1 }, exportWait, exportTick)
+	stalled.Release()
+	group.Wait()
+	for n := range calls {
+		require.NoError(t, errs[n])
+		require.Equal(t, files[0], files[n])
+	}
+	requireExported(t, dir, files[0], x.data)
+	require.Equal(t, []string{""}, x.ranges(), "one call fetches, the others find its file")
+}
+
+func TestExportToWaitsUnderItsContext(t *testing.T) {
+	t.Parallel()
+	x := newExportTest(t, 0, lxdtest.UnifiedImage("wait", 2<<20), nil)
+	dir := t.TempDir()
+	stalled := x.Inject(lxdtest.StallResponse(1<<20).On("GET", exportPattern))
+	defer stalled.Remove()
+	first, cancelFirst := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() {
+		_, err := x.image.ExportTo(first, dir, nil)
+		ended <- err
+	}()
+	require.Eventually(t, func() bool { return stalled.Fired() == 1 }, exportWait, exportTick)
+	second, cancelSecond := context.WithCancel(t.Context())
+	cancelSecond()
+	_, err := x.image.ExportTo(second, dir, nil)
+	require.ErrorIs(t, err, context.Canceled)
+	cancelFirst()
+	require.ErrorIs(t, <-ended, context.Canceled)
+	for _, path := range filesIn(t, dir) {
+		require.Equal(t, partialPath(dir, x.image), path)
+	}
+}
+
+func TestExportToIntoFolderThatIsNotThere(t *testing.T) {
+	t.Parallel()
+	x := newExportTest(t, 0, lxdtest.UnifiedImage("nowhere", 0), nil)
+	x.ForgetRequests()
+	_, err := x.image.ExportTo(t.Context(), filepath.Join(t.TempDir(), "missing"), nil)
+	require.ErrorIs(t, err, fs.ErrNotExist)
+	for _, name := range []string{"..", "a/b", `a\b`, "a\nb"} {
+		_, err = x.image.ExportTo(t.Context(), t.TempDir(), &lxd.ExportToOptions{Name: name})
+		require.ErrorIs(t, err, lxd.ErrInvalid)
+		require.True(t, strings.HasPrefix(err.Error(), "ExportToOptions.Name "), err)
+	}
+	require.Empty(t, x.Requests())
+}
