@@ -1,0 +1,155 @@
+package lxd_test
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/lxdtest"
+)
+
+// The environment of a child process of the tests, which is the test binary
+// again.
+const (
+	envExportEndpoint    = "LXD_TEST_EXPORT_ENDPOINT"
+	envExportFingerprint = "LXD_TEST_EXPORT_FINGERPRINT"
+	envExportFolder      = "LXD_TEST_EXPORT_FOLDER"
+	envExportFileLimit   = "LXD_TEST_EXPORT_FILE_LIMIT" // bytes; empty for none
+)
+
+// exportChild is a process that runs TestExportToChild.
+func exportChild(t *testing.T, image *lxd.Image, dir string, fileLimit int64) *exec.Cmd {
+	t.Helper()
+	self, err := os.Executable()
+	require.NoError(t, err)
+	cmd := exec.CommandContext(t.Context(), self, "-test.run=^TestExportToChild$", "-test.v")
+	cmd.Env = append(os.Environ(), envExportEndpoint+"="+image.Client().Endpoint(), envExportFingerprint+"="+image.Fingerprint, envExportFolder+"="+dir)
+	if fileLimit > 0 {
+		cmd.Env = append(cmd.Env, fmt.Sprintf("%s=%d", envExportFileLimit, fileLimit))
+	}
+	cmd.Stderr = os.Stderr
+	return cmd
+}
+
+// TestExportToChild is what a child process of the other tests does. By itself
+// it sees that there is nothing to do.
+func TestExportToChild(t *testing.T) {
+	endpoint := os.Getenv(envExportEndpoint)
+	if endpoint == "" {
+		require.Empty(t, os.Getenv(envExportFingerprint))
+		return
+	}
+	if limit := os.Getenv(envExportFileLimit); limit != "" {
+		bytes, err := strconv.ParseUint(limit, 10, 64)
+		require.NoError(t, err)
+		signal.Ignore(syscall.SIGXFSZ) // the write fails then
+		require.NoError(t, syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: bytes, Max: bytes}))
+	}
+	client := newClient(t, endpoint, nil)
+	image, err := client.Images.Get(t.Context(), os.Getenv(envExportFingerprint))
+	require.NoError(t, err)
+	_, err = image.ExportTo(t.Context(), os.Getenv(envExportFolder), &lxd.ExportToOptions{
+		Progress: func(p lxd.Progress) { fmt.Println("received", p.Done) },
+	})
+	if errors.Is(err, syscall.EFBIG) {
+		fmt.Println("the disk is full")
+		return
+	}
+	require.NoError(t, err)
+}
+
+// TestExportToGoesOnInNextProcess kills one in the middle.
+func TestExportToGoesOnInNextProcess(t *testing.T) {
+	t.Parallel()
+	x := newExportTest(t, 0, lxdtest.UnifiedImage("killed", 4<<20), nil)
+	dir := t.TempDir()
+	const before = 2 << 20
+	stalled := x.Inject(lxdtest.StallResponse(before).On("GET", exportPattern).Times(1))
+	defer stalled.Remove()
+	child := exportChild(t, x.image, dir, 0)
+	out, err := child.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, child.Start())
+	lines := bufio.NewScanner(out)
+	for received := 0; received == 0; {
+		require.True(t, lines.Scan(), "the child ended: %v", lines.Err())
+		if number, ok := strings.CutPrefix(lines.Text(), "received "); ok {
+			received, err = strconv.Atoi(number)
+			require.NoError(t, err)
+		}
+	}
+	require.Eventually(t, func() bool {
+		info, err := os.Stat(partialPath(dir, x.image))
+		return err == nil && info.Size() > 0
+	}, exportWait, exportTick)
+	require.NoError(t, child.Process.Kill())
+	require.Error(t, child.Wait())
+	left, err := os.ReadFile(partialPath(dir, x.image))
+	require.NoError(t, err)
+	require.NotEmpty(t, left)
+	require.True(t, bytes.HasPrefix(x.data, left))
+
+	files, err := x.image.ExportTo(t.Context(), dir, nil)
+	require.NoError(t, err)
+	requireExported(t, dir, files, x.data)
+	require.Equal(t, []string{"", fmt.Sprintf("bytes=%d-", len(left))}, x.ranges())
+}
+
+// TestExportToOnFullDisk has a process that cannot write more than so many
+// bytes, and then one that can.
+func TestExportToOnFullDisk(t *testing.T) {
+	t.Parallel()
+	x := newExportTest(t, 2, lxdtest.UnifiedImage("full", 4<<20), nil)
+	dir := t.TempDir()
+	const room = 1<<20 + 1000
+	out, err := exportChild(t, x.image, dir, room).Output()
+	require.NoError(t, err)
+	require.Contains(t, string(out), "the disk is full")
+	require.Equal(t, []string{partialPath(dir, x.image)}, filesIn(t, dir))
+	files, err := x.image.ExportTo(t.Context(), dir, nil)
+	require.NoError(t, err)
+	requireExported(t, dir, files, x.data)
+	require.Equal(t, []string{"", fmt.Sprintf("bytes=%d-", room)}, x.ranges())
+}
+
+// TestExportToWithoutPermission runs as nobody where it may, as root may write
+// everywhere.
+func TestExportToWithoutPermission(t *testing.T) {
+	t.Parallel()
+	x := newExportTest(t, 0, lxdtest.UnifiedImage("permission", 0), nil)
+	dir := t.TempDir()
+	require.NoError(t, os.Chmod(dir, 0o555))
+	x.ForgetRequests()
+	ended := make(chan error)
+	go func() {
+		// The thread ends with this goroutine, as it is not unlocked.
+		runtime.LockOSThread()
+		const nobody = 65534
+		if os.Geteuid() == 0 {
+			if err := syscall.Setfsuid(nobody); err != nil {
+				ended <- err
+				return
+			}
+		}
+		_, err := x.image.ExportTo(t.Context(), dir, nil)
+		ended <- err
+	}()
+	err := <-ended
+	require.ErrorIs(t, err, os.ErrPermission)
+	require.Contains(t, err.Error(), filepath.Base(partialPath(dir, x.image)))
+	require.Empty(t, x.Requests())
+	require.Empty(t, filesIn(t, dir))
+}
