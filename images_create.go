@@ -293,6 +293,7 @@ type upload struct {
 	ifExists    IfExists
 	hash        bool // compute the fingerprint while sending
 	verify      bool // and compare it
+	adopt       bool // give an image that is there already all that is wanted, not the aliases alone
 	want        wanted
 	meter       *progress.Meter
 
@@ -377,7 +378,11 @@ func (u *upload) existing(ctx context.Context, image *Image) (*Image, error) {
 	if u.ifExists == ErrorIfExists {
 		return nil, fmt.Errorf("image %s: %w", image.Fingerprint, ErrExists)
 	}
-	if err := image.assign(ctx, u.want.aliases, u.want.reuse); err != nil {
+	give := func() error { return image.assign(ctx, u.want.aliases, u.want.reuse) }
+	if u.adopt {
+		give = func() error { return u.want.complete(ctx, image, image.Fingerprint) }
+	}
+	if err := give(); err != nil {
 		return nil, err
 	}
 	u.meter.Phase(PhaseSend, image.Size, image.Size)
@@ -511,7 +516,7 @@ func (w *wanted) complete(ctx context.Context, image *Image, fingerprint string)
 	if to, differs := w.over(now.state()); differs {
 		if err := c.putImage(ctx, fingerprint, to, now.state(), etag); err != nil {
 			var refused *Error
-			if errors.As(err, &refused) && refused.StatusCode < http.StatusInternalServerError && !errors.Is(err, ErrConflict) {
+			if errors.As(err, &refused) && refused.StatusCode < http.StatusInternalServerError && !errors.Is(err, ErrConflict) && now.isNewOf(image.op) {
 				// An image without what was asked for is not left behind.
 				return errors.Join(err, now.Delete(ctx, &DeleteOptions{Wait: true}))
 			}
@@ -524,6 +529,12 @@ func (w *wanted) complete(ctx context.Context, image *Image, fingerprint string)
 	err = now.assign(ctx, w.aliases, w.reuse)
 	image.replace(now)
 	return err
+}
+
+// isNewOf says whether the image was made by the operation, rather than there
+// before.
+func (i *Image) isNewOf(op *Operation) bool {
+	return op != nil && !i.UploadedAt.Before(op.Status().CreatedAt)
 }
 
 // over gives the state with the wanted attributes put over it.
