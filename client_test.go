@@ -118,7 +118,7 @@ func TestBadInputIsRefusedBeforeAnythingIsSent(t *testing.T) {
 		{"url", fromURL("relative", lxd.CreateFromURLOptions{})},
 		{"url", fromURL("http://[", lxd.CreateFromURLOptions{})},
 		{"CreateFromURLOptions.Via", fromURL("http://h/x", lxd.CreateFromURLOptions{Via: "mail"})},
-		{"CreateFromURLOptions.AutoUpdate", fromURL("http://h/x", lxd.CreateFromURLOptions{Via: lxd.ViaClient, AutoUpdate: true})},
+		{"CreateFromSimplestreamsOptions.AutoUpdate", streams("https://h", "a", lxd.CreateFromSimplestreamsOptions{Via: lxd.ViaClient, AutoUpdate: true})},
 		{"CreateFromURLOptions.Fingerprint", fromURL("http://h/x", lxd.CreateFromURLOptions{Fingerprint: "xyz"})},
 		{"CreateFromURLOptions.Aliases[0].Name", fromURL("http://h/x", lxd.CreateFromURLOptions{Aliases: alias("")})},
 		{"server", streams("", "a", lxd.CreateFromSimplestreamsOptions{})},

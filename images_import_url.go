@@ -1,0 +1,229 @@
+package lxd
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/url"
+	gopath "path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/golxd/lxd/internal/content"
+	"github.com/golxd/lxd/internal/wire"
+)
+
+// CreateFromURLOptions describe an image to fetch from a URL.
+type CreateFromURLOptions struct {
+	Public bool
+	// Filename is what the image's file is called. Default: none where the
+	// server fetches it, the one that the source tells or the URL's last
+	// element where the client does.
+	Filename string
+	// Properties are put over those in the image's own metadata.
+	Properties map[string]string
+	// Profiles are what instances of the image get. Default: "default".
+	Profiles []string
+	// Aliases are names for the image. Default: none.
+	Aliases []Alias
+	// ReuseAliases moves aliases here that stand for other images. Default:
+	// they are an ErrExists.
+	ReuseAliases bool
+	// ExpiresAt is when the server may delete the image if it is cached.
+	// Default: as the image's own metadata says.
+	ExpiresAt time.Time
+
+	// Fingerprint is the SHA-256 that the content must have. Nothing is fetched
+	// if the server has the image. Default: what the URL's headers say; where
+	// the client fetches from a URL without them, the content is only compared
+	// with what the server has received.
+	Fingerprint string
+
+	Via Via
+	// HTTPClient fetches the URL where the client does. It is not modified.
+	// Default: one that takes the proxy from the environment.
+	HTTPClient *http.Client
+	// StallTimeout is how long the source may take to send its next byte where
+	// the client fetches. Default: 30 seconds. Negative: as long as ctx lets.
+	StallTimeout time.Duration
+
+	// Wait returns when the image is there. Default: when the server has
+	// accepted the work; Image.Wait does the rest.
+	Wait bool
+
+	// Progress is told of the phase server, and of send where the client
+	// fetches.
+	Progress func(Progress)
+}
+
+// CreateFromURL makes an image of the file at an http or https URL. The server
+// fetches it by its own protocol: the URL must answer HEAD with the headers
+// LXD-Image-Hash and LXD-Image-URL (for Incus: Incus-Image-Hash and
+// Incus-Image-URL). Where the server cannot or may not (LXD 6.9 and up), or the
+// URL is a plain file or carries the other family's headers only, the client
+// streams it over, in one pass. Content that is not what the headers or
+// Fingerprint say is a [*FingerprintError]; another fault of the source is a
+// [*SourceError]; neither leaves an image on the server.
+//
+// Where the server has the image already, it gets what the options ask for.
+// Redirects are followed, but not from https to http, unless Fingerprint tells
+// what must come. A user name and password in the URL are used, and go to no
+// other host. No server looks for newer versions at a URL.
+func (m *Images) CreateFromURL(ctx context.Context, imageURL string, opts *CreateFromURLOptions) (*Image, error) {
+	var o CreateFromURLOptions
+	if opts != nil {
+		o = *opts
+	}
+	u, err := checkSourceURL("url", imageURL)
+	if err != nil {
+		return nil, err
+	}
+	imp := &importing{
+		images: m, via: o.Via, fingerprint: strings.ToLower(o.Fingerprint), secrets: urlSecrets(imageURL, u),
+		want: wanted{
+			public: o.Public, filename: o.Filename, properties: maps.Clone(o.Properties), profiles: slices.Clone(o.Profiles),
+			expiresAt: o.ExpiresAt, aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases,
+		},
+	}
+	if err := imp.check("CreateFromURLOptions"); err != nil {
+		return nil, err
+	}
+	imp.server = func(ctx context.Context) (*Image, error) {
+		return imp.begin(ctx, &wire.ImageSource{Type: "url", Mode: "pull", URL: imageURL})
+	}
+	imp.client = func(ctx context.Context) (*Image, error) {
+		return m.fetchURL(ctx, u, &o, imp)
+	}
+	imp.resolve = func(ctx context.Context) (string, error) {
+		source := newSource(&o, u, m.client.t.retries)
+		defer source.close()
+		info, err := m.client.serverInfo(ctx, false)
+		if err != nil {
+			return "", err
+		}
+		return source.probe(ctx, info)
+	}
+	imp.meter = meter(PhaseServer, -1, o.Progress)
+	defer imp.meter.Stop()
+	return imp.run(ctx, o.Wait)
+}
+
+func checkSourceURL(field, raw string) (*url.URL, error) {
+	if raw == "" {
+		return nil, invalid(field, "is empty")
+	}
+	u, err := url.Parse(raw)
+	if err != nil {
+		return nil, invalid(field, "is not a URL")
+	}
+	if (u.Scheme != "http" && u.Scheme != "https") || u.Hostname() == "" {
+		return nil, invalid(field, "%q is not an http or https URL", cleanURL(u))
+	}
+	return u, nil
+}
+
+// cleanURL is a URL without what may be secret in it.
+func cleanURL(u *url.URL) string {
+	clean := *u
+	clean.User, clean.RawQuery, clean.Fragment, clean.RawFragment = nil, "", "", ""
+	return clean.String()
+}
+
+// urlSecrets finds a URL's secrets in a server's words, which quote it.
+func urlSecrets(raw string, u *url.URL) *strings.Replacer {
+	if u.User == nil && u.RawQuery == "" {
+		return nil
+	}
+	redacted := *u
+	redacted.User = nil
+	hide := []string{raw, cleanURL(u), u.String(), cleanURL(u), u.Redacted(), cleanURL(u), redacted.String(), cleanURL(u)}
+	if u.User != nil {
+		hide = append(hide, u.User.String()+"@", "")
+		if password, ok := u.User.Password(); ok && password != "" {
+			hide = append(hide, password, "xxxxx")
+		}
+	}
+	if u.RawQuery != "" {
+		hide = append(hide, "?"+u.RawQuery, "")
+	}
+	return strings.NewReplacer(hide...)
+}
+
+// fetchURL streams the file at a URL to the server.
+func (m *Images) fetchURL(ctx context.Context, u *url.URL, o *CreateFromURLOptions, imp *importing) (*Image, error) {
+	info, err := m.client.serverInfo(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	source := newSource(o, u, m.client.t.retries)
+	defer source.close()
+	fingerprint, err := source.probe(ctx, info)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case imp.fingerprint == "":
+	case fingerprint != "" && fingerprint != imp.fingerprint:
+		return nil, &FingerprintError{Want: imp.fingerprint, Got: fingerprint, Err: &SourceError{URL: cleanURL(u), Problem: "it announces another image"}}
+	default:
+		fingerprint = imp.fingerprint
+	}
+	if fingerprint != "" {
+		existing, err := m.Get(ctx, fingerprint)
+		if err == nil {
+			return imp.adopt(ctx, existing)
+		}
+		if !errors.Is(err, ErrNotFound) {
+			return nil, err
+		}
+	}
+	source.verified = fingerprint != ""
+	if err := source.open(ctx); err != nil {
+		return nil, err
+	}
+	body := bufio.NewReaderSize(source, 64<<10)
+	if err := source.checkStart(body); err != nil {
+		return nil, err
+	}
+	image, err := content.NewSource(struct{ io.Reader }{body}, source.size)
+	if err != nil {
+		return nil, err
+	}
+	want := imp.want
+	if want.filename == "" {
+		want.filename = source.filename()
+	}
+	return imp.upload(ctx, content.Unified(image), fingerprint, want)
+}
+
+// filename is what the source calls the image.
+func (s *source) filename() string {
+	if s.name != "" {
+		return s.name
+	}
+	if base := gopath.Base(s.url.Path); base != "/" && base != "." && checkFilename("", base) == nil {
+		return base
+	}
+	return ""
+}
+
+// checkStart refuses what is not an image but a page or an empty file.
+func (s *source) checkStart(body *bufio.Reader) error {
+	start, err := body.Peek(512)
+	switch {
+	case err != nil && !errors.Is(err, io.EOF):
+		return err
+	case len(start) == 0:
+		return s.bad("the file is empty")
+	}
+	// An image is an archive or a disk, whatever its server calls it.
+	if kind := http.DetectContentType(start); strings.HasPrefix(kind, "text/") {
+		return s.bad(fmt.Sprintf("it is text (%s), not an image", kind))
+	}
+	return nil
+}
