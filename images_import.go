@@ -183,7 +183,8 @@ func (imp *importing) sentAliases() []Alias {
 
 // finish does what is left once the server's operation has ended.
 func (imp *importing) finish(ctx context.Context, image *Image) error {
-	if _, err := image.op.result(); err != nil {
+	fingerprint, _ := image.op.Status().Metadata["fingerprint"].(string)
+	if _, err := image.op.result(); err != nil && !imp.has(ctx, fingerprint) {
 		err = imp.clean(err)
 		if !imp.mayFallBack(ctx, err) {
 			return err
@@ -194,7 +195,6 @@ func (imp *importing) finish(ctx context.Context, image *Image) error {
 		}
 		return err
 	}
-	fingerprint, _ := image.op.Status().Metadata["fingerprint"].(string)
 	if fingerprint == "" {
 		fingerprint = imp.outcome()
 	}
@@ -208,6 +208,16 @@ func (imp *importing) finish(ctx context.Context, image *Image) error {
 		return err
 	}
 	return imp.checkUpdates(image)
+}
+
+// has says whether an operation that failed has made the image all the same:
+// then it could not give it the aliases (LXD 5.0.2, Incus 6.0.4).
+func (imp *importing) has(ctx context.Context, fingerprint string) bool {
+	if fingerprint == "" {
+		return false
+	}
+	_, err := imp.images.Get(ctx, fingerprint)
+	return err == nil
 }
 
 // refuse deletes an image that is not the one that is wanted, unless it was

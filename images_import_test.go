@@ -3,6 +3,7 @@ package lxd_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -71,7 +72,7 @@ func importOptions() *lxd.Options { return &lxd.Options{Retries: 2} }
 
 func importReal(t *testing.T, daemon *testdaemon.Daemon) *importTarget {
 	t.Helper()
-	project := unique("import")
+	project := "import-" + strings.ToLower(rand.Text())
 	require.NoError(t, daemon.CreateProject(t.Context(), project))
 	client := newClient(t, "unix://"+daemon.Socket, importOptions()).InProject(project)
 	t.Cleanup(func() {
@@ -185,6 +186,9 @@ type badURL struct {
 	opts    lxd.CreateFromURLOptions
 	check   func(t *testing.T, err error)
 	mention string
+	// endless is a source that the daemons themselves do not get away from
+	// (LXD 5.0.2, Incus 6.0.4).
+	endless bool
 }
 
 func sourceError(status int) func(*testing.T, error) {
@@ -225,7 +229,7 @@ func badURLs(data []byte) map[string]badURL {
 		"page":          {image: ok, path: "/image", entry: streamstest.HTML(), check: sourceError(0), mention: "text"},
 		"page in place": {image: ok, fault: streamstest.HTML(), check: sourceError(0), mention: "image.tar.gz"},
 		"empty":         {image: streamstest.Direct{Content: []byte{}}, check: sourceError(0), mention: "empty"},
-		"loop":          {image: ok, entry: streamstest.RedirectLoop(), check: sourceError(0), mention: "redirect"},
+		"loop":          {image: ok, entry: streamstest.RedirectLoop(), check: sourceError(0), mention: "redirect", endless: true},
 		"plain, cut":    {image: ok, path: "/image.tar.gz", fault: streamstest.Cut(0), check: sourceError(0), mention: "image.tar.gz"},
 		"not an image": {
 			image: streamstest.Direct{Content: append([]byte{0xff, 0}, data...)},
@@ -260,7 +264,11 @@ func TestImportURLFromBadSources(t *testing.T) {
 				if bad.entry != nil {
 					source.Fault("image", bad.entry)
 				}
-				for _, via := range []lxd.Via{lxd.ViaAuto, lxd.ViaClient, lxd.ViaServer} {
+				vias := []lxd.Via{lxd.ViaAuto, lxd.ViaClient, lxd.ViaServer}
+				if bad.endless && target.fake == nil {
+					vias = []lxd.Via{lxd.ViaClient}
+				}
+				for _, via := range vias {
 					opts := bad.opts
 					opts.Via, opts.Wait, opts.Aliases = via, true, []lxd.Alias{{Name: "never"}}
 					image, err := target.client.Images.CreateFromURL(t.Context(), at, &opts)
@@ -532,9 +540,19 @@ func TestImportAliasIsTakenMeanwhile(t *testing.T) {
 			once.Do(func() { require.NoError(t, other.AddAlias(t.Context(), "contested", "")) })
 			return next
 		})
-		_, err := c.Images.CreateFromURL(t.Context(), at, &lxd.CreateFromURLOptions{Aliases: []lxd.Alias{{Name: "contested"}}, Wait: true})
+		image, err := c.Images.CreateFromURL(t.Context(), at, &lxd.CreateFromURLOptions{Aliases: []lxd.Alias{{Name: "contested"}}, Wait: true})
 		require.ErrorIs(t, err, lxd.ErrExists)
 		require.Equal(t, 1, fetches(source, "image.tar.gz"))
+		images, aerr := c.Images.All(t.Context(), nil)
+		require.NoError(t, aerr)
+		if target.takesURLs {
+			require.Equal(t, streamstest.Hash(data), image.Fingerprint, "the image that was made is given")
+			require.Empty(t, image.Aliases)
+			require.Len(t, images, 2)
+		} else {
+			require.Nil(t, image, "it was refused before it was sent")
+			require.Len(t, images, 1)
+		}
 		still, err := c.Images.GetByAlias(t.Context(), "contested")
 		require.NoError(t, err)
 		require.Equal(t, other.Fingerprint, still.Fingerprint)

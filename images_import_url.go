@@ -71,7 +71,8 @@ type CreateFromURLOptions struct {
 // [*SourceError]; neither leaves an image on the server.
 //
 // Where the server has the image already, it gets what the options ask for.
-// Redirects are followed, but not from https to http, unless Fingerprint tells
+// Where an image was made but an alias could not be, both the Image and the
+// error are given. Redirects are followed, but not from https to http, unless Fingerprint tells
 // what must come. A user name and password in the URL are used, and go to no
 // other host. No server looks for newer versions at a URL.
 func (m *Images) CreateFromURL(ctx context.Context, imageURL string, opts *CreateFromURLOptions) (*Image, error) {
