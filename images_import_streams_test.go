@@ -1,0 +1,402 @@
+package lxd_test
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"crypto/rand"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/streamstest"
+	"github.com/golxd/lxd/lxdtest"
+	"github.com/golxd/lxd/simplestreams"
+)
+
+// tree is a simplestreams tree with an image of each kind, for servers of one
+// family or "both".
+func tree(t *testing.T, family string, edit func(products streamstest.Object)) map[string][]byte {
+	t.Helper()
+	seed := rand.Text()
+	split := func(name, serial, root string) streamstest.Version {
+		metadata, content := lxdtest.SplitImage(seed+name+serial, 100_000)
+		if root == "disk-kvm.img" {
+			metadata, content = lxdtest.VMImage(seed+name+serial, 100_000)
+		}
+		return streamstest.Version{Serial: serial, Label: "release", Family: family, Metadata: metadata, Roots: map[string][]byte{root: content}}
+	}
+	both := split("both", "20240201_07:42", "squashfs")
+	_, both.Roots["disk-kvm.img"] = lxdtest.VMImage(seed, 0)
+	return streamstest.Tree([]streamstest.Product{
+		{
+			Name: "distro:noble:amd64", Aliases: []string{"distro/noble", "distro"}, OS: "Distro", Release: "noble", ReleaseTitle: "24.04 LTS",
+			Version: "24.04", Variant: "default", EndOfLife: "2099-05-31",
+			Versions: []streamstest.Version{split("squashfs", "20240101_07:42", "squashfs"), split("squashfs", "20240201_07:42", "squashfs")},
+		},
+		{Name: "rootxz", Aliases: []string{"rootxz"}, OS: "Rootxz", Release: "1", Versions: []streamstest.Version{split("rootxz", "20240101", "root.tar.xz")}},
+		{Name: "vm", Aliases: []string{"vm"}, OS: "VM", Release: "1", Versions: []streamstest.Version{split("vm", "20240101", "disk-kvm.img")}},
+		{Name: "both", Aliases: []string{"both"}, OS: "Both", Release: "1", Requirements: map[string]string{"secureboot": "false"}, Versions: []streamstest.Version{both}},
+		{
+			Name: "unified", Aliases: []string{"unified"}, OS: "Unified", Release: "1",
+			Versions: []streamstest.Version{{Serial: "20240101", Family: family, Unified: lxdtest.UnifiedImage(seed, 100_000)}},
+		},
+	}, edit)
+}
+
+// importStreams are the servers of a tree, over http and over https.
+func importStreams(t *testing.T, files map[string][]byte) map[string]*streamstest.Server {
+	t.Helper()
+	servers := map[string]*streamstest.Server{
+		"http": streamstest.NewServer(files), "authority": streamstest.NewTLSServer(files), "self-signed": streamstest.NewSelfSignedServer(files),
+	}
+	for _, s := range servers {
+		t.Cleanup(s.Close)
+	}
+	return servers
+}
+
+func (target *importTarget) streamsFrom(s *streamstest.Server) *lxd.CreateFromSimplestreamsOptions {
+	return &lxd.CreateFromSimplestreamsOptions{Certificate: s.CA, AllowHTTP: true, Wait: true}
+}
+
+// TestImportStreamsBothWays has the server and the client import the same
+// images, and compares what comes of it.
+func TestImportStreamsBothWays(t *testing.T) {
+	t.Parallel()
+	onImportTargets(t, func(t *testing.T, target *importTarget) {
+		c := target.client
+		for name, source := range importStreams(t, tree(t, "both", nil)) {
+			if target.fake != nil && target.fake.Dialect() == lxdtest.LXD69 {
+				if name != "http" {
+					continue // a registry is what says whom to trust
+				}
+				target.fake.AddRegistry("distro", source.URL)
+			}
+			for _, ref := range []struct {
+				alias string
+				kind  lxd.ImageType
+			}{
+				{"distro/noble", ""}, {"distro/amd64", lxd.Container}, {"rootxz", ""}, {"vm", lxd.VirtualMachine}, {"both", lxd.Container},
+				{"both", lxd.VirtualMachine}, {"unified", ""},
+			} {
+				var made [2]lxd.Image
+				for n, via := range []lxd.Via{lxd.ViaServer, lxd.ViaClient} {
+					opts := target.streamsFrom(source)
+					opts.Via, opts.Type = via, ref.kind
+					opts.Aliases = []lxd.Alias{{Name: "local", Description: "of " + ref.alias}}
+					opts.Properties = map[string]string{"label": "ours", "origin": "test"}
+					opts.Filename = "given"
+					opts.Profiles = []string{"default"}
+					image, err := c.Images.CreateFromSimplestreams(t.Context(), source.URL, ref.alias, opts)
+					require.NoError(t, err, "%s %s %s", name, ref.alias, via)
+					made[n] = *image
+					if via == lxd.ViaServer {
+						require.Equal(t, ref.alias, image.UpdateSource.Alias)
+					}
+					require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
+				}
+				requireSameImport(t, made[0], made[1])
+				require.Equal(t, "given", made[0].Filename)
+				require.Equal(t, "ours", made[0].Properties["label"])
+			}
+		}
+	})
+}
+
+func requireSameImport(t *testing.T, server, client lxd.Image) {
+	t.Helper()
+	require.Equal(t, server.Fingerprint, client.Fingerprint)
+	require.Equal(t, server.Aliases, client.Aliases)
+	require.Equal(t, server.Properties, client.Properties)
+	require.Equal(t, server.Profiles, client.Profiles)
+	require.Equal(t, server.Type, client.Type)
+	require.Equal(t, server.Architecture, client.Architecture)
+	if server.Filename != "" { // Incus 6.0.4 does not keep that of the index
+		require.Equal(t, server.Filename, client.Filename)
+	}
+	require.Equal(t, server.Size, client.Size)
+	require.Equal(t, server.Public, client.Public)
+	require.Equal(t, server.Cached, client.Cached)
+	require.True(t, server.ExpiresAt.Equal(client.ExpiresAt), "%v %v", server.ExpiresAt, client.ExpiresAt)
+}
+
+// TestImportStreamsPlain compares imports without any option, by every way to
+// name an image.
+func TestImportStreamsPlain(t *testing.T) {
+	t.Parallel()
+	onImportTargets(t, func(t *testing.T, target *importTarget) {
+		source := importStreams(t, tree(t, "both", nil))["http"]
+		streams, err := simplestreams.New(source.URL, &simplestreams.Options{AllowHTTP: true, Family: simplestreams.Family(target.family)})
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, streams.Close()) })
+		newest, err := streams.Resolve(t.Context(), "distro", nil)
+		require.NoError(t, err)
+		vias := []lxd.Via{lxd.ViaAuto, lxd.ViaClient}
+		if target.takesStreams {
+			vias = append(vias, lxd.ViaServer)
+		}
+		var first *lxd.Image
+		for _, via := range vias {
+			for _, ref := range []string{"distro", newest.Fingerprint, newest.Fingerprint[:14]} {
+				opts := target.streamsFrom(source)
+				opts.Via, opts.Wait = via, false
+				image, err := target.client.Images.CreateFromSimplestreams(t.Context(), source.URL, ref, opts)
+				require.NoError(t, err, "%s %s", via, ref)
+				require.NoError(t, image.Wait(t.Context()), "%s %s", via, ref)
+				require.Equal(t, newest.Fingerprint, image.Fingerprint)
+				require.Equal(t, newest.Properties, image.Properties)
+				require.True(t, image.ExpiresAt.Equal(newest.ExpiresAt))
+				if first == nil {
+					first = image
+				}
+				requireSameImport(t, *first, *image)
+
+				// The server has it, and only gives it what is asked for.
+				opts.Properties, opts.Wait = map[string]string{"again": "yes"}, true
+				again, err := target.client.Images.CreateFromSimplestreams(t.Context(), source.URL, ref, opts)
+				require.NoError(t, err, "%s %s", via, ref)
+				require.Equal(t, "yes", again.Properties["again"])
+				require.Equal(t, "Distro", again.Properties["os"])
+				require.NoError(t, again.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
+			}
+		}
+	})
+}
+
+// TestImportStreamsOfTheOtherFamily takes a tree that the server does not see
+// anything in.
+func TestImportStreamsOfTheOtherFamily(t *testing.T) {
+	t.Parallel()
+	onImportTargets(t, func(t *testing.T, target *importTarget) {
+		other := map[lxd.Family]string{lxd.LXD: "incus", lxd.Incus: "lxd"}[target.family]
+		source := importStreams(t, tree(t, other, nil))["http"]
+		for _, ref := range []string{"distro", "unified"} {
+			opts := target.streamsFrom(source)
+			image, err := target.client.Images.CreateFromSimplestreams(t.Context(), source.URL, ref, opts)
+			require.NoError(t, err)
+			require.Equal(t, lxd.Container, image.Type)
+			require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
+		}
+		opts := target.streamsFrom(source)
+		opts.Via = lxd.ViaServer
+		_, err := target.client.Images.CreateFromSimplestreams(t.Context(), source.URL, "distro", opts)
+		require.Error(t, err)
+		target.requireEmpty(t)
+	})
+}
+
+// badStream is a simplestreams server that must be refused.
+type badStream struct {
+	edit    func(products streamstest.Object)
+	fault   string // path with a fault; "*" is the first image's rootfs
+	is      streamstest.Fault
+	ref     string
+	check   func(t *testing.T, err error)
+	mention string
+}
+
+func matches(sentinel error) func(*testing.T, error) {
+	return func(t *testing.T, err error) {
+		t.Helper()
+		require.ErrorIs(t, err, sentinel)
+		require.NotErrorIs(t, err, io.EOF)
+	}
+}
+
+func item(products streamstest.Object, name string) streamstest.Object {
+	version := products["distro:noble:amd64"].(streamstest.Object)["versions"].(streamstest.Object)["20240201_07:42"].(streamstest.Object)
+	return version["items"].(streamstest.Object)[name].(streamstest.Object)
+}
+
+func badStreams() map[string]badStream {
+	wrong := strings.Repeat("ab", 32)
+	fingerprintError := func(t *testing.T, err error) { t.Helper(); errOf[*lxd.FingerprintError](t, err) }
+	fileError := func(t *testing.T, err error) { t.Helper(); errOf[*simplestreams.Error](t, err) }
+	const rootfs = "images/distro/noble/amd64/20240201_07:42/rootfs.squashfs"
+	return map[string]badStream{
+		"not JSON":       {fault: streamstest.IndexPath, is: streamstest.HTML(), check: matches(simplestreams.ErrInvalid), mention: "index.json"},
+		"no index":       {fault: streamstest.IndexPath, is: streamstest.Status(http.StatusNotFound), check: matches(lxd.ErrNotFound), mention: "index.json"},
+		"cut index":      {fault: streamstest.ProductsPath, is: streamstest.Cut(500), check: fileError, mention: "images.json"},
+		"loop":           {fault: streamstest.IndexPath, is: streamstest.RedirectLoop(), check: matches(simplestreams.ErrRedirect), mention: "index.json"},
+		"unknown alias":  {ref: "distro/nosuch", check: matches(lxd.ErrNotFound), mention: "distro/nosuch"},
+		"unknown prefix": {ref: "0123456789abcdef0123", check: matches(lxd.ErrNotFound), mention: "0123456789abcdef0123"},
+		"no versions": {
+			edit: func(p streamstest.Object) {
+				p["distro:noble:amd64"].(streamstest.Object)["versions"] = streamstest.Object{}
+			},
+			check: matches(simplestreams.ErrInvalid), mention: "no versions",
+		},
+		"path upwards": {
+			edit:  func(p streamstest.Object) { item(p, "rootfs.squashfs")["path"] = "../../etc/passwd" },
+			check: matches(simplestreams.ErrInvalid), mention: "..",
+		},
+		"wrong hash": {
+			edit:  func(p streamstest.Object) { item(p, "rootfs.squashfs")["sha256"] = wrong },
+			check: fingerprintError, mention: "rootfs.squashfs",
+		},
+		"wrong combined hash": {
+			edit: func(p streamstest.Object) {
+				for _, family := range []string{"lxd", "incus"} {
+					item(p, family+".tar.xz")["combined_squashfs_sha256"] = wrong
+				}
+			},
+			check: fingerprintError, mention: wrong,
+		},
+		"corrupt":   {fault: rootfs, is: streamstest.Corrupt(1000), check: fingerprintError, mention: "rootfs.squashfs"},
+		"truncated": {fault: rootfs, is: streamstest.Truncate(1000), check: matches(simplestreams.ErrInvalid), mention: "rootfs.squashfs"},
+		"cut":       {fault: rootfs, is: streamstest.Cut(0), check: fileError, mention: "rootfs.squashfs"},
+		"no file":   {fault: rootfs, is: streamstest.Status(http.StatusNotFound), check: matches(lxd.ErrNotFound), mention: "rootfs.squashfs"},
+		"page":      {fault: rootfs, is: streamstest.HTML(), check: matches(simplestreams.ErrInvalid), mention: "rootfs.squashfs"},
+	}
+}
+
+func TestImportStreamsFromBadServers(t *testing.T) {
+	t.Parallel()
+	onImportTargets(t, func(t *testing.T, target *importTarget) {
+		for name, bad := range badStreams() {
+			t.Run(name, func(t *testing.T) {
+				source := importStreams(t, tree(t, "both", bad.edit))["http"]
+				if bad.fault != "" {
+					source.Fault(bad.fault, bad.is)
+				}
+				ref := bad.ref
+				if ref == "" {
+					ref = "distro"
+				}
+				vias := []lxd.Via{lxd.ViaClient, lxd.ViaAuto, lxd.ViaServer}
+				if name == "loop" && target.fake == nil {
+					vias = vias[:1] // the daemons do not get away from it
+				}
+				for _, via := range vias {
+					opts := target.streamsFrom(source)
+					opts.Via, opts.Aliases = via, []lxd.Alias{{Name: "never"}}
+					opts.HTTPClient, opts.StallTimeout = &http.Client{}, time.Second
+					image, err := target.client.Images.CreateFromSimplestreams(t.Context(), source.URL, ref, opts)
+					require.Error(t, err, via)
+					require.Nil(t, image)
+					target.requireEmpty(t)
+					if via == lxd.ViaServer {
+						continue
+					}
+					bad.check(t, err)
+					require.Contains(t, err.Error(), bad.mention)
+				}
+			})
+		}
+	})
+}
+
+func TestImportStreamsStalls(t *testing.T) {
+	t.Parallel()
+	onImportTargets(t, func(t *testing.T, target *importTarget) {
+		for _, path := range []string{streamstest.IndexPath, "images/distro/noble/amd64/20240201_07:42/rootfs.squashfs"} {
+			source := importStreams(t, tree(t, "both", nil))["http"]
+			source.Fault(path, streamstest.Stall(10))
+			for _, via := range []lxd.Via{lxd.ViaAuto, lxd.ViaClient} {
+				ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+				begin := time.Now()
+				opts := target.streamsFrom(source)
+				opts.Via = via
+				_, err := target.client.Images.CreateFromSimplestreams(ctx, source.URL, "distro", opts)
+				cancel()
+				require.ErrorIs(t, err, context.DeadlineExceeded)
+				require.Less(t, time.Since(begin), 1300*time.Millisecond)
+			}
+		}
+	})
+}
+
+// TestImportStreamsInsecure is refused by the client unless it is allowed.
+func TestImportStreamsInsecure(t *testing.T) {
+	t.Parallel()
+	target := importFake(t, lxdtest.LXD50, nil)
+	source := importStreams(t, tree(t, "lxd", nil))["http"]
+	_, err := target.client.Images.CreateFromSimplestreams(t.Context(), source.URL, "distro", &lxd.CreateFromSimplestreamsOptions{Via: lxd.ViaClient, Wait: true})
+	require.ErrorIs(t, err, simplestreams.ErrInsecure)
+	require.ErrorContains(t, err, "AllowHTTP")
+	require.Empty(t, source.Requests())
+}
+
+// TestImportStreamsAutoUpdate is kept by servers that fetch, and refused where
+// it could not be.
+func TestImportStreamsAutoUpdate(t *testing.T) {
+	t.Parallel()
+	onImportTargets(t, func(t *testing.T, target *importTarget) {
+		c := target.client
+		source := importStreams(t, tree(t, "both", nil))["http"]
+		opts := target.streamsFrom(source)
+		opts.AutoUpdate = true
+		if !target.takesStreams {
+			_, err := c.Images.CreateFromSimplestreams(t.Context(), source.URL, "distro", opts)
+			require.ErrorIs(t, err, lxd.ErrUnsupported)
+			require.ErrorContains(t, err, "registr")
+			target.fake.AddRegistry("distro", source.URL+"/")
+		}
+		image, err := c.Images.CreateFromSimplestreams(t.Context(), source.URL, "distro", opts)
+		require.NoError(t, err)
+		require.True(t, image.AutoUpdate)
+		require.Equal(t, "distro", image.UpdateSource.Alias)
+		if !target.takesStreams {
+			require.Equal(t, "distro", image.UpdateSource.ImageRegistry)
+		}
+		require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
+
+		// A fingerprint has no newer version.
+		_, err = c.Images.CreateFromSimplestreams(t.Context(), source.URL, image.Fingerprint, opts)
+		require.Equal(t, "CreateFromSimplestreamsOptions.AutoUpdate", errOf[*lxd.InputError](t, err).Field)
+
+		// The client could fetch it, but nobody would update it.
+		source.Fault(streamstest.IndexPath, streamstest.Status(http.StatusInternalServerError))
+		fresh := importStreams(t, nil)["http"]
+		_, err = c.Images.CreateFromSimplestreams(t.Context(), fresh.URL, "distro", opts)
+		require.ErrorIs(t, err, lxd.ErrUnsupported)
+		target.requireEmpty(t)
+
+		// It came from elsewhere before, and the server keeps no source for it.
+		opts.AutoUpdate, opts.Via = false, lxd.ViaClient
+		source.Fault(streamstest.IndexPath, nil)
+		_, err = c.Images.CreateFromSimplestreams(t.Context(), source.URL, "distro", opts)
+		require.NoError(t, err)
+		opts.AutoUpdate, opts.Via = true, lxd.ViaAuto
+		there, err := c.Images.CreateFromSimplestreams(t.Context(), source.URL, "distro", opts)
+		require.ErrorIs(t, err, lxd.ErrUnsupported)
+		require.Equal(t, image.Fingerprint, there.Fingerprint)
+		require.NoError(t, there.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
+	})
+}
+
+// TestImportStreamsForgotten has the server forget what became of the import:
+// the source tells what it must have been.
+func TestImportStreamsForgotten(t *testing.T) {
+	t.Parallel()
+	for _, aliases := range [][]lxd.Alias{nil, {{Name: "local"}}} {
+		target := importFake(t, lxdtest.LXD50, nil)
+		source := importStreams(t, tree(t, "lxd", nil))["http"]
+		target.fake.Inject(lxdtest.ForgetOperations())
+		opts := target.streamsFrom(source)
+		opts.Aliases = aliases
+		image, err := target.client.Images.CreateFromSimplestreams(t.Context(), source.URL, "unified", opts)
+		require.NoError(t, err)
+		require.Equal(t, "Unified", image.Properties["os"])
+		require.Equal(t, len(aliases), len(image.Aliases))
+
+		// Nothing tells here: the server is another, and the source gone.
+		reached := make(chan struct{})
+		source.Fault("images/vm/20240101/rootfs.disk-kvm.img", func(s *streamstest.Server, next http.Handler) http.Handler {
+			close(reached)
+			return streamstest.Stall(10)(s, next)
+		})
+		opts.Aliases, opts.Type, opts.Wait = nil, lxd.VirtualMachine, false
+		image, err = target.client.Images.CreateFromSimplestreams(t.Context(), source.URL, "vm", opts)
+		require.NoError(t, err)
+		<-reached
+		source.Fault(streamstest.IndexPath, streamstest.Status(http.StatusNotFound))
+		target.fake.Restart()
+		require.ErrorIs(t, image.Wait(t.Context()), lxd.ErrOutcomeUnknown)
+	}
+}
