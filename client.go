@@ -78,9 +78,15 @@ type Options struct {
 	// also [Client.InProject].
 	Project string
 
-	// Family says which daemon New("") looks for. Default: LXD, then Incus.
-	// Servers tell their family themselves.
+	// Family says which daemon New("") looks for, and whose command line's
+	// remotes [Remote] reads. Default: LXD, then Incus. Servers tell their
+	// family themselves.
 	Family Family
+
+	// ConfigDir is the folder of the command line's configuration that
+	// [Remote] reads; Family says whose it is, LXD's unless set. Default: where
+	// the command line has it.
+	ConfigDir string
 
 	// PublicOnly makes All, Each and Get content with the public images where
 	// the server does not trust this client. Default: such calls give

@@ -1,0 +1,313 @@
+package lxd
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/golxd/lxd/internal/cliconfig"
+)
+
+// SimplestreamsProtocol is the [RemoteInfo.Protocol] of a server that only
+// images can be had from.
+const SimplestreamsProtocol = "simplestreams"
+
+// RemoteInfo is a remote of the lxc or incus command line.
+type RemoteInfo struct {
+	Name     string
+	Address  string // such as "unix://" or "https://10.0.0.7:8443"
+	Protocol string // "lxd", "incus" or "simplestreams"
+	Project  string // that its commands work in; "" for the default one
+	AuthType string // "tls", "oidc" or "" for none
+	Public   bool   // images can only be read
+	Default  bool   // commands that name no remote use it
+	Global   bool   // it is of the system's configuration, not the user's
+	Static   bool   // it is built in
+
+	Family     Family // whose command line it is of
+	ConfigPath string // the folder of the configuration
+}
+
+// RemotesOptions choose the configuration.
+type RemotesOptions struct {
+	// Family says whose command line's configuration is read. Default: LXD's
+	// if there is one, else Incus's.
+	Family Family
+	// ConfigDir is the folder of the configuration. Default: where the command
+	// line has it, see [Remote].
+	ConfigDir string
+}
+
+// RemoteError says why a remote cannot be used. A remote that does not exist
+// is an [ErrNotFound], one of a kind that [Remote] cannot talk to an
+// [ErrUnsupported]; a missing file matches [fs.ErrNotExist].
+type RemoteError struct {
+	Name  string      // of the remote; empty where the whole configuration is broken
+	File  string      // that the error is about; may be empty
+	Line  int         // in a config.yml that is broken; 0 where it is not known
+	Known []string    // the remotes that there are, where this one does not exist
+	Info  *RemoteInfo // what the configuration says of the remote; may be nil
+	Err   error
+}
+
+// Error names the remote and tells what to do.
+func (e *RemoteError) Error() string {
+	if e.Name == "" {
+		return "configuration of the command line: " + e.Err.Error()
+	}
+	s := fmt.Sprintf("remote %q: %v", e.Name, e.Err)
+	if len(e.Known) > 0 {
+		s += "; there are " + strings.Join(e.Known, ", ")
+	}
+	return s
+}
+
+// Unwrap gives the cause.
+func (e *RemoteError) Unwrap() error { return e.Err }
+
+// Remote makes a client for a remote of the user's own lxc or incus command
+// line: the same server, the same trust and the same project. Its files are
+// read, never written. The name "" is the default remote.
+//
+// The configuration is in $LXD_CONF, ~/.config/lxc or
+// ~/snap/lxd/common/config, and for Incus in $INCUS_CONF or ~/.config/incus;
+// Options.Family and Options.ConfigDir decide where there are several. Remotes
+// of /etc/lxd ($LXD_GLOBAL_CONF) and /etc/incus ($INCUS_GLOBAL_CONF) and the
+// built-in ones are there too. $LXC_REMOTE or $INCUS_REMOTE names the default
+// remote, $LXD_PROJECT or $INCUS_PROJECT the project.
+//
+// What is set in the options goes before what the configuration says. A public
+// remote is as [Options.PublicOnly]. For a remote of auth type "oidc" the
+// access token that the command line has stored is sent; this package does not
+// renew it. A server that shows another certificate than the stored one gives
+// a [*PinError]. A remote of protocol simplestreams gives a [*RemoteError]
+// that is an [ErrUnsupported], with the address in its Info: read it with
+// package simplestreams, or let a server import from it with
+// [Images.CreateFromSimplestreams].
+func Remote(name string, opts *Options) (*Client, error) {
+	var o Options
+	if opts != nil {
+		o = *opts
+	}
+	config, err := loadConfig(o.Family, o.ConfigDir)
+	if err != nil {
+		return nil, err
+	}
+	if name == "" {
+		name = config.Default
+	}
+	name = strings.TrimSuffix(name, ":")
+	r, ok := config.Remotes[name]
+	if !ok {
+		return nil, &RemoteError{
+			Name: name, File: config.Dir, Known: slices.Sorted(maps.Keys(config.Remotes)),
+			Err: fmt.Errorf("%w in the configuration of the %s command", ErrNotFound, cliconfig.Command(config.Family)),
+		}
+	}
+	info := remoteInfo(config, name)
+	fail := func(file string, err error) error {
+		e := &RemoteError{Name: name, File: file, Info: &info, Err: err}
+		var broken *cliconfig.SyntaxError
+		if errors.As(err, &broken) {
+			e.File, e.Line = broken.File, broken.Line
+		}
+		return e
+	}
+	switch {
+	case r.Protocol == SimplestreamsProtocol:
+		return nil, fail("", fmt.Errorf("%w: %s is a simplestreams server, which images can only be had from; read it with package simplestreams or Images.CreateFromSimplestreams", ErrUnsupported, r.Addr))
+	case r.Protocol != string(LXD) && r.Protocol != string(Incus):
+		return nil, fail("", fmt.Errorf("%w: the protocol %q is not known", ErrUnsupported, r.Protocol))
+	case r.AuthType == "candid":
+		return nil, fail("", fmt.Errorf("%w: the authentication with candid is that of old servers; add the remote anew with a certificate", ErrUnsupported))
+	}
+	if o.Project == "" {
+		o.Project = cliconfig.Project(config.Family)
+	}
+	if o.Project == "" {
+		o.Project = r.Project
+	}
+	o.PublicOnly = o.PublicOnly || r.Public
+	endpoint := r.Addr
+	if strings.HasPrefix(endpoint, "unix:") {
+		if endpoint == "unix:" || endpoint == "unix://" {
+			endpoint = ""
+			if o.Family == "" && (config.Found || someExists(localSockets(Family(config.Family)))) {
+				o.Family = Family(config.Family)
+			}
+		}
+	} else if file, err := o.trustOf(config, name); err != nil {
+		return nil, fail(file, err)
+	}
+	client, err := New(endpoint, &o)
+	if err != nil {
+		return nil, fail("", err)
+	}
+	return client, nil
+}
+
+// Remotes lists the remotes of the user's own lxc or incus command line by
+// name, the built-in ones too; see [Remote] for where they are read from.
+func Remotes(opts *RemotesOptions) ([]RemoteInfo, error) {
+	var o RemotesOptions
+	if opts != nil {
+		o = *opts
+	}
+	config, err := loadConfig(o.Family, o.ConfigDir)
+	if err != nil {
+		return nil, err
+	}
+	remotes := make([]RemoteInfo, 0, len(config.Remotes))
+	for _, name := range slices.Sorted(maps.Keys(config.Remotes)) {
+		remotes = append(remotes, remoteInfo(config, name))
+	}
+	return remotes, nil
+}
+
+func remoteInfo(c *cliconfig.Config, name string) RemoteInfo {
+	r := c.Remotes[name]
+	info := RemoteInfo{
+		Name: name, Address: r.Addr, Protocol: r.Protocol, Project: r.Project, AuthType: r.AuthType,
+		Public: r.Public, Default: name == c.Default, Global: r.Global, Static: r.Static,
+		Family: Family(c.Family), ConfigPath: c.Dir,
+	}
+	if info.AuthType == "" && !r.Public && strings.HasPrefix(r.Addr, "https:") {
+		info.AuthType = "tls"
+	}
+	return info
+}
+
+func loadConfig(family Family, dir string) (*cliconfig.Config, error) {
+	switch family {
+	case "", LXD, Incus:
+	default:
+		return nil, invalid("Options.Family", "is %q, not %q or %q", family, LXD, Incus)
+	}
+	var place cliconfig.Place
+	if dir != "" {
+		place = cliconfig.At(string(family), dir)
+		if family == "" {
+			place = cliconfig.At(cliconfig.LXD, dir)
+		}
+	} else {
+		places, err := cliconfig.Find(string(family))
+		if err != nil {
+			return nil, &RemoteError{Err: err}
+		}
+		place = places[0]
+		if len(places) == 2 && !place.Found && !someExists(localSockets(LXD)) && someExists(localSockets(Incus)) {
+			// Neither command was ever used, and only Incus runs here.
+			place = places[1]
+		}
+	}
+	config, err := cliconfig.Load(place)
+	if err != nil {
+		e := &RemoteError{Err: err}
+		var broken *cliconfig.SyntaxError
+		var path *fs.PathError
+		switch {
+		case errors.As(err, &broken):
+			e.File, e.Line = broken.File, broken.Line
+		case errors.As(err, &path):
+			e.File = path.Path
+		}
+		return nil, e
+	}
+	return config, nil
+}
+
+func someExists(paths []string) bool {
+	return slices.ContainsFunc(paths, func(path string) bool {
+		_, err := os.Stat(path)
+		return err == nil
+	})
+}
+
+// trustOf fills in what the options leave open of how an https remote is
+// reached. file is what an error is about.
+func (o *Options) trustOf(c *cliconfig.Config, name string) (file string, err error) {
+	trust, err := c.Trust(name)
+	if err != nil {
+		var path *fs.PathError
+		if errors.As(err, &path) {
+			file = path.Path
+		}
+		return file, err
+	}
+	if len(o.ServerCertificate) == 0 && o.ServerFingerprint == "" && o.RootCAs == nil {
+		switch {
+		case trust.ServerCertificate != nil:
+			o.ServerCertificate = trust.ServerCertificate
+		case trust.CA != nil:
+			o.RootCAs = x509.NewCertPool()
+			if !o.RootCAs.AppendCertsFromPEM(trust.CA) {
+				return strings.TrimSuffix(trust.CertificateFile, ".crt") + ".ca", errors.New("the certificate authority's file holds no PEM certificate")
+			}
+		}
+	}
+	r := c.Remotes[name]
+	switch {
+	case r.Public, o.Token != "", o.TokenSource != nil, len(o.ClientCertificate) > 0, len(o.ClientKey) > 0:
+		return "", nil
+	case r.AuthType == "oidc":
+		o.TokenSource = func(context.Context) (string, error) { return storedToken(c, name) }
+		return "", nil
+	}
+	for _, f := range []struct {
+		path string
+		data []byte
+	}{{trust.CertificateFile, trust.Certificate}, {trust.KeyFile, trust.Key}} {
+		if f.data == nil {
+			return f.path, fmt.Errorf("%s is missing; \"%s remote add\" makes it, or give Options a ClientCertificate and ClientKey: %w", f.path, cliconfig.Command(c.Family), fs.ErrNotExist)
+		}
+	}
+	if err := checkKey(trust.Key); err != nil {
+		return trust.KeyFile, fmt.Errorf("%s %w", trust.KeyFile, err)
+	}
+	if _, err := tls.X509KeyPair(trust.Certificate, trust.Key); err != nil {
+		return trust.KeyFile, fmt.Errorf("%s does not fit %s: %w", trust.KeyFile, trust.CertificateFile, err)
+	}
+	if trust.Exposed && o.Logger != nil {
+		o.Logger.Warn("others than its owner may use the private key; make it chmod 600", slog.String("file", trust.KeyFile))
+	}
+	o.ClientCertificate, o.ClientKey = trust.Certificate, trust.Key
+	return "", nil
+}
+
+// checkKey refuses what the command lines would ask a password for.
+func checkKey(data []byte) error {
+	block, _ := pem.Decode(data)
+	switch {
+	case block == nil:
+		return errors.New("holds no PEM key")
+	case block.Type == "ENCRYPTED PRIVATE KEY", strings.Contains(block.Headers["Proc-Type"], "ENCRYPTED"):
+		return errors.New("is protected by a password; give the key as Options.ClientKey, decrypted")
+	}
+	return nil
+}
+
+// storedToken reads the command line's token anew for each request, as the
+// command may have renewed it meanwhile.
+func storedToken(c *cliconfig.Config, name string) (string, error) {
+	token, expiry, err := c.OIDCToken(name)
+	renew := fmt.Sprintf("; log in with \"%s image list %s:\"", cliconfig.Command(c.Family), name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "", &RemoteError{Name: name, Err: fmt.Errorf("%w: the command line has no token for it%s: %w", ErrUnauthorized, renew, err)}
+	case err != nil:
+		return "", &RemoteError{Name: name, Err: err}
+	case !expiry.IsZero() && time.Now().After(expiry):
+		return "", &RemoteError{Name: name, Err: fmt.Errorf("%w: the command line's token expired at %s%s", ErrUnauthorized, expiry.Format(time.RFC3339), renew)}
+	}
+	return token, nil
+}
