@@ -110,6 +110,9 @@ var jobs = map[string]func(context.Context, *job) error{
 	"each":        listEach,
 	"twoPasses":   listTwoPasses,
 	"serveImages": serveImages,
+
+	"createFromURL": createFromURL,
+	"serveFiles":    serveFiles,
 }
 
 func (j *job) progress() func(lxd.Progress) {

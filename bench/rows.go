@@ -53,6 +53,7 @@ func (b *bench) rows() []*row {
 	for _, f := range b.bySize {
 		rows = append(rows, b.memory(f))
 	}
+	rows = append(rows, b.importURL(b.bySize[1]))
 	return rows
 }
 

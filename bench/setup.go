@@ -34,6 +34,8 @@ type bench struct {
 	listBytes      int64
 	listSocket     string
 	stopListServer func() error
+	webServer      string
+	stopWebServer  func() error
 }
 
 // imageFiles are the files of one image.
@@ -89,13 +91,18 @@ func setUp(ctx context.Context, parent string, size int64) (b *bench, err error)
 	if err := b.writeLXCConfig(); err != nil {
 		return nil, err
 	}
+	if err := b.startWebServer(ctx); err != nil {
+		return nil, err
+	}
 	return b, b.startListServer(ctx)
 }
 
 func (b *bench) close() error {
 	var errs []error
-	if b.stopListServer != nil {
-		errs = append(errs, b.stopListServer())
+	for _, stop := range []func() error{b.stopListServer, b.stopWebServer} {
+		if stop != nil {
+			errs = append(errs, stop())
+		}
 	}
 	for _, d := range []*testdaemon.Daemon{b.source, b.target} {
 		if d != nil {
