@@ -104,8 +104,11 @@ type Options struct {
 	// and duration, never a body, a secret or a token. Default: none.
 	Logger *slog.Logger
 
-	// Proxy gives the proxy of a request to an https endpoint. Default:
-	// HTTPS_PROXY and NO_PROXY of the environment. See [ProxyURL].
+	// Proxy gives the proxy of an https endpoint, or nil for none: http, https,
+	// socks5 or socks5h. It is asked for each connection, of requests,
+	// transfers and events alike, with a request that has nothing but the
+	// endpoint's URL. Default: HTTPS_PROXY and NO_PROXY of the environment as
+	// they were when first needed, never for loopback. See [ProxyURL].
 	Proxy func(*http.Request) (*url.URL, error)
 
 	// Dial makes the network connections: network is "unix" or "tcp", address a
@@ -165,7 +168,6 @@ func New(endpoint string, opts *Options) (*Client, error) {
 		dial = defaultDialer().DialContext
 	}
 	var tlsConfig *tls.Config
-	var proxy func(*http.Request) (*url.URL, error)
 	switch {
 	case endpoint == "":
 		t.endpoint, t.base, t.unix = "the local daemon", "http://unix", true
@@ -192,10 +194,11 @@ func New(endpoint string, opts *Options) (*Client, error) {
 		if tlsConfig, err = o.tlsConfig(u.Hostname(), func(c *x509.Certificate) { t.peer.Store(c) }); err != nil {
 			return nil, err
 		}
-		proxy = o.Proxy
+		proxy := o.Proxy
 		if proxy == nil {
 			proxy = http.ProxyFromEnvironment
 		}
+		dial = throughProxy(dial, proxy)
 	case strings.HasPrefix(endpoint, "http://"):
 		return nil, invalid("endpoint", "%q is plain http; the daemons speak https (or a unix socket)", endpoint)
 	default:
@@ -213,8 +216,8 @@ func New(endpoint string, opts *Options) (*Client, error) {
 		network := dial
 		dial = func(ctx context.Context, _, _ string) (net.Conn, error) { return network(ctx, "unix", path) }
 	}
-	t.dial, t.tls, t.proxy = dial, tlsConfig, proxy
-	t.pool = newPool(dial, &t.conns, tlsConfig, proxy)
+	t.dial, t.tls = dial, tlsConfig
+	t.pool = newPool(dial, &t.conns, tlsConfig)
 	t.http = t.pool
 	if o.Transport != nil {
 		t.http = o.Transport(t.pool)

@@ -77,6 +77,10 @@ type Error struct {
 	Message    string // the daemon's own words
 	Hint       string // what to do about it; may be empty
 
+	// OIDC is what a server that takes OpenID Connect tokens says of their
+	// provider when it refuses a caller; nil otherwise.
+	OIDC *OIDCProvider
+
 	kind error // a sentinel that the status code does not tell
 	// retryAfter is what the server asked for, in the words of the header.
 	retryAfter string

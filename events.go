@@ -152,15 +152,14 @@ func (c *Client) dialEvents(ctx context.Context, o *EventsOptions) (*websocket.C
 	t := c.t
 	header := http.Header{"User-Agent": {t.agent}}
 	if t.token != nil {
-		token, err := t.token(ctx)
+		bearer, err := t.bearer(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("get the bearer token: %w", err)
+			return nil, err
 		}
-		header.Set("Authorization", "Bearer "+token)
+		header.Set("Authorization", bearer)
 	}
 	dialer := websocket.Dialer{
 		HandshakeTimeout: dialTimeout,
-		Proxy:            t.proxy,
 		NetDialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			conn, err := t.dial(ctx, network, addr)
 			if err != nil {

@@ -83,7 +83,9 @@ func newSource(o *CreateFromURLOptions, u *url.URL, retries int) *source {
 		*s.client = *o.HTTPClient
 	} else {
 		s.own = true
-		s.client.Transport = newPool(defaultDialer().DialContext, &connections{}, nil, http.ProxyFromEnvironment)
+		pool := newPool(defaultDialer().DialContext, &connections{}, nil)
+		pool.Proxy = http.ProxyFromEnvironment
+		s.client.Transport = pool
 	}
 	next := s.client.CheckRedirect
 	s.client.CheckRedirect = func(req *http.Request, via []*http.Request) error {
@@ -172,7 +174,7 @@ func (s *source) open(ctx context.Context) error {
 	}
 	s.res, s.size = res, res.ContentLength
 	s.name = dispositionName(res.Header.Get("Content-Disposition"))
-	s.validator = http.Header{"ETag": res.Header["Etag"], "Last-Modified": res.Header["Last-Modified"]}
+	s.validator = http.Header{"Etag": res.Header["Etag"], "Last-Modified": res.Header["Last-Modified"]}
 	return nil
 }
 
@@ -292,7 +294,7 @@ func (s *source) Read(p []byte) (int, error) {
 // cannot.
 func (s *source) resume(cut error) error {
 	_ = s.res.Close()
-	if s.size < 0 || (!s.verified && len(s.validator["ETag"]) == 0 && len(s.validator["Last-Modified"]) == 0) {
+	if s.size < 0 || (!s.verified && len(s.validator["Etag"]) == 0 && len(s.validator["Last-Modified"]) == 0) {
 		return cut // nothing would tell the end, or that it is still the same file
 	}
 	for {

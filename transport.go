@@ -55,7 +55,6 @@ type transport struct {
 	peer     atomic.Pointer[x509.Certificate] // that the server showed last
 	dial     dialFunc
 	tls      *tls.Config
-	proxy    func(*http.Request) (*url.URL, error)
 }
 
 // request is one call of the API.
@@ -149,11 +148,11 @@ func (t *transport) send(ctx context.Context, req *request) (*http.Response, err
 	}
 	hreq.Header.Set("User-Agent", t.agent)
 	if t.token != nil {
-		token, err := t.token(ctx)
+		bearer, err := t.bearer(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("get the bearer token: %w", err)
+			return nil, err
 		}
-		hreq.Header.Set("Authorization", "Bearer "+token)
+		hreq.Header.Set("Authorization", bearer)
 	}
 	var sent *content.Body
 	switch {
@@ -205,6 +204,18 @@ func (t *transport) send(ctx context.Context, req *request) (*http.Response, err
 	return res, nil
 }
 
+// bearer is the Authorization header.
+func (t *transport) bearer(ctx context.Context) (string, error) {
+	token, err := t.token(ctx)
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("get the bearer token: %w", err)
+	case token == "":
+		return "", invalid("Options.TokenSource", "gave an empty token")
+	}
+	return "Bearer " + token, nil
+}
+
 // readAnswer reads an envelope and makes an error of one that holds an error.
 func (t *transport) readAnswer(ctx context.Context, req *request, res *http.Response, metadata any) (*answer, error) {
 	limit := req.limit
@@ -253,8 +264,8 @@ func (t *transport) serverError(req *request, res *http.Response, env *wire.Enve
 	switch e.StatusCode {
 	case http.StatusForbidden, http.StatusUnauthorized:
 		e.Hint = "the server does not trust this client for this call; give Options a client certificate or token that it trusts"
-		if issuer := res.Header.Get("X-LXD-OIDC-issuer") + res.Header.Get("X-Incus-OIDC-issuer"); issuer != "" {
-			e.Hint = fmt.Sprintf("the server wants an OpenID Connect token of %s; give it as Options.Token", issuer)
+		if e.OIDC = oidcProvider(res.Header); e.OIDC != nil {
+			e.Hint = "the server wants a token of the OpenID Connect " + e.OIDC.String() + "; give it as Options.Token or TokenSource, or give a client certificate that it trusts"
 		}
 	}
 	return e
@@ -305,9 +316,14 @@ func (t *transport) hint(err error) string {
 	var pin *PinError
 	var alert tls.AlertError
 	var dns *net.DNSError
+	var proxy *ProxyError
 	switch {
 	case errors.As(err, &pin):
 		return ""
+	case errors.As(err, &proxy) && proxy.StatusCode == http.StatusProxyAuthRequired:
+		return "the proxy wants a user and password; put them into its URL"
+	case errors.As(err, &proxy):
+		return "is the proxy (Options.Proxy, HTTPS_PROXY) right, or does NO_PROXY lack this server?"
 	case t.unix && errors.Is(err, os.ErrPermission):
 		return "this user may not use the socket; add it to the group that may (lxd, incus or incus-admin), log in anew, or run as root"
 	case t.unix && errors.Is(err, os.ErrNotExist):
@@ -404,7 +420,11 @@ func passing(err error) bool {
 	var alert tls.AlertError
 	var pin *PinError
 	var dns *net.DNSError
+	var proxy *ProxyError
+	var input *InputError
 	switch {
+	case errors.As(err, &proxy) && proxy.final(), errors.As(err, &input):
+		return false
 	case errors.Is(err, os.ErrPermission), errors.Is(err, os.ErrNotExist),
 		errors.As(err, &record), errors.As(err, &verification), errors.As(err, &alert), errors.As(err, &pin):
 		return false
@@ -536,9 +556,8 @@ func (s *connections) closeAll() {
 }
 
 // newPool makes the one connection pool of a client.
-func newPool(dial dialFunc, conns *connections, tlsConfig *tls.Config, proxy func(*http.Request) (*url.URL, error)) *http.Transport {
+func newPool(dial dialFunc, conns *connections, tlsConfig *tls.Config) *http.Transport {
 	pool := &http.Transport{
-		Proxy:                 proxy,
 		MaxIdleConnsPerHost:   64,
 		IdleConnTimeout:       90 * time.Second,
 		TLSHandshakeTimeout:   dialTimeout,

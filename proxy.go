@@ -1,0 +1,309 @@
+package lxd
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+
+	"golang.org/x/net/proxy"
+)
+
+// ProxyURL makes an [Options.Proxy] of one proxy. Its URL is http://, https://,
+// socks5:// or socks5h:// with a host, maybe a port and maybe a user and
+// password; without a scheme it is http. Host names are always resolved by the
+// proxy. "" means no proxy, whatever the environment says.
+//
+// noProxy lists, comma separated as in NO_PROXY, what is reached directly: an
+// IP address, a CIDR prefix ("10.0.0.0/8"), a domain with all below it
+// ("example.com"), only what is below it (".example.com" or "*.example.com"),
+// each with or without a port, or "*" for all. Unlike with the environment,
+// loopback addresses go through the proxy unless they are listed.
+func ProxyURL(proxyURL, noProxy string) (func(*http.Request) (*url.URL, error), error) {
+	if proxyURL == "" {
+		return func(*http.Request) (*url.URL, error) { return nil, nil }, nil
+	}
+	if !strings.Contains(proxyURL, "://") {
+		proxyURL = "http://" + proxyURL
+	}
+	u, err := url.Parse(proxyURL)
+	if err != nil {
+		// The text of the error holds the URL, and that may hold a password.
+		return nil, invalid("proxy", "is not a URL")
+	}
+	if err := checkProxy(u); err != nil {
+		return nil, err
+	}
+	skip, err := parseNoProxy(noProxy)
+	if err != nil {
+		return nil, err
+	}
+	return func(r *http.Request) (*url.URL, error) {
+		port := r.URL.Port()
+		if port == "" {
+			port = "443"
+		}
+		if skip.matches(r.URL.Hostname(), port) {
+			return nil, nil
+		}
+		clone := *u
+		return &clone, nil
+	}, nil
+}
+
+func checkProxy(u *url.URL) error {
+	switch u.Scheme {
+	case "http", "https", "socks5", "socks5h":
+	default:
+		return invalid("proxy", "has the scheme %q, not http, https, socks5 or socks5h", u.Scheme)
+	}
+	if u.Hostname() == "" {
+		return invalid("proxy", "%s has no host", u.Redacted())
+	}
+	return nil
+}
+
+// noProxyRule is one entry of a NO_PROXY list.
+type noProxyRule struct {
+	all    bool
+	prefix netip.Prefix
+	domain string // lower case, without a dot before it
+	below  bool   // only what is below the domain
+	port   string // "" for any
+}
+
+type noProxyRules []noProxyRule
+
+func parseNoProxy(list string) (noProxyRules, error) {
+	var rules noProxyRules
+	for entry := range strings.SplitSeq(list, ",") {
+		entry = strings.ToLower(strings.TrimSpace(entry))
+		var rule noProxyRule
+		switch {
+		case entry == "":
+			continue
+		case entry == "*":
+			rule.all = true
+		case strings.Contains(entry, "/"):
+			prefix, err := netip.ParsePrefix(entry)
+			if err != nil {
+				return nil, invalid("noProxy", "holds %q, which is not a prefix such as 10.0.0.0/8", entry)
+			}
+			rule.prefix = prefix
+		default:
+			host := entry
+			if h, port, err := net.SplitHostPort(entry); err == nil {
+				host, rule.port = h, port
+			}
+			host = strings.Trim(host, "[]")
+			if addr, err := netip.ParseAddr(host); err == nil {
+				addr = addr.Unmap()
+				rule.prefix = netip.PrefixFrom(addr, addr.BitLen())
+				break
+			}
+			host = strings.TrimPrefix(host, "*")
+			rule.domain = strings.Trim(host, ".")
+			rule.below = strings.HasPrefix(host, ".")
+			if rule.domain == "" {
+				return nil, invalid("noProxy", "holds %q, which is not a host", entry)
+			}
+		}
+		rules = append(rules, rule)
+	}
+	return rules, nil
+}
+
+func (rules noProxyRules) matches(host, port string) bool {
+	host = strings.TrimSuffix(strings.ToLower(host), ".")
+	addr, err := netip.ParseAddr(host)
+	addr = addr.Unmap()
+	isAddr := err == nil
+	for _, r := range rules {
+		switch {
+		case r.port != "" && r.port != port:
+		case r.all,
+			r.prefix.IsValid() && isAddr && r.prefix.Contains(addr),
+			r.domain != "" && !r.below && host == r.domain,
+			r.domain != "" && strings.HasSuffix(host, "."+r.domain):
+			return true
+		}
+	}
+	return false
+}
+
+// ProxyError says that a proxy did not make the connection. The proxy's
+// password is not in it.
+type ProxyError struct {
+	Proxy      string // its URL
+	Target     string // host:port
+	StatusCode int    // of the answer to CONNECT; 0 where there was none
+	Err        error
+}
+
+// Error names the proxy.
+func (e *ProxyError) Error() string {
+	return fmt.Sprintf("connect to %s through the proxy %s: %v", e.Target, e.Proxy, e.Err)
+}
+
+// Unwrap gives the cause.
+func (e *ProxyError) Unwrap() error { return e.Err }
+
+// final says whether the proxy will say the same again.
+func (e *ProxyError) final() bool {
+	return e.StatusCode >= 300 && e.StatusCode < 500 && e.StatusCode != http.StatusTooManyRequests && e.StatusCode != http.StatusRequestTimeout
+}
+
+// throughProxy makes a dial function that goes through the proxy which choose
+// gives for an address. It is at the bottom of every connection to an https
+// endpoint, so that requests, transfers and the event socket go the same way.
+func throughProxy(dial dialFunc, choose func(*http.Request) (*url.URL, error)) dialFunc {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		r, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+addr, nil)
+		if err != nil {
+			return nil, err
+		}
+		u, err := choose(r)
+		if err != nil {
+			// The environment's text may hold a password.
+			var bad *url.Error
+			if errors.As(err, &bad) {
+				err = bad.Err
+			}
+			return nil, fmt.Errorf("choose the proxy: %w", err)
+		}
+		if u == nil {
+			return dial(ctx, network, addr)
+		}
+		if err := checkProxy(u); err != nil {
+			return nil, err
+		}
+		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+		defer cancel()
+		conn, err := dialProxy(ctx, dial, u, addr)
+		if err != nil {
+			e := &ProxyError{Proxy: u.Redacted(), Target: addr, Err: err}
+			var refused *connectRefused
+			if errors.As(err, &refused) {
+				e.StatusCode = refused.code
+			}
+			return nil, e
+		}
+		return conn, nil
+	}
+}
+
+func dialProxy(ctx context.Context, dial dialFunc, u *url.URL, target string) (conn net.Conn, err error) {
+	port := map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	if port == "" {
+		port = "1080"
+	}
+	if u.Port() != "" {
+		port = u.Port()
+	}
+	conn, err = dial(ctx, "tcp", net.JoinHostPort(u.Hostname(), port))
+	if err != nil {
+		return nil, err
+	}
+	raw := conn
+	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
+	defer func() {
+		if !stop() && err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			_ = raw.Close()
+			if ctx.Err() != nil {
+				err = ctx.Err()
+			}
+			conn = nil
+		}
+	}()
+	switch u.Scheme {
+	case "https":
+		secure := tls.Client(conn, &tls.Config{ServerName: u.Hostname(), MinVersion: tls.VersionTLS12})
+		if err := secure.HandshakeContext(ctx); err != nil {
+			return nil, err
+		}
+		return secure, connect(secure, u, target)
+	case "http":
+		return conn, connect(conn, u, target)
+	}
+	return conn, socks(ctx, conn, u, target)
+}
+
+// connectRefused is the answer of a proxy that does not want to.
+type connectRefused struct {
+	code   int
+	status string
+}
+
+func (e *connectRefused) Error() string { return "it answered " + e.status }
+
+// connect asks an HTTP proxy for a tunnel.
+func connect(conn net.Conn, u *url.URL, target string) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "CONNECT %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: golxd/%s\r\n", target, target, Version)
+	if u.User != nil {
+		password, _ := u.User.Password()
+		fmt.Fprintf(&b, "Proxy-Authorization: Basic %s\r\n", base64.StdEncoding.EncodeToString([]byte(u.User.Username()+":"+password)))
+	}
+	b.WriteString("\r\n")
+	if _, err := io.WriteString(conn, b.String()); err != nil {
+		return err
+	}
+	const maxHeader = 64 << 10
+	r := bufio.NewReader(io.LimitReader(conn, maxHeader))
+	res, err := http.ReadResponse(r, &http.Request{Method: http.MethodConnect})
+	if err != nil {
+		return fmt.Errorf("read its answer: %w", err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	if res.StatusCode != http.StatusOK {
+		return &connectRefused{code: res.StatusCode, status: res.Status}
+	}
+	if r.Buffered() > 0 {
+		// In TLS it is the client who speaks first.
+		return errors.New("it sent more than an answer")
+	}
+	return nil
+}
+
+// socks asks a SOCKS5 proxy for a tunnel, over a connection that is there.
+func socks(ctx context.Context, conn net.Conn, u *url.URL, target string) error {
+	var auth *proxy.Auth
+	if u.User != nil {
+		password, _ := u.User.Password()
+		auth = &proxy.Auth{User: u.User.Username(), Password: password}
+	}
+	dialer, err := proxy.SOCKS5("tcp", u.Host, auth, madeDialer{conn})
+	if err != nil {
+		return err
+	}
+	with, ok := dialer.(proxy.ContextDialer)
+	if !ok {
+		return errors.New("the SOCKS5 dialer takes no context")
+	}
+	if _, err := with.DialContext(ctx, "tcp", target); err != nil {
+		return err
+	}
+	// The handshake had a deadline of ctx's.
+	return conn.SetDeadline(time.Time{})
+}
+
+// madeDialer gives a connection that was made before.
+type madeDialer struct{ conn net.Conn }
+
+func (d madeDialer) Dial(string, string) (net.Conn, error) { return d.conn, nil }
+
+func (d madeDialer) DialContext(context.Context, string, string) (net.Conn, error) {
+	return d.conn, nil
+}
