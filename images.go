@@ -482,16 +482,6 @@ func (i *Image) replace(with *Image) {
 	i.op = op
 }
 
-// reload reads all attributes.
-func (i *Image) reload(ctx context.Context) error {
-	now, err := i.client.Images.Get(ctx, i.Fingerprint)
-	if err != nil {
-		return err
-	}
-	i.replace(now)
-	return nil
-}
-
 // check refuses an image that no server has told of.
 func (i *Image) check() error {
 	if i == nil || i.client == nil {
