@@ -134,7 +134,7 @@ func Remote(name string, opts *Options) (*Client, error) {
 	if o.Project == "" {
 		o.Project = cliconfig.Project(config.Family)
 	}
-	if o.Project == "" {
+	if o.Project == "" && r.Project != "default" {
 		o.Project = r.Project
 	}
 	o.PublicOnly = o.PublicOnly || r.Public
