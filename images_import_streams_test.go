@@ -2,13 +2,12 @@ package lxd_test
 
 import (
 	"context"
+	"crypto/rand"
 	"io"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
-
-	"crypto/rand"
 
 	"github.com/stretchr/testify/require"
 
@@ -298,14 +297,14 @@ func TestImportStreamsStalls(t *testing.T) {
 			source := importStreams(t, tree(t, "both", nil))["http"]
 			source.Fault(path, streamstest.Stall(10))
 			for _, via := range []lxd.Via{lxd.ViaAuto, lxd.ViaClient} {
-				ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+				ctx, cancel := context.WithTimeout(t.Context(), 150*time.Millisecond)
 				begin := time.Now()
 				opts := target.streamsFrom(source)
 				opts.Via = via
 				_, err := target.client.Images.CreateFromSimplestreams(ctx, source.URL, "distro", opts)
 				cancel()
 				require.ErrorIs(t, err, context.DeadlineExceeded)
-				require.Less(t, time.Since(begin), 1300*time.Millisecond)
+				require.Less(t, time.Since(begin), 1150*time.Millisecond)
 			}
 		}
 	})

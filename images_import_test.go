@@ -68,7 +68,7 @@ func importFake(t *testing.T, dialect lxdtest.Dialect, opts *lxd.Options) *impor
 }
 
 // importOptions keep the tests of sources that stay bad short.
-func importOptions() *lxd.Options { return &lxd.Options{Retries: 2} }
+func importOptions() *lxd.Options { return &lxd.Options{Retries: 1} }
 
 func importReal(t *testing.T, daemon *testdaemon.Daemon) *importTarget {
 	t.Helper()
@@ -301,7 +301,7 @@ func TestImportURLResumes(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			target := importFake(t, lxdtest.LXD69, nil)
+			target := importFake(t, lxdtest.LXD69, &lxd.Options{Retries: 2})
 			source := imageServer(t)
 			data := unified(t, 200_000)
 			at := source.Direct("image", streamstest.Direct{Content: data})
@@ -357,12 +357,12 @@ func TestImportFromStalledSources(t *testing.T) {
 			}
 			source.Fault(path, streamstest.Together(streamstest.NoRanges(), streamstest.Stall(after)))
 			for _, via := range []lxd.Via{lxd.ViaAuto, lxd.ViaClient} {
-				ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+				ctx, cancel := context.WithTimeout(t.Context(), 150*time.Millisecond)
 				begin := time.Now()
 				_, err := target.client.Images.CreateFromURL(ctx, at, &lxd.CreateFromURLOptions{Via: via, Wait: true})
 				cancel()
 				require.ErrorIs(t, err, context.DeadlineExceeded)
-				require.Less(t, time.Since(begin), 1300*time.Millisecond)
+				require.Less(t, time.Since(begin), 1150*time.Millisecond)
 			}
 			begin := time.Now()
 			_, err := target.client.Images.CreateFromURL(t.Context(), at, &lxd.CreateFromURLOptions{
@@ -416,7 +416,7 @@ func TestImportKeepsSecrets(t *testing.T) {
 		var logged bytes.Buffer
 		client := target.client
 		if target.fake != nil {
-			client = newClient(t, target.fake.Endpoint(), &lxd.Options{Logger: slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+			client = newClient(t, target.fake.Endpoint(), &lxd.Options{Retries: -1, Logger: slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug}))})
 		}
 		for _, path := range []string{"/away?token=topsecret", "/here"} {
 			image, err := client.Images.CreateFromURL(t.Context(), base+path, &lxd.CreateFromURLOptions{Via: lxd.ViaClient, Wait: true})
