@@ -1,0 +1,136 @@
+package lxd_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/lxdtest"
+)
+
+const (
+	patience = 10 * time.Second
+	tick     = 5 * time.Millisecond
+)
+
+func bearerServer(t *testing.T, tokens ...string) *lxdtest.Server {
+	t.Helper()
+	server := lxdtest.NewServer(&lxdtest.Options{Dialect: lxdtest.LXD69, TLS: true, BearerTokens: tokens})
+	t.Cleanup(server.Close)
+	return server
+}
+
+// TestTokenSource asks for a token before every request, also of the event
+// socket, and lets none out.
+func TestTokenSource(t *testing.T) {
+	t.Parallel()
+	server := bearerServer(t, "secret-one", "secret-two")
+	var log bytes.Buffer
+	var asked atomic.Int64
+	source := func(context.Context) (string, error) {
+		if asked.Add(1)%2 == 0 {
+			return "secret-two", nil
+		}
+		return "secret-one", nil
+	}
+	client := newClient(t, server.URL(), &lxd.Options{
+		TokenSource: source, ServerCertificate: server.Certificate(),
+		Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	})
+	upload(t, client, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range client.Events(ctx, nil) {
+			cancel()
+		}
+	}()
+	require.Eventually(t, func() bool {
+		for _, r := range server.Requests() {
+			if r.Path == "/1.0/events" {
+				return true
+			}
+		}
+		return false
+	}, patience, tick)
+	cancel()
+	<-done
+	requests := server.Requests()
+	require.EqualValues(t, len(requests), asked.Load())
+	seen := map[string]bool{}
+	for _, r := range requests {
+		seen[r.Header.Get("Authorization")] = true
+	}
+	require.Equal(t, map[string]bool{"Bearer secret-one": true, "Bearer secret-two": true}, seen)
+	require.NotContains(t, log.String(), "secret")
+	require.NotEmpty(t, log.String())
+}
+
+func TestTokenSourceThatFails(t *testing.T) {
+	t.Parallel()
+	server := bearerServer(t)
+	failure := errors.New("the provider is down")
+	for _, source := range []func(context.Context) (string, error){
+		func(context.Context) (string, error) { return "", failure },
+		func(context.Context) (string, error) { return "", nil },
+	} {
+		client := newClient(t, server.URL(), &lxd.Options{TokenSource: source, ServerCertificate: server.Certificate()})
+		_, err := client.Server(t.Context())
+		require.True(t, errors.Is(err, failure) || errors.Is(err, lxd.ErrInvalid), "%v", err)
+		for _, err := range client.Events(t.Context(), nil) {
+			require.True(t, errors.Is(err, failure) || errors.Is(err, lxd.ErrInvalid), "%v", err)
+		}
+	}
+	require.Empty(t, server.Requests())
+}
+
+// TestTokenStaysWithItsServer answers with a redirect to a server that looks
+// out for tokens.
+func TestTokenStaysWithItsServer(t *testing.T) {
+	t.Parallel()
+	server, thief := bearerServer(t, "secret-token"), bearerServer(t, "secret-token")
+	server.Inject(lxdtest.Redirect(thief.URL() + "/1.0"))
+	client := newClient(t, server.URL(), &lxd.Options{Token: "secret-token", ServerCertificate: server.Certificate()})
+	_, err := client.Images.All(t.Context(), nil)
+	require.ErrorIs(t, err, lxd.ErrBadResponse)
+	require.NotContains(t, err.Error(), "secret-token")
+	for _, err := range client.Events(t.Context(), nil) {
+		require.ErrorIs(t, err, lxd.ErrBadResponse)
+	}
+	require.Empty(t, thief.Requests())
+}
+
+func TestOIDCErrorTellsTheProvider(t *testing.T) {
+	t.Parallel()
+	for _, family := range []string{"X-LXD-OIDC-", "X-Incus-OIDC-"} {
+		server := bearerServer(t)
+		server.Inject(lxdtest.Status(http.StatusUnauthorized, "Unauthorized").
+			WithHeader(family+"issuer", "https://issuer.example").WithHeader(family+"clientid", "cli").
+			WithHeader(family+"audience", "lxd").WithHeader(family+"scopes", "openid,offline_access"))
+		client := newClient(t, server.URL(), &lxd.Options{Token: "stale", ServerCertificate: server.Certificate()})
+		check := func(err error) {
+			t.Helper()
+			require.ErrorIs(t, err, lxd.ErrUnauthorized)
+			require.Equal(t, &lxd.OIDCProvider{
+				Issuer: "https://issuer.example", ClientID: "cli", Audience: "lxd", Scopes: []string{"openid", "offline_access"},
+			}, errOf[*lxd.Error](t, err).OIDC)
+			require.ErrorContains(t, err, "https://issuer.example for the client id cli and the audience lxd")
+			require.NotContains(t, err.Error(), "stale")
+		}
+		_, err := client.Images.All(t.Context(), nil)
+		check(err)
+		for _, err := range client.Events(t.Context(), nil) {
+			check(err)
+		}
+	}
+}
