@@ -27,9 +27,10 @@ const (
 	EventOperation EventType = "operation"
 	// EventLifecycle tells that something was made, changed or deleted.
 	EventLifecycle EventType = "lifecycle"
-	// EventReconnected is not the server's: the connection broke and is there
-	// again. What happened in between is lost, so read again what matters.
-	EventReconnected EventType = "reconnected"
+	// EventConnected is not the server's: the connection is there, at first and
+	// again after it broke. What happened before is not told, so read what
+	// matters when it comes.
+	EventConnected EventType = "connected"
 )
 
 // Event is something that happened on a server.
@@ -83,11 +84,12 @@ const (
 	maxEvent     = 16 << 20
 )
 
-// Events iterates over the server's events from the moment the loop begins.
-// Their order is the server's, which is not always that of what happened. A
-// broken connection is made again, without end, and an [EventReconnected] tells
-// so. The loop ends when it is left, with ctx (its error is the last thing
-// yielded), or when the server refuses. Ranging again connects anew.
+// Events iterates over the server's events. The first is an [EventConnected]:
+// what happens after it is told. The order is the server's, which is not always
+// that of what happened. A broken connection is made again, without end, and
+// another EventConnected tells so. The loop ends when it is left, with ctx (its
+// error is the last thing yielded), or when the server refuses. Ranging again
+// connects anew.
 func (c *Client) Events(ctx context.Context, opts *EventsOptions) iter.Seq2[Event, error] {
 	var o EventsOptions
 	if opts != nil {
@@ -98,12 +100,8 @@ func (c *Client) Events(ctx context.Context, opts *EventsOptions) iter.Seq2[Even
 		for connected, try := false, 0; ; try++ {
 			conn, err := c.dialEvents(ctx, &o)
 			if err == nil {
-				try = 0
-				more := true
-				if connected {
-					more = yield(Event{Type: EventReconnected, Timestamp: time.Now()}, nil)
-				}
-				connected = true
+				connected, try = true, 0
+				more := yield(Event{Type: EventConnected, Timestamp: time.Now()}, nil)
 				if more {
 					more, err = c.readEvents(ctx, conn, &o, yield)
 				}

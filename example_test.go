@@ -185,23 +185,19 @@ func ExampleClient_Events() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 
-	// A server sends no events of what was before the connection, so something
-	// is done again until one is seen.
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for n := 0; ctx.Err() == nil; n++ {
-			_, _ = client.Images.Create(ctx, bytes.NewReader(lxdtest.UnifiedImage(fmt.Sprint(n), 0)), &lxd.CreateOptions{Wait: true})
-		}
-	}()
 	for event, err := range client.Events(ctx, &lxd.EventsOptions{Types: []lxd.EventType{lxd.EventLifecycle}, ImagesOnly: true}) {
-		if err != nil {
+		switch {
+		case err != nil:
 			log.Fatal(err)
+		case event.Type == lxd.EventConnected:
+			// What happens from here on is told.
+			if _, err := client.Images.Create(ctx, bytes.NewReader(lxdtest.UnifiedImage("example", 0)), nil); err != nil {
+				log.Fatal(err)
+			}
+			continue
 		}
 		fmt.Println(event.Lifecycle.Action)
 		break
 	}
-	cancel()
-	<-done
 	// Output: image-created
 }

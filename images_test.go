@@ -9,7 +9,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -1027,28 +1026,11 @@ func testEvents(t *testing.T, s *subject) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	image := upload(t, c, nil)
-	// Events begin once the loop has connected: change something until it has
-	// seen it.
-	connected := make(chan struct{})
-	var changing sync.WaitGroup
-	changing.Go(func() {
-		for image.AddAlias(ctx, unique("event"), "") == nil {
-			select {
-			case <-connected:
-				return
-			case <-time.After(50 * time.Millisecond):
-			}
-		}
-	})
 	seen := map[string]bool{}
-	deleting := false
 	for event, err := range c.Events(ctx, &lxd.EventsOptions{ImagesOnly: true}) {
 		require.NoError(t, err)
 		switch {
-		case event.Lifecycle != nil && event.Lifecycle.Action == "image-alias-created" && !deleting:
-			close(connected)
-			changing.Wait()
-			deleting = true
+		case event.Type == lxd.EventConnected:
 			require.NoError(t, image.Delete(ctx, nil))
 		case event.Lifecycle != nil && event.Lifecycle.Action == "image-deleted" && event.Lifecycle.Fingerprint() == image.Fingerprint:
 			seen["lifecycle"] = true

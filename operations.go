@@ -355,24 +355,28 @@ func (o *Operation) watch(ctx context.Context, m *progress.Meter) (stop func()) 
 			m.Server(p.Percent, p.Bytes, p.Text)
 		}
 	}
+	ask := func() {
+		var state wire.Operation
+		req := &request{method: http.MethodGet, path: path("operations", o.id), query: o.query, noRetry: true}
+		if _, err := o.client.t.call(ctx, req, &state); err == nil {
+			status := statusOf(&state)
+			tell(&status)
+		}
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		for event, err := range o.client.Events(ctx, &EventsOptions{Types: []EventType{EventOperation}}) {
-			if err != nil {
-				break
-			}
-			if event.Operation != nil && event.Operation.ID == o.id {
+			switch {
+			case err != nil:
+			case event.Type == EventConnected:
+				ask() // what was told before
+			case event.Operation != nil && event.Operation.ID == o.id:
 				tell(event.Operation)
 			}
 		}
 		for sleep(ctx, watchInterval) == nil {
-			var state wire.Operation
-			req := &request{method: http.MethodGet, path: path("operations", o.id), query: o.query, noRetry: true}
-			if _, err := o.client.t.call(ctx, req, &state); err == nil {
-				status := statusOf(&state)
-				tell(&status)
-			}
+			ask()
 		}
 	}()
 	return func() { cancel(); <-done }
