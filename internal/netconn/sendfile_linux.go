@@ -65,7 +65,8 @@ func sendfile(c net.Conn, f *os.File, offset, n int64, sent func(int)) (done int
 	case !handled:
 		return 0, false, nil
 	case callErr != nil && !errors.Is(callErr, io.ErrUnexpectedEOF):
-		if errno, ok := callErr.(syscall.Errno); ok {
+		var errno syscall.Errno
+		if errors.As(callErr, &errno) {
 			callErr = &net.OpError{Op: "write", Net: c.RemoteAddr().Network(), Addr: c.RemoteAddr(), Err: os.NewSyscallError("sendfile", errno)}
 		}
 	}
