@@ -148,8 +148,8 @@ func (s *Server) startTask(w http.ResponseWriter, task task) {
 		s.finish(op, err)
 	})
 	s.mu.Unlock()
+	defer close(started) // also where a fault breaks the answer off
 	writeOperation(w, answer)
-	close(started)
 }
 
 // task is what startTask needs to know.
