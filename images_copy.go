@@ -548,7 +548,7 @@ func (r *relayBody) open(ctx context.Context) (io.ReadCloser, string, int64, err
 	defer r.mu.Unlock()
 	r.body, r.err = body, nil
 	r.meter.Phase(PhaseSend, 0, max(r.image.Size, size))
-	return &relayReader{r, body}, mediaType, size, nil
+	return &relayReader{r, body, func(err error) error { return r.image.client.t.connectionError(ctx, req, err) }}, mediaType, size, nil
 }
 
 func (r *relayBody) failed() error {
@@ -577,14 +577,23 @@ func (r *relayBody) explain(err error) error {
 type relayReader struct {
 	r    *relayBody
 	body io.ReadCloser
+	// broken makes a failure of the source's connection one that a copy may be
+	// begun anew after.
+	broken func(error) error
 }
 
 func (r *relayReader) Read(p []byte) (int, error) {
 	n, err := r.body.Read(p)
 	r.r.meter.Add(n)
 	if err != nil && !(errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF)) {
+		cause := err
+		var answer *Error
+		var connection *ConnectionError
+		if !errors.As(err, &answer) && !errors.As(err, &connection) && !errors.Is(err, ErrBadResponse) {
+			cause = r.broken(err)
+		}
 		r.r.mu.Lock()
-		r.r.err = err
+		r.r.err = cause
 		r.r.mu.Unlock()
 	}
 	return n, err

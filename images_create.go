@@ -136,7 +136,10 @@ func (m *Images) Create(ctx context.Context, image io.Reader, opts *CreateOption
 	}
 	u := &upload{
 		images: m, content: body, fingerprint: strings.ToLower(o.Fingerprint), ifExists: o.IfExists,
-		verify: o.Verify, hash: o.Verify || (o.Fingerprint == "" && !o.Wait),
+		verify: o.Verify,
+		// A one-shot reader tells its fingerprint now or never, and it is what
+		// decides the outcome where the server forgets the operation.
+		hash: o.Verify || (o.Fingerprint == "" && (!o.Wait || !body.Replayable())),
 		want: wanted{
 			public: o.Public, filename: o.filename(image), properties: maps.Clone(o.Properties), profiles: slices.Clone(o.Profiles),
 			expiresAt: o.ExpiresAt, aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases,

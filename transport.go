@@ -189,6 +189,11 @@ func (t *transport) send(ctx context.Context, req *request) (*http.Response, err
 	started := time.Now()
 	res, err := t.http.RoundTrip(hreq)
 	if err != nil {
+		if sent != nil {
+			// It may still be read from, which must not go on once the
+			// content is opened again.
+			_ = sent.Close()
+		}
 		switch {
 		case sent != nil && sent.Err() != nil:
 			err = fmt.Errorf("read the image: %w", sent.Err())
@@ -305,6 +310,14 @@ func (t *transport) connectionError(ctx context.Context, req *request, err error
 			cause = fmt.Errorf("%w: %w", ctx.Err(), cause)
 		}
 		return fmt.Errorf("%s %s: %w", req.method, req.path, cause)
+	}
+	if errors.Is(err, io.EOF) {
+		// Nobody must take a broken connection for the end of something.
+		cut := fmt.Errorf("the connection was closed: %w", io.ErrUnexpectedEOF)
+		if neverSent(err) {
+			cut = &dialError{cut}
+		}
+		err = cut
 	}
 	return &ConnectionError{Endpoint: t.endpoint, Method: req.method, Path: req.path, Hint: t.hint(err), Err: err}
 }

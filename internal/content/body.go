@@ -8,6 +8,7 @@ import (
 	"hash"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"github.com/golxd/lxd/internal/netconn"
 )
@@ -19,8 +20,10 @@ type Body struct {
 	content *Content
 	sent    func(int)
 
-	mu     sync.Mutex // Read and Close may come from two goroutines
-	closed bool
+	// mu is held while the caller's reader is read, which may block: Close and
+	// Err, which come from other goroutines, do not wait for it.
+	mu     sync.Mutex
+	closed atomic.Bool
 
 	part   int
 	offset int64 // within the part
@@ -80,17 +83,29 @@ func (b *Body) Fingerprint() (string, error) {
 	return "", errors.New("no hash was asked for")
 }
 
-// Close ends the sending. It does not close the caller's readers.
+// Close ends the sending. It does not close the caller's readers, and does not
+// wait for a Read that blocks in one.
 func (b *Body) Close() error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if !b.closed {
-		b.closed = true
-		if b.hasher != nil {
-			b.hasher.stop()
-		}
-	}
+	b.closed.Store(true)
+	b.stopHasher()
 	return nil
+}
+
+// stopHasher ends the hashing of a body that is closed. Where a Read goes on,
+// that does it when it is through.
+func (b *Body) stopHasher() {
+	if b.hasher != nil && b.mu.TryLock() {
+		b.hasher.stop()
+		b.mu.Unlock()
+	}
+}
+
+// unlock ends a reading of the sources.
+func (b *Body) unlock() {
+	b.mu.Unlock()
+	if b.closed.Load() {
+		b.stopHasher()
+	}
 }
 
 // Discard ends the hashing of a sending that failed.
@@ -104,8 +119,10 @@ func (b *Body) Discard() {
 // Err gives the error of the caller's own reader that ended the sending, if one
 // did. net/http wraps it in words of its own.
 func (b *Body) Err() error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	if !b.mu.TryLock() {
+		return nil // a Read goes on, so none has failed
+	}
+	defer b.unlock()
 	return b.failed
 }
 
@@ -114,7 +131,7 @@ var errClosed = errors.New("body is closed")
 // Read reads through user space.
 func (b *Body) Read(p []byte) (int, error) {
 	b.mu.Lock()
-	defer b.mu.Unlock()
+	defer b.unlock()
 	n, err := b.read(p)
 	if n > 0 && b.sent != nil {
 		b.sent(n)
@@ -125,7 +142,7 @@ func (b *Body) Read(p []byte) (int, error) {
 func (b *Body) read(p []byte) (int, error) {
 	for {
 		switch {
-		case b.closed:
+		case b.closed.Load():
 			return 0, errClosed
 		case b.failed != nil:
 			return 0, b.failed
@@ -172,6 +189,11 @@ func (b *Body) readSource(s *Source, p []byte) (n int, err error) {
 	if s.at != nil {
 		n, err = s.at.ReadAt(p, s.start+b.offset)
 	} else {
+		// In this order, so that who closes and then asks for it knows.
+		s.used.Store(true)
+		if b.closed.Load() {
+			return 0, errClosed
+		}
 		n, err = s.r.Read(p)
 	}
 	b.offset += int64(n)
@@ -216,7 +238,7 @@ func (b *Body) fail(err error) error {
 func (b *Body) SendTo(w netconn.FileWriter, n int64) (done int64, err error) {
 	for done < n {
 		b.mu.Lock()
-		closed, failed, at := b.closed, b.failed, b.part
+		closed, failed, at := b.closed.Load(), b.failed, b.part
 		b.mu.Unlock()
 		switch {
 		case closed:
@@ -285,7 +307,7 @@ type onePart struct {
 
 func (r onePart) Read(p []byte) (int, error) {
 	r.b.mu.Lock()
-	defer r.b.mu.Unlock()
+	defer r.b.unlock()
 	if r.b.part != r.part {
 		return 0, io.EOF
 	}

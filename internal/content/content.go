@@ -16,6 +16,7 @@ import (
 	"net/textproto"
 	"os"
 	"strings"
+	"sync/atomic"
 )
 
 // ErrOneShot says that a content whose reader cannot be rewound was opened a
@@ -33,8 +34,8 @@ type Source struct {
 	at     io.ReaderAt
 	seeker io.Seeker
 	start  int64
-	size   int64 // -1 where unknown
-	used   bool
+	size   int64       // -1 where unknown
+	used   atomic.Bool // a reader that cannot be rewound was, or may be, read
 }
 
 // NewSource looks at what r can do. Reading begins where r stands now. size is
@@ -77,10 +78,9 @@ func (s *Source) Replayable() bool { return s.seeker != nil }
 // rewind makes the source ready to be read (again).
 func (s *Source) rewind() error {
 	if s.seeker == nil {
-		if s.used {
+		if s.used.Load() {
 			return ErrOneShot
 		}
-		s.used = true
 		return nil
 	}
 	if s.at != nil {
@@ -180,10 +180,11 @@ func (c *Content) Replayable() bool {
 	return true
 }
 
-// Used says whether a reader that cannot be rewound has been handed out.
+// Used says whether a reader that cannot be rewound was read from. After the
+// Close of every [Body] the answer is final.
 func (c *Content) Used() bool {
 	for _, p := range c.parts {
-		if p.source != nil && p.source.used {
+		if p.source != nil && p.source.used.Load() {
 			return true
 		}
 	}
