@@ -118,7 +118,15 @@ func (c *Client) Events(ctx context.Context, opts *EventsOptions) iter.Seq2[Even
 				yield(Event{}, err)
 				return
 			}
-			if cause := sleep(ctx, backoff(try)); cause != nil {
+			wait := backoff(try)
+			if after, ok := retryAfter(err); ok {
+				if after > maxRetryAfter {
+					yield(Event{}, err)
+					return
+				}
+				wait = after
+			}
+			if cause := sleep(ctx, wait); cause != nil {
 				yield(Event{}, c.t.connectionError(ctx, eventsRequest(nil), cause))
 				return
 			}
@@ -156,10 +164,12 @@ func (c *Client) dialEvents(ctx context.Context, o *EventsOptions) (*websocket.C
 		}
 		header.Set("Authorization", bearer)
 	}
+	stop := func() bool { return false }
+	defer func() { stop() }()
 	dialer := websocket.Dialer{
 		HandshakeTimeout: dialTimeout,
-		NetDialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			conn, err := t.dial(ctx, network, addr)
+		NetDialContext: func(dialing context.Context, network, addr string) (net.Conn, error) {
+			conn, err := t.dial(dialing, network, addr)
 			if err != nil {
 				return nil, err
 			}
@@ -167,7 +177,10 @@ func (c *Client) dialEvents(ctx context.Context, o *EventsOptions) (*websocket.C
 			if err != nil {
 				return nil, err
 			}
-			return netconn.Plain(conn, closed), nil
+			plain := netconn.Plain(conn, closed)
+			// The handshake obeys deadlines, not the end of ctx.
+			stop = context.AfterFunc(ctx, func() { _ = plain.Close() })
+			return plain, nil
 		},
 	}
 	if t.tls != nil {

@@ -160,6 +160,7 @@ func (o *Operation) Wait(ctx context.Context) error {
 	}
 	var lost time.Time // when the server was last seen to be away
 	for try := 0; ; {
+		began := time.Now()
 		attempt, cancel := context.WithTimeout(ctx, waitTimeout+waitSlack)
 		err := o.read(attempt, strconv.Itoa(int(waitTimeout/time.Second)))
 		cancel()
@@ -184,6 +185,21 @@ func (o *Operation) Wait(ctx context.Context) error {
 				return err
 			}
 			if err == nil {
+				// Most often the wait had run out of time; where it was
+				// refused at once, asking must not become a busy loop.
+				lost = time.Time{}
+				wait, asked := retryAfter(refused)
+				switch {
+				case !asked && time.Since(began) > maxBackoff:
+					try = 0
+					continue
+				case !asked:
+					wait = backoff(try)
+				}
+				if sleep(ctx, wait) != nil {
+					return o.interrupted(ctx)
+				}
+				try++
 				continue
 			}
 		case errors.Is(err, ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
