@@ -93,7 +93,7 @@ func createFromURL(ctx context.Context, j *job) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	_, err = c.Images.CreateFromURL(ctx, j.Image, &lxd.CreateFromURLOptions{
 		Via: lxd.ViaClient, Wait: true, Fingerprint: j.Fingerprint, Progress: j.progress(),
 	})
