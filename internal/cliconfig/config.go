@@ -118,7 +118,7 @@ func readFile(path string) (*file, error) {
 	}
 	var f file
 	if err := yaml.Unmarshal(data, &f); err != nil {
-		return nil, &SyntaxError{File: path, Line: lineOf(err), Err: err}
+		return nil, syntaxError(path, err)
 	}
 	return &f, nil
 }
@@ -140,14 +140,32 @@ func ReadFile(path string) ([]byte, error) {
 	return data, nil
 }
 
-var yamlLine = regexp.MustCompile(`\bline (\d+)`)
+var (
+	yamlLine = regexp.MustCompile(`^(?:yaml: )?line (\d+): `)
+	// The errors of yaml's parser, unlike those of its scanner and decoder,
+	// count lines from 0 (go.yaml.in/yaml/v3 3.0.6).
+	yamlParser = regexp.MustCompile(`did not find expected (<document start>|node content|'-' indicator|key|',' or)`)
+)
 
-// lineOf is the line that the parser tells, which it does in its text only.
-func lineOf(err error) int {
-	match := yamlLine.FindStringSubmatch(err.Error())
-	if match == nil {
-		return 0
+// syntaxError takes the line out of the parser's text, the only place where it
+// tells it.
+func syntaxError(path string, err error) error {
+	text := err.Error()
+	var mismatch *yaml.TypeError
+	if errors.As(err, &mismatch) && len(mismatch.Errors) > 0 {
+		text = mismatch.Errors[0]
 	}
-	line, _ := strconv.Atoi(match[1])
-	return line
+	match := yamlLine.FindStringSubmatch(text)
+	if match == nil {
+		return &SyntaxError{File: path, Err: err}
+	}
+	line, convErr := strconv.Atoi(match[1])
+	if convErr != nil {
+		return &SyntaxError{File: path, Err: err}
+	}
+	text = text[len(match[0]):]
+	if yamlParser.MatchString(text) {
+		line++
+	}
+	return &SyntaxError{File: path, Line: line, Err: errors.New(text)}
 }

@@ -1,0 +1,446 @@
+package lxd_test
+
+import (
+	"bytes"
+	"encoding/pem"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/lxdtest"
+)
+
+// cliFolder is a configuration folder of a command line.
+type cliFolder struct{ dir string }
+
+func newCLIFolder(t *testing.T, config string) *cliFolder {
+	t.Helper()
+	f := &cliFolder{t.TempDir()}
+	f.write(t, "config.yml", []byte(config))
+	return f
+}
+
+func (f *cliFolder) write(t *testing.T, name string, data []byte) string {
+	t.Helper()
+	path := filepath.Join(f.dir, name)
+	require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o700))
+	require.NoError(t, os.WriteFile(path, data, 0o600))
+	return path
+}
+
+// configFor is a config.yml as lxc 5.0.2 writes it.
+func configFor(server *lxdtest.Server) string {
+	return fmt.Sprintf(`default-remote: farm
+remotes:
+  images:
+    addr: https://images.linuxcontainers.org
+    protocol: simplestreams
+    public: true
+  local:
+    addr: unix://
+    project: mine
+    public: false
+  farm:
+    addr: %[1]s
+    auth_type: tls
+    project: default
+    protocol: lxd
+    public: false
+  blue:
+    addr: %[1]s
+    project: blue
+    protocol: lxd
+    public: false
+  shop:
+    addr: %[1]s
+    protocol: lxd
+    public: true
+  socket:
+    addr: %[2]s
+    public: false
+  login:
+    addr: %[1]s
+    auth_type: oidc
+    protocol: lxd
+  old:
+    addr: %[1]s
+    auth_type: candid
+    protocol: lxd
+  alien:
+    addr: %[1]s
+    protocol: vmware
+aliases: {}
+`, server.URL(), server.Endpoint())
+}
+
+// remoteServer is a server, and a folder whose remotes lead to it.
+func remoteServer(t *testing.T, opts lxdtest.Options) (*lxdtest.Server, *cliFolder) {
+	t.Helper()
+	opts.TLS = true
+	server := lxdtest.NewServer(&opts)
+	t.Cleanup(server.Close)
+	folder := newCLIFolder(t, configFor(server))
+	cert, key := newKeyPair(t, nil)
+	require.NoError(t, server.Trust("cli", cert))
+	folder.write(t, "client.crt", cert)
+	folder.write(t, "client.key", key)
+	for _, name := range []string{"farm", "blue", "shop", "login"} {
+		folder.write(t, "servercerts/"+name+".crt", server.Certificate())
+	}
+	return server, folder
+}
+
+func (f *cliFolder) remote(t *testing.T, name string, opts lxd.Options) *lxd.Client {
+	t.Helper()
+	opts.ConfigDir = f.dir
+	client, err := lxd.Remote(name, &opts)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, client.Close()) })
+	return client
+}
+
+// fails gives the error of a remote.
+func (f *cliFolder) fails(t *testing.T, name string, opts lxd.Options) (*lxd.RemoteError, error) {
+	t.Helper()
+	opts.ConfigDir = f.dir
+	_, err := lxd.Remote(name, &opts)
+	return errOf[*lxd.RemoteError](t, err), err
+}
+
+func TestRemoteIsTheCommandsOwn(t *testing.T) {
+	t.Parallel()
+	server, folder := remoteServer(t, lxdtest.Options{})
+	server.AddProject("blue", true)
+
+	before := treeOf(t, folder.dir)
+	farm := folder.remote(t, "", lxd.Options{})
+	require.Equal(t, server.URL(), farm.Endpoint())
+	require.Equal(t, "default", farm.Project())
+	image := upload(t, farm, nil)
+	trusted, err := farm.Trusted(t.Context())
+	require.NoError(t, err)
+	require.True(t, trusted)
+
+	blue := folder.remote(t, "blue:", lxd.Options{})
+	require.Equal(t, "blue", blue.Project())
+	_, err = blue.Images.Get(t.Context(), image.Fingerprint)
+	require.ErrorIs(t, err, lxd.ErrNotFound)
+	require.Equal(t, "red", folder.remote(t, "blue", lxd.Options{Project: "red"}).Project())
+
+	socket := folder.remote(t, "socket", lxd.Options{})
+	require.Equal(t, server.Endpoint(), socket.Endpoint())
+	_, err = socket.Images.Get(t.Context(), image.Fingerprint)
+	require.NoError(t, err)
+
+	local := folder.remote(t, "local", lxd.Options{})
+	require.Equal(t, "the local daemon", local.Endpoint())
+	require.Equal(t, "mine", local.Project())
+	require.Equal(t, before, treeOf(t, folder.dir), "files are read, never written")
+}
+
+// treeOf is each file of a folder with its content.
+func treeOf(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	tree := map[string]string{}
+	require.NoError(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		tree[path] = string(data)
+		return err
+	}))
+	return tree
+}
+
+func TestPublicRemoteOnlyReads(t *testing.T) {
+	t.Parallel()
+	server, folder := remoteServer(t, lxdtest.Options{})
+	trusted := newClient(t, server.Endpoint(), nil)
+	public := upload(t, trusted, &lxd.CreateOptions{Public: true})
+	upload(t, trusted, nil)
+	shop := folder.remote(t, "shop", lxd.Options{})
+	images, err := shop.Images.All(t.Context(), nil)
+	require.NoError(t, err)
+	require.Len(t, images, 1)
+	require.Equal(t, public.Fingerprint, images[0].Fingerprint)
+	_, err = shop.Images.Create(t.Context(), bytes.NewReader(unified(t, 0)), nil)
+	require.ErrorIs(t, err, lxd.ErrForbidden)
+}
+
+func TestRemoteThatCannotBeUsed(t *testing.T) {
+	t.Parallel()
+	_, folder := remoteServer(t, lxdtest.Options{})
+	refused, err := folder.fails(t, "fram", lxd.Options{})
+	require.ErrorIs(t, err, lxd.ErrNotFound)
+	require.Equal(t, "fram", refused.Name)
+	require.Contains(t, refused.Known, "farm")
+	require.ErrorContains(t, err, "alien, blue, farm")
+	require.ErrorContains(t, err, "lxc command")
+
+	refused, err = folder.fails(t, "images", lxd.Options{})
+	require.ErrorIs(t, err, lxd.ErrUnsupported)
+	require.Equal(t, lxd.SimplestreamsProtocol, refused.Info.Protocol)
+	require.Equal(t, "https://images.linuxcontainers.org", refused.Info.Address)
+	require.ErrorContains(t, err, "CreateFromSimplestreams")
+
+	for _, name := range []string{"old", "alien"} {
+		_, err = folder.fails(t, name, lxd.Options{})
+		require.ErrorIs(t, err, lxd.ErrUnsupported, name)
+	}
+}
+
+func TestRemoteWithBrokenConfig(t *testing.T) {
+	t.Parallel()
+	for config, line := range map[string]int{
+		"remotes:\n  farm:\n    addr: [unclosed\n":      3,
+		"remotes:\n  farm:\n    addr: x\n   y: z\n":     2, // where the mapping begins
+		"remotes:\n  farm:\n    addr: 'x: y: z\n":       3,
+		"remotes:\n  farm:\n    addr: x: y\n":           3,
+		"default-remote: local\nremotes:\n\tfarm: {}\n": 3,
+		"remotes:\n  farm:\n    public: perhaps\n":      3,
+		"remotes:\n- farm\n":                            2,
+	} {
+		folder := newCLIFolder(t, config)
+		broken, err := folder.fails(t, "farm", lxd.Options{})
+		require.Equal(t, line, broken.Line, config)
+		require.Equal(t, filepath.Join(folder.dir, "config.yml"), broken.File)
+		require.ErrorContains(t, err, fmt.Sprintf("config.yml line %d: ", line))
+		_, err = lxd.Remotes(&lxd.RemotesOptions{ConfigDir: folder.dir})
+		require.Equal(t, line, errOf[*lxd.RemoteError](t, err).Line)
+	}
+	folder := newCLIFolder(t, "remotes: {farm: {addr: 'ftp://host', public: true}}")
+	_, err := folder.fails(t, "farm", lxd.Options{})
+	require.ErrorIs(t, err, lxd.ErrInvalid)
+}
+
+func TestRemoteWithBadFiles(t *testing.T) {
+	t.Parallel()
+	server, folder := remoteServer(t, lxdtest.Options{})
+	key, crt := filepath.Join(folder.dir, "client.key"), filepath.Join(folder.dir, "client.crt")
+	good, err := os.ReadFile(key)
+	require.NoError(t, err)
+
+	_, other := newKeyPair(t, nil)
+	folder.write(t, "client.key", other)
+	bad, err := folder.fails(t, "farm", lxd.Options{})
+	require.Equal(t, key, bad.File)
+	require.ErrorContains(t, err, key+" does not fit "+crt)
+
+	folder.write(t, "client.key", []byte("no PEM"))
+	bad, err = folder.fails(t, "farm", lxd.Options{})
+	require.Equal(t, key, bad.File)
+	require.ErrorContains(t, err, "no PEM key")
+
+	folder.write(t, "client.key", pem.EncodeToMemory(&pem.Block{
+		Type: "EC PRIVATE KEY", Headers: map[string]string{"Proc-Type": "4,ENCRYPTED"}, Bytes: []byte("x"),
+	}))
+	_, err = folder.fails(t, "farm", lxd.Options{})
+	require.ErrorContains(t, err, "protected by a password")
+
+	require.NoError(t, os.Remove(key))
+	bad, err = folder.fails(t, "farm", lxd.Options{})
+	require.ErrorIs(t, err, fs.ErrNotExist)
+	require.Equal(t, key, bad.File)
+	require.ErrorContains(t, err, "lxc remote add")
+
+	// The options' own certificate needs no files.
+	mine, mineKey := server.ClientCertificate()
+	upload(t, folder.remote(t, "farm", lxd.Options{ClientCertificate: mine, ClientKey: mineKey}), nil)
+
+	folder.write(t, "client.key", good)
+	folder.write(t, "servercerts/farm.crt", []byte("no PEM"))
+	_, err = folder.fails(t, "farm", lxd.Options{})
+	require.ErrorIs(t, err, lxd.ErrInvalid)
+}
+
+func TestRemoteWithChangedServerCertificate(t *testing.T) {
+	t.Parallel()
+	_, folder := remoteServer(t, lxdtest.Options{})
+	other, _ := newKeyPair(t, nil)
+	folder.write(t, "servercerts/farm.crt", other)
+	client := folder.remote(t, "farm", lxd.Options{})
+	_, err := client.Images.All(t.Context(), nil)
+	pin := errOf[*lxd.PinError](t, err)
+	block, _ := pem.Decode(other)
+	require.Equal(t, fingerprintOf(block.Bytes), pin.Want)
+	require.NotEqual(t, pin.Want, pin.Got)
+}
+
+// TestRemoteWithAuthority has the server's certificate issued by client.ca, as
+// with "lxc remote add" in PKI mode, in the place of a stored one.
+func TestRemoteWithAuthority(t *testing.T) {
+	t.Parallel()
+	server, folder := remoteServer(t, lxdtest.Options{})
+	require.NoError(t, os.Remove(filepath.Join(folder.dir, "servercerts/farm.crt")))
+	_, err := folder.remote(t, "farm", lxd.Options{}).Images.All(t.Context(), nil)
+	require.ErrorIs(t, err, lxd.ErrUnavailable, "no system authority has issued it")
+	folder.write(t, "client.ca", server.Certificate())
+	_, err = folder.remote(t, "farm", lxd.Options{}).Images.All(t.Context(), nil)
+	require.NoError(t, err)
+	folder.write(t, "client.ca", []byte("no PEM"))
+	bad, _ := folder.fails(t, "farm", lxd.Options{})
+	require.Equal(t, filepath.Join(folder.dir, "client.ca"), bad.File)
+}
+
+func TestRemoteWarnsOfAnExposedKey(t *testing.T) {
+	t.Parallel()
+	_, folder := remoteServer(t, lxdtest.Options{})
+	var log bytes.Buffer
+	logger := slog.New(slog.NewTextHandler(&log, nil))
+	folder.remote(t, "farm", lxd.Options{Logger: logger})
+	require.Empty(t, log.String())
+	if runtime.GOOS == "windows" {
+		return // it has no such modes
+	}
+	require.NoError(t, os.Chmod(filepath.Join(folder.dir, "client.key"), 0o644))
+	folder.remote(t, "farm", lxd.Options{Logger: logger})
+	require.Contains(t, log.String(), "level=WARN")
+	require.Contains(t, log.String(), "client.key")
+}
+
+// TestRemoteWithItsOwnClientCertificate is of Incus: clientcerts/<remote>.
+func TestRemoteWithItsOwnClientCertificate(t *testing.T) {
+	t.Parallel()
+	server, folder := remoteServer(t, lxdtest.Options{Dialect: lxdtest.Incus60})
+	server.Distrust()
+	require.False(t, isTrusted(t, folder.remote(t, "farm", lxd.Options{})))
+	cert, key := newKeyPair(t, nil)
+	require.NoError(t, server.Trust("farm", cert))
+	folder.write(t, "clientcerts/farm.crt", cert)
+	folder.write(t, "clientcerts/farm.key", key)
+	require.True(t, isTrusted(t, folder.remote(t, "farm", lxd.Options{})))
+	require.False(t, isTrusted(t, folder.remote(t, "blue", lxd.Options{})))
+}
+
+func isTrusted(t *testing.T, client *lxd.Client) bool {
+	t.Helper()
+	trusted, err := client.Trusted(t.Context())
+	require.NoError(t, err)
+	return trusted
+}
+
+func TestRemoteWithOIDC(t *testing.T) {
+	t.Parallel()
+	_, folder := remoteServer(t, lxdtest.Options{Dialect: lxdtest.LXD69, BearerTokens: []string{"first", "second"}})
+	client := folder.remote(t, "login", lxd.Options{})
+	_, err := client.Images.All(t.Context(), nil)
+	require.ErrorIs(t, err, lxd.ErrUnauthorized)
+	require.ErrorContains(t, err, "lxc image list login:")
+	save := func(token string, expiry time.Time) {
+		folder.write(t, "oidctokens/login.json", fmt.Appendf(nil,
+			`{"access_token":%q,"token_type":"Bearer","refresh_token":"r","expiry":%q,"IDTokenClaims":null,"IDToken":""}`, token, expiry.Format(time.RFC3339)))
+	}
+	for _, token := range []string{"first", "second"} {
+		save(token, time.Now().Add(time.Hour))
+		require.True(t, isTrusted(t, client), "the token is read anew")
+	}
+	save("first", time.Now().Add(-time.Hour))
+	_, err = client.Trusted(t.Context())
+	require.ErrorIs(t, err, lxd.ErrUnauthorized)
+	require.ErrorContains(t, err, "expired")
+	folder.write(t, "oidctokens/login.json", []byte(`{}`))
+	_, err = client.Trusted(t.Context())
+	require.ErrorContains(t, err, "holds no access token")
+}
+
+func TestRemotes(t *testing.T) {
+	t.Parallel()
+	server, folder := remoteServer(t, lxdtest.Options{})
+	remotes, err := lxd.Remotes(&lxd.RemotesOptions{ConfigDir: folder.dir})
+	require.NoError(t, err)
+	byName := map[string]lxd.RemoteInfo{}
+	for _, r := range remotes {
+		byName[r.Name] = r
+	}
+	require.Equal(t, lxd.RemoteInfo{
+		Name: "farm", Address: server.URL(), Protocol: "lxd", Project: "default", AuthType: "tls", Default: true,
+		Family: lxd.LXD, ConfigPath: folder.dir,
+	}, byName["farm"])
+	require.Equal(t, lxd.RemoteInfo{
+		Name: "local", Address: "unix://", Protocol: "lxd", Project: "mine", Static: true, Family: lxd.LXD, ConfigPath: folder.dir,
+	}, byName["local"])
+	require.True(t, byName["ubuntu"].Static)
+	require.Equal(t, lxd.SimplestreamsProtocol, byName["images"].Protocol)
+	require.IsIncreasing(t, namesOf(remotes))
+
+	fresh, err := lxd.Remotes(&lxd.RemotesOptions{ConfigDir: t.TempDir(), Family: lxd.Incus})
+	require.NoError(t, err)
+	require.Equal(t, []string{"images", "local"}, namesOf(fresh))
+	require.True(t, fresh[1].Default)
+	require.Equal(t, "incus", fresh[1].Protocol)
+
+	_, err = lxd.Remotes(&lxd.RemotesOptions{Family: "lxc"})
+	require.ErrorIs(t, err, lxd.ErrInvalid)
+}
+
+func namesOf(remotes []lxd.RemoteInfo) []string {
+	names := make([]string, len(remotes))
+	for n, r := range remotes {
+		names[n] = r.Name
+	}
+	return names
+}
+
+// TestRemoteByEnvironment changes the environment, so it is not parallel.
+func TestRemoteByEnvironment(t *testing.T) {
+	home := t.TempDir()
+	for _, name := range []string{"LXD_CONF", "INCUS_CONF", "LXC_REMOTE", "INCUS_REMOTE", "LXD_PROJECT", "INCUS_PROJECT", "XDG_CONFIG_HOME"} {
+		t.Setenv(name, "")
+	}
+	t.Setenv("HOME", home)
+	lxdGlobal, incusGlobal := t.TempDir(), t.TempDir()
+	t.Setenv("LXD_GLOBAL_CONF", lxdGlobal)
+	t.Setenv("INCUS_GLOBAL_CONF", incusGlobal)
+	put := func(path, remote string) {
+		t.Helper()
+		path = filepath.Join(path, "config.yml")
+		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o700))
+		require.NoError(t, os.WriteFile(path, fmt.Appendf(nil, "remotes: {%s: {addr: 'unix:/nowhere/%s', public: false}}", remote, remote), 0o600))
+	}
+	has := func(family lxd.Family, remote string) {
+		t.Helper()
+		client, err := lxd.Remote(remote, &lxd.Options{Family: family})
+		require.NoError(t, err)
+		require.Equal(t, "unix:///nowhere/"+remote, client.Endpoint())
+		require.NoError(t, client.Close())
+	}
+	put(filepath.Join(home, ".config/incus"), "incus-own")
+	has("", "incus-own")
+	put(filepath.Join(home, "snap/lxd/common/config"), "snap")
+	has("", "snap")
+	has(lxd.Incus, "incus-own")
+	put(filepath.Join(home, ".config/lxc"), "classic")
+	has("", "classic")
+	conf := t.TempDir()
+	t.Setenv("LXD_CONF", conf)
+	put(conf, "named")
+	has("", "named")
+	put(lxdGlobal, "system")
+	has("", "system")
+	put(incusGlobal, "incus-system")
+	has(lxd.Incus, "incus-system")
+
+	t.Setenv("LXC_REMOTE", "named")
+	t.Setenv("LXD_PROJECT", "env")
+	client, err := lxd.Remote("", nil)
+	require.NoError(t, err)
+	require.Equal(t, "unix:///nowhere/named", client.Endpoint())
+	require.Equal(t, "env", client.Project())
+	require.NoError(t, client.Close())
+	t.Setenv("INCUS_REMOTE", "incus-system")
+	t.Setenv("INCUS_PROJECT", "other")
+	client, err = lxd.Remote("", &lxd.Options{Family: lxd.Incus})
+	require.NoError(t, err)
+	require.Equal(t, "unix:///nowhere/incus-system", client.Endpoint())
+	require.Equal(t, "other", client.Project())
+	require.NoError(t, client.Close())
+}
