@@ -324,6 +324,9 @@ type resuming struct {
 	size   int64 // -1 where unknown
 	left   int   // retries
 	err    error // of the break
+
+	cut       int64 // offset of the last break
+	fruitless int   // breaks since anything came, which is what is waited longer for
 }
 
 func (r *resuming) Read(p []byte) (int, error) {
@@ -356,10 +359,15 @@ func (r *resuming) resume() error {
 		return r.err
 	}
 	_ = r.body.Close()
-	if wait := sleep(ctx, backoff(c.t.retries-r.left)); wait != nil {
+	if r.offset > r.cut {
+		r.fruitless = 0
+	}
+	if wait := sleep(ctx, backoff(r.fruitless)); wait != nil {
 		return wait
 	}
 	r.left--
+	r.fruitless++
+	r.cut = r.offset
 	c.t.log.DebugContext(ctx, "lxd export goes on after a cut", "fingerprint", r.image.Fingerprint, "offset", r.offset, "error", r.err)
 	req := r.image.exportRequest(r.offset)
 	if r.offset == r.size {

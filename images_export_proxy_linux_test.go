@@ -1,0 +1,179 @@
+package lxd_test
+
+import (
+	"bytes"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testdaemon"
+	"github.com/golxd/lxd/lxdtest"
+)
+
+// cuttingProxy passes TCP connections on to a server and cuts the first so many
+// of them when so much has come from the server.
+type cuttingProxy struct {
+	address string
+	after   int64
+	cuts    atomic.Int64 // left
+	passed  atomic.Int64 // bytes from the server
+	conns   sync.WaitGroup
+}
+
+func startCuttingProxy(t *testing.T, server string, cuts, after int64) *cuttingProxy {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	p := &cuttingProxy{address: listener.Addr().String(), after: after}
+	p.cuts.Store(cuts)
+	p.conns.Go(func() {
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			p.conns.Go(func() { p.serve(c, server) })
+		}
+	})
+	t.Cleanup(func() {
+		_ = listener.Close()
+		p.conns.Wait()
+	})
+	return p
+}
+
+func (p *cuttingProxy) serve(client net.Conn, address string) {
+	defer client.Close()
+	server, err := net.Dial("tcp", address)
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	p.conns.Go(func() {
+		_, _ = io.Copy(server, client)
+		_ = server.(*net.TCPConn).CloseWrite()
+	})
+	n, err := io.CopyN(client, server, p.after)
+	p.passed.Add(n)
+	if err != nil {
+		return
+	}
+	if p.cuts.Add(-1) >= 0 {
+		return
+	}
+	n, _ = io.Copy(client, server)
+	p.passed.Add(n)
+}
+
+// TestCutAndResume exports through a proxy that cuts, from lxdtest and, where
+// the environment names them, from real daemons.
+func TestCutAndResume(t *testing.T) {
+	const cuts, after, size = 3, 2 << 20, 8 << 20
+	for _, s := range conformanceSubjects(t) {
+		t.Run(s.column, func(t *testing.T) {
+			s.tls = true
+			direct := s.client(t)
+			data := lxdtest.UnifiedImage("proxy "+s.column, size)
+			image, err := direct.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
+			require.NoError(t, err)
+			deleteAfter(t, image)
+
+			through := func(t *testing.T, retries int) (*cuttingProxy, *lxd.Image) {
+				proxy := startCuttingProxy(t, strings.TrimPrefix(direct.Endpoint(), "https://"), cuts, after)
+				client := s.clientAt(t, "https://"+proxy.address, retries)
+				image, err := client.Images.Get(t.Context(), image.Fingerprint)
+				require.NoError(t, err)
+				return proxy, image
+			}
+			// requireFetchedOnce sees that nothing was fetched again but what
+			// was on the way, or in the buffers, at each cut.
+			requireFetchedOnce := func(t *testing.T, proxy *cuttingProxy) {
+				require.Negative(t, proxy.cuts.Load(), "all cuts were made")
+				const buffers, tlsAndHeaders = 1 << 20, 64 << 10
+				require.Less(t, proxy.passed.Load(), int64(len(data)+len(data)/100+cuts*(buffers+tlsAndHeaders)))
+			}
+			t.Run("Export", func(t *testing.T) {
+				proxy, image := through(t, cuts)
+				got, err := readExport(t, image)
+				require.NoError(t, err)
+				require.True(t, bytes.Equal(data, got))
+				requireFetchedOnce(t, proxy)
+			})
+			t.Run("ExportTo, call after call", func(t *testing.T) {
+				proxy, image := through(t, -1)
+				dir := t.TempDir()
+				var files *lxd.ExportedFiles
+				failures := 0
+				for ; files == nil; failures++ {
+					require.LessOrEqual(t, failures, cuts)
+					var err error
+					files, err = image.ExportTo(t.Context(), dir, nil)
+					if err != nil {
+						require.Equal(t, []string{partialPath(dir, image)}, filesIn(t, dir))
+					}
+				}
+				requireExported(t, dir, files, data)
+				requireFetchedOnce(t, proxy)
+			})
+		})
+	}
+}
+
+// clientAt is a trusted client that reaches the daemon at another address.
+func (s *subject) clientAt(t *testing.T, url string, retries int) *lxd.Client {
+	t.Helper()
+	o := &lxd.Options{Retries: retries}
+	if s.fake != nil {
+		o.ClientCertificate, o.ClientKey = s.fake.ClientCertificate()
+		o.ServerCertificate = s.fake.Certificate()
+	} else {
+		o.ClientCertificate, o.ClientKey, o.ServerCertificate = s.real.ClientCertificate, s.real.ClientKey, s.real.ServerCertificate
+	}
+	return newClient(t, url, o)
+}
+
+// TestExportFromRealDaemonsOnFullDisk has a file system of a megabyte. Without
+// daemons in the environment, TestExportToOnFullDisk stands for it.
+func TestExportFromRealDaemonsOnFullDisk(t *testing.T) {
+	lxds, incuses, err := testdaemon.FromEnv()
+	require.NoError(t, err)
+	for _, d := range append(lxds, incuses...) {
+		client := newClient(t, "unix://"+d.Socket, nil)
+		data := lxdtest.UnifiedImage("full "+d.String(), 3<<20)
+		image, err := client.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
+		require.NoError(t, err)
+		dir := t.TempDir()
+		unmount := mountSmall(t, dir)
+		_, err = image.ExportTo(t.Context(), dir, nil)
+		require.ErrorIs(t, err, syscall.ENOSPC)
+		require.Equal(t, []string{partialPath(dir, image)}, filesIn(t, dir))
+		// What came is still of use where there is room.
+		part, err := os.ReadFile(partialPath(dir, image))
+		require.NoError(t, err)
+		require.NotEmpty(t, part)
+		unmount()
+		require.NoError(t, os.WriteFile(partialPath(dir, image), part, 0o600))
+		files, err := image.ExportTo(t.Context(), dir, nil)
+		require.NoError(t, err)
+		requireExported(t, dir, files, data)
+		require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
+	}
+}
+
+// mountSmall mounts a file system of one megabyte, until the test ends or the
+// function that it gives is called. It needs root, as the real daemons do.
+func mountSmall(t *testing.T, dir string) (unmount func()) {
+	t.Helper()
+	require.NoError(t, syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"))
+	unmount = sync.OnceFunc(func() { require.NoError(t, syscall.Unmount(dir, 0)) })
+	t.Cleanup(unmount)
+	return unmount
+}
