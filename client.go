@@ -70,7 +70,9 @@ type Options struct {
 	RootCAs *x509.CertPool
 
 	// Token is a bearer token; LXD 6.7 and up accept one. TokenSource is asked
-	// for a token before every request in its place.
+	// for a token before every request in its place; it must be safe for
+	// concurrent use. An oauth2.TokenSource fits with a function that calls its
+	// Token and returns the AccessToken.
 	Token       string
 	TokenSource func(context.Context) (string, error)
 
