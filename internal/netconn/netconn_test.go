@@ -1,0 +1,170 @@
+package netconn
+
+import (
+	"bytes"
+	"crypto/rand"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"testing/iotest"
+
+	"github.com/stretchr/testify/require"
+)
+
+// unixPair is a connection of this package and its other end.
+func unixPair(t *testing.T) (*Conn, net.Conn) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "netconn") // short enough for a socket
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	path := filepath.Join(dir, "socket")
+	listener, err := net.Listen("unix", path)
+	require.NoError(t, err)
+	defer listener.Close()
+	client, err := net.Dial("unix", path)
+	require.NoError(t, err)
+	server, err := listener.Accept()
+	require.NoError(t, err)
+	t.Cleanup(func() { server.Close() })
+	c := Plain(client, func() {})
+	t.Cleanup(func() { c.Close() })
+	return c, server
+}
+
+func randomFile(t *testing.T, size int) (*os.File, []byte) {
+	t.Helper()
+	data := make([]byte, size)
+	_, _ = rand.Read(data)
+	path := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(path, data, 0o600))
+	f, err := os.Open(path)
+	require.NoError(t, err)
+	t.Cleanup(func() { f.Close() })
+	return f, data
+}
+
+// drain reads the other end until it is closed.
+func drain(c net.Conn) <-chan []byte {
+	got := make(chan []byte, 1)
+	go func() {
+		data, _ := io.ReadAll(c)
+		got <- data
+	}()
+	return got
+}
+
+func TestWriteFileSendsAPart(t *testing.T) {
+	t.Parallel()
+	c, server := unixPair(t)
+	f, data := randomFile(t, 6<<20)
+	got := drain(server)
+	told := 0
+	const offset, n = 12345, 5 << 20
+	done, err := c.WriteFile(f, offset, n, func(n int) { told += n })
+	require.NoError(t, err)
+	require.EqualValues(t, n, done)
+	require.Equal(t, n, told)
+	at, err := f.Seek(0, io.SeekCurrent)
+	require.NoError(t, err)
+	require.Zero(t, at, "the file's own offset stays")
+	require.NoError(t, c.Close())
+	require.True(t, bytes.Equal(data[offset:offset+n], <-got))
+}
+
+func TestWriteFileTellsAnEarlyEnd(t *testing.T) {
+	t.Parallel()
+	c, server := unixPair(t)
+	f, data := randomFile(t, 1<<20)
+	got := drain(server)
+	done, err := c.WriteFile(f, 100, 2<<20, nil)
+	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+	require.EqualValues(t, len(data)-100, done)
+	require.NoError(t, c.Close())
+	require.True(t, bytes.Equal(data[100:], <-got))
+
+	done, err = writeFile(io.Discard, f, 100, 2<<20, nil)
+	require.ErrorIs(t, err, io.ErrUnexpectedEOF, "and through user space")
+	require.EqualValues(t, len(data)-100, done)
+}
+
+func TestWriteFileToClosedConnection(t *testing.T) {
+	t.Parallel()
+	c, server := unixPair(t)
+	f, _ := randomFile(t, 1<<20)
+	require.NoError(t, server.Close())
+	_, err := c.WriteFile(f, 0, 1<<20, nil)
+	require.Error(t, err)
+	require.NotErrorIs(t, err, io.ErrUnexpectedEOF)
+	var op *net.OpError
+	require.ErrorAs(t, err, &op)
+}
+
+// TestWriteFileWithoutSendfile is about connections that are not sockets.
+func TestWriteFileWithoutSendfile(t *testing.T) {
+	t.Parallel()
+	near, far := net.Pipe()
+	c := Plain(near, func() {})
+	f, data := randomFile(t, 1<<20)
+	got := drain(far)
+	told := 0
+	done, err := c.WriteFile(f, 7, int64(len(data))-7, func(n int) { told += n })
+	require.NoError(t, err)
+	require.EqualValues(t, len(data)-7, done)
+	require.Equal(t, len(data)-7, told)
+	require.NoError(t, c.Close())
+	require.True(t, bytes.Equal(data[7:], <-got))
+}
+
+// sender is a body that sends itself.
+type sender struct {
+	io.Reader
+	asked int64
+}
+
+func (s *sender) SendTo(w FileWriter, n int64) (int64, error) {
+	s.asked = n
+	return io.CopyN(w, s.Reader, n)
+}
+
+func TestReadFromLetsBodySendItself(t *testing.T) {
+	t.Parallel()
+	c, server := unixPair(t)
+	got := drain(server)
+	data := bytes.Repeat([]byte("body"), 1000)
+	s := &sender{Reader: bytes.NewReader(data)}
+	limited := &io.LimitedReader{R: s, N: 3000}
+	n, err := c.ReadFrom(limited)
+	require.NoError(t, err)
+	require.EqualValues(t, 3000, n)
+	require.EqualValues(t, 3000, s.asked)
+	require.Zero(t, limited.N)
+	n, err = c.ReadFrom(iotest.OneByteReader(bytes.NewReader(data[3000:])))
+	require.NoError(t, err)
+	require.EqualValues(t, 1000, n)
+	require.NoError(t, c.Close())
+	require.Equal(t, data, <-got)
+}
+
+func TestCopyFillsBlocks(t *testing.T) {
+	t.Parallel()
+	data := bytes.Repeat([]byte("x"), 2*blockSize+5)
+	var w blockSizes
+	n, err := Copy(&w, iotest.HalfReader(bytes.NewReader(data)), int64(len(data)))
+	require.NoError(t, err)
+	require.EqualValues(t, len(data), n)
+	require.Equal(t, blockSizes{blockSize, blockSize, 5}, w)
+	broken := errors.New("broken")
+	n, err = Copy(io.Discard, io.MultiReader(bytes.NewReader(data), iotest.ErrReader(broken)), 1<<40)
+	require.ErrorIs(t, err, broken)
+	require.EqualValues(t, len(data), n)
+}
+
+type blockSizes []int
+
+func (s *blockSizes) Write(p []byte) (int, error) {
+	*s = append(*s, len(p))
+	return len(p), nil
+}

@@ -1,0 +1,162 @@
+package pump
+
+import (
+	"bytes"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"sync"
+	"testing"
+	"testing/iotest"
+
+	"github.com/stretchr/testify/require"
+)
+
+func randomBytes(n int) []byte {
+	b := make([]byte, n)
+	_, _ = rand.Read(b)
+	return b
+}
+
+func TestPumpHandsOnAndHashes(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int{0, 1, blockSize - 1, blockSize, blockSize + 1, 7*blockSize + 3} {
+		data := randomBytes(size)
+		want := sha256.Sum256(data)
+		for name, read := range map[string]func(*Pump) ([]byte, error){
+			"Read": func(p *Pump) ([]byte, error) { return io.ReadAll(struct{ io.Reader }{p}) },
+			"WriteTo": func(p *Pump) ([]byte, error) {
+				var b bytes.Buffer
+				n, err := p.WriteTo(&b)
+				require.EqualValues(t, b.Len(), n)
+				return b.Bytes(), err
+			},
+			"both": func(p *Pump) ([]byte, error) {
+				head := make([]byte, size/3)
+				if _, err := io.ReadFull(p, head); err != nil {
+					return nil, err
+				}
+				b := bytes.NewBuffer(head)
+				_, err := p.WriteTo(b)
+				return b.Bytes(), err
+			},
+		} {
+			for _, src := range []io.Reader{bytes.NewReader(data), iotest.HalfReader(bytes.NewReader(data)), iotest.DataErrReader(bytes.NewReader(data))} {
+				sum := sha256.New()
+				counted := 0
+				p := Start(src, sum, func(n int) { counted += n })
+				got, err := read(p)
+				require.NoError(t, err, name)
+				require.True(t, bytes.Equal(data, got), name)
+				require.Equal(t, want[:], sum.Sum(nil), name)
+				require.Equal(t, size, counted)
+				n, err := p.Read(make([]byte, 1))
+				require.Zero(t, n)
+				require.Equal(t, io.EOF, err)
+				p.Close()
+				p.Close()
+			}
+		}
+	}
+}
+
+// TestPumpWritesFullBlocks is about sources that give little at a time, as TLS
+// does.
+func TestPumpWritesFullBlocks(t *testing.T) {
+	t.Parallel()
+	data := randomBytes(5*blockSize + 100)
+	p := Start(&smallReader{data: data, most: 16 << 10}, sha256.New(), nil)
+	defer p.Close()
+	w := &sizes{}
+	_, err := p.WriteTo(w)
+	require.NoError(t, err)
+	require.Equal(t, []int{blockSize, blockSize, blockSize, blockSize, blockSize, 100}, w.list)
+}
+
+type smallReader struct {
+	data []byte
+	most int
+}
+
+func (r *smallReader) Read(p []byte) (int, error) {
+	if len(r.data) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p[:min(len(p), r.most)], r.data)
+	r.data = r.data[n:]
+	return n, nil
+}
+
+type sizes struct{ list []int }
+
+func (s *sizes) Write(p []byte) (int, error) {
+	if len(p) > 0 {
+		s.list = append(s.list, len(p))
+	}
+	return len(p), nil
+}
+
+func TestPumpGivesSourcesErrorAfterItsBytes(t *testing.T) {
+	t.Parallel()
+	broken := errors.New("broken")
+	data := randomBytes(blockSize + 10)
+	for _, cause := range []error{broken, io.ErrUnexpectedEOF} {
+		p := Start(io.MultiReader(bytes.NewReader(data), iotest.ErrReader(cause)), sha256.New(), nil)
+		var b bytes.Buffer
+		_, err := p.WriteTo(&b)
+		require.ErrorIs(t, err, cause)
+		require.True(t, bytes.Equal(data, b.Bytes()))
+		_, err = p.Read(make([]byte, 1))
+		require.ErrorIs(t, err, cause, "and again")
+		p.Close()
+	}
+}
+
+// TestPumpStopsReadingWhenNobodyConsumes bounds what is read ahead.
+func TestPumpStopsReadingWhenNobodyConsumes(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	read := 0
+	first := make(chan struct{}, 64)
+	p := Start(endless{}, sha256.New(), func(n int) {
+		mu.Lock()
+		read += n
+		mu.Unlock()
+		first <- struct{}{}
+	})
+	for range blocks {
+		<-first
+	}
+	p.Close() // it ends the goroutines although the source never ends
+	require.LessOrEqual(t, read, blocks*blockSize)
+}
+
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) { return len(p), nil }
+
+func TestPumpTellsShortWrites(t *testing.T) {
+	t.Parallel()
+	p := Start(bytes.NewReader(randomBytes(100)), sha256.New(), nil)
+	defer p.Close()
+	_, err := p.WriteTo(shortWriter{})
+	require.ErrorIs(t, err, io.ErrShortWrite)
+}
+
+type shortWriter struct{}
+
+func (shortWriter) Write(p []byte) (int, error) { return len(p) / 2, nil }
+
+func BenchmarkPump(b *testing.B) {
+	data := randomBytes(16 << 20)
+	b.SetBytes(int64(len(data)))
+	b.ReportAllocs()
+	for b.Loop() {
+		p := Start(bytes.NewReader(data), sha256.New(), nil)
+		if _, err := p.WriteTo(io.Discard); err != nil {
+			b.Fatal(err)
+		}
+		p.Close()
+	}
+}
