@@ -319,11 +319,16 @@ func (s *OperationStatus) Progress() (p OperationProgress, ok bool) {
 					return n
 				}
 			case float64:
-				return int64(v)
+				if v >= 0 && v < 1<<62 {
+					return int64(v)
+				}
 			}
 			return -1
 		}
-		p.Percent, p.Bytes, ok = int(number("percent")), number("processed"), true
+		p.Bytes, ok = max(number("processed"), -1), true
+		if percent := number("percent"); percent >= 0 && percent <= 100 {
+			p.Percent = int(percent)
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.Metadata)) {
 		text, isText := s.Metadata[name].(string)
