@@ -187,7 +187,7 @@ func (t *transport) send(ctx context.Context, req *request) (*http.Response, err
 		hreq.Header.Set("Content-Type", mediaType)
 	}
 	started := time.Now()
-	res, err := t.http.RoundTrip(hreq)
+	res, err := t.roundTrip(hreq, sent != nil && !req.upload.Replayable())
 	if err != nil {
 		if sent != nil {
 			// It may still be read from, which must not go on once the
@@ -220,6 +220,46 @@ func (t *transport) bearer(ctx context.Context) (string, error) {
 	}
 	return "Bearer " + token, nil
 }
+
+// roundTrip sends a request. net/http waits for a body's Read even when ctx has
+// ended, and the Read of a caller's pipe may block for ever: where that may be,
+// it is left alone, and comes to its end with the reader.
+func (t *transport) roundTrip(req *http.Request, mayBlock bool) (*http.Response, error) {
+	if !mayBlock {
+		return t.http.RoundTrip(req)
+	}
+	type result struct {
+		res *http.Response
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		res, err := t.http.RoundTrip(req)
+		done <- result{res, err}
+	}()
+	select {
+	case r := <-done:
+		return r.res, r.err
+	case <-req.Context().Done():
+	}
+	// Most often it ends by itself, and leaves nothing to tidy up.
+	grace := time.NewTimer(blockedGrace)
+	defer grace.Stop()
+	select {
+	case r := <-done:
+		return r.res, r.err
+	case <-grace.C:
+	}
+	go func() {
+		if r := <-done; r.res != nil {
+			_ = r.res.Body.Close()
+		}
+	}()
+	return nil, req.Context().Err()
+}
+
+// blockedGrace is how long a request whose context has ended may take to end.
+const blockedGrace = 100 * time.Millisecond
 
 // readAnswer reads an envelope and makes an error of one that holds an error.
 func (t *transport) readAnswer(ctx context.Context, req *request, res *http.Response, metadata any) (*answer, error) {

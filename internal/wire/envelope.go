@@ -112,7 +112,7 @@ func decodeMetadata(dec *jsontext.Decoder, metadata any) error {
 		return nil
 	case '[':
 	default:
-		return fmt.Errorf("metadata is %s, not an array", tok.Kind())
+		return fmt.Errorf("%w: metadata is %s, not an array", ErrNotEnvelope, tok.Kind())
 	}
 	for dec.PeekKind() != ']' {
 		if err := each(dec); err != nil {
