@@ -1,0 +1,121 @@
+package lxd_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/lxdtest"
+)
+
+// TestSoak does mixed operations from 64 goroutines on one client, while the
+// server misbehaves now and then. In the end nothing is left, and the memory is
+// as it was after the first quarter.
+func TestSoak(t *testing.T) {
+	const workers = 64
+	total := testSize(t, 600, 10_000)
+	s := startFakeWith(t, &lxdtest.Options{Dialect: lxdtest.Incus60}, nil)
+	other := startFake(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	base, err := s.AddImage(lxdtest.UnifiedImage("soak", 10_000), nil)
+	require.NoError(t, err)
+	image, err := s.Client.Images.Get(ctx, base)
+	require.NoError(t, err)
+	s.Inject(lxdtest.CutResponse(5_000).On("GET", exportPattern).Times(total / 50))
+	s.Inject(lxdtest.Unavailable().On("GET", "/1.0/images/*").Times(total / 50))
+
+	var created atomic.Int64
+	heaps := make([]uint64, 0, 4)
+	for range 4 {
+		onAll(t, workers, total/4, func(n int) error {
+			switch rand.N(7) {
+			case 0, 1: // upload, by turns with and without Wait, and delete
+				data := lxdtest.UnifiedImage(fmt.Sprint("soak", created.Add(1)), 0)
+				var body io.Reader = bytes.NewReader(data)
+				if n%3 == 0 {
+					body = oneShotReader{body}
+				}
+				made, err := s.Client.Images.Create(ctx, body, &lxd.CreateOptions{Wait: n%2 == 0})
+				if err == nil {
+					err = made.Wait(ctx)
+				}
+				if err != nil {
+					return err
+				}
+				return made.Delete(ctx, &lxd.DeleteOptions{Wait: true})
+			case 2:
+				export, err := image.Export(ctx, nil)
+				if err != nil {
+					return err
+				}
+				_, err = io.Copy(io.Discard, export)
+				return errors.Join(err, export.Close())
+			case 3: // an export that is given up
+				export, err := image.Export(ctx, nil)
+				if err != nil {
+					return err
+				}
+				return export.Close()
+			case 4:
+				name := unique("soak/?#")
+				if err := s.Client.Aliases.Create(ctx, lxd.Alias{Name: name, Target: base}); err != nil {
+					return err
+				}
+				return s.Client.Aliases.Delete(ctx, name)
+			case 5: // a copy there, of an image of its own
+				data := lxdtest.UnifiedImage(fmt.Sprint("copy", created.Add(1)), 0)
+				made, err := s.Client.Images.Create(ctx, bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
+				if err != nil {
+					return err
+				}
+				copied, err := made.Copy(ctx, other.Client, &lxd.CopyOptions{Mode: lxd.CopyRelay, Wait: true})
+				if err != nil {
+					return err
+				}
+				return errors.Join(made.Delete(ctx, &lxd.DeleteOptions{Wait: true}), copied.Delete(ctx, &lxd.DeleteOptions{Wait: true}))
+			default:
+				secret, err := image.Secret(ctx)
+				if err != nil {
+					return err
+				}
+				if _, err := s.Client.Images.All(ctx, nil); err != nil {
+					return errors.Join(err, secret.Revoke(ctx))
+				}
+				return secret.Revoke(ctx)
+			}
+		})
+		runtime.GC()
+		var memory runtime.MemStats
+		runtime.ReadMemStats(&memory)
+		heaps = append(heaps, memory.HeapAlloc)
+	}
+	require.Len(t, s.Images(), 1)
+	require.Empty(t, other.Images())
+	for _, server := range []*lxdtest.Server{s.Server, other.Server} {
+		require.Empty(t, server.Tokens())
+		require.Empty(t, server.Running())
+	}
+	require.LessOrEqual(t, s.Open(), workers+16)
+	// The fake keeps its last requests; forgotten, what remains is the client.
+	s.ForgetRequests()
+	other.ForgetRequests()
+	runtime.GC()
+	var memory runtime.MemStats
+	runtime.ReadMemStats(&memory)
+	t.Logf("heap after each quarter: %v, at the end %d", heaps, memory.HeapAlloc)
+	require.Less(t, memory.HeapAlloc, heaps[0]+(16<<20))
+	require.NoError(t, s.Client.Close())
+	require.NoError(t, other.Client.Close())
+	require.Eventually(t, func() bool { return s.Open() == 0 && other.Open() == 0 }, 10*time.Second, time.Millisecond)
+}
