@@ -127,19 +127,19 @@ func create(ctx context.Context, j *job) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	f, err := os.Open(j.Image)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	o := &lxd.CreateOptions{Wait: j.Wait, Fingerprint: j.Fingerprint, Progress: j.progress()}
 	if j.Rootfs != "" {
 		rootfs, err := os.Open(j.Rootfs)
 		if err != nil {
 			return err
 		}
-		defer rootfs.Close()
+		defer func() { _ = rootfs.Close() }()
 		o.Rootfs = rootfs
 	}
 	_, err = c.Images.Create(ctx, f, o)
@@ -151,7 +151,7 @@ func createMany(ctx context.Context, j *job) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	todo := make(chan string)
 	errs := make(chan error, j.Workers)
 	var workers sync.WaitGroup
@@ -183,7 +183,7 @@ func createOne(ctx context.Context, c *lxd.Client, path string) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	_, err = c.Images.Create(ctx, f, &lxd.CreateOptions{Wait: true})
 	return err
 }
@@ -193,7 +193,7 @@ func export(ctx context.Context, j *job) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	image, err := c.Images.Get(ctx, j.Fingerprint)
 	if err != nil {
 		return err
@@ -202,7 +202,7 @@ func export(ctx context.Context, j *job) error {
 	if err != nil {
 		return err
 	}
-	defer content.Close()
+	defer func() { _ = content.Close() }()
 	for n := 0; ; n++ {
 		if err := toFile(fmt.Sprintf("%s.%d", j.Out, n), content); err != nil {
 			return err
@@ -230,7 +230,7 @@ func exportTo(ctx context.Context, j *job) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	image, err := c.Images.Get(ctx, j.Fingerprint)
 	if err != nil {
 		return err
@@ -244,12 +244,12 @@ func copyImage(ctx context.Context, j *job) error {
 	if err != nil {
 		return err
 	}
-	defer from.Close()
+	defer func() { _ = from.Close() }()
 	to, err := j.Target.client()
 	if err != nil {
 		return err
 	}
-	defer to.Close()
+	defer func() { _ = to.Close() }()
 	image, err := from.Images.Get(ctx, j.Fingerprint)
 	if err != nil {
 		return err
@@ -268,7 +268,7 @@ func getMany(ctx context.Context, j *job) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	for range j.Count {
 		if _, err := c.Images.Get(ctx, j.Fingerprint); err != nil {
 			return err
@@ -282,7 +282,7 @@ func listAll(ctx context.Context, j *job) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	images, err := c.Images.All(ctx, nil)
 	if err == nil && len(images) != j.Count {
 		err = fmt.Errorf("listed %d images, not %d", len(images), j.Count)
@@ -295,7 +295,7 @@ func listEach(ctx context.Context, j *job) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	n := 0
 	for _, err := range c.Images.Each(ctx, nil) {
 		if err != nil {

@@ -88,7 +88,7 @@ func setUp(ctx context.Context, parent string, size int64) (b *bench, err error)
 	if err := b.makeFiles(); err != nil {
 		return nil, err
 	}
-	if err := b.writeLXCConfig(); err != nil {
+	if err := b.writeLXCConfig(ctx); err != nil {
 		return nil, err
 	}
 	if err := b.startWebServer(ctx); err != nil {
@@ -185,7 +185,7 @@ func (b *bench) lxcFolder() string { return filepath.Join(b.folder, "lxc") }
 
 // writeLXCConfig makes a configuration of the lxc command that knows both
 // daemons.
-func (b *bench) writeLXCConfig() error {
+func (b *bench) writeLXCConfig(ctx context.Context) error {
 	remotes := map[string]any{}
 	files := map[string][]byte{}
 	for name, d := range map[string]*testdaemon.Daemon{sourceUnix: b.source, targetUnix: b.target} {
@@ -211,7 +211,7 @@ func (b *bench) writeLXCConfig() error {
 			return err
 		}
 	}
-	return b.target.Trust(context.Background(), "lxc", b.source.ClientCertificate)
+	return b.target.Trust(ctx, "lxc", b.source.ClientCertificate)
 }
 
 // startListServer runs the server of the long list in a process of its own.
