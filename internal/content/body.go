@@ -24,6 +24,7 @@ type Body struct {
 	// Err, which come from other goroutines, do not wait for it.
 	mu     sync.Mutex
 	closed atomic.Bool
+	whole  atomic.Bool // everything was read
 
 	part   int
 	offset int64 // within the part
@@ -75,7 +76,7 @@ func (b *Body) Fingerprint() (string, error) {
 	case b.beside != nil:
 		return b.beside.wait()
 	case b.hasher != nil:
-		if b.part < len(b.content.parts) {
+		if !b.whole.Load() {
 			return "", errors.New("the body was not read to its end")
 		}
 		return b.hasher.sum(), nil
@@ -102,6 +103,9 @@ func (b *Body) stopHasher() {
 
 // unlock ends a reading of the sources.
 func (b *Body) unlock() {
+	if b.part == len(b.content.parts) {
+		b.whole.Store(true)
+	}
 	b.mu.Unlock()
 	if b.closed.Load() {
 		b.stopHasher()
@@ -177,7 +181,8 @@ func (b *Body) readSource(s *Source, p []byte) (n int, err error) {
 	if s.size >= 0 {
 		rest := s.size - b.offset
 		if rest == 0 {
-			return 0, b.endOf(s)
+			b.next() // it is empty
+			return 0, nil
 		}
 		if int64(len(p)) >= rest {
 			p = p[:rest]
@@ -206,24 +211,31 @@ func (b *Body) readSource(s *Source, p []byte) (n int, err error) {
 		if b.offset < s.size {
 			return n, b.fail(fmt.Errorf("read %d of %d bytes: %w", b.offset, s.size, io.ErrUnexpectedEOF))
 		}
-		return n, nil
+		return b.endOf(s, n)
 	case err != nil:
 		return n, b.fail(err)
 	}
-	return n, nil
+	return b.endOf(s, n)
 }
 
-// endOf refuses a reader that holds more than its stated size: the rest would
-// be lost without a word.
-func (b *Body) endOf(s *Source) error {
+// endOf goes on to the next part where the n bytes that were read are the last
+// of a source. They are held back from a server where the reader holds more
+// than its stated size: the rest would be lost without a word.
+func (b *Body) endOf(s *Source, n int) (int, error) {
+	if b.offset != s.size {
+		return n, nil
+	}
 	if s.seeker == nil {
 		var one [1]byte
-		if n, _ := io.ReadFull(s.r, one[:]); n > 0 {
-			return b.fail(fmt.Errorf("%w: the reader holds more than the given size of %d bytes", ErrChanged, s.size))
+		switch more, err := io.ReadFull(s.r, one[:]); {
+		case more > 0:
+			return 0, b.fail(fmt.Errorf("%w: the reader holds more than the given size of %d bytes", ErrChanged, s.size))
+		case !errors.Is(err, io.EOF):
+			return 0, b.fail(err)
 		}
 	}
 	b.next()
-	return nil
+	return n, nil
 }
 
 func (b *Body) next() { b.part, b.offset = b.part+1, 0 }

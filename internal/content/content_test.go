@@ -1,0 +1,230 @@
+package content
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io"
+	"mime"
+	"mime/multipart"
+	"os"
+	"path/filepath"
+	"testing"
+	"testing/iotest"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd/internal/netconn"
+)
+
+// fileWriter takes a body as a connection does.
+type fileWriter struct {
+	bytes.Buffer
+	files int // bytes that came from files
+}
+
+func (w *fileWriter) WriteFile(f *os.File, offset, n int64, sent func(int)) (int64, error) {
+	done, err := io.Copy(&w.Buffer, io.NewSectionReader(f, offset, n))
+	w.files += int(done)
+	if sent != nil {
+		sent(int(done))
+	}
+	if err == nil && done < n {
+		err = io.ErrUnexpectedEOF
+	}
+	return done, err
+}
+
+func file(t *testing.T, data []byte) *os.File {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(path, data, 0o600))
+	f, err := os.Open(path)
+	require.NoError(t, err)
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+func source(t *testing.T, r io.Reader, size int64) *Source {
+	t.Helper()
+	s, err := NewSource(r, size)
+	require.NoError(t, err)
+	return s
+}
+
+func sum(parts ...[]byte) string {
+	h := sha256.New()
+	for _, p := range parts {
+		h.Write(p)
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// send sends a body in the ways that net/http may: the beginning through a
+// buffer, and the rest by itself, or all of it through Read or WriteTo.
+var send = map[string]func(*Body, *fileWriter, int64) error{
+	"SendTo": func(b *Body, w *fileWriter, n int64) error {
+		done, err := b.SendTo(w, n)
+		if err == nil && done != n {
+			err = io.ErrShortWrite
+		}
+		return err
+	},
+	"Read, then SendTo": func(b *Body, w *fileWriter, n int64) error {
+		head, err := io.CopyN(&w.Buffer, struct{ io.Reader }{b}, n/3)
+		if err == nil {
+			_, err = b.SendTo(w, n-head)
+		}
+		return err
+	},
+	"Read": func(b *Body, w *fileWriter, _ int64) error {
+		_, err := io.Copy(&w.Buffer, struct{ io.Reader }{b})
+		return err
+	},
+	"WriteTo": func(b *Body, w *fileWriter, _ int64) error {
+		_, err := b.WriteTo(&w.Buffer)
+		return err
+	},
+}
+
+func TestContentInEveryWay(t *testing.T) {
+	t.Parallel()
+	first, second := bytes.Repeat([]byte("meta"), 30_000), bytes.Repeat([]byte("rootfs"), 100_000)
+	for kind, open := range map[string]func([]byte) io.Reader{
+		"file":     func(b []byte) io.Reader { return file(t, b) },
+		"bytes":    func(b []byte) io.Reader { return bytes.NewReader(b) },
+		"one-shot": func(b []byte) io.Reader { return iotest.HalfReader(bytes.NewReader(b)) },
+	} {
+		for way, do := range send {
+			for _, hash := range []bool{false, true} {
+				unified := Unified(source(t, open(second), int64(len(second))))
+				split, err := Split(source(t, open(first), int64(len(first))), "meta", source(t, open(second), int64(len(second))), "rootfs", "root")
+				require.NoError(t, err)
+				for c, want := range map[*Content][][]byte{unified: {second}, split: {first, second}} {
+					require.Positive(t, c.Size())
+					require.Equal(t, kind != "one-shot", c.Replayable())
+					sent := 0
+					b, err := c.Open(Options{Hash: hash, Sent: func(n int) { sent += n }})
+					require.NoError(t, err)
+					var w fileWriter
+					require.NoError(t, do(b, &w, c.Size()), "%s %s", kind, way)
+					require.EqualValues(t, c.Size(), w.Len())
+					require.EqualValues(t, c.Size(), sent)
+					if kind == "file" && way == "SendTo" {
+						require.GreaterOrEqual(t, w.files, len(second), "the connection was given the file")
+					}
+					if hash {
+						got, err := b.Fingerprint()
+						require.NoError(t, err)
+						require.Equal(t, sum(want...), got, "%s %s", kind, way)
+					}
+					require.NoError(t, b.Close())
+					require.NoError(t, b.Err())
+					requireParts(t, c.Type, w.Bytes(), want)
+					if kind == "one-shot" {
+						_, err = c.Open(Options{})
+						require.ErrorIs(t, err, ErrOneShot)
+						continue
+					}
+					again, err := c.Open(Options{})
+					require.NoError(t, err)
+					var same fileWriter
+					_, err = again.SendTo(&same, c.Size())
+					require.NoError(t, err)
+					require.True(t, bytes.Equal(w.Bytes(), same.Bytes()), "it can be sent again")
+				}
+			}
+		}
+	}
+}
+
+func requireParts(t *testing.T, mediaType string, body []byte, want [][]byte) {
+	t.Helper()
+	if len(want) == 1 {
+		require.True(t, bytes.Equal(want[0], body))
+		return
+	}
+	_, params, err := mime.ParseMediaType(mediaType)
+	require.NoError(t, err)
+	form := multipart.NewReader(bytes.NewReader(body), params["boundary"])
+	for _, data := range want {
+		part, err := form.NextPart()
+		require.NoError(t, err)
+		got, err := io.ReadAll(part)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(data, got))
+	}
+	_, err = form.NextPart()
+	require.Equal(t, io.EOF, err)
+}
+
+// TestFileChanges has a file change between two steps of its sending.
+func TestFileChanges(t *testing.T) {
+	t.Parallel()
+	data := bytes.Repeat([]byte("x"), 1<<20)
+	for _, now := range []int64{1<<20 + 1, 1<<20 - 1, 100} {
+		for _, kernel := range []bool{true, false} {
+			f := file(t, data)
+			b, err := Unified(source(t, f, -1)).Open(Options{})
+			require.NoError(t, err)
+			var w fileWriter
+			_, err = b.SendTo(&w, 1000)
+			require.NoError(t, err)
+			require.NoError(t, os.Truncate(f.Name(), now))
+			if kernel {
+				_, err = b.SendTo(&w, 1<<20)
+			} else {
+				_, err = io.Copy(&w.Buffer, struct{ io.Reader }{b})
+			}
+			require.Error(t, err)
+			require.ErrorIs(t, b.Err(), err)
+			if kernel {
+				require.ErrorIs(t, err, ErrChanged)
+			}
+			require.Less(t, w.Len(), len(data), "the server never has a whole body")
+		}
+	}
+}
+
+func TestReaderThatFailsOrHoldsAnotherLength(t *testing.T) {
+	t.Parallel()
+	broken := errors.New("broken")
+	for _, c := range []struct {
+		r    io.Reader
+		size int64
+		want error
+	}{
+		{iotest.ErrReader(broken), 10, broken},
+		{io.MultiReader(bytes.NewReader(make([]byte, 5)), iotest.ErrReader(broken)), -1, broken},
+		{iotest.HalfReader(bytes.NewReader(make([]byte, 5))), 10, io.ErrUnexpectedEOF},
+		{iotest.HalfReader(bytes.NewReader(make([]byte, 11))), 10, ErrChanged},
+	} {
+		b, err := Unified(source(t, c.r, c.size)).Open(Options{Hash: true})
+		require.NoError(t, err)
+		_, err = io.Copy(io.Discard, struct{ io.Reader }{b})
+		require.ErrorIs(t, err, c.want)
+		require.ErrorIs(t, b.Err(), c.want)
+		b.Discard()
+	}
+}
+
+func TestSourceBeginsWhereTheReaderStands(t *testing.T) {
+	t.Parallel()
+	f := file(t, []byte("0123456789"))
+	_, err := f.Seek(4, io.SeekStart)
+	require.NoError(t, err)
+	c := Unified(source(t, f, -1))
+	require.EqualValues(t, 6, c.Size())
+	var w fileWriter
+	b, err := c.Open(Options{})
+	require.NoError(t, err)
+	_, err = b.SendTo(&w, 6)
+	require.NoError(t, err)
+	require.Equal(t, "456789", w.String())
+	ahead, err := c.HashAhead(t.Context(), nil)
+	require.NoError(t, err)
+	require.Equal(t, sum([]byte("456789")), ahead)
+}
+
+var _ netconn.FileWriter = (*fileWriter)(nil)
