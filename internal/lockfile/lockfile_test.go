@@ -1,0 +1,54 @@
+package lockfile
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestOneAtATime(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	first, err := Open(t.Context(), path, 0o600)
+	require.NoError(t, err)
+
+	ctx, cancel := context.WithTimeout(t.Context(), 2*poll)
+	defer cancel()
+	_, err = Open(ctx, path, 0o600)
+	require.ErrorIs(t, err, context.DeadlineExceeded, "somebody has it")
+
+	opened := make(chan *os.File)
+	go func() {
+		second, err := Open(context.Background(), path, 0o600)
+		if err != nil {
+			close(opened)
+			return
+		}
+		opened <- second
+	}()
+	_, err = first.WriteString("whole")
+	require.NoError(t, err)
+	require.NoError(t, os.Rename(path, path+".final"))
+	require.NoError(t, first.Close())
+	select {
+	case second := <-opened:
+		require.NotNil(t, second)
+		info, err := second.Stat()
+		require.NoError(t, err)
+		require.Zero(t, info.Size(), "a new file, not the renamed one")
+		require.NoError(t, second.Close())
+	case <-time.After(10 * time.Second):
+		t.Fatal("the lock was not passed on")
+	}
+	kept, err := os.ReadFile(path + ".final")
+	require.NoError(t, err)
+	require.Equal(t, "whole", string(kept))
+}
+
+func TestNoFolder(t *testing.T) {
+	_, err := Open(t.Context(), filepath.Join(t.TempDir(), "none", "file"), 0o600)
+	require.ErrorIs(t, err, os.ErrNotExist)
+}
