@@ -31,7 +31,7 @@ bench:
 
 # What needs no daemon, comparable with benchstat.
 gobench:
-	go test -run='^$$' -bench='$(BENCH)' -benchmem .
+	go test -run='^$$' -bench='$(BENCH)' -benchmem $(BENCHFLAGS) .
 
 # Needs Linux, root, and the daemons installed; see CONTRIBUTING.md.
 integration:
