@@ -234,7 +234,7 @@ func (t *transport) roundTrip(req *http.Request, mayBlock bool) (*http.Response,
 	}
 	done := make(chan result, 1)
 	go func() {
-		res, err := t.http.RoundTrip(req) //nolint:bodyclose // the caller closes it //nolint:bodyclose // whoever receives it closes it
+		res, err := t.http.RoundTrip(req) //nolint:bodyclose // whoever receives it closes it
 		done <- result{res, err}
 	}()
 	select {
