@@ -3,6 +3,7 @@ package lxd_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -262,7 +263,7 @@ func BenchmarkExport(b *testing.B) {
 						}
 					}
 					export.Close()
-					if err != io.EOF {
+					if !errors.Is(err, io.EOF) {
 						b.Fatal(err)
 					}
 				}
