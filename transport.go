@@ -205,6 +205,11 @@ func (t *transport) send(ctx context.Context, req *request) (*http.Response, err
 		t.log.DebugContext(ctx, "lxd request failed", "method", req.method, "path", req.path, "error", err, "duration", time.Since(started))
 		return nil, err
 	}
+	if sent != nil && res.StatusCode >= http.StatusBadRequest {
+		// Refused, perhaps before it was read: it must not be read any more
+		// when the content is opened again.
+		_ = sent.Close()
+	}
 	t.log.DebugContext(ctx, "lxd request", "method", req.method, "path", req.path, "status", res.StatusCode, "duration", time.Since(started))
 	return res, nil
 }
