@@ -75,6 +75,7 @@ type work struct {
 	Seconds   float64
 	Allocated uint64 // bytes on the heap in all
 	Objects   uint64
+	Peak      int64 // bytes of memory
 }
 
 // runChild does one job and prints its work.
@@ -94,7 +95,7 @@ func runChild(spec string) error {
 	w := work{Seconds: time.Since(begin).Seconds()}
 	var mem runtime.MemStats
 	runtime.ReadMemStats(&mem)
-	w.Allocated, w.Objects = mem.TotalAlloc, mem.Mallocs
+	w.Allocated, w.Objects, w.Peak = mem.TotalAlloc, mem.Mallocs, readPeak(os.Getpid())
 	return json.NewEncoder(os.Stdout).Encode(w)
 }
 

@@ -35,7 +35,7 @@ type command struct {
 
 // peakInterval is how often the peak of a process is looked at. The kernel
 // keeps it, so that only what is added just before the end can be missed.
-const peakInterval = 5 * time.Millisecond
+const peakInterval = 2 * time.Millisecond
 
 // run measures one process from its start to its end, and gives its output.
 //
@@ -65,7 +65,7 @@ func run(ctx context.Context, c command) (sample, []byte, error) {
 		if err := json.Unmarshal(out.Bytes(), &w); err != nil {
 			return s, nil, fmt.Errorf("the child said %q: %w", out.Bytes(), err)
 		}
-		s.allocated = w.Allocated
+		s.allocated, s.peak = w.Allocated, max(s.peak, w.Peak)
 	}
 	return s, out.Bytes(), nil
 }

@@ -85,6 +85,7 @@ func (b *bench) machine(ctx context.Context) [][2]string {
 		{"Processor", fmt.Sprintf("%s, %d cores", fieldOf("/proc/cpuinfo", "model name"), runtime.NumCPU())},
 		{"Memory", fieldOf("/proc/meminfo", "MemTotal")},
 		{"Kernel", output("uname", "-sr")},
+		{"Load when it began", b.load},
 		{"net.core.wmem_max", contentOf("/proc/sys/net/core/wmem_max") + " bytes"},
 		{"Go", runtime.Version()},
 		{"LXD", output("lxd", "--version")},

@@ -22,6 +22,7 @@ type bench struct {
 	folder string
 	lxc    string // path of the command, or empty
 	python string // path of a Python that has pylxd, or empty
+	load   string // averages of the machine before the first row
 
 	source, target *testdaemon.Daemon
 
@@ -60,7 +61,7 @@ func setUp(ctx context.Context, parent string, size int64) (b *bench, err error)
 	if err != nil {
 		return nil, err
 	}
-	b = &bench{folder: folder, size: size, listLength: manyImages}
+	b = &bench{folder: folder, load: contentOf("/proc/loadavg"), size: size, listLength: manyImages}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, b.close())
