@@ -49,6 +49,8 @@ type importing struct {
 
 	mu    sync.Mutex
 	found string // the fingerprint of what the forgotten operation has made
+	// updates says that the image must be one that its server can update.
+	updates bool
 }
 
 func (imp *importing) check(options string) error {
@@ -57,7 +59,7 @@ func (imp *importing) check(options string) error {
 	default:
 		return invalid(options+".Via", "is %q", imp.via)
 	}
-	if imp.want.autoUpdate && imp.via == ViaClient {
+	if imp.updates && imp.via == ViaClient {
 		return invalid(options+".AutoUpdate", "needs the server to fetch the image; it is set with Via: ViaClient")
 	}
 	if imp.fingerprint != "" {
@@ -145,7 +147,7 @@ func (imp *importing) adopt(ctx context.Context, existing *Image) (*Image, error
 
 // checkUpdates errors where the server cannot keep an image up to date.
 func (imp *importing) checkUpdates(image *Image) error {
-	if !imp.want.autoUpdate || image.UpdateSource != nil {
+	if !imp.updates || image.UpdateSource != nil {
 		return nil
 	}
 	return fmt.Errorf("update image %.12s: %w: the server had the image before, and keeps no source for it; delete it to have it imported anew",
@@ -333,7 +335,7 @@ func (imp *importing) mayFallBack(ctx context.Context, err error) bool {
 }
 
 func (imp *importing) fallBack(ctx context.Context, cause error, wait bool) (*Image, error) {
-	if imp.want.autoUpdate {
+	if imp.updates {
 		return nil, fmt.Errorf("%w: the client could fetch the image, but the server could not update it: %w", cause, ErrUnsupported)
 	}
 	if err := imp.checkTarget(ctx); err != nil {

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -65,8 +66,13 @@ type source struct {
 	size int64  // -1 where unknown
 	name string // that the server gives it
 
-	ctx       context.Context
-	res       *sourceAnswer
+	ctx  context.Context //nolint:containedctx // of the transfer
+	stop context.CancelFunc
+
+	mu     sync.Mutex // guards res and closed: close comes from another goroutine than Read
+	closed bool
+	res    *sourceAnswer
+
 	offset    int64
 	attempts  int // without a new byte
 	validator http.Header
@@ -109,9 +115,18 @@ func newSource(o *CreateFromURLOptions, u *url.URL, retries int) *source {
 
 func sameOrigin(a, b *url.URL) bool { return a.Scheme == b.Scheme && a.Host == b.Host }
 
+// close ends the transfer. A Read that goes on elsewhere fails, and does not ask
+// for the rest.
 func (s *source) close() {
-	if s.res != nil {
-		_ = s.res.Close()
+	if s.stop != nil {
+		s.stop()
+	}
+	s.mu.Lock()
+	s.closed = true
+	res := s.res
+	s.mu.Unlock()
+	if res != nil {
+		_ = res.Close()
 	}
 	if s.own {
 		s.client.CloseIdleConnections()
@@ -163,8 +178,8 @@ func (s *source) probe(ctx context.Context, target *Server) (fingerprint string,
 
 // open asks for the file.
 func (s *source) open(ctx context.Context) error {
-	s.ctx = ctx
-	res, err := s.ask(ctx, http.MethodGet, nil)
+	s.ctx, s.stop = context.WithCancel(ctx)
+	res, err := s.ask(s.ctx, http.MethodGet, nil)
 	if err != nil {
 		return err
 	}
@@ -315,9 +330,23 @@ func (s *source) resume(cut error) error {
 			_ = res.Close()
 			return fmt.Errorf("%w; and it cannot go on: %w", cut, err)
 		}
-		s.res = res
+		if !s.adopt(res) {
+			return cut
+		}
 		return nil
 	}
+}
+
+// adopt makes an answer the one that is read, unless the source was closed.
+func (s *source) adopt(res *sourceAnswer) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		_ = res.Close()
+		return false
+	}
+	s.res = res
+	return true
 }
 
 // accept checks that an answer is the rest of the same file.

@@ -101,6 +101,7 @@ func (m *Images) CreateFromSimplestreams(ctx context.Context, server, alias stri
 	}
 	imp := &importing{
 		images: m, via: o.Via, secrets: urlSecrets(server, u),
+		updates: o.AutoUpdate,
 		want: wanted{
 			public: o.Public, autoUpdate: o.AutoUpdate, filename: o.Filename, properties: maps.Clone(o.Properties),
 			profiles: slices.Clone(o.Profiles), expiresAt: o.ExpiresAt, aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases,

@@ -21,6 +21,10 @@ import (
 // CreateFromURLOptions describe an image to fetch from a URL.
 type CreateFromURLOptions struct {
 	Public bool
+	// AutoUpdate sets the image's attribute of that name. No server looks for
+	// newer versions because of it: none records a URL as the source of an
+	// image (LXD 5.0.2, Incus 6.0.4).
+	AutoUpdate bool
 	// Filename is what the image's file is called. Default: none where the
 	// server fetches it, the one that the source tells or the URL's last
 	// element where the client does.
@@ -72,9 +76,9 @@ type CreateFromURLOptions struct {
 //
 // Where the server has the image already, it gets what the options ask for.
 // Where an image was made but an alias could not be, both the Image and the
-// error are given. Redirects are followed, but not from https to http, unless Fingerprint tells
-// what must come. A user name and password in the URL are used, and go to no
-// other host. No server looks for newer versions at a URL.
+// error are given. Redirects are followed, but not from https to http, unless
+// Fingerprint tells what must come. A user name and password in the URL are
+// used, and go to no other host.
 func (m *Images) CreateFromURL(ctx context.Context, imageURL string, opts *CreateFromURLOptions) (*Image, error) {
 	var o CreateFromURLOptions
 	if opts != nil {
@@ -87,7 +91,7 @@ func (m *Images) CreateFromURL(ctx context.Context, imageURL string, opts *Creat
 	imp := &importing{
 		images: m, via: o.Via, fingerprint: strings.ToLower(o.Fingerprint), secrets: urlSecrets(imageURL, u),
 		want: wanted{
-			public: o.Public, filename: o.Filename, properties: maps.Clone(o.Properties), profiles: slices.Clone(o.Profiles),
+			public: o.Public, autoUpdate: o.AutoUpdate, filename: o.Filename, properties: maps.Clone(o.Properties), profiles: slices.Clone(o.Profiles),
 			expiresAt: o.ExpiresAt, aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases,
 		},
 	}

@@ -478,11 +478,12 @@ func testFromURL(t *testing.T, s *subject) {
 	t.Cleanup(source.Close)
 	url := source.Direct("image", streamstest.Direct{Content: data})
 	alias := unique("url")
-	image, err := c.Images.CreateFromURL(t.Context(), url, &lxd.CreateFromURLOptions{Public: true, Aliases: []lxd.Alias{{Name: alias}}, Wait: true})
+	image, err := c.Images.CreateFromURL(t.Context(), url, &lxd.CreateFromURLOptions{Public: true, AutoUpdate: true, Aliases: []lxd.Alias{{Name: alias}}, Wait: true})
 	require.NoError(t, err)
 	deleteAfter(t, image)
 	require.Equal(t, lxdtest.Fingerprint(data), image.Fingerprint)
 	require.True(t, image.Public)
+	require.True(t, image.AutoUpdate)
 	require.Equal(t, []lxd.Alias{{Name: alias}}, image.Aliases)
 }
 
