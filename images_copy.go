@@ -344,6 +344,9 @@ func (j *copying) pullFrom(ctx context.Context, addresses []string, from, to *Se
 		Certificate: j.source.client.certificate(from), ImageType: string(j.source.Type),
 	}
 	if j.source.Project != "default" {
+		if !to.Has("image_source_project") {
+			return nil, unsupported("pull an image out of a project", "image_source_project")
+		}
 		source.Project = j.source.Project
 	}
 	var secret *Secret
@@ -416,6 +419,9 @@ func (j *copying) push(ctx context.Context) (*Image, error) {
 		// The source sends the disk as a container's rootfs, and the target
 		// takes it for one (LXD 5.0.2, Incus 6.0.4).
 		return nil, fmt.Errorf("the servers cannot push images of virtual machines: %w", ErrUnsupported)
+	}
+	if j.target.project != "" && !from.Has("images_target_project") {
+		return nil, unsupported("push an image into a project", "images_target_project")
 	}
 	addresses := j.target.addresses(to)
 	if len(addresses) == 0 {

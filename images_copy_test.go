@@ -1,6 +1,7 @@
 package lxd_test
 
 import (
+	"bytes"
 	"context"
 	"testing"
 	"time"
@@ -180,4 +181,39 @@ func TestCopyAutoFallsBack(t *testing.T) {
 		require.Empty(t, source.Tokens())
 		require.Empty(t, target.Tokens())
 	}
+}
+
+// TestMissingExtensions says which extension a server lacks, and never leaves a
+// parameter out.
+func TestMissingExtensions(t *testing.T) {
+	all := []string{"image_profiles", "image_source_project", "images_target_project", "images_push_relay", "image_force_refresh", "image_compression_algorithm", "images_expiry"}
+	old := startFakeWith(t, &lxdtest.Options{TLS: true, WithoutExtensions: all}, nil)
+	old.AddProject("apart", true)
+	old.AddProfile("special")
+	old.AddInstance("web", nil)
+	other := startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	other.AddProject("apart", true)
+	ctx, c := t.Context(), old.Client
+	apart := upload(t, c.InProject("apart"), nil)
+	here := upload(t, c, nil)
+	second := func(_ any, err error) error { return err }
+	for extension, err := range map[string]error{
+		"image_profiles":              second(c.Images.Create(ctx, bytes.NewReader(unified(t, 0)), &lxd.CreateOptions{Profiles: []string{"special"}, Wait: true})),
+		"images_push_relay":           second(here.Copy(ctx, other.Client, &lxd.CopyOptions{Mode: lxd.CopyPush, Wait: true})),
+		"image_force_refresh":         here.Refresh(ctx, nil),
+		"images_all_projects":         second(c.Images.All(ctx, &lxd.ListOptions{AllProjects: true})),
+		"image_registries":            second(c.Registries.All(ctx)),
+		"image_compression_algorithm": second(c.Images.CreateFromInstance(ctx, "web", &lxd.CreateFromInstanceOptions{Compression: "none"})),
+		"images_expiry":               second(c.Images.CreateFromInstance(ctx, "web", &lxd.CreateFromInstanceOptions{ExpiresAt: time.Now().Add(time.Hour)})),
+		"image_source_project":        second(upload(t, other.Client.InProject("apart"), nil).Copy(ctx, c, &lxd.CopyOptions{Mode: lxd.CopyPull, Wait: true})),
+	} {
+		require.ErrorIs(t, err, lxd.ErrUnsupported, extension)
+		require.ErrorContains(t, err, extension)
+	}
+	// An automatic copy goes the way that is left.
+	copied, err := apart.Copy(ctx, other.Client.InProject("apart"), &lxd.CopyOptions{Wait: true})
+	require.NoError(t, err)
+	require.Equal(t, apart.Fingerprint, copied.Fingerprint)
+	require.Empty(t, old.Tokens())
+	require.Empty(t, other.Tokens())
 }

@@ -323,6 +323,9 @@ func (u *upload) run(ctx context.Context, wait bool) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := u.want.supported(server); err != nil {
+		return nil, err
+	}
 	u.meter.Phase(PhaseSend, 0, u.content.Size())
 	hash := u.hash
 	req := &request{
@@ -390,6 +393,14 @@ func (u *upload) existing(ctx context.Context, image *Image) (*Image, error) {
 	}
 	u.meter.Phase(PhaseSend, image.Size, image.Size)
 	return image, nil
+}
+
+// supported errors where the server would ignore what is wanted.
+func (w *wanted) supported(server *Server) error {
+	if len(w.profiles) > 0 && !slices.Equal(w.profiles, []string{"default"}) && !server.Has("image_profiles") {
+		return unsupported("set the profiles of an image", "image_profiles")
+	}
+	return nil
 }
 
 // headers are what an upload says of the image beside its content.

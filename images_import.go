@@ -157,6 +157,13 @@ func (imp *importing) checkUpdates(image *Image) error {
 // begin has the server fetch the image.
 func (imp *importing) begin(ctx context.Context, source *wire.ImageSource) (*Image, error) {
 	c, w := imp.images.client, &imp.want
+	server, err := c.serverInfo(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	if err := w.supported(server); err != nil {
+		return nil, err
+	}
 	post := &wire.ImagePost{
 		Source: source, Public: w.public, AutoUpdate: w.autoUpdate, Filename: w.filename, ExpiresAt: w.expiresAt,
 		Properties: w.properties, Profiles: w.profiles, Aliases: wireAliases(imp.sentAliases()),

@@ -67,7 +67,6 @@ func (m *Images) CreateFromInstance(ctx context.Context, instance string, opts *
 		}{
 			{o.Compression != "", "choose the compression of an image", "image_compression_algorithm"},
 			{!o.ExpiresAt.IsZero(), "set the expiry of a published image", "images_expiry"},
-			{len(o.Profiles) > 0, "set the profiles of an image", "image_profiles"},
 		} {
 			if needed.asked {
 				if err := m.client.need(ctx, needed.what, needed.extension); err != nil {
