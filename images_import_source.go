@@ -178,8 +178,9 @@ func (s *source) probe(ctx context.Context, target *Server) (fingerprint string,
 
 // open asks for the file.
 func (s *source) open(ctx context.Context) error {
-	s.ctx, s.stop = context.WithCancel(ctx)
-	res, err := s.ask(s.ctx, http.MethodGet, nil)
+	ctx, s.stop = context.WithCancel(ctx)
+	s.ctx = ctx
+	res, err := s.ask(ctx, http.MethodGet, nil)
 	if err != nil {
 		return err
 	}
