@@ -215,7 +215,7 @@ func (j *copying) run(ctx context.Context, modes []CopyMode, wait bool) error {
 			}
 			err = j.wait(ctx, image)
 		}
-		if err = j.failed(ctx, mode, err, len(modes) == 1 && len(j.copied.NotTaken) == 0); err == nil || !j.goOn(ctx, err) {
+		if err = j.failed(mode, err, len(modes) == 1 && len(j.copied.NotTaken) == 0); err == nil || !j.goOn(ctx, err) {
 			return err
 		}
 	}
@@ -228,7 +228,7 @@ func (j *copying) run(ctx context.Context, modes []CopyMode, wait bool) error {
 
 // failed notes a way that was not taken. Of an only way the error is given as
 // it is.
-func (j *copying) failed(_ context.Context, mode CopyMode, err error, only bool) error {
+func (j *copying) failed(mode CopyMode, err error, only bool) error {
 	if err == nil {
 		return nil
 	}
@@ -254,7 +254,7 @@ func (j *copying) goOn(ctx context.Context, err error) bool {
 
 // resume goes on after a way that was begun without waiting.
 func (j *copying) resume(ctx context.Context, mode CopyMode, err error, rest []CopyMode) error {
-	if err = j.failed(ctx, mode, err, len(rest) == 0 && len(j.copied.NotTaken) == 0); err == nil || !j.goOn(ctx, err) {
+	if err = j.failed(mode, err, len(rest) == 0 && len(j.copied.NotTaken) == 0); err == nil || !j.goOn(ctx, err) {
 		return err
 	}
 	image := j.copied.Image
