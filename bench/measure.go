@@ -34,8 +34,9 @@ type command struct {
 }
 
 // peakInterval is how often the peak of a process is looked at. The kernel
-// keeps it, so that only what is added just before the end can be missed.
-const peakInterval = 2 * time.Millisecond
+// keeps it, so that only what is added just before the end can be missed. Ten
+// times as often takes so much of two cores that it shows in the figures.
+const peakInterval = 20 * time.Millisecond
 
 // run measures one process from its start to its end, and gives its output.
 //

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"os/exec"
 	"slices"
 	"strings"
@@ -60,8 +61,9 @@ type result struct {
 	sums []summary
 }
 
-// measure lets the contenders take turns, each beginning a round in turn. The
-// first round warms up and does not count, unless time is short.
+// measure lets the contenders take turns, in another order in each round: what
+// one leaves behind, in caches and in memory, is not always for the same next.
+// The first round warms up and does not count, unless time is short.
 func (r *row) measure(ctx context.Context, runs int, deadline time.Time) (*result, error) {
 	samples := make([][]sample, len(r.contenders))
 	for round := -1; round < runs; round++ {
@@ -69,8 +71,7 @@ func (r *row) measure(ctx context.Context, runs int, deadline time.Time) (*resul
 		if late && !slices.ContainsFunc(samples, func(s []sample) bool { return len(s) == 0 }) {
 			break
 		}
-		for k := range r.contenders {
-			n := (k + max(round, 0)) % len(r.contenders)
+		for _, n := range rand.Perm(len(r.contenders)) {
 			c := r.contenders[n]
 			if c.few() && runs >= 4 && round%2 != 0 && !late {
 				continue
