@@ -21,15 +21,6 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// The environment of a child process of the tests, which is the test binary
-// again.
-const (
-	envExportEndpoint    = "LXD_TEST_EXPORT_ENDPOINT"
-	envExportFingerprint = "LXD_TEST_EXPORT_FINGERPRINT"
-	envExportFolder      = "LXD_TEST_EXPORT_FOLDER"
-	envExportFileLimit   = "LXD_TEST_EXPORT_FILE_LIMIT" // bytes; empty for none
-)
-
 // exportChild is a process that runs TestExportToChild.
 func exportChild(t *testing.T, image *lxd.Image, dir string, fileLimit int64) *exec.Cmd {
 	t.Helper()

@@ -28,6 +28,15 @@ const (
 	exportTick = time.Millisecond
 )
 
+// The environment of a child process of the tests, which is the test binary
+// again.
+const (
+	envExportEndpoint    = "LXD_TEST_EXPORT_ENDPOINT"
+	envExportFingerprint = "LXD_TEST_EXPORT_FINGERPRINT"
+	envExportFolder      = "LXD_TEST_EXPORT_FOLDER"
+	envExportFileLimit   = "LXD_TEST_EXPORT_FILE_LIMIT" // bytes; empty for none
+)
+
 // exportTest is a server with one image, and a client whose traffic is counted.
 type exportTest struct {
 	*lxdtest.Server
