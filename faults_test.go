@@ -253,7 +253,7 @@ type fault struct {
 	of func(*transfer) (f lxdtest.Fault, ok bool)
 	// heal is when a lasting fault ends, 0 for never.
 	heal time.Duration
-	// late injects it into events once the socket is open.
+	// late injects it once the event socket is open.
 	late bool
 	// cancel has the caller give up after two seconds.
 	cancel bool
@@ -426,12 +426,24 @@ func (c *faultCase) close() {
 func runFault(t *testing.T, tr *transfer, f *fault, injection lxdtest.Fault) string {
 	c := newFaultCase(t, tr)
 	defer c.close()
-	if tr.name == "events" && f.late {
+	// A socket that is dropped must be there first: what listens to events does
+	// so beside the work itself.
+	timed := f.late && tr.name != "events"
+	struckLate := make(chan *lxdtest.Injected, 1)
+	switch {
+	case tr.name == "events" && f.late:
 		c.late = &injection
-	} else {
+	case timed:
+		strike := time.AfterFunc(2*time.Second, func() { struckLate <- c.struck(tr).Inject(injection) })
+		defer strike.Stop()
+	default:
 		c.injected = c.struck(tr).Inject(injection)
 	}
-	defer func() { c.injected.Remove() }()
+	defer func() {
+		if c.injected != nil {
+			c.injected.Remove()
+		}
+	}()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	if f.heal > 0 {
@@ -446,6 +458,9 @@ func runFault(t *testing.T, tr *transfer, f *fault, injection lxdtest.Fault) str
 	started := time.Now()
 	err := tr.run(ctx, c)
 	took := time.Since(started)
+	if timed {
+		c.injected = <-struckLate
+	}
 	outcome := outcomeOf(c, tr, err)
 	require.NotZero(t, c.injected.Fired(), "the fault was not met: %v", err)
 	if err != nil {
