@@ -357,7 +357,7 @@ func (j *copying) pullFrom(ctx context.Context, addresses []string, from, to *Se
 		}
 		source.Secret = secret.Value
 	}
-	image, err := j.target.Images.importImage(ctx, &wire.ImagePost{Source: source}, &j.want, j.settle, nil)
+	image, err := j.target.Images.importImage(ctx, &wire.ImagePost{Source: source}, &j.want, j.settle)
 	if err != nil {
 		secret.end(ctx)
 		if len(addresses) > 1 && ctx.Err() == nil && errors.Is(err, ErrUnavailable) {

@@ -606,14 +606,14 @@ func (i *Image) assign(ctx context.Context, aliases []Alias, reuse bool) error {
 }
 
 // importImage makes the server fetch or make an image.
-func (m *Images) importImage(ctx context.Context, post *wire.ImagePost, w *wanted, settle func(context.Context) error, header http.Header) (*Image, error) {
+func (m *Images) importImage(ctx context.Context, post *wire.ImagePost, w *wanted, settle func(context.Context) error) (*Image, error) {
 	c := m.client
 	post.Public, post.AutoUpdate, post.Filename, post.ExpiresAt = w.public, w.autoUpdate, w.filename, w.expiresAt
 	post.Properties, post.Profiles = w.properties, w.profiles
 	if !w.reuse {
 		post.Aliases = wireAliases(w.aliases)
 	}
-	op, err := c.start(ctx, &request{method: http.MethodPost, path: path("images"), query: c.query(), json: post, header: header}, settle)
+	op, err := c.start(ctx, &request{method: http.MethodPost, path: path("images"), query: c.query(), json: post}, settle)
 	if err != nil {
 		return nil, err
 	}

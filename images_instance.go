@@ -80,7 +80,7 @@ func (m *Images) CreateFromInstance(ctx context.Context, instance string, opts *
 		}
 		return m.importImage(ctx, &wire.ImagePost{
 			Source: &wire.ImageSource{Type: kind, Name: instance}, Compression: o.Compression,
-		}, &imp.want, nil, nil)
+		}, &imp.want, nil)
 	}
 	imp.meter = meter(PhaseServer, -1, o.Progress)
 	defer imp.meter.Stop()
