@@ -33,6 +33,7 @@ type job struct {
 	Wait        bool
 	Workers     int
 	Count       int
+	Bytes       int64
 	Out         string // file or folder to write to
 	Progress    bool   // have it reported, to see what that costs
 }
@@ -114,6 +115,17 @@ var jobs = map[string]func(context.Context, *job) error{
 
 	"createFromURL": createFromURL,
 	"serveFiles":    serveFiles,
+
+	"touch": touch,
+}
+
+// touch writes to each page of so many bytes of memory.
+func touch(_ context.Context, j *job) error {
+	memory := make([]byte, j.Bytes)
+	for n := 0; n < len(memory); n += os.Getpagesize() {
+		memory[n] = 1
+	}
+	return nil
 }
 
 func (j *job) progress() func(lxd.Progress) {

@@ -28,7 +28,9 @@ The image is incompressible and has %d MiB; it and what is written are in the
 page cache. Clients and daemons share the machine. Each transfer is a process of
 its own, ours too, and is measured from its start to its end: wall time, the
 client's processor time (user and system), its peak resident memory. The
-contenders of a table take turns. Figures are medians; the range is that of the
+contenders of a table take turns. Before each of their turns, as much free memory
+as two images take is written to once, as the host of a virtual machine is slow
+to give memory that was not in use. Figures are medians; the range is that of the
 middle half of the runs. "Ratio" is wall time and processor time with the first
 line as 1.
 

@@ -15,7 +15,8 @@ import (
 type row struct {
 	name       string
 	note       string
-	runs       int // in place of 5, of the default
+	runs       int   // in place of 5, of the default
+	touch      int64 // bytes of memory to have ready before each run
 	contenders []contender
 	targets    []target
 }
@@ -76,7 +77,7 @@ func (r *row) measure(ctx context.Context, runs int, deadline time.Time) (*resul
 			if c.few() && runs >= 4 && round%2 != 0 && !late {
 				continue
 			}
-			s, err := c.once(ctx)
+			s, err := c.once(ctx, r.touch)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", c.name, err)
 			}
@@ -95,7 +96,7 @@ func (r *row) measure(ctx context.Context, runs int, deadline time.Time) (*resul
 	return res, nil
 }
 
-func (c *contender) once(ctx context.Context) (sample, error) {
+func (c *contender) once(ctx context.Context, touch int64) (sample, error) {
 	if c.before != nil {
 		if err := c.before(ctx); err != nil {
 			return sample{}, err
@@ -104,6 +105,9 @@ func (c *contender) once(ctx context.Context) (sample, error) {
 	// What earlier runs wrote must not be paid for by this one. Where there is
 	// no such command, it is.
 	_ = exec.CommandContext(ctx, "sync").Run()
+	if err := touchMemory(ctx, touch); err != nil {
+		return sample{}, err
+	}
 	s, err := c.run(ctx)
 	if err != nil {
 		return s, err

@@ -27,6 +27,7 @@ const (
 func (b *bench) rows() []*row {
 	both := []bool{false, true}
 	rows := []*row{b.list(), b.first(false), b.first(true), b.many(), b.creates()}
+	small := len(rows)
 	for _, tls := range both {
 		rows = append(rows, b.upload(tls))
 	}
@@ -51,6 +52,9 @@ func (b *bench) rows() []*row {
 		rows = append(rows, b.memory(f))
 	}
 	rows = append(rows, b.importURL(b.bySize[1]))
+	for _, r := range rows[small:] {
+		r.touch = 2 * b.size
+	}
 	return rows
 }
 

@@ -15,7 +15,10 @@ import (
 
 const (
 	blockSize = 256 << 10
-	blocks    = 4
+	// blocks is how far one of the three may fall behind the others before they
+	// wait for it. With four they keep stopping each other where a daemon takes
+	// its share of two cores; more than eight gain nothing.
+	blocks = 8
 )
 
 var buffers = sync.Pool{New: func() any { b := make([]byte, blockSize); return &b }}
