@@ -163,6 +163,7 @@ func TestBadInputIsRefusedBeforeAnythingIsSent(t *testing.T) {
 		"alias":                       image.DeleteAlias(ctx, ""),
 		"dir":                         second(image.ExportTo(ctx, "", nil)),
 		"ExportToOptions.Name":        second(image.ExportTo(ctx, t.TempDir(), &lxd.ExportToOptions{Name: "../x"})),
+		"ExportToOptions.Connections": second(image.ExportTo(ctx, t.TempDir(), &lxd.ExportToOptions{Connections: 65})),
 		"target":                      second(image.Copy(ctx, nil, nil)),
 		"CopyOptions.Mode":            second(image.Copy(ctx, c, &lxd.CopyOptions{Mode: "carry"})),
 		"CopyOptions.Aliases[0].Name": second(image.Copy(ctx, c, &lxd.CopyOptions{Aliases: alias("")})),

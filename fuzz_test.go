@@ -196,28 +196,28 @@ func FuzzContentDisposition(f *testing.F) {
 	})
 }
 
-// FuzzContentRange takes only ranges that reach to the end of what there is.
+// FuzzContentRange takes only ranges that lie within what there is.
 func FuzzContentRange(f *testing.F) {
 	for _, s := range []string{"bytes 5-9/10", "bytes 0-0/1", "bytes 5-8/10", "bytes */10", "bytes 9-5/10", "bytes 5-9/*", "bytes -5-9/10", "bytes 5-9223372036854775807/9223372036854775807", ""} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, header string) {
-		from, total, err := parseContentRange(header)
+		from, end, total, err := parseContentRange(header)
 		if err != nil {
 			if !errors.Is(err, ErrBadResponse) {
 				t.Fatalf("%v is not an ErrBadResponse", err)
 			}
 			return
 		}
-		if from < 0 || total <= from || !strings.HasSuffix(header, "-"+strconv.FormatInt(total-1, 10)+"/"+strconv.FormatInt(total, 10)) {
+		if from < 0 || end <= from || total < end || !strings.HasSuffix(header, "-"+strconv.FormatInt(end-1, 10)+"/"+strconv.FormatInt(total, 10)) {
 			// Signs and leading zeros are the same numbers otherwise written.
 			first, rest, _ := strings.Cut(strings.TrimPrefix(header, "bytes "), "-")
 			last, size, _ := strings.Cut(rest, "/")
 			a, err1 := strconv.ParseInt(first, 10, 64)
 			b, err2 := strconv.ParseInt(last, 10, 64)
 			n, err3 := strconv.ParseInt(size, 10, 64)
-			if errors.Join(err1, err2, err3) != nil || a != from || n != total || b != n-1 || a > b || a < 0 {
-				t.Fatalf("%q is from %d of %d", header, from, total)
+			if errors.Join(err1, err2, err3) != nil || a != from || n != total || b != end-1 || a > b || a < 0 {
+				t.Fatalf("%q is from %d to %d of %d", header, from, end, total)
 			}
 		}
 	})
@@ -274,6 +274,31 @@ func FuzzAlias(f *testing.F) {
 		}
 		if left := server.Aliases(); len(left) != 2 || left["keep"] == "" || left["prod"] == "" {
 			t.Fatalf("deleting %q left %v", name, left)
+		}
+	})
+}
+
+// FuzzParts takes only parts that make up the image.
+func FuzzParts(f *testing.F) {
+	f.Add(formatParts(divide(100, 4<<20, 3)), int64(4<<20))
+	f.Add(formatParts([]part{{0, 5, 2}, {5, 9, 9}}), int64(9))
+	f.Add(formatParts([]part{{0, 5, 6}}), int64(5))
+	f.Add(formatParts([]part{{0, 5, 2}, {6, 9, 9}}), int64(9))
+	f.Add([]byte(partsMagic), int64(1))
+	f.Fuzz(func(t *testing.T, state []byte, size int64) {
+		list := parseParts(state, size)
+		if list == nil {
+			return
+		}
+		var at int64
+		for _, p := range list {
+			if p.from != at || p.next < p.from || p.next > p.to {
+				t.Fatalf("%v is taken for an image of %d bytes", list, size)
+			}
+			at = p.to
+		}
+		if at != size || !bytes.Equal(formatParts(list), state) {
+			t.Fatalf("%v is taken for an image of %d bytes", list, size)
 		}
 	})
 }

@@ -111,7 +111,7 @@ func (i *Image) exportRequest(offset int64) *request {
 	}
 	req := &request{method: http.MethodGet, path: path("images", i.Fingerprint, "export"), query: query}
 	if offset > 0 {
-		req.header = http.Header{"Range": {fmt.Sprintf("bytes=%d-", offset)}}
+		req.header = http.Header{"Range": {rangeOf(offset, 0)}}
 	}
 	return req
 }
@@ -143,8 +143,8 @@ func (e *Export) open(offset int64) error {
 	}
 	size := res.ContentLength
 	if res.StatusCode == http.StatusPartialContent {
-		from, total, err := parseContentRange(res.Header.Get("Content-Range"))
-		if err != nil || offset == 0 || from != offset || (e.image.Size > 0 && total != e.image.Size) {
+		from, end, total, err := parseContentRange(res.Header.Get("Content-Range"))
+		if err != nil || offset == 0 || from != offset || end != total || (e.image.Size > 0 && total != e.image.Size) {
 			_ = res.Body.Close()
 			return fmt.Errorf("GET %s from byte %d on: %w: the answer is the range %q of an image of %d bytes",
 				req.path, offset, ErrBadResponse, res.Header.Get("Content-Range"), e.image.Size)
@@ -285,10 +285,12 @@ func (e *Export) end(err error) error {
 	return io.EOF
 }
 
+func (e *Export) incomplete(err error) error { return e.image.incomplete(e.ctx, err) }
+
 // incomplete is the error for content that ended too soon.
-func (e *Export) incomplete(err error) error {
-	if cause := e.ctx.Err(); cause != nil {
-		return e.image.client.t.connectionError(e.ctx, e.image.exportRequest(0), cause)
+func (i *Image) incomplete(ctx context.Context, err error) error {
+	if cause := ctx.Err(); cause != nil {
+		return i.client.t.connectionError(ctx, i.exportRequest(0), cause)
 	}
 	var typed *Error
 	if errors.As(err, &typed) {
@@ -297,7 +299,7 @@ func (e *Export) incomplete(err error) error {
 	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
-	return &FingerprintError{Want: e.image.Fingerprint, Err: err}
+	return &FingerprintError{Want: i.Fingerprint, Err: err}
 }
 
 // Close ends the transfer. Closing before the end is not an error.
@@ -314,14 +316,15 @@ func (e *Export) Close() error {
 	return nil
 }
 
-// resuming reads the content of a unified image and asks for the rest of it
-// where the connection breaks.
+// resuming reads the content of a unified image, or a part of it, and asks for
+// the rest where the connection breaks.
 type resuming struct {
 	ctx    context.Context //nolint:containedctx // of the transfer
 	image  *Image
 	body   io.ReadCloser
 	offset int64
-	size   int64 // -1 where unknown
+	size   int64 // of the image, -1 where unknown
+	end    int64 // where to stop if it is not the image's end, else 0
 	left   int   // retries
 	err    error // of the break
 
@@ -341,7 +344,7 @@ func (r *resuming) Read(p []byte) (int, error) {
 		switch {
 		case err == nil:
 			return n, nil
-		case errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && (r.size < 0 || r.offset == r.size):
+		case errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && (r.size < 0 || r.offset == r.stop()):
 			return n, io.EOF
 		case errors.Is(err, io.EOF):
 			err = io.ErrUnexpectedEOF
@@ -369,13 +372,12 @@ func (r *resuming) resume() error {
 	r.fruitless++
 	r.cut = r.offset
 	c.t.log.DebugContext(ctx, "lxd export goes on after a cut", "fingerprint", r.image.Fingerprint, "offset", r.offset, "error", r.err)
-	req := r.image.exportRequest(r.offset)
-	if r.offset == r.size {
+	if r.offset == r.stop() {
 		return io.EOF
 	}
-	if r.offset == 0 {
+	if r.offset == 0 && r.end == 0 {
 		// Nothing had come: the whole is asked for.
-		res, err := c.t.stream(ctx, req)
+		res, err := c.t.stream(ctx, r.image.exportRequest(0))
 		if err != nil {
 			return err
 		}
@@ -386,51 +388,78 @@ func (r *resuming) resume() error {
 		r.body, r.err = res.Body, nil
 		return nil
 	}
-	res, err := c.t.stream(ctx, req)
+	if err := r.open(); err != nil {
+		return err
+	}
+	r.err = nil
+	return nil
+}
+
+// open asks for what is missing, as a range.
+func (r *resuming) open() error {
+	req := r.image.exportRequest(r.offset)
+	req.header = http.Header{"Range": {rangeOf(r.offset, r.end)}}
+	res, err := r.image.client.t.stream(r.ctx, req)
 	if err != nil {
 		return err
 	}
-	from, total, err := parseContentRange(res.Header.Get("Content-Range"))
+	from, to, total, err := parseContentRange(res.Header.Get("Content-Range"))
 	switch {
 	case res.StatusCode != http.StatusPartialContent:
 		err = errNoRange
-	case err != nil || from != r.offset || total != r.size:
-		err = fmt.Errorf("%w: asked for the bytes from %d on of %d, the answer is the range %q", ErrBadResponse, r.offset, r.size, res.Header.Get("Content-Range"))
+	case err != nil || from != r.offset || to != r.stop() || total != r.size:
+		err = fmt.Errorf("%w: asked for the bytes from %d to %d of %d, the answer is the range %q",
+			ErrBadResponse, r.offset, r.stop(), r.size, res.Header.Get("Content-Range"))
 	default:
-		r.body, r.err = res.Body, nil
+		r.body = res.Body
 		return nil
 	}
 	_ = res.Body.Close()
 	return err
 }
 
+// stop is where to stop reading.
+func (r *resuming) stop() int64 {
+	if r.end > 0 {
+		return r.end
+	}
+	return r.size
+}
+
+// rangeOf is the Range header for the bytes from an offset to an end, 0 for the
+// image's.
+func rangeOf(from, end int64) string {
+	if end == 0 {
+		return fmt.Sprintf("bytes=%d-", from)
+	}
+	return fmt.Sprintf("bytes=%d-%d", from, end-1)
+}
+
 func (r *resuming) Close() error { return r.body.Close() }
 
-// parseContentRange reads "bytes 5-9/10" into where it begins and the total.
-func parseContentRange(s string) (from, total int64, err error) {
+// parseContentRange reads "bytes 5-8/10" into where it begins, where it ends
+// (the offset after its last byte, 9) and the total.
+func parseContentRange(s string) (from, end, total int64, err error) {
 	bad := fmt.Errorf("%w: Content-Range is %q", ErrBadResponse, s)
 	rest, ok := strings.CutPrefix(s, "bytes ")
 	if !ok {
-		return 0, 0, bad
+		return 0, 0, 0, bad
 	}
 	span, size, ok := strings.Cut(rest, "/")
 	if !ok {
-		return 0, 0, bad
+		return 0, 0, 0, bad
 	}
 	first, last, ok := strings.Cut(span, "-")
 	if !ok {
-		return 0, 0, bad
+		return 0, 0, 0, bad
 	}
 	from, err1 := strconv.ParseInt(first, 10, 64)
 	to, err2 := strconv.ParseInt(last, 10, 64)
 	total, err3 := strconv.ParseInt(size, 10, 64)
 	if err1 != nil || err2 != nil || err3 != nil || from < 0 || to < from || total <= to {
-		return 0, 0, bad
+		return 0, 0, 0, bad
 	}
-	if to != total-1 {
-		return 0, 0, fmt.Errorf("%w: the range %q stops before the end", ErrBadResponse, s)
-	}
-	return from, total, nil
+	return from, to + 1, total, nil
 }
 
 // dispositionName is the last path element of a Content-Disposition's filename.

@@ -107,22 +107,24 @@ func TestCutAndResume(t *testing.T) {
 				require.True(t, bytes.Equal(data, got))
 				requireFetchedOnce(t, proxy)
 			})
-			t.Run("ExportTo, call after call", func(t *testing.T) {
-				proxy, image := through(t, -1)
-				dir := t.TempDir()
-				var files *lxd.ExportedFiles
-				failures := 0
-				for ; files == nil; failures++ {
-					require.LessOrEqual(t, failures, cuts)
-					var err error
-					files, err = image.ExportTo(t.Context(), dir, nil)
-					if err != nil {
-						require.Equal(t, []string{partialPath(dir, image)}, filesIn(t, dir))
+			for name, connections := range map[string]int{"": 0, ", two connections": 2} {
+				t.Run("ExportTo, call after call"+name, func(t *testing.T) {
+					proxy, image := through(t, -1)
+					dir := t.TempDir()
+					var files *lxd.ExportedFiles
+					failures := 0
+					for ; files == nil; failures++ {
+						require.LessOrEqual(t, failures, cuts)
+						var err error
+						files, err = image.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Connections: connections})
+						if err != nil {
+							require.Equal(t, []string{partialPath(dir, image)}, filesIn(t, dir))
+						}
 					}
-				}
-				requireExported(t, dir, files, data)
-				requireFetchedOnce(t, proxy)
-			})
+					requireExported(t, dir, files, data)
+					requireFetchedOnce(t, proxy)
+				})
+			}
 		})
 	}
 }

@@ -27,6 +27,13 @@ type ExportToOptions struct {
 	// Sync makes the files durable (fsync) before they get their final names.
 	// Default: that is left to the system.
 	Sync bool
+	// Connections is how many connections fetch a unified image at once, each
+	// a part of it by a Range request. Default: 1; at most 64. More pay where
+	// one does not fill the line: a far server, or a line that loses packets.
+	// Near the server they gain nothing. A split image comes over one connection, as does what
+	// a server sends that ignores ranges. The content is then verified when all
+	// of it is there, in the phase verify.
+	Connections int
 	// Progress is told of the phases verify (of what is there already) and
 	// receive.
 	Progress func(Progress)
@@ -68,6 +75,9 @@ func (i *Image) ExportTo(ctx context.Context, dir string, opts *ExportToOptions)
 	case o.Name == "." || o.Name == ".." || strings.ContainsAny(o.Name, `/\`) || filepath.Base(o.Name) != o.Name || checkFilename("", o.Name) != nil:
 		return nil, invalid("ExportToOptions.Name", "%q is not a plain file name", o.Name)
 	}
+	if o.Connections < 0 || o.Connections > maxConnections {
+		return nil, invalid("ExportToOptions.Connections", "%d is not between 0 and %d", o.Connections, maxConnections)
+	}
 	x := &exportTo{ExportToOptions: o, ctx: ctx, image: i, dir: dir}
 	partial, err := lockfile.Open(ctx, x.partialPath(), exportedMode)
 	if err != nil {
@@ -97,6 +107,7 @@ type exportTo struct {
 
 	resumed  bool // the last attempt went on from what was there
 	oneShot  bool // the last attempt was for a split image
+	noRanges bool // the server ignored a range
 	attempts int
 }
 
@@ -148,6 +159,17 @@ func (x *exportTo) again(err error) (bool, time.Duration) {
 
 // fetch is one attempt to get what is missing.
 func (x *exportTo) fetch() (*ExportedFiles, error) {
+	parts, err := x.parts()
+	if err != nil {
+		return nil, err
+	}
+	if parts != nil {
+		files, err := x.fetchParts(parts)
+		if !errors.Is(err, errNoRange) {
+			return files, err
+		}
+		x.noRanges = true
+	}
 	sum := sha256.New()
 	have, err := x.resumable(sum)
 	if err != nil {

@@ -589,11 +589,11 @@ func testExportSplit(t *testing.T, s *subject) {
 
 func testExportTo(t *testing.T, s *subject) {
 	c := s.client(t)
-	data := unified(t, 1<<20)
+	data := unified(t, 3<<20)
 	image, err := c.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
 	require.NoError(t, err)
 	deleteAfter(t, image)
-	metadata, rootfs := lxdtest.SplitImage(rand.Text(), 1<<20)
+	metadata, rootfs := lxdtest.SplitImage(rand.Text(), 3<<20)
 	split, err := c.Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Rootfs: bytes.NewReader(rootfs), Wait: true})
 	require.NoError(t, err)
 	deleteAfter(t, split)
@@ -611,6 +611,16 @@ func testExportTo(t *testing.T, s *subject) {
 	entries, err := os.ReadDir(dir)
 	require.NoError(t, err)
 	require.Len(t, entries, 3, "nothing else is left")
+
+	// Over several connections, where the content has parts.
+	dir = t.TempDir()
+	files, err := image.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Connections: 3})
+	require.NoError(t, err)
+	requireExported(t, dir, files, data)
+	dir = t.TempDir()
+	files, err = split.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Connections: 3})
+	require.NoError(t, err)
+	requireExported(t, dir, files, metadata, rootfs)
 }
 
 func requireFile(t *testing.T, path string, want []byte) {
