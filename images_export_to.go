@@ -86,7 +86,7 @@ func (i *Image) ExportTo(ctx context.Context, dir string, opts *ExportToOptions)
 	x.partial = partial
 	x.meter = meter(PhaseReceive, max(i.Size, -1), o.Progress)
 	defer x.meter.Stop()
-	files, err := x.run()
+	files, err := x.run() //nolint:contextcheck // It is in x.
 	if cerr := partial.Close(); err == nil && cerr != nil {
 		return nil, cerr
 	}

@@ -34,6 +34,8 @@ type job struct {
 	Workers     int
 	Count       int
 	Bytes       int64
+	Line        *line // that the job Far is done over
+	Far         *job
 	Out         string // file or folder to write to
 	Progress    bool   // have it reported, to see what that costs
 }
@@ -93,6 +95,9 @@ func runChild(spec string) error {
 	if err := do(context.Background(), &j); err != nil {
 		return fmt.Errorf("%s: %w", j.Do, err)
 	}
+	if j.Far != nil {
+		return nil // that one has told
+	}
 	w := work{Seconds: time.Since(begin).Seconds()}
 	var mem runtime.MemStats
 	runtime.ReadMemStats(&mem)
@@ -117,6 +122,7 @@ var jobs = map[string]func(context.Context, *job) error{
 	"serveFiles":    serveFiles,
 
 	"touch": touch,
+	"line":  runLine,
 }
 
 // touch writes to each page of so many bytes of memory.
@@ -248,7 +254,7 @@ func exportTo(ctx context.Context, j *job) error {
 	if err != nil {
 		return err
 	}
-	_, err = image.ExportTo(ctx, j.Out, &lxd.ExportToOptions{Progress: j.progress()})
+	_, err = image.ExportTo(ctx, j.Out, &lxd.ExportToOptions{Connections: j.Workers, Progress: j.progress()})
 	return err
 }
 

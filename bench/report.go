@@ -68,8 +68,12 @@ func (r *result) markdown(w *strings.Builder) {
 	first := r.sums[0]
 	for n, c := range r.contenders {
 		s := r.sums[n]
-		fmt.Fprintf(w, "| %s | %s | %s – %s | %s | %.2f | %.2f | %s | %s | %d |\n", c.name, seconds(s.wall), seconds(s.low), seconds(s.high), seconds(s.cpu),
-			s.wall.Seconds()/first.wall.Seconds(), s.cpu.Seconds()/first.cpu.Seconds(), mebibytes(s.peak), mebibytes(int64(s.allocated)), s.runs)
+		cpu, ratio := "–", "–" // where it was not measured
+		if s.cpu > 0 {
+			cpu, ratio = seconds(s.cpu), fmt.Sprintf("%.2f", s.cpu.Seconds()/first.cpu.Seconds())
+		}
+		fmt.Fprintf(w, "| %s | %s | %s – %s | %s | %.2f | %s | %s | %s | %d |\n", c.name, seconds(s.wall), seconds(s.low), seconds(s.high), cpu,
+			s.wall.Seconds()/first.wall.Seconds(), ratio, mebibytes(s.peak), mebibytes(int64(s.allocated)), s.runs)
 	}
 }
 

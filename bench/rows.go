@@ -55,7 +55,7 @@ func (b *bench) rows() []*row {
 	for _, r := range rows[small:] {
 		r.touch = 2 * b.size
 	}
-	return rows
+	return append(rows, b.lines(b.bySize[0])...)
 }
 
 func over(tls bool) string {

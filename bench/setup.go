@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"github.com/golxd/lxd/internal/testdaemon"
@@ -20,9 +21,10 @@ import (
 type bench struct {
 	self   string // this program
 	folder string
-	lxc    string // path of the command, or empty
-	python string // path of a Python that has pylxd, or empty
-	load   string // averages of the machine before the first row
+	lxc    string   // path of the command, or empty
+	python string   // path of a Python that has pylxd, or empty
+	near   *os.File // this end of the lines, once there is one
+	load   string   // averages of the machine before the first row
 
 	source, target *testdaemon.Daemon
 
@@ -73,6 +75,11 @@ func setUp(ctx context.Context, parent string, size int64) (b *bench, err error)
 	if _, err := exec.LookPath("curl"); err != nil {
 		return nil, err
 	}
+	if runtime.GOOS == "linux" {
+		if _, err := exec.LookPath("ip"); err != nil {
+			return nil, err
+		}
+	}
 	b.lxc, _ = exec.LookPath("lxc")
 	for _, python := range []string{"/usr/bin/python3", "python3"} {
 		if exec.CommandContext(ctx, python, "-c", "import pylxd").Run() == nil {
@@ -104,6 +111,9 @@ func (b *bench) close() error {
 		if stop != nil {
 			errs = append(errs, stop())
 		}
+	}
+	if b.near != nil {
+		errs = append(errs, b.near.Close())
 	}
 	for _, d := range []*testdaemon.Daemon{b.source, b.target} {
 		if d != nil {
