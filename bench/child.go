@@ -125,11 +125,22 @@ var jobs = map[string]func(context.Context, *job) error{
 	"line":  runLine,
 }
 
-// touch writes to each page of so many bytes of memory.
+// touch writes so many bytes to a file, twice, and removes it: in small blocks,
+// which the page cache keeps in single pages, and in large ones.
 func touch(_ context.Context, j *job) error {
-	memory := make([]byte, j.Bytes)
-	for n := 0; n < len(memory); n += os.Getpagesize() {
-		memory[n] = 1
+	for _, block := range []int{4 << 10, 256 << 10} {
+		err := writeFile(j.Out, func(w io.Writer) error {
+			b := make([]byte, block)
+			for n := int64(0); n < j.Bytes; n += int64(len(b)) {
+				if _, err := w.Write(b); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err := errors.Join(err, os.Remove(j.Out)); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -60,7 +60,7 @@ func runBench() (err error) {
 		if r.runs > 0 {
 			n = n * r.runs / 5
 		}
-		res, err := r.measure(ctx, max(n, 1), began.Add(*budget))
+		res, err := r.measure(ctx, b, max(n, 1), began.Add(*budget))
 		if err != nil {
 			return fmt.Errorf("%s: %w", r.name, err)
 		}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -103,23 +104,19 @@ func readPeak(pid int) int64 {
 	return 0
 }
 
-// touchMemory has another process take memory, write to all of it and end. The
-// host of a virtual machine takes back what is free, and whoever is given it
-// next waits for every page of it: without this, that time falls to one
+// touchMemory has another process fill so much of the page cache and free it
+// again. The host of a virtual machine takes back what is free, and whoever is
+// given it next waits for every page of it: without this, that time falls to one
 // contender or another, and is up to twice that of the transfer.
-func touchMemory(ctx context.Context, n int64) error {
+func (b *bench) touchMemory(ctx context.Context, n int64) error {
 	if n == 0 {
 		return nil
 	}
-	self, err := os.Executable()
+	spec, err := json.Marshal(job{Do: "touch", Bytes: n, Out: filepath.Join(b.folder, "touched")})
 	if err != nil {
 		return err
 	}
-	spec, err := json.Marshal(job{Do: "touch", Bytes: n})
-	if err != nil {
-		return err
-	}
-	return exec.CommandContext(ctx, self, string(spec)).Run()
+	return exec.CommandContext(ctx, b.self, string(spec)).Run()
 }
 
 // summary is the median of each figure of some samples, and the spread of the

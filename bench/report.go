@@ -29,7 +29,7 @@ page cache. Clients and daemons share the machine. Each transfer is a process of
 its own, ours too, and is measured from its start to its end: wall time, the
 client's processor time (user and system), its peak resident memory. The
 contenders of a table take turns. Before each of their turns, as much free memory
-as two images take is written to once, as the host of a virtual machine is slow
+as two images take is filled and freed once, as the host of a virtual machine is slow
 to give memory that was not in use. Figures are medians; the range is that of the
 middle half of the runs. "Ratio" is wall time and processor time with the first
 line as 1.

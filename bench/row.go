@@ -65,7 +65,7 @@ type result struct {
 // measure lets the contenders take turns, in another order in each round: what
 // one leaves behind, in caches and in memory, is not always for the same next.
 // The first round warms up and does not count, unless time is short.
-func (r *row) measure(ctx context.Context, runs int, deadline time.Time) (*result, error) {
+func (r *row) measure(ctx context.Context, b *bench, runs int, deadline time.Time) (*result, error) {
 	samples := make([][]sample, len(r.contenders))
 	for round := -1; round < runs; round++ {
 		late := time.Now().After(deadline)
@@ -77,7 +77,7 @@ func (r *row) measure(ctx context.Context, runs int, deadline time.Time) (*resul
 			if c.few() && runs >= 4 && round%2 != 0 && !late {
 				continue
 			}
-			s, err := c.once(ctx, r.touch)
+			s, err := c.once(ctx, b, r.touch)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", c.name, err)
 			}
@@ -96,7 +96,7 @@ func (r *row) measure(ctx context.Context, runs int, deadline time.Time) (*resul
 	return res, nil
 }
 
-func (c *contender) once(ctx context.Context, touch int64) (sample, error) {
+func (c *contender) once(ctx context.Context, b *bench, touch int64) (sample, error) {
 	if c.before != nil {
 		if err := c.before(ctx); err != nil {
 			return sample{}, err
@@ -105,7 +105,7 @@ func (c *contender) once(ctx context.Context, touch int64) (sample, error) {
 	// What earlier runs wrote must not be paid for by this one. Where there is
 	// no such command, it is.
 	_ = exec.CommandContext(ctx, "sync").Run()
-	if err := touchMemory(ctx, touch); err != nil {
+	if err := b.touchMemory(ctx, touch); err != nil {
 		return sample{}, err
 	}
 	s, err := c.run(ctx)
