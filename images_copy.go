@@ -528,7 +528,7 @@ type relayBody struct {
 
 func (r *relayBody) open(ctx context.Context) (io.ReadCloser, string, int64, error) {
 	r.close()
-	req := r.image.exportRequest(0)
+	req := r.image.exportRequest(0, 0)
 	res, err := r.image.client.t.stream(ctx, req)
 	if err != nil {
 		return nil, "", 0, err

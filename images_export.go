@@ -99,8 +99,9 @@ func (i *Image) export(ctx context.Context, h hash.Hash, offset int64, m *progre
 	return e, nil
 }
 
-// exportRequest is the request for the content, from an offset on.
-func (i *Image) exportRequest(offset int64) *request {
+// exportRequest is the request for the content from an offset on, up to an end
+// or, where that is 0, to the image's.
+func (i *Image) exportRequest(offset, end int64) *request {
 	query := i.client.query()
 	if i.secret != "" {
 		q := url.Values{"secret": {i.secret}}
@@ -110,14 +111,17 @@ func (i *Image) exportRequest(offset int64) *request {
 		query = q
 	}
 	req := &request{method: http.MethodGet, path: path("images", i.Fingerprint, "export"), query: query}
-	if offset > 0 {
-		req.header = http.Header{"Range": {rangeOf(offset, 0)}}
+	switch {
+	case end > 0:
+		req.header = http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", offset, end-1)}}
+	case offset > 0:
+		req.header = http.Header{"Range": {fmt.Sprintf("bytes=%d-", offset)}}
 	}
 	return req
 }
 
 func (e *Export) open(offset int64) error {
-	req := e.image.exportRequest(offset)
+	req := e.image.exportRequest(offset, 0)
 	res, err := e.image.client.t.stream(e.ctx, req)
 	if err != nil {
 		return err
@@ -142,17 +146,16 @@ func (e *Export) open(offset int64) error {
 		return e.image.client.t.badResponse(req, res, errors.New("it is not an image"))
 	}
 	size := res.ContentLength
-	if res.StatusCode == http.StatusPartialContent {
-		from, end, total, err := parseContentRange(res.Header.Get("Content-Range"))
-		if err != nil || offset == 0 || from != offset || end != total || (e.image.Size > 0 && total != e.image.Size) {
+	switch {
+	case offset > 0:
+		size = e.image.Size
+		if err := checkRange(res, offset, size, size); err != nil {
 			_ = res.Body.Close()
-			return fmt.Errorf("GET %s from byte %d on: %w: the answer is the range %q of an image of %d bytes",
-				req.path, offset, ErrBadResponse, res.Header.Get("Content-Range"), e.image.Size)
+			return fmt.Errorf("GET %s: %w", req.path, err)
 		}
-		size = total
-	} else if offset > 0 {
-		_ = res.Body.Close()
-		return errNoRange
+	case res.StatusCode != http.StatusOK:
+		defer func() { _ = res.Body.Close() }()
+		return e.image.client.t.badResponse(req, res, errors.New("it is a part of what was asked for"))
 	}
 	e.size = size
 	e.filename = dispositionName(res.Header.Get("Content-Disposition"))
@@ -290,7 +293,7 @@ func (e *Export) incomplete(err error) error { return e.image.incomplete(e.ctx, 
 // incomplete is the error for content that ended too soon.
 func (i *Image) incomplete(ctx context.Context, err error) error {
 	if cause := ctx.Err(); cause != nil {
-		return i.client.t.connectionError(ctx, i.exportRequest(0), cause)
+		return i.client.t.connectionError(ctx, i.exportRequest(0, 0), cause)
 	}
 	var typed *Error
 	if errors.As(err, &typed) {
@@ -377,7 +380,7 @@ func (r *resuming) resume() error {
 	}
 	if r.offset == 0 && r.end == 0 {
 		// Nothing had come: the whole is asked for.
-		res, err := c.t.stream(ctx, r.image.exportRequest(0))
+		res, err := c.t.stream(ctx, r.image.exportRequest(0, 0))
 		if err != nil {
 			return err
 		}
@@ -397,25 +400,29 @@ func (r *resuming) resume() error {
 
 // open asks for what is missing, as a range.
 func (r *resuming) open() error {
-	req := r.image.exportRequest(r.offset)
-	req.header = http.Header{"Range": {rangeOf(r.offset, r.end)}}
-	res, err := r.image.client.t.stream(r.ctx, req)
+	res, err := r.image.client.t.stream(r.ctx, r.image.exportRequest(r.offset, r.end))
 	if err != nil {
 		return err
 	}
-	from, to, total, err := parseContentRange(res.Header.Get("Content-Range"))
-	switch {
-	case res.StatusCode != http.StatusPartialContent:
-		err = errNoRange
-	case err != nil || from != r.offset || to != r.stop() || total != r.size:
-		err = fmt.Errorf("%w: asked for the bytes from %d to %d of %d, the answer is the range %q",
-			ErrBadResponse, r.offset, r.stop(), r.size, res.Header.Get("Content-Range"))
-	default:
-		r.body = res.Body
-		return nil
+	if err := checkRange(res, r.offset, r.stop(), r.size); err != nil {
+		_ = res.Body.Close()
+		return err
 	}
-	_ = res.Body.Close()
-	return err
+	r.body = res.Body
+	return nil
+}
+
+// checkRange sees that an answer is the part of an image that was asked for.
+func checkRange(res *http.Response, from, end, size int64) error {
+	if res.StatusCode != http.StatusPartialContent {
+		return errNoRange
+	}
+	header := res.Header.Get("Content-Range")
+	gotFrom, gotEnd, gotSize, err := parseContentRange(header)
+	if err != nil || gotFrom != from || gotEnd != end || gotSize != size {
+		return fmt.Errorf("%w: asked for the bytes from %d to %d of %d, the answer is the range %q", ErrBadResponse, from, end-1, size, header)
+	}
+	return nil
 }
 
 // stop is where to stop reading.
@@ -424,15 +431,6 @@ func (r *resuming) stop() int64 {
 		return r.end
 	}
 	return r.size
-}
-
-// rangeOf is the Range header for the bytes from an offset to an end, 0 for the
-// image's.
-func rangeOf(from, end int64) string {
-	if end == 0 {
-		return fmt.Sprintf("bytes=%d-", from)
-	}
-	return fmt.Sprintf("bytes=%d-%d", from, end-1)
 }
 
 func (r *resuming) Close() error { return r.body.Close() }

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -22,12 +23,12 @@ import (
 )
 
 // exportChild is a process that runs TestExportToChild.
-func exportChild(t *testing.T, image *lxd.Image, dir string, fileLimit int64) *exec.Cmd {
+func exportChild(t *testing.T, image *lxd.Image, dir string, connections int, fileLimit int64) *exec.Cmd {
 	t.Helper()
 	self, err := os.Executable()
 	require.NoError(t, err)
 	cmd := exec.CommandContext(t.Context(), self, "-test.run=^TestExportToChild$", "-test.v")
-	cmd.Env = append(os.Environ(), envExportEndpoint+"="+image.Client().Endpoint(), envExportFingerprint+"="+image.Fingerprint, envExportFolder+"="+dir)
+	cmd.Env = append(os.Environ(), envExportEndpoint+"="+image.Client().Endpoint(), envExportFingerprint+"="+image.Fingerprint, envExportFolder+"="+dir, fmt.Sprintf("%s=%d", envExportConnections, connections))
 	if fileLimit > 0 {
 		cmd.Env = append(cmd.Env, fmt.Sprintf("%s=%d", envExportFileLimit, fileLimit))
 	}
@@ -52,14 +53,31 @@ func TestExportToChild(t *testing.T) {
 	client := newClient(t, endpoint, nil)
 	image, err := client.Images.Get(t.Context(), os.Getenv(envExportFingerprint))
 	require.NoError(t, err)
+	connections, err := strconv.Atoi(os.Getenv(envExportConnections))
+	require.NoError(t, err)
 	_, err = image.ExportTo(t.Context(), os.Getenv(envExportFolder), &lxd.ExportToOptions{
-		Progress: func(p lxd.Progress) { fmt.Println("received", p.Done) },
+		Connections: connections,
+		Progress:    func(p lxd.Progress) { fmt.Println("received", p.Done) },
 	})
 	if errors.Is(err, syscall.EFBIG) {
 		fmt.Println("the disk is full")
 		return
 	}
 	require.NoError(t, err)
+}
+
+// awaitReceived reads what a child prints until it has received so many bytes.
+func awaitReceived(t *testing.T, out io.Reader, bytes int) {
+	t.Helper()
+	lines := bufio.NewScanner(out)
+	for received := 0; received < bytes; {
+		require.True(t, lines.Scan(), "the child ended: %v", lines.Err())
+		if number, ok := strings.CutPrefix(lines.Text(), "received "); ok {
+			var err error
+			received, err = strconv.Atoi(number)
+			require.NoError(t, err)
+		}
+	}
 }
 
 // TestExportToGoesOnInNextProcess kills one in the middle.
@@ -70,18 +88,11 @@ func TestExportToGoesOnInNextProcess(t *testing.T) {
 	const before = 2 << 20
 	stalled := x.Inject(lxdtest.StallResponse(before).On("GET", exportPattern).Times(1))
 	defer stalled.Remove()
-	child := exportChild(t, x.image, dir, 0)
+	child := exportChild(t, x.image, dir, 0, 0)
 	out, err := child.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, child.Start())
-	lines := bufio.NewScanner(out)
-	for received := 0; received == 0; {
-		require.True(t, lines.Scan(), "the child ended: %v", lines.Err())
-		if number, ok := strings.CutPrefix(lines.Text(), "received "); ok {
-			received, err = strconv.Atoi(number)
-			require.NoError(t, err)
-		}
-	}
+	awaitReceived(t, out, 1)
 	require.Eventually(t, func() bool {
 		info, err := os.Stat(partialPath(dir, x.image))
 		return err == nil && info.Size() > 0
@@ -99,6 +110,48 @@ func TestExportToGoesOnInNextProcess(t *testing.T) {
 	require.Equal(t, []string{"", fmt.Sprintf("bytes=%d-", len(left))}, x.ranges())
 }
 
+// TestExportToOverConnectionsGoesOnInNextProcess kills one while each of its
+// connections has brought as much.
+func TestExportToOverConnectionsGoesOnInNextProcess(t *testing.T) {
+	t.Parallel()
+	const connections, each = 3, 1 << 20
+	x := newExportTest(t, 0, lxdtest.UnifiedImage("killed", 6<<20), nil)
+	dir := t.TempDir()
+	stalled := x.Inject(lxdtest.StallResponse(each).On("GET", exportPattern).Times(connections))
+	defer stalled.Remove()
+	child := exportChild(t, x.image, dir, connections, 0)
+	out, err := child.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, child.Start())
+	awaitReceived(t, out, connections*each)
+	require.NoError(t, child.Process.Kill())
+	require.Error(t, child.Wait())
+	x.ForgetRequests()
+	files, err := x.image.ExportTo(t.Context(), dir, nil)
+	require.NoError(t, err)
+	requireExported(t, dir, files, x.data)
+	require.Len(t, x.ranges(), connections)
+	require.LessOrEqual(t, asked(t, x.ranges(), len(x.data)), len(x.data)-connections*each, "all that came is of use")
+}
+
+// TestExportToOverConnectionsKeepsBeginning has no room for the state of the
+// parts, behind what another call had fetched.
+func TestExportToOverConnectionsKeepsBeginning(t *testing.T) {
+	t.Parallel()
+	const room = 1<<20 + 1000
+	x := newExportTest(t, 0, lxdtest.UnifiedImage("keeps", 4<<20), nil)
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(partialPath(dir, x.image), x.data[:room], 0o600))
+	x.ForgetRequests()
+	out, err := exportChild(t, x.image, dir, 2, room).Output()
+	require.NoError(t, err)
+	require.Contains(t, string(out), "the disk is full")
+	require.Empty(t, x.ranges())
+	left, err := os.ReadFile(partialPath(dir, x.image))
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(x.data[:room], left))
+}
+
 // TestExportToOnFullDisk has a process that cannot write more than so many
 // bytes, and then one that can.
 func TestExportToOnFullDisk(t *testing.T) {
@@ -106,7 +159,7 @@ func TestExportToOnFullDisk(t *testing.T) {
 	x := newExportTest(t, 2, lxdtest.UnifiedImage("full", 4<<20), nil)
 	dir := t.TempDir()
 	const room = 1<<20 + 1000
-	out, err := exportChild(t, x.image, dir, room).Output()
+	out, err := exportChild(t, x.image, dir, 0, room).Output()
 	require.NoError(t, err)
 	require.Contains(t, string(out), "the disk is full")
 	require.Equal(t, []string{partialPath(dir, x.image)}, filesIn(t, dir))

@@ -6,14 +6,14 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
-	"io"
+	"slices"
 	"sync"
 
 	"github.com/golxd/lxd/internal/netconn"
 )
 
-// maxConnections is the most that one ExportTo opens: more than a server's
-// listen queue is sure to hold would only wait there.
+// maxConnections is the most that one ExportTo opens, far above what was
+// measured to help, so that one call cannot use up a server's connections.
 const maxConnections = 64
 
 // leastPart is the least that is worth a connection of its own, in bytes.
@@ -56,7 +56,7 @@ func (x *exportTo) parts() ([]part, error) {
 		return nil, err
 	}
 	if info.Size() <= x.image.Size {
-		return divide(info.Size(), x.image.Size, x.Connections), nil
+		return x.divide(info.Size())
 	}
 	state := make([]byte, min(info.Size()-x.image.Size, int64(len(partsMagic)+(maxConnections+1)*partState+1)))
 	if _, err := x.partial.ReadAt(state, x.image.Size); err != nil {
@@ -65,7 +65,22 @@ func (x *exportTo) parts() ([]part, error) {
 	list := parseParts(state, x.image.Size)
 	if list == nil {
 		// Something else is longer than the image.
-		return divide(0, x.image.Size, x.Connections), x.cut(0)
+		if err := x.cut(0); err != nil {
+			return nil, err
+		}
+		return x.divide(0)
+	}
+	return list, nil
+}
+
+// divide makes parts of what is missing of a file that has the first bytes.
+func (x *exportTo) divide(have int64) ([]part, error) {
+	list := divide(have, x.image.Size, x.Connections)
+	if list == nil {
+		return nil, nil
+	}
+	if _, err := x.partial.WriteAt(formatParts(list), x.image.Size); err != nil {
+		return nil, errors.Join(err, x.cut(have))
 	}
 	return list, nil
 }
@@ -108,21 +123,16 @@ func formatParts(list []part) []byte {
 // and verifies the whole. It gives errNoRange if the server sends no parts.
 func (x *exportTo) fetchParts(list []part) (*ExportedFiles, error) {
 	var have int64
-	missing := make(chan int, len(list))
-	for n, p := range list {
+	for _, p := range list {
 		have += p.next - p.from
-		if p.next < p.to {
-			missing <- n
-		}
 	}
-	close(missing)
 	x.resumed, x.oneShot = have > 0, false
-	if _, err := x.partial.WriteAt(formatParts(list), x.image.Size); err != nil {
-		return nil, errors.Join(err, x.dropUnused(list))
-	}
 	x.meter.Phase(PhaseReceive, have, x.image.Size)
-	if err := x.receive(list, missing); err != nil {
-		return nil, errors.Join(err, x.dropUnused(list))
+	if err := x.receiveParts(list); err != nil {
+		if !slices.ContainsFunc(list, func(p part) bool { return p.next > p.from }) {
+			err = errors.Join(err, x.cut(0)) // there is nothing to go on from
+		}
+		return nil, err
 	}
 	if err := x.partial.Truncate(x.image.Size); err != nil {
 		return nil, err
@@ -138,96 +148,84 @@ func (x *exportTo) fetchParts(list []part) (*ExportedFiles, error) {
 	return x.unified()
 }
 
-// dropUnused empties the partial file if nothing of the parts has come.
-func (x *exportTo) dropUnused(list []part) error {
-	for _, p := range list {
-		if p.next > p.from {
-			return nil
-		}
-	}
-	return x.cut(0)
-}
-
-// receive fetches the missing parts. The first error ends all of them.
-func (x *exportTo) receive(list []part, missing <-chan int) error {
+// receiveParts fetches the missing parts. The first error ends all of them.
+func (x *exportTo) receiveParts(list []part) error {
 	ctx, cancel := context.WithCancel(x.ctx)
 	defer cancel()
-	n, ok := <-missing
+	missing := make(chan *partTransfer, len(list))
+	for n := range list {
+		if list[n].next < list[n].to {
+			missing <- x.transfer(ctx, list, n)
+		}
+	}
+	close(missing)
+	first, ok := <-missing
 	if !ok {
 		return nil
 	}
 	// The first alone shows whether the server sends parts.
-	first, err := x.openPart(ctx, &list[n])
-	if err != nil {
+	if err := first.src.open(); err != nil {
 		return err
 	}
 	var workers sync.WaitGroup
 	var once sync.Once
 	var failed error
-	work := func(n int, src io.ReadCloser) {
-		var err error
-		for ok := true; ok && err == nil; n, ok = <-missing {
-			if src == nil {
-				src, err = x.openPart(ctx, &list[n])
+	work := func(t *partTransfer) {
+		for ; t != nil; t = <-missing {
+			if err := t.run(); err != nil {
+				once.Do(func() { failed = err })
+				cancel()
+				return
 			}
-			if err == nil {
-				err = x.receivePart(list, n, src)
-			}
-			src = nil
-		}
-		if err != nil {
-			once.Do(func() { failed = err })
-			cancel()
 		}
 	}
-	workers.Go(func() { work(n, first) })
-	for range x.Connections - 1 {
-		if n, ok := <-missing; ok {
-			workers.Go(func() { work(n, nil) })
-		}
+	workers.Go(func() { work(first) })
+	for range min(x.Connections-1, len(missing)) {
+		workers.Go(func() { work(<-missing) })
 	}
 	workers.Wait()
 	return failed
 }
 
-// openPart asks for the rest of a part.
-func (x *exportTo) openPart(ctx context.Context, p *part) (io.ReadCloser, error) {
-	r := &resuming{ctx: ctx, image: x.image, offset: p.next, size: x.image.Size, end: p.to, left: x.image.client.t.retries}
-	if err := r.open(); err != nil {
-		return nil, err
-	}
-	return r, nil
+// partTransfer fetches the rest of a part. As a writer it puts what comes in its
+// place, and behind the image how far the part is.
+type partTransfer struct {
+	*part
+	x        *exportTo
+	src      *resuming
+	stateAt  int64 // offset of next in the file
+	writeErr error // of the file
 }
 
-// receivePart writes the rest of a part to its place.
-func (x *exportTo) receivePart(list []part, n int, src io.ReadCloser) error {
-	defer func() { _ = src.Close() }()
-	w := &partWriter{x: x, part: &list[n], state: x.image.Size + int64(len(partsMagic)+n*partState+2*8)}
-	_, err := netconn.Copy(w, src, w.part.to-w.part.next)
-	if err == nil && w.part.next < w.part.to {
-		err = io.ErrUnexpectedEOF
+func (x *exportTo) transfer(ctx context.Context, list []part, n int) *partTransfer {
+	p := &list[n]
+	return &partTransfer{
+		part: p, x: x, stateAt: x.image.Size + int64(len(partsMagic)+n*partState+2*8),
+		src: &resuming{ctx: ctx, image: x.image, offset: p.next, size: x.image.Size, end: p.to, left: x.image.client.t.retries},
 	}
-	if err != nil && w.err == nil {
-		return x.image.incomplete(x.ctx, err)
+}
+
+func (t *partTransfer) run() error {
+	if t.src.body == nil {
+		if err := t.src.open(); err != nil {
+			return err
+		}
+	}
+	defer func() { _ = t.src.Close() }()
+	_, err := netconn.Copy(t, t.src, t.to-t.next)
+	if err != nil && t.writeErr == nil {
+		return t.x.image.incomplete(t.x.ctx, err)
 	}
 	return err
 }
 
-// partWriter writes a part, and behind the image how far it is.
-type partWriter struct {
-	x     *exportTo
-	part  *part
-	state int64 // offset of part.next in the file
-	err   error // of the file
-}
-
-func (w *partWriter) Write(b []byte) (int, error) {
-	n, err := w.x.partial.WriteAt(b, w.part.next)
-	w.part.next += int64(n)
-	w.x.meter.Add(n)
+func (t *partTransfer) Write(b []byte) (int, error) {
+	n, err := t.x.partial.WriteAt(b, t.next)
+	t.next += int64(n)
 	if err == nil {
-		_, err = w.x.partial.WriteAt(binary.BigEndian.AppendUint64(nil, uint64(w.part.next)), w.state)
+		_, err = t.x.partial.WriteAt(binary.BigEndian.AppendUint64(nil, uint64(t.next)), t.stateAt)
 	}
-	w.err = err
+	t.writeErr = err
+	t.x.meter.Add(n)
 	return n, err
 }

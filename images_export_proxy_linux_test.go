@@ -152,20 +152,23 @@ func TestExportFromRealDaemonsOnFullDisk(t *testing.T) {
 		data := lxdtest.UnifiedImage("full "+d.String(), 3<<20)
 		image, err := client.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
 		require.NoError(t, err)
-		dir := t.TempDir()
-		unmount := mountSmall(t, dir)
-		_, err = image.ExportTo(t.Context(), dir, nil)
-		require.ErrorIs(t, err, syscall.ENOSPC)
-		require.Equal(t, []string{partialPath(dir, image)}, filesIn(t, dir))
-		// What came is still of use where there is room.
-		part, err := os.ReadFile(partialPath(dir, image))
-		require.NoError(t, err)
-		require.NotEmpty(t, part)
-		unmount()
-		require.NoError(t, os.WriteFile(partialPath(dir, image), part, 0o600))
-		files, err := image.ExportTo(t.Context(), dir, nil)
-		require.NoError(t, err)
-		requireExported(t, dir, files, data)
+		for _, connections := range []int{1, 3} {
+			options := &lxd.ExportToOptions{Connections: connections}
+			dir := t.TempDir()
+			unmount := mountSmall(t, dir)
+			_, err = image.ExportTo(t.Context(), dir, options)
+			require.ErrorIs(t, err, syscall.ENOSPC)
+			require.Equal(t, []string{partialPath(dir, image)}, filesIn(t, dir))
+			// What came is still of use where there is room.
+			part, err := os.ReadFile(partialPath(dir, image))
+			require.NoError(t, err)
+			require.NotEmpty(t, part)
+			unmount()
+			require.NoError(t, os.WriteFile(partialPath(dir, image), part, 0o600))
+			files, err := image.ExportTo(t.Context(), dir, options)
+			require.NoError(t, err)
+			requireExported(t, dir, files, data)
+		}
 		require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
 	}
 }

@@ -34,6 +34,7 @@ const (
 	envExportEndpoint    = "LXD_TEST_EXPORT_ENDPOINT"
 	envExportFingerprint = "LXD_TEST_EXPORT_FINGERPRINT"
 	envExportFolder      = "LXD_TEST_EXPORT_FOLDER"
+	envExportConnections = "LXD_TEST_EXPORT_CONNECTIONS"
 	envExportFileLimit   = "LXD_TEST_EXPORT_FILE_LIMIT" // bytes; empty for none
 )
 

@@ -33,12 +33,15 @@ type ExportToOptions struct {
 	// usually) takes that for congestion: 64 MiB over 200 Mbit/s with one packet
 	// in a thousand lost took a third of the time and less (LXD 5.0.2, 8
 	// connections, 10 and 50 ms; docs/performance.md). On a line that loses
-	// none they gain little or cost time, long as it may be. A split image comes over one connection, as does what
-	// a server sends that ignores ranges. The content is then verified when all
-	// of it is there, in the phase verify.
+	// none they gain little or cost time, long as it may be.
+	//
+	// No part is smaller than 1 MiB, and Options.Retries counts for each. The
+	// content is verified when all of it is there. A split image comes over one
+	// connection, as does what a server sends that ignores ranges; that takes
+	// one request more.
 	Connections int
-	// Progress is told of the phases verify (of what is there already) and
-	// receive.
+	// Progress is told of the phases verify (of what is there already, and of
+	// what came over several connections) and receive.
 	Progress func(Progress)
 }
 

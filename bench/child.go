@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"sync"
@@ -31,7 +32,7 @@ type job struct {
 	Images      []string // paths of many small images
 	Fingerprint string
 	Wait        bool
-	Workers     int
+	Workers     int // calls at a time, or connections of one
 	Count       int
 	Bytes       int64
 	Line        *line // that the job Far is done over
@@ -71,6 +72,17 @@ type fixedBuffer struct{ *net.UnixConn }
 
 // SetWriteBuffer leaves the buffer as it is.
 func (fixedBuffer) SetWriteBuffer(int) error { return nil }
+
+// command is the process that does the job.
+func (j *job) command(ctx context.Context, self string) (*exec.Cmd, error) {
+	spec, err := json.Marshal(j)
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, self, string(spec))
+	cmd.Stderr = os.Stderr
+	return cmd, nil
+}
 
 // work is what a child tells its parent of the work alone, without the start of
 // the process.

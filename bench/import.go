@@ -46,12 +46,10 @@ func (b *bench) fileURL(f imageFiles) string { return b.webServer + "/" + filepa
 
 // startWebServer serves the folder's files in a process of its own.
 func (b *bench) startWebServer(ctx context.Context) error {
-	spec, err := json.Marshal(job{Do: "serveFiles", Out: b.folder})
+	cmd, err := (&job{Do: "serveFiles", Out: b.folder}).command(ctx, b.self)
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, b.self, string(spec))
-	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return err

@@ -52,7 +52,7 @@ func openTUN(name string) (*os.File, error) {
 	f := os.NewFile(uintptr(fd), name)
 	request, err := unix.NewIfreq(name)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, f.Close())
 	}
 	request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, request); err != nil {
@@ -76,8 +76,8 @@ func configure(ctx context.Context, device, own, peer string) error {
 	return ip(ctx, "link", "set", device, "up")
 }
 
-// lines show from where on several connections pay. They come last, as the
-// daemon listens at their near end from then on.
+// lines show where several connections pay. They come last, as the daemon
+// listens at their near end from then on.
 func (b *bench) lines(f imageFiles) []*row {
 	var rows []*row
 	for _, l := range []line{
@@ -142,12 +142,10 @@ func (b *bench) across(l line, j job) func(context.Context) (sample, error) {
 		if err := ip(ctx, "route", "replace", farAddress, "dev", nearDevice, "src", nearAddress, "congctl", l.Congestion); err != nil {
 			return s, err
 		}
-		spec, err := json.Marshal(job{Do: "line", Line: &l, Far: &j})
+		cmd, err := (&job{Do: "line", Line: &l, Far: &j}).command(ctx, b.self)
 		if err != nil {
 			return s, err
 		}
-		cmd := exec.CommandContext(ctx, b.self, string(spec))
-		cmd.Stderr = os.Stderr
 		cmd.ExtraFiles = []*os.File{b.near}
 		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
 		out, err := cmd.Output()
@@ -180,12 +178,11 @@ func runLine(ctx context.Context, j *job) error {
 	if err != nil {
 		return err
 	}
-	inner, err := json.Marshal(j.Far)
+	cmd, err := j.Far.command(ctx, self)
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, self, string(inner))
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.Stdout = os.Stdout
 	return cmd.Run()
 }
 

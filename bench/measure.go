@@ -112,11 +112,11 @@ func (b *bench) touchMemory(ctx context.Context, n int64) error {
 	if n == 0 {
 		return nil
 	}
-	spec, err := json.Marshal(job{Do: "touch", Bytes: n, Out: filepath.Join(b.folder, "touched")})
+	cmd, err := (&job{Do: "touch", Bytes: n, Out: filepath.Join(b.folder, "touched")}).command(ctx, b.self)
 	if err != nil {
 		return err
 	}
-	return exec.CommandContext(ctx, b.self, string(spec)).Run()
+	return cmd.Run()
 }
 
 // summary is the median of each figure of some samples, and the spread of the

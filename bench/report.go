@@ -28,11 +28,12 @@ The image is incompressible and has %d MiB; it and what is written are in the
 page cache. Clients and daemons share the machine. Each transfer is a process of
 its own, ours too, and is measured from its start to its end: wall time, the
 client's processor time (user and system), its peak resident memory. The
-contenders of a table take turns. Before each of their turns, as much free memory
-as two images take is filled and freed once, as the host of a virtual machine is slow
-to give memory that was not in use. Figures are medians; the range is that of the
-middle half of the runs. "Ratio" is wall time and processor time with the first
-line as 1.
+contenders of a table take turns. Before each turn of a transfer, as much of the
+page cache as two images take is filled and freed, as the host of a virtual
+machine is slow to give memory that was not in use, and that time would fall to
+one or another. Over a line nothing is filled, and each has one turn. Figures are
+medians; the range is that of the middle half of the runs. "Ratio" is wall time
+and processor time with the first line as 1.
 
 What no client can win: the daemon hashes an upload again after it has it, which
 is most of an upload's wall time, and makes one image after another.

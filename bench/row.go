@@ -16,7 +16,7 @@ type row struct {
 	name       string
 	note       string
 	runs       int   // in place of 5, of the default
-	touch      int64 // bytes of memory to have ready before each run
+	touch      int64 // bytes of memory for touchMemory before each run
 	contenders []contender
 	targets    []target
 }

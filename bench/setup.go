@@ -228,12 +228,10 @@ func (b *bench) writeLXCConfig(ctx context.Context) error {
 // startListServer runs the server of the long list in a process of its own.
 func (b *bench) startListServer(ctx context.Context) error {
 	b.listSocket = filepath.Join(b.folder, "list.socket")
-	spec, err := json.Marshal(job{Do: "serveImages", Count: b.listLength, Out: b.listSocket})
+	cmd, err := (&job{Do: "serveImages", Count: b.listLength, Out: b.listSocket}).command(ctx, b.self)
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, b.self, string(spec))
-	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return err
