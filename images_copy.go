@@ -434,11 +434,7 @@ func (j *copying) push(ctx context.Context) (*Image, error) {
 		Aliases: []wire.Alias{}, Properties: j.want.properties, Public: j.want.public, ExpiresAt: j.want.expiresAt,
 	}
 	c := j.target
-	token, err := c.start(ctx, &request{method: http.MethodPost, path: path("images"), query: c.query(), json: post}, nil)
-	if err != nil {
-		return nil, err
-	}
-	secret, err := newSecret(token)
+	secret, err := c.startToken(ctx, &request{method: http.MethodPost, path: path("images"), query: c.query(), json: post})
 	if err != nil {
 		return nil, err
 	}
@@ -472,12 +468,9 @@ func (j *copying) push(ctx context.Context) (*Image, error) {
 
 // expected is the copy as it will be.
 func (j *copying) expected() *Image {
-	s, w := j.source, j.want
-	return (&Image{
-		Fingerprint: s.Fingerprint, Size: s.Size, Type: s.Type, Architecture: s.Architecture, CreatedAt: s.CreatedAt,
-		Public: w.public, AutoUpdate: w.autoUpdate, Filename: w.filename, ExpiresAt: w.expiresAt,
-		Properties: maps.Clone(w.properties), Profiles: slices.Clone(w.profiles),
-	}).adopt(j.target)
+	s, image := j.source, j.want.image(j.target, j.source.Fingerprint)
+	image.Size, image.Type, image.Architecture, image.CreatedAt = s.Size, s.Type, s.Architecture, s.CreatedAt
+	return image
 }
 
 // relay streams the image through this client: the source's answer is the
@@ -621,19 +614,45 @@ func (i *Image) Secret(ctx context.Context) (*Secret, error) {
 	if err := i.check(); err != nil {
 		return nil, err
 	}
-	op, err := i.client.start(ctx, &request{method: http.MethodPost, path: path("images", i.Fingerprint, "secret"), query: i.client.query()}, nil)
+	return i.client.startToken(ctx, &request{method: http.MethodPost, path: path("images", i.Fingerprint, "secret"), query: i.client.query()})
+}
+
+// tokenGrace is how long the answer to a request for a token is awaited after
+// the caller's context has ended.
+const tokenGrace = 500 * time.Millisecond
+
+// startToken begins a token operation. A token whose answer is on its way when
+// ctx ends must not be left on the server, so the answer is awaited for a moment
+// longer, and the token is ended.
+func (c *Client) startToken(ctx context.Context, req *request) (*Secret, error) {
+	awaited, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() {
+		select {
+		case <-time.After(tokenGrace):
+			cancel()
+		case <-awaited.Done():
+		}
+	})()
+	if err := ctx.Err(); err != nil {
+		return nil, c.t.connectionError(ctx, req, err)
+	}
+	op, err := c.start(awaited, req, nil)
+	secret := &Secret{op: op}
+	if cause := ctx.Err(); cause != nil {
+		if err == nil {
+			secret.end(ctx)
+		}
+		return nil, c.t.connectionError(ctx, req, cause)
+	}
 	if err != nil {
 		return nil, err
 	}
-	return newSecret(op)
-}
-
-func newSecret(op *Operation) (*Secret, error) {
-	value, _ := op.Status().Metadata["secret"].(string)
-	if value == "" {
+	if secret.Value, _ = op.Status().Metadata["secret"].(string); secret.Value == "" {
+		secret.end(ctx)
 		return nil, fmt.Errorf("token operation %s: %w: it holds no secret", op.ID(), ErrBadResponse)
 	}
-	return &Secret{Value: value, op: op}, nil
+	return secret, nil
 }
 
 // Operation is the token's own.

@@ -3,6 +3,8 @@ package lxd_test
 import (
 	"bytes"
 	"context"
+	"net/http"
+	"slices"
 	"testing"
 	"time"
 
@@ -161,6 +163,69 @@ func TestFailedCopyLeavesNoToken(t *testing.T) {
 		require.Empty(t, target.Tokens(), mode)
 	}
 	stalled.Remove()
+}
+
+// TestEndedContextLeavesNoToken has the context end while the answer that holds
+// a token is on its way.
+func TestEndedContextLeavesNoToken(t *testing.T) {
+	t.Parallel()
+	var cancel context.CancelFunc
+	opts := &lxd.Options{Transport: func(next http.RoundTripper) http.RoundTripper {
+		return roundTripFunc(func(req *http.Request) (*http.Response, error) {
+			res, err := next.RoundTrip(req)
+			if err == nil && req.Method == http.MethodPost {
+				cancel()
+				if err = req.Context().Err(); err != nil {
+					_ = res.Body.Close()
+					return nil, err
+				}
+			}
+			return res, err
+		})
+	}}
+	source := startFakeWith(t, &lxdtest.Options{TLS: true}, opts)
+	target := startFakeWith(t, &lxdtest.Options{TLS: true}, opts)
+	fingerprint, err := source.AddImage(lxdtest.UnifiedImage("token", 0), nil)
+	require.NoError(t, err)
+	image, err := source.Client.Images.Get(t.Context(), fingerprint)
+	require.NoError(t, err)
+	var ctx context.Context
+	for name, call := range map[string]func() error{
+		"Secret": func() error {
+			_, err := image.Secret(ctx)
+			return err
+		},
+		"pull": func() error {
+			_, err := image.Copy(ctx, target.Client, &lxd.CopyOptions{Mode: lxd.CopyPull, Wait: true})
+			return err
+		},
+		"push": func() error {
+			_, err := image.Copy(ctx, target.Client, &lxd.CopyOptions{Mode: lxd.CopyPush, Wait: true})
+			return err
+		},
+	} {
+		ctx, cancel = context.WithCancel(t.Context())
+		source.ForgetRequests()
+		target.ForgetRequests()
+		require.ErrorIs(t, call(), context.Canceled, name)
+		posts := slices.DeleteFunc(append(source.Requests(), target.Requests()...), func(r *lxdtest.Request) bool { return r.Method != http.MethodPost })
+		require.Len(t, posts, 1, name)
+		require.Empty(t, source.Tokens(), name)
+		require.Empty(t, target.Tokens(), name)
+		// One that is over asks for nothing.
+		require.ErrorIs(t, call(), context.Canceled, name)
+		require.Empty(t, source.Tokens(), name)
+		require.Empty(t, target.Tokens(), name)
+	}
+
+	// An answer that does not come is not awaited for long.
+	source.Inject(lxdtest.StallHeaders().On("POST", "/1.0/images/*/secret"))
+	ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	begin := time.Now()
+	_, err = image.Secret(ctx)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.Less(t, time.Since(begin), 5*time.Second)
 }
 
 // TestCopyAutoFallsBack takes the next way when one fails on its way.

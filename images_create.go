@@ -352,10 +352,8 @@ func (u *upload) run(ctx context.Context, wait bool) (*Image, error) {
 		}
 		return nil, err
 	}
-	image := (&Image{
-		Fingerprint: u.fingerprint, Public: u.want.public, Filename: u.want.filename, Size: max(u.content.Size(), 0),
-		Properties: maps.Clone(u.want.properties), Profiles: slices.Clone(u.want.profiles), ExpiresAt: u.want.expiresAt,
-	}).adopt(c)
+	image := u.want.image(c, u.fingerprint)
+	image.Size = max(u.content.Size(), 0)
 	if hash {
 		sum, err := u.body.Fingerprint()
 		if err != nil {
@@ -605,23 +603,40 @@ func (i *Image) assign(ctx context.Context, aliases []Alias, reuse bool) error {
 	return nil
 }
 
-// importImage makes the server fetch or make an image.
-func (m *Images) importImage(ctx context.Context, post *wire.ImagePost, w *wanted, settle func(context.Context) error) (*Image, error) {
+// image is what is known of an image before the server has it.
+func (w *wanted) image(c *Client, fingerprint string) *Image {
+	return (&Image{
+		Fingerprint: fingerprint, Public: w.public, AutoUpdate: w.autoUpdate, Filename: w.filename,
+		Properties: maps.Clone(w.properties), Profiles: slices.Clone(w.profiles), ExpiresAt: w.expiresAt,
+	}).adopt(c)
+}
+
+// post makes the server fetch or make an image from a source, with the aliases
+// that post has. The image has the operation, and is not finished by it.
+func (m *Images) post(ctx context.Context, post *wire.ImagePost, w *wanted, settle func(context.Context) error) (*Image, error) {
 	c := m.client
 	post.Public, post.AutoUpdate, post.Filename, post.ExpiresAt = w.public, w.autoUpdate, w.filename, w.expiresAt
 	post.Properties, post.Profiles = w.properties, w.profiles
-	if !w.reuse {
-		post.Aliases = wireAliases(w.aliases)
-	}
 	op, err := c.start(ctx, &request{method: http.MethodPost, path: path("images"), query: c.query(), json: post}, settle)
 	if err != nil {
 		return nil, err
 	}
-	image := (&Image{
-		Fingerprint: post.Source.Fingerprint, Public: w.public, AutoUpdate: w.autoUpdate, Filename: w.filename,
-		Properties: maps.Clone(w.properties), Profiles: slices.Clone(w.profiles), ExpiresAt: w.expiresAt,
-	}).adopt(c)
+	image := w.image(c, post.Source.Fingerprint)
 	image.op = op
+	return image, nil
+}
+
+// importImage makes the server fetch or make an image, and gives it all that is
+// wanted when that has ended.
+func (m *Images) importImage(ctx context.Context, post *wire.ImagePost, w *wanted, settle func(context.Context) error) (*Image, error) {
+	if !w.reuse {
+		post.Aliases = wireAliases(w.aliases)
+	}
+	image, err := m.post(ctx, post, w, settle)
+	if err != nil {
+		return nil, err
+	}
+	op := image.op
 	image.finish = func(ctx context.Context, image *Image) error {
 		if _, err := op.result(); err != nil {
 			return err
@@ -631,7 +646,7 @@ func (m *Images) importImage(ctx context.Context, post *wire.ImagePost, w *wante
 			fingerprint = image.Fingerprint
 		}
 		if fingerprint == "" && len(w.aliases) > 0 {
-			alias, err := c.Aliases.Get(ctx, w.aliases[0].Name)
+			alias, err := m.client.Aliases.Get(ctx, w.aliases[0].Name)
 			if err != nil {
 				return err
 			}

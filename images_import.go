@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -156,27 +154,19 @@ func (imp *importing) checkUpdates(image *Image) error {
 
 // begin has the server fetch the image.
 func (imp *importing) begin(ctx context.Context, source *wire.ImageSource) (*Image, error) {
-	c, w := imp.images.client, &imp.want
-	server, err := c.serverInfo(ctx, false)
+	server, err := imp.images.client.serverInfo(ctx, false)
 	if err != nil {
 		return nil, err
 	}
-	if err := w.supported(server); err != nil {
+	if err := imp.want.supported(server); err != nil {
 		return nil, err
 	}
-	post := &wire.ImagePost{
-		Source: source, Public: w.public, AutoUpdate: w.autoUpdate, Filename: w.filename, ExpiresAt: w.expiresAt,
-		Properties: w.properties, Profiles: w.profiles, Aliases: wireAliases(imp.sentAliases()),
-	}
-	op, err := c.start(ctx, &request{method: http.MethodPost, path: path("images"), query: c.query(), json: post}, imp.settle)
+	post := &wire.ImagePost{Source: source, Aliases: wireAliases(imp.sentAliases())}
+	image, err := imp.images.post(ctx, post, &imp.want, imp.settle)
 	if err != nil {
 		return nil, err
 	}
-	image := (&Image{
-		Fingerprint: imp.fingerprint, Public: w.public, AutoUpdate: w.autoUpdate, Filename: w.filename,
-		Properties: maps.Clone(w.properties), Profiles: slices.Clone(w.profiles), ExpiresAt: w.expiresAt,
-	}).adopt(c)
-	image.op, image.finish = op, imp.finish
+	image.Fingerprint, image.finish = imp.fingerprint, imp.finish
 	return image, nil
 }
 
