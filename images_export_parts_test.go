@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -85,6 +86,21 @@ func TestExportToOverConnectionsResumes(t *testing.T) {
 	x := newExportTest(t, 2, data, nil)
 	dir := t.TempDir()
 	cut := x.Inject(lxdtest.CutResponse(1<<20).On("GET", exportPattern).Times(4))
+	x.between(func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
+		var from int
+		if _, err := fmt.Sscanf(req.Header.Get("Range"), "bytes=%d-", &from); err != nil {
+			return nil, err
+		}
+		// The cuts are for the first requests of the parts.
+		begins := slices.ContainsFunc([]int{0, 1, 2, 3}, func(part int) bool { return from == len(data)*part/4 })
+		for !begins && cut.Fired() < 4 {
+			if req.Context().Err() != nil {
+				return nil, req.Context().Err()
+			}
+			time.Sleep(exportTick)
+		}
+		return next.RoundTrip(req)
+	})
 	files, err := x.image.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Connections: 4})
 	require.NoError(t, err)
 	require.Equal(t, 4, cut.Fired())

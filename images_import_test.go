@@ -297,7 +297,7 @@ func TestImportURLResumes(t *testing.T) {
 		"ranges":       {streamstest.Times(2, streamstest.Cut(60_000)), lxd.CreateFromURLOptions{}, []string{"", "bytes=60000-", "bytes=120000-"}},
 		"no ranges":    {streamstest.Together(streamstest.NoRanges(), streamstest.Times(1, streamstest.Cut(60_000))), lxd.CreateFromURLOptions{}, []string{"", "bytes=60000-"}},
 		"busy":         {streamstest.Times(2, streamstest.Status(http.StatusServiceUnavailable)), lxd.CreateFromURLOptions{}, []string{"", "", ""}},
-		"stalled once": {streamstest.Times(1, streamstest.Stall(60_000)), lxd.CreateFromURLOptions{StallTimeout: 50 * time.Millisecond}, []string{"", "bytes=60000-"}},
+		"stalled once": {streamstest.Times(1, streamstest.Stall(60_000)), lxd.CreateFromURLOptions{StallTimeout: time.Second}, []string{"", "bytes=60000-"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -366,7 +366,7 @@ func TestImportFromStalledSources(t *testing.T) {
 			}
 			begin := time.Now()
 			_, err := target.client.Images.CreateFromURL(t.Context(), at, &lxd.CreateFromURLOptions{
-				Via: lxd.ViaClient, Wait: true, StallTimeout: 50 * time.Millisecond,
+				Via: lxd.ViaClient, Wait: true, StallTimeout: 500 * time.Millisecond,
 			})
 			require.ErrorContains(t, err, "nothing came")
 			require.Contains(t, errOf[*lxd.SourceError](t, err).URL, path)

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -153,6 +154,9 @@ func TestSocketBufferIsRaised(t *testing.T) {
 			return nil, err
 		}
 		conn = c.(*net.UnixConn)
+		if err := conn.SetWriteBuffer(32 << 10); err != nil {
+			return nil, err
+		}
 		before = sendBuffer(t, conn)
 		return c, nil
 	}})
@@ -221,8 +225,30 @@ func TestOneConnectionForManyCalls(t *testing.T) {
 	require.Equal(t, 1, s.Accepted())
 }
 
-// TestFileThatChangesWhileItIsSent stops the server in the middle of an upload,
-// changes the file, and lets it go on.
+// gate is a connection that stops in the middle of what is sent. A server that
+// stops reading is not enough to stop a client over TCP: the kernels' buffers may
+// be as large as the image.
+type gate struct {
+	net.Conn
+	left    int64 // to be sent before the gate
+	reached chan struct{}
+	open    chan struct{}
+}
+
+func (g *gate) Write(b []byte) (int, error) {
+	if g.left -= int64(len(b)); g.left < 0 {
+		select {
+		case <-g.reached:
+		default:
+			close(g.reached)
+		}
+		<-g.open
+	}
+	return g.Conn.Write(b)
+}
+
+// TestFileThatChangesWhileItIsSent stops an upload in the middle, changes the
+// file, and lets it go on.
 func TestFileThatChangesWhileItIsSent(t *testing.T) {
 	t.Parallel()
 	const size = 6 << 20
@@ -234,11 +260,29 @@ func TestFileThatChangesWhileItIsSent(t *testing.T) {
 					s := lxdtest.NewServer(&lxdtest.Options{TLS: true})
 					t.Cleanup(s.Close)
 					endpoint, opts := s.Endpoint(), &lxd.Options{}
+					stopped := make(chan struct{})
+					var goOn func()
 					if overTLS {
 						endpoint = s.URL()
 						opts.ClientCertificate, opts.ClientKey = s.ClientCertificate()
 						opts.ServerCertificate = s.Certificate()
+						open := make(chan struct{})
+						goOn = sync.OnceFunc(func() { close(open) })
+						opts.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+							c, err := new(net.Dialer).DialContext(ctx, network, address)
+							return &gate{Conn: c, left: 1 << 20, reached: stopped, open: open}, err
+						}
+					} else {
+						stalled := s.Inject(lxdtest.StallRequest(1<<20).On("POST", "/1.0/images"))
+						goOn = stalled.Release
+						go func() {
+							for stalled.Fired() == 0 {
+								time.Sleep(exportTick)
+							}
+							close(stopped)
+						}()
 					}
+					defer goOn()
 					client := newClient(t, endpoint, opts)
 					data := lxdtest.UnifiedImage(name, size)
 					metadata, rootfs := lxdtest.SplitImage(name, size)
@@ -246,8 +290,6 @@ func TestFileThatChangesWhileItIsSent(t *testing.T) {
 						data = rootfs
 					}
 					f := fileOf(t, data)
-					stalled := s.Inject(lxdtest.StallRequest(1<<20).On("POST", "/1.0/images"))
-					defer stalled.Remove()
 					ended := make(chan error, 1)
 					go func() {
 						var err error
@@ -258,9 +300,9 @@ func TestFileThatChangesWhileItIsSent(t *testing.T) {
 						}
 						ended <- err
 					}()
-					require.Eventually(t, func() bool { return stalled.Fired() == 1 }, exportWait, exportTick)
+					<-stopped
 					require.NoError(t, os.Truncate(f.Name(), int64(len(data))+change))
-					stalled.Release()
+					goOn()
 					require.ErrorIs(t, <-ended, lxd.ErrBodyChanged)
 					require.Empty(t, s.Images())
 				})

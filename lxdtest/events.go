@@ -213,6 +213,12 @@ func (s *Server) serveEvents(w http.ResponseWriter, r *http.Request) error {
 	if query.Get("all-projects") != "true" {
 		sub.project = projectParam(r)
 	}
+	// What happens as soon as the client has its answer is among the events.
+	s.mu.Lock()
+	life := s.life
+	s.hub.add(sub)
+	s.mu.Unlock()
+	defer s.hub.remove(sub)
 	upgrader := websocket.Upgrader{CheckOrigin: func(*http.Request) bool { return true }}
 	socket, err := upgrader.Upgrade(w, r, nil)
 	if err != nil {
@@ -220,11 +226,6 @@ func (s *Server) serveEvents(w http.ResponseWriter, r *http.Request) error {
 		return nil
 	}
 	defer socket.Close()
-	s.mu.Lock()
-	life := s.life
-	s.hub.add(sub)
-	s.mu.Unlock()
-	defer s.hub.remove(sub)
 
 	gone := make(chan struct{})
 	s.tasks.Go(func() {

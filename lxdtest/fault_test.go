@@ -73,7 +73,12 @@ func TestFaultsOfAnExport(t *testing.T) {
 					require.Equal(t, "2", res.Header.Get("Retry-After"))
 				}
 				if test.body != nil {
-					require.True(t, bytes.Equal(test.body, body), "%d bytes", len(body))
+					want := test.body
+					if strings.HasPrefix(c.base, "https:") && !test.whole {
+						// A reset overtakes what the client's kernel has no room for.
+						want = want[:min(len(body), len(want))]
+					}
+					require.True(t, bytes.Equal(want, body), "%d bytes", len(body))
 				}
 				require.Equal(t, 1, handle.Fired())
 				_, body, err = c.get(path)
@@ -155,16 +160,16 @@ func TestClosingEndsStalls(t *testing.T) {
 func TestHalfOpenConnection(t *testing.T) {
 	eachTransport(t, func(t *testing.T, s *Server, c *client) {
 		handle := s.Inject(HalfOpen(100).On("GET", "/1.0"))
-		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		req, err := http.NewRequestWithContext(ctx, "GET", c.base+"/1.0", nil)
 		require.NoError(t, err)
 		res, err := c.http.Do(req)
-		if err == nil {
-			_, err = io.ReadAll(res.Body)
-			require.NoError(t, res.Body.Close())
-		}
-		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.NoError(t, err)
+		defer res.Body.Close()
+		time.AfterFunc(100*time.Millisecond, cancel)
+		_, err = io.ReadAll(res.Body)
+		require.ErrorIs(t, err, context.Canceled)
 		require.Equal(t, 1, handle.Fired())
 		handle.Remove()
 		require.Equal(t, 200, c.do("GET", "/1.0", nil).HTTP)

@@ -69,7 +69,9 @@ func TestBadMetadata(t *testing.T) {
 			server.Fault(test.path, test.fault)
 			for _, cache := range []simplestreams.Cache{nil, simplestreams.DirCache(t.TempDir())} {
 				client := newClient(t, server, func(o *simplestreams.Options) {
-					o.StallTimeout = 100 * time.Millisecond
+					if errors.Is(test.is, simplestreams.ErrStalled) {
+						o.StallTimeout = 300 * time.Millisecond
+					}
 					o.Cache = cache
 				})
 				images := 0
@@ -114,7 +116,7 @@ func TestMetadataIsTriedAgain(t *testing.T) {
 			server, _ := standard(t)
 			client := newClient(t, server, func(o *simplestreams.Options) {
 				o.Retries = 1
-				o.StallTimeout = 100 * time.Millisecond
+				o.StallTimeout = time.Second
 			})
 			server.Fault(streamstest.ProductsPath, streamstest.Times(1, fault))
 			require.Len(t, all(t, client), 11)

@@ -18,10 +18,16 @@ var content = []byte("0123456789")
 // ask sends one request on a connection of its own, without following redirects.
 func ask(t *testing.T, method, url string, header http.Header, config *tls.Config) (*http.Response, []byte, error) {
 	t.Helper()
+	return askFor(t, time.Minute, method, url, header, config)
+}
+
+// askFor is ask with a limit on the time it takes.
+func askFor(t *testing.T, limit time.Duration, method, url string, header http.Header, config *tls.Config) (*http.Response, []byte, error) {
+	t.Helper()
 	client := &http.Client{
 		Transport:     &http.Transport{DisableKeepAlives: true, DisableCompression: true, TLSClientConfig: config},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		Timeout:       500 * time.Millisecond,
+		Timeout:       limit,
 	}
 	request, err := http.NewRequestWithContext(t.Context(), method, url, nil)
 	require.NoError(t, err)
@@ -106,12 +112,16 @@ func TestFaults(t *testing.T) {
 	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 	require.Equal(t, long[:100_000], body)
 
-	_, body, err = get(Stall(100_000))
+	stall := func(n int64) (*http.Response, []byte, error) {
+		server.Fault("f", Stall(n))
+		return askFor(t, time.Second, "GET", server.URL+"/f", nil, nil)
+	}
+	_, body, err = stall(100_000)
 	var timeout interface{ Timeout() bool }
 	require.True(t, errors.As(err, &timeout) && timeout.Timeout(), err)
 	require.Equal(t, long[:100_000], body)
 
-	response, _, err := get(Stall(-1))
+	response, _, err := stall(-1)
 	require.True(t, errors.As(err, &timeout) && timeout.Timeout(), err)
 	require.Nil(t, response)
 
