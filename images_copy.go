@@ -65,7 +65,8 @@ type CopyOptions struct {
 	// called: it takes the next way if one fails, and ends the tokens.
 	Wait bool
 
-	// Progress is told of the phases send (of a relay) and server.
+	// Progress is told of the phases send (of a relay) and server, until Copy
+	// returns.
 	Progress func(Progress)
 }
 
@@ -101,6 +102,8 @@ func (i *Image) Copy(ctx context.Context, target *Client, opts *CopyOptions) (*C
 		return nil, err
 	}
 	j := &copying{source: i, target: target, ifExists: o.IfExists, want: o.wanted(i), copied: &Copied{}}
+	j.meter = meter(PhaseServer, max(i.Size, -1), o.Progress)
+	defer j.meter.Stop()
 	existing, err := target.Images.Get(ctx, i.Fingerprint)
 	switch {
 	case err == nil && o.IfExists == ErrorIfExists:
@@ -109,6 +112,7 @@ func (i *Image) Copy(ctx context.Context, target *Client, opts *CopyOptions) (*C
 		if err := existing.assign(ctx, j.want.aliases, j.want.reuse); err != nil {
 			return nil, err
 		}
+		j.meter.Phase(PhaseServer, existing.Size, existing.Size)
 		j.copied.Image = existing
 		return j.copied, nil
 	case !errors.Is(err, ErrNotFound):
@@ -119,8 +123,6 @@ func (i *Image) Copy(ctx context.Context, target *Client, opts *CopyOptions) (*C
 			return nil, err
 		}
 	}
-	j.meter = meter(PhaseServer, max(i.Size, -1), o.Progress)
-	defer j.meter.Stop()
 	modes := []CopyMode{o.Mode}
 	if o.Mode == CopyAuto {
 		modes = []CopyMode{CopyPull, CopyPush, CopyRelay}
@@ -514,19 +516,27 @@ type relayBody struct {
 	filename string // of the copy
 	meter    *progress.Meter
 
-	mu   sync.Mutex
-	body io.ReadCloser
-	err  error
+	mu     sync.Mutex
+	reader *relayReader // the last that was opened, until it is closed
+	err    error        // that ended it
 }
 
-func (r *relayBody) open(ctx context.Context) (io.ReadCloser, string, int64, error) {
+func (r *relayBody) open(ctx context.Context) (_ io.ReadCloser, mediaType string, size int64, err error) {
 	r.close()
+	// A target may refuse before it has read everything; the reading, which goes
+	// on elsewhere, must not take the end of the body for a cut then.
+	ctx, cancel := context.WithCancel(ctx)
+	defer func() {
+		if err != nil {
+			cancel()
+		}
+	}()
 	req := r.image.exportRequest(0, 0)
 	res, err := r.image.client.t.stream(ctx, req)
 	if err != nil {
 		return nil, "", 0, err
 	}
-	mediaType, size := res.Header.Get("Content-Type"), res.ContentLength
+	mediaType, size = res.Header.Get("Content-Type"), res.ContentLength
 	kind, params, err := mime.ParseMediaType(mediaType)
 	if err != nil || (kind != "application/octet-stream" && !strings.HasPrefix(kind, "multipart/")) {
 		_ = res.Body.Close()
@@ -545,9 +555,9 @@ func (r *relayBody) open(ctx context.Context) (io.ReadCloser, string, int64, err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.body, r.err = body, nil
+	r.reader, r.err = &relayReader{ctx, cancel, r, body, req}, nil
 	r.meter.Phase(PhaseSend, 0, max(r.image.Size, size))
-	return &relayReader{r, body, func(err error) error { return r.image.client.t.connectionError(ctx, req, err) }}, mediaType, size, nil
+	return r.reader, mediaType, size, nil
 }
 
 func (r *relayBody) failed() error {
@@ -559,9 +569,9 @@ func (r *relayBody) failed() error {
 func (r *relayBody) close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.body != nil {
-		_ = r.body.Close()
-		r.body = nil
+	if r.reader != nil {
+		_ = r.reader.Close()
+		r.reader = nil
 	}
 }
 
@@ -574,22 +584,23 @@ func (r *relayBody) explain(err error) error {
 }
 
 type relayReader struct {
-	r    *relayBody
-	body io.ReadCloser
-	// broken makes a failure of the source's connection one that a copy may be
-	// begun anew after.
-	broken func(error) error
+	ctx    context.Context //nolint:containedctx // of the transfer
+	cancel context.CancelFunc
+	r      *relayBody
+	body   io.ReadCloser
+	req    *request
 }
 
 func (r *relayReader) Read(p []byte) (int, error) {
 	n, err := r.body.Read(p)
 	r.r.meter.Add(n)
-	if err != nil && !(errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF)) {
+	if err != nil && err != io.EOF && r.ctx.Err() == nil {
 		cause := err
 		var answer *Error
 		var connection *ConnectionError
 		if !errors.As(err, &answer) && !errors.As(err, &connection) && !errors.Is(err, ErrBadResponse) {
-			cause = r.broken(err)
+			// One that a copy may be begun anew after.
+			cause = r.r.image.client.t.connectionError(r.ctx, r.req, err)
 		}
 		r.r.mu.Lock()
 		r.r.err = cause
@@ -598,7 +609,10 @@ func (r *relayReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (r *relayReader) Close() error { return r.body.Close() }
+func (r *relayReader) Close() error {
+	r.cancel()
+	return r.body.Close()
+}
 
 // Secret gives access to one private image. It is a token operation of the
 // server, which runs until the secret is used or revoked.
@@ -617,8 +631,8 @@ func (i *Image) Secret(ctx context.Context) (*Secret, error) {
 	return i.client.startToken(ctx, &request{method: http.MethodPost, path: path("images", i.Fingerprint, "secret"), query: i.client.query()})
 }
 
-// tokenGrace is how long the answer to a request for a token is awaited after
-// the caller's context has ended.
+// tokenGrace is how long a server's answer about a token is awaited after the
+// caller's context has ended.
 const tokenGrace = 500 * time.Millisecond
 
 // startToken begins a token operation. A token whose answer is on its way when
@@ -673,8 +687,7 @@ func (s *Secret) Revoke(ctx context.Context) error {
 	return err
 }
 
-// tokenCleanup bounds the ending of a token, which must happen even if the
-// caller's context has ended.
+// tokenCleanup bounds the ending of a token.
 const tokenCleanup = 5 * time.Second
 
 // end revokes a secret whatever became of ctx.
@@ -682,7 +695,11 @@ func (s *Secret) end(ctx context.Context) {
 	if s == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tokenCleanup)
+	limit := tokenCleanup
+	if ctx.Err() != nil {
+		limit = tokenGrace
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
 	if err := s.Revoke(ctx); err != nil {
 		s.op.client.t.log.WarnContext(ctx, "lxd token is left on the server", "operation", s.op.ID(), "error", err)

@@ -3,8 +3,10 @@ package lxd_test
 import (
 	"bytes"
 	"context"
+	"io"
 	"net/http"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -226,6 +228,99 @@ func TestEndedContextLeavesNoToken(t *testing.T) {
 	_, err = image.Secret(ctx)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.Less(t, time.Since(begin), 5*time.Second)
+}
+
+// TestRelayLeavesTheSourceAlone has the target refuse a relay that goes on after
+// a cut: nothing may be asked of the source once Copy has returned.
+func TestRelayLeavesTheSourceAlone(t *testing.T) {
+	t.Parallel()
+	x := newExportTest(t, 4, lxdtest.UnifiedImage("relay", 8<<20), nil)
+	target := startFakeWith(t, nil, &lxd.Options{Retries: -1})
+	target.Inject(lxdtest.EarlyAnswer(1<<20, 400, "no room").On("POST", "/1.0/images"))
+	returned := make(chan struct{})
+	var late atomic.Int64
+	x.between(func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
+		res, err := next.RoundTrip(req)
+		if err != nil {
+			return res, err
+		}
+		// What comes after 2 MiB comes when Copy has returned, and is a cut.
+		first := io.LimitReader(res.Body, 2<<20)
+		body := res.Body
+		res.Body = struct {
+			io.Reader
+			io.Closer
+		}{readFunc(func(p []byte) (int, error) {
+			if n, err := first.Read(p); err == nil {
+				return n, nil
+			}
+			<-returned
+			return 0, io.ErrUnexpectedEOF
+		}), body}
+		select {
+		case <-returned:
+			late.Add(1)
+		default:
+		}
+		return res, nil
+	})
+	_, err := x.image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: lxd.CopyRelay, Wait: true})
+	require.Equal(t, 400, errOf[*lxd.Error](t, err).StatusCode)
+	close(returned)
+	require.Never(t, func() bool { return late.Load() > 0 }, 500*time.Millisecond, exportTick)
+}
+
+// TestEndedCopyDoesNotWaitForItsToken has the source not answer when a token is
+// to be ended.
+func TestEndedCopyDoesNotWaitForItsToken(t *testing.T) {
+	t.Parallel()
+	source := startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	target := startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	fingerprint, err := source.AddImage(lxdtest.UnifiedImage("token", 0), nil)
+	require.NoError(t, err)
+	image, err := source.Client.Images.Get(t.Context(), fingerprint)
+	require.NoError(t, err)
+	target.Inject(lxdtest.StallOperations())
+	stalled := source.Inject(lxdtest.StallHeaders().On("DELETE", "/1.0/operations/*"))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := image.Copy(ctx, target.Client, &lxd.CopyOptions{Mode: lxd.CopyPull, Wait: true})
+		ended <- err
+	}()
+	require.Eventually(t, func() bool {
+		return slices.ContainsFunc(target.Requests(), func(r *lxdtest.Request) bool { return r.Method == http.MethodPost })
+	}, exportWait, exportTick)
+	cancel()
+	select {
+	case err := <-ended:
+		require.ErrorIs(t, err, context.Canceled)
+	case <-time.After(3 * time.Second): // with a context that goes on it is five
+		t.Error("Copy waits for the source")
+	}
+	stalled.Release()
+}
+
+// TestCopyOfWhatIsThereReports once.
+func TestCopyOfWhatIsThereReports(t *testing.T) {
+	t.Parallel()
+	source, target := startFake(t), startFake(t)
+	data := lxdtest.UnifiedImage("there", 1<<20)
+	fingerprint, err := source.AddImage(data, nil)
+	require.NoError(t, err)
+	_, err = target.AddImage(data, nil)
+	require.NoError(t, err)
+	image, err := source.Client.Images.Get(t.Context(), fingerprint)
+	require.NoError(t, err)
+	var reports []lxd.Progress
+	_, err = image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Progress: func(p lxd.Progress) { reports = append(reports, p) }})
+	require.NoError(t, err)
+	require.NotEmpty(t, reports)
+	last := reports[len(reports)-1]
+	require.Equal(t, lxd.PhaseServer, last.Phase)
+	require.EqualValues(t, len(data), last.Done)
+	require.EqualValues(t, len(data), last.Total)
 }
 
 // TestCopyAutoFallsBack takes the next way when one fails on its way.

@@ -161,10 +161,12 @@ func (m *Images) Create(ctx context.Context, image io.Reader, opts *CreateOption
 
 func (o *CreateOptions) check(image io.Reader) error {
 	switch {
-	case image == nil && o.Rootfs != nil:
+	case isNil(image) && o.Rootfs != nil:
 		return invalid("image", "is nil; a rootfs needs its metadata tarball")
-	case image == nil:
+	case isNil(image):
 		return invalid("image", "is nil")
+	case o.Rootfs != nil && isNil(o.Rootfs):
+		return invalid("CreateOptions.Rootfs", "is a nil *os.File")
 	case o.Size < 0:
 		return invalid("CreateOptions.Size", "is negative")
 	case o.RootfsSize < 0:
@@ -193,6 +195,12 @@ func (o *CreateOptions) check(image io.Reader) error {
 		return invalid("CreateOptions.Properties", "has an empty name")
 	}
 	return checkAliases("CreateOptions.Aliases", o.Aliases)
+}
+
+// isNil says whether there is no reader, or the file of an os.Open that failed.
+func isNil(r io.Reader) bool {
+	f, isFile := r.(*os.File)
+	return r == nil || isFile && f == nil
 }
 
 func checkFullFingerprint(field, fingerprint string) error {
@@ -242,7 +250,7 @@ func fileBase(r io.Reader) string {
 }
 
 func (o *CreateOptions) content(image io.Reader) (*content.Content, error) {
-	source := func(r io.Reader, size int64) (*content.Source, error) {
+	source := func(r io.Reader, field string, size int64) (*content.Source, error) {
 		if size == 0 {
 			size = -1
 		}
@@ -251,18 +259,18 @@ func (o *CreateOptions) content(image io.Reader) (*content.Content, error) {
 			return nil, err
 		}
 		if size >= 0 && s.Size() != size {
-			return nil, invalid("CreateOptions.Size", "is %d, but the reader holds %d bytes", size, s.Size())
+			return nil, invalid(field, "is %d, but the reader holds %d bytes", size, s.Size())
 		}
 		return s, nil
 	}
-	first, err := source(image, o.Size)
+	first, err := source(image, "CreateOptions.Size", o.Size)
 	if err != nil {
 		return nil, err
 	}
 	if o.Rootfs == nil {
 		return content.Unified(first), nil
 	}
-	second, err := source(o.Rootfs, o.RootfsSize)
+	second, err := source(o.Rootfs, "CreateOptions.RootfsSize", o.RootfsSize)
 	if err != nil {
 		return nil, err
 	}
@@ -353,9 +361,9 @@ func (u *upload) run(ctx context.Context, wait bool) (*Image, error) {
 		return nil, err
 	}
 	image := u.want.image(c, u.fingerprint)
-	image.Size = max(u.content.Size(), 0)
+	image.Size = max(u.content.SourceSize(), 0)
 	if hash {
-		sum, err := u.body.Fingerprint()
+		sum, err := u.body.Fingerprint(ctx)
 		if err != nil {
 			u.body.Discard()
 			return nil, fmt.Errorf("hash the image: %w", err)
@@ -448,7 +456,7 @@ func (u *upload) settle(ctx context.Context) error {
 func (u *upload) contentFingerprint(ctx context.Context) (string, error) {
 	switch {
 	case u.hash && u.body != nil:
-		return u.body.Fingerprint()
+		return u.body.Fingerprint(ctx)
 	case u.fingerprint != "":
 		return u.fingerprint, nil
 	case u.content.Replayable():
@@ -474,7 +482,7 @@ func (u *upload) finish(ctx context.Context, image *Image) error {
 		}
 	}
 	if u.verify {
-		sum, err := u.body.Fingerprint()
+		sum, err := u.body.Fingerprint(ctx)
 		if err != nil {
 			return err
 		}
@@ -511,7 +519,7 @@ func (u *upload) failed(ctx context.Context, image *Image, told string, failure 
 
 func (u *upload) sentFingerprint(ctx context.Context) (string, error) {
 	if u.hash {
-		return u.body.Fingerprint()
+		return u.body.Fingerprint(ctx)
 	}
 	return u.content.HashAhead(ctx, nil)
 }

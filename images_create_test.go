@@ -2,8 +2,14 @@ package lxd_test
 
 import (
 	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
 	"net/http"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -33,4 +39,148 @@ func TestNothingIsSentTwice(t *testing.T) {
 		require.Equal(t, http.MethodGet, r.Method, r.Path)
 		require.NotContains(t, r.Path, "/export")
 	}
+}
+
+// readFunc is an io.Reader.
+type readFunc func([]byte) (int, error)
+
+func (f readFunc) Read(p []byte) (int, error) { return f(p) }
+
+// TestReaderThatBreaksIsNotAtItsEnd has a reader fail with what wraps io.EOF, as
+// errors of net/http do.
+func TestReaderThatBreaksIsNotAtItsEnd(t *testing.T) {
+	t.Parallel()
+	server := startFake(t)
+	broken := errors.New("the source broke")
+	for _, opts := range []*lxd.CreateOptions{nil, {Wait: true}, {Wait: true, Verify: true}} {
+		half := bytes.NewReader(lxdtest.UnifiedImage("half", 2<<20)[:1<<20])
+		_, err := server.Client.Images.Create(t.Context(), readFunc(func(p []byte) (int, error) {
+			n, err := half.Read(p)
+			if err == io.EOF {
+				err = fmt.Errorf("%w: %w", broken, io.EOF)
+			}
+			return n, err
+		}), opts)
+		require.ErrorIs(t, err, broken)
+		require.Empty(t, server.Images())
+	}
+}
+
+// lateReader is a seekable reader that waits in the Read that goes past a place.
+type lateReader struct {
+	t    *testing.T
+	r    *bytes.Reader
+	wait func()
+
+	mu sync.Mutex // to see that it is used by one goroutine at a time
+}
+
+func (l *lateReader) Read(p []byte) (int, error) {
+	if !l.mu.TryLock() {
+		l.t.Error("it is read while it is used")
+	}
+	defer l.mu.Unlock()
+	n, err := l.r.Read(p)
+	if l.r.Len() < 1<<20 {
+		l.wait()
+	}
+	return n, err
+}
+
+func (l *lateReader) Seek(offset int64, whence int) (int64, error) {
+	if !l.mu.TryLock() {
+		l.t.Error("it is rewound while it is used")
+	}
+	defer l.mu.Unlock()
+	return l.r.Seek(offset, whence)
+}
+
+// TestRetryWaitsForTheReader: a server refuses early while the client is in a
+// Read of the caller's reader, which the second sending must not disturb.
+func TestRetryWaitsForTheReader(t *testing.T) {
+	t.Parallel()
+	server := startFakeWith(t, nil, &lxd.Options{Retries: 1})
+	refused := server.Inject(lxdtest.EarlyAnswer(1<<19, 503, "busy").On("POST", "/1.0/images").Times(1))
+	data := lxdtest.UnifiedImage("late", 2<<20)
+	var once sync.Once
+	reader := &lateReader{t: t, r: bytes.NewReader(data), wait: func() {
+		// The first time, until the client has had the time to begin anew.
+		once.Do(func() { time.Sleep(500 * time.Millisecond) })
+	}}
+	image, err := server.Client.Images.Create(t.Context(), reader, &lxd.CreateOptions{Wait: true})
+	require.NoError(t, err)
+	require.Equal(t, lxdtest.Fingerprint(data), image.Fingerprint)
+	require.Equal(t, 1, refused.Fired())
+}
+
+// TestContextEndsSlowReaders ends uploads while a reader that could be read
+// again blocks, in the sending and in the hash.
+func TestContextEndsSlowReaders(t *testing.T) {
+	t.Parallel()
+	server := startFake(t)
+	data := lxdtest.UnifiedImage("slow", 2<<20)
+	for name, reader := range map[string]func(wait func()) io.Reader{
+		"sending": func(wait func()) io.Reader { return &lateReader{t: t, r: bytes.NewReader(data), wait: wait} },
+		"hash": func(wait func()) io.Reader {
+			return &slowHash{ReadSeeker: bytes.NewReader(data), at: bytes.NewReader(data), wait: wait}
+		},
+	} {
+		for _, opts := range []*lxd.CreateOptions{nil, {Wait: true, Verify: true}} {
+			ctx, cancel := context.WithCancelCause(t.Context())
+			stop := errors.New("enough")
+			goOn := make(chan struct{})
+			ended := make(chan error, 1)
+			go func() {
+				var once sync.Once
+				_, err := server.Client.Images.Create(ctx, reader(func() {
+					once.Do(func() { cancel(stop) })
+					<-goOn
+				}), opts)
+				ended <- err
+			}()
+			select {
+			case err := <-ended:
+				require.ErrorIs(t, err, context.Canceled, name)
+				require.ErrorIs(t, err, stop, name)
+			case <-time.After(5 * time.Second):
+				t.Errorf("%s: the context does not end it", name)
+			}
+			close(goOn)
+		}
+	}
+}
+
+// slowHash has whoever comes to its end last, most often the hash and not the
+// sending, wait there.
+type slowHash struct {
+	io.ReadSeeker
+	at   *bytes.Reader
+	wait func()
+
+	mu   sync.Mutex
+	last int
+}
+
+func (s *slowHash) ReadAt(p []byte, offset int64) (int, error) {
+	if offset+int64(len(p)) >= s.at.Size() {
+		s.mu.Lock()
+		s.last++
+		second := s.last == 2
+		s.mu.Unlock()
+		if second {
+			s.wait()
+		}
+	}
+	return s.at.ReadAt(p, offset)
+}
+
+func TestSplitImageHasTheSizeOfItsFiles(t *testing.T) {
+	t.Parallel()
+	server := startFake(t)
+	metadata, rootfs := lxdtest.SplitImage("size", 1<<20)
+	image, err := server.Client.Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Rootfs: bytes.NewReader(rootfs)})
+	require.NoError(t, err)
+	require.EqualValues(t, len(metadata)+len(rootfs), image.Size)
+	require.NoError(t, image.Wait(t.Context()))
+	require.EqualValues(t, len(metadata)+len(rootfs), image.Size)
 }

@@ -14,9 +14,9 @@ import (
 	"net/http"
 	"net/url"
 	gopath "path"
-
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/golxd/lxd/internal/progress"
 	"github.com/golxd/lxd/internal/pump"
@@ -208,7 +208,7 @@ func (e *Export) Read(p []byte) (int, error) {
 // WriteTo writes the rest of the current file to w, in large blocks.
 func (e *Export) WriteTo(w io.Writer) (int64, error) {
 	if e.err != nil {
-		if errors.Is(e.err, io.EOF) {
+		if e.err == io.EOF {
 			return 0, nil
 		}
 		return 0, e.err
@@ -222,7 +222,7 @@ func (e *Export) WriteTo(w io.Writer) (int64, error) {
 		err = io.EOF
 	}
 	e.err = e.end(err)
-	if errors.Is(e.err, io.EOF) {
+	if e.err == io.EOF {
 		return n, nil
 	}
 	return n, e.err
@@ -252,7 +252,7 @@ func (e *Export) Next() error {
 			return err
 		}
 	}
-	if !errors.Is(e.err, io.EOF) || !e.split || e.part > 0 {
+	if e.err != io.EOF || !e.split || e.part > 0 {
 		return e.err
 	}
 	e.pump.Close()
@@ -266,7 +266,7 @@ func (e *Export) Next() error {
 
 // end decides what the end of a file means.
 func (e *Export) end(err error) error {
-	if !errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+	if err != io.EOF {
 		return e.incomplete(err)
 	}
 	if e.split && e.part == 0 {
@@ -277,7 +277,7 @@ func (e *Export) end(err error) error {
 		// but what comes behind the rootfs tells of a broken connection.
 		if _, err := e.form.NextPart(); err == nil {
 			return e.incomplete(errors.New("there is a third file in it"))
-		} else if !errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		} else if err != io.EOF {
 			return e.incomplete(err)
 		}
 	}
@@ -324,6 +324,7 @@ func (e *Export) Close() error {
 type resuming struct {
 	ctx    context.Context //nolint:containedctx // of the transfer
 	image  *Image
+	mu     sync.Mutex // held while body changes, as Close may come from elsewhere
 	body   io.ReadCloser
 	offset int64
 	size   int64 // of the image, -1 where unknown
@@ -347,7 +348,7 @@ func (r *resuming) Read(p []byte) (int, error) {
 		switch {
 		case err == nil:
 			return n, nil
-		case errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && (r.size < 0 || r.offset == r.stop()):
+		case err == io.EOF && (r.size < 0 || r.offset == r.stop()):
 			return n, io.EOF
 		case errors.Is(err, io.EOF):
 			err = io.ErrUnexpectedEOF
@@ -388,7 +389,8 @@ func (r *resuming) resume() error {
 			_ = res.Body.Close()
 			return fmt.Errorf("%w: the image has %d bytes now, not %d", ErrBadResponse, res.ContentLength, r.size)
 		}
-		r.body, r.err = res.Body, nil
+		r.setBody(res.Body)
+		r.err = nil
 		return nil
 	}
 	if err := r.open(); err != nil {
@@ -408,8 +410,14 @@ func (r *resuming) open() error {
 		_ = res.Body.Close()
 		return err
 	}
-	r.body = res.Body
+	r.setBody(res.Body)
 	return nil
+}
+
+func (r *resuming) setBody(body io.ReadCloser) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.body = body
 }
 
 // checkRange sees that an answer is the part of an image that was asked for.
@@ -433,7 +441,13 @@ func (r *resuming) stop() int64 {
 	return r.size
 }
 
-func (r *resuming) Close() error { return r.body.Close() }
+// Close lets go of what is there. Whoever calls it while a Read goes on must end
+// the context before.
+func (r *resuming) Close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.body.Close()
+}
 
 // parseContentRange reads "bytes 5-8/10" into where it begins, where it ends
 // (the offset after its last byte, 9) and the total.

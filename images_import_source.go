@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/golxd/lxd/internal/ctxerr"
 )
 
 // SourceError says what is wrong with the file that an image was to be fetched
@@ -276,8 +278,10 @@ func (s *source) broken(ctx context.Context, problem string, err error) error {
 	if errors.As(err, &failed) {
 		err = failed.Err // its text holds the whole URL
 	}
-	if cause := context.Cause(ctx); cause != nil {
-		err = cause
+	if stalled := context.Cause(ctx); errors.Is(stalled, errStalled) {
+		err = stalled
+	} else if ended := ctxerr.Of(ctx); ended != nil {
+		err = ended
 	}
 	return &SourceError{URL: cleanURL(s.url), Problem: problem, Err: err}
 }
@@ -291,7 +295,7 @@ func (s *source) Read(p []byte) (int, error) {
 			s.attempts = 0
 		}
 		switch {
-		case errors.Is(err, io.EOF) && (s.size < 0 || s.offset == s.size):
+		case err == io.EOF && (s.size < 0 || s.offset == s.size):
 			s.err = io.EOF
 		case err != nil:
 			if errors.Is(err, io.EOF) {

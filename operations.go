@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/golxd/lxd/internal/ctxerr"
 	"github.com/golxd/lxd/internal/progress"
 	"github.com/golxd/lxd/internal/wire"
 )
@@ -275,16 +276,12 @@ func (o *Operation) forgotten(ctx context.Context) error {
 var errUnsettled = errors.New("not to be told")
 
 func (o *Operation) interrupted(ctx context.Context) error {
-	cause := context.Cause(ctx)
-	if !errors.Is(cause, ctx.Err()) {
-		cause = fmt.Errorf("%w: %w", ctx.Err(), cause)
-	}
 	s := o.Status()
 	what := s.Description
 	if what == "" {
 		what = "an operation"
 	}
-	return fmt.Errorf("wait for operation %s (%s), which may still be running: %w", o.id, what, cause)
+	return fmt.Errorf("wait for operation %s (%s), which may still be running: %w", o.id, what, ctxerr.Of(ctx))
 }
 
 // Cancel asks the server to end the operation. It is an error if the operation

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/golxd/lxd/internal/content"
+	"github.com/golxd/lxd/internal/ctxerr"
 	"github.com/golxd/lxd/internal/netconn"
 	"github.com/golxd/lxd/internal/wire"
 )
@@ -165,7 +166,7 @@ func (t *transport) send(ctx context.Context, req *request) (*http.Response, err
 		hreq.ContentLength = int64(len(data))
 		hreq.Header.Set("Content-Type", "application/json")
 	case req.upload != nil:
-		sent, err = req.upload.Open(req.body)
+		sent, err = req.upload.Open(ctx, req.body)
 		if err != nil {
 			return nil, err
 		}
@@ -187,7 +188,7 @@ func (t *transport) send(ctx context.Context, req *request) (*http.Response, err
 		hreq.Header.Set("Content-Type", mediaType)
 	}
 	started := time.Now()
-	res, err := t.roundTrip(hreq, sent != nil && !req.upload.Replayable())
+	res, err := t.roundTrip(hreq, sent != nil)
 	if err != nil {
 		if sent != nil {
 			// It may still be read from, which must not go on once the
@@ -227,8 +228,8 @@ func (t *transport) bearer(ctx context.Context) (string, error) {
 }
 
 // roundTrip sends a request. net/http waits for a body's Read even when ctx has
-// ended, and the Read of a caller's pipe may block for ever: where that may be,
-// it is left alone, and comes to its end with the reader.
+// ended, and the Read of a caller's pipe or network file may block for ever:
+// where that may be, it is left alone, and comes to its end with the reader.
 func (t *transport) roundTrip(req *http.Request, mayBlock bool) (*http.Response, error) {
 	if !mayBlock {
 		return t.http.RoundTrip(req)
@@ -350,10 +351,7 @@ func redirectTarget(res *http.Response) string {
 
 // connectionError tells why no answer came.
 func (t *transport) connectionError(ctx context.Context, req *request, err error) error {
-	if cause := context.Cause(ctx); cause != nil {
-		if !errors.Is(cause, ctx.Err()) {
-			cause = fmt.Errorf("%w: %w", ctx.Err(), cause)
-		}
+	if cause := ctxerr.Of(ctx); cause != nil {
 		return fmt.Errorf("%s %s: %w", req.method, req.path, cause)
 	}
 	if errors.Is(err, io.EOF) {

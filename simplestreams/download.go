@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+
+	"github.com/golxd/lxd/internal/ctxerr"
 )
 
 // DownloadOptions changes how an image is downloaded.
@@ -174,8 +176,8 @@ func (r *FileReader) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	if r.ctx.Err() != nil {
-		return 0, r.fail(r.client.fileError(r.File.Path, context.Cause(r.ctx)))
+	if err := ctxerr.Of(r.ctx); err != nil {
+		return 0, r.fail(r.client.fileError(r.File.Path, err))
 	}
 
 	for {

@@ -354,6 +354,7 @@ func TestContextEndsADownload(t *testing.T) {
 		go cancel(stop)
 		_, err := client.Open(ctx, image, nil)
 		require.ErrorIs(t, err, stop)
+		require.ErrorIs(t, err, context.Canceled)
 	})
 }
 

@@ -6,6 +6,8 @@ import (
 	"maps"
 	"path"
 	"time"
+
+	"github.com/golxd/lxd/internal/ctxerr"
 )
 
 // Type says what instances an image is for.
@@ -91,8 +93,8 @@ func (c *Client) Images(ctx context.Context) iter.Seq2[*Image, error] {
 		}
 		for i := range index.entries {
 			e := &index.entries[i]
-			if err := ctx.Err(); err != nil {
-				yield(nil, context.Cause(ctx))
+			if err := ctxerr.Of(ctx); err != nil {
+				yield(nil, err)
 				return
 			}
 			if e.broken == nil && !yield(e.image(), nil) {

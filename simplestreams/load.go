@@ -14,6 +14,8 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"github.com/golxd/lxd/internal/ctxerr"
 )
 
 const indexPath = "streams/v1/index.json"
@@ -47,10 +49,10 @@ func (c *Client) load(ctx context.Context, again bool) (*catalog, error) {
 	case c.loading <- struct{}{}:
 		defer func() { <-c.loading }()
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return nil, ctxerr.Of(ctx)
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, context.Cause(ctx)
+	if err := ctxerr.Of(ctx); err != nil {
+		return nil, err
 	}
 	if c.index != nil && !again && c.fresh(c.index.checked) {
 		return c.index, nil

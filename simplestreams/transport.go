@@ -12,6 +12,8 @@ import (
 	"net/url"
 	"strconv"
 	"time"
+
+	"github.com/golxd/lxd/internal/ctxerr"
 )
 
 const maxRedirects = 10
@@ -228,7 +230,7 @@ func (c *Client) pause(ctx context.Context, attempt int, err error) error {
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return ctxerr.Of(ctx)
 	case <-timer.C:
 		return nil
 	}
@@ -289,8 +291,11 @@ func (b *watchedBody) Close() error {
 
 // cause returns why the context ended, if it did: "context canceled" does not tell a stall from the caller's wish.
 func cause(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
+	if stalled := context.Cause(ctx); errors.Is(stalled, ErrStalled) {
+		return stalled
+	}
+	if ended := ctxerr.Of(ctx); ended != nil {
+		return ended
 	}
 
 	return err

@@ -1,6 +1,7 @@
 package content
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -9,7 +10,9 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+	"time"
 
+	"github.com/golxd/lxd/internal/ctxerr"
 	"github.com/golxd/lxd/internal/netconn"
 )
 
@@ -41,10 +44,12 @@ type Options struct {
 }
 
 // Open begins a sending. A content that is not replayable can be opened once.
-func (c *Content) Open(opts Options) (*Body, error) {
+// It waits for a Read in which the sending before, which must be closed, may
+// still be, and ctx ends that.
+func (c *Content) Open(ctx context.Context, opts Options) (*Body, error) {
 	for _, p := range c.parts {
 		if p.source != nil {
-			if err := p.source.rewind(); err != nil {
+			if err := p.source.rewind(ctx); err != nil {
 				return nil, err
 			}
 		}
@@ -70,11 +75,11 @@ func (c *Content) readableAt() bool {
 }
 
 // Fingerprint gives the SHA-256 of the sources in their order. It must be
-// called after the whole body was sent.
-func (b *Body) Fingerprint() (string, error) {
+// called after the whole body was sent. ctx ends a hashing that is still behind.
+func (b *Body) Fingerprint(ctx context.Context) (string, error) {
 	switch {
 	case b.beside != nil:
-		return b.beside.wait()
+		return b.beside.wait(ctx)
 	case b.hasher != nil:
 		if !b.whole.Load() {
 			return "", errors.New("the body was not read to its end")
@@ -196,14 +201,17 @@ func (b *Body) readSource(s *Source, p []byte) (n int, err error) {
 	} else {
 		// In this order, so that who closes and then asks for it knows.
 		s.used.Store(true)
+		s.reading <- struct{}{}
 		if b.closed.Load() {
+			<-s.reading
 			return 0, errClosed
 		}
 		n, err = s.r.Read(p)
+		<-s.reading
 	}
 	b.offset += int64(n)
 	switch {
-	case errors.Is(err, io.EOF):
+	case err == io.EOF:
 		if s.size < 0 {
 			b.next()
 			return n, nil
@@ -230,7 +238,7 @@ func (b *Body) endOf(s *Source, n int) (int, error) {
 		switch more, err := io.ReadFull(s.r, one[:]); {
 		case more > 0:
 			return 0, b.fail(fmt.Errorf("%w: the reader holds more than the given size of %d bytes", ErrChanged, s.size))
-		case !errors.Is(err, io.EOF):
+		case err != io.EOF:
 			return 0, b.fail(err)
 		}
 	}
@@ -430,7 +438,7 @@ func hashBeside(c *Content) *beside {
 				}
 				n, err := r.Read(block)
 				h.Write(block[:n])
-				if errors.Is(err, io.EOF) {
+				if err == io.EOF {
 					break
 				}
 				if err != nil {
@@ -444,12 +452,25 @@ func hashBeside(c *Content) *beside {
 	return b
 }
 
-func (b *beside) wait() (string, error) {
-	<-b.done
-	return b.sum, b.err
+func (b *beside) wait(ctx context.Context) (string, error) {
+	select {
+	case <-b.done:
+		return b.sum, b.err
+	case <-ctx.Done():
+		return "", ctxerr.Of(ctx)
+	}
 }
+
+// cancelGrace is how long a hashing may take to end, which has to wait for a
+// read that goes on.
+const cancelGrace = 100 * time.Millisecond
 
 func (b *beside) cancel() {
 	b.once.Do(func() { close(b.stop) })
-	<-b.done
+	grace := time.NewTimer(cancelGrace)
+	defer grace.Stop()
+	select {
+	case <-b.done:
+	case <-grace.C:
+	}
 }

@@ -17,6 +17,8 @@ import (
 	"os"
 	"strings"
 	"sync/atomic"
+
+	"github.com/golxd/lxd/internal/ctxerr"
 )
 
 // ErrOneShot says that a content whose reader cannot be rewound was opened a
@@ -36,13 +38,17 @@ type Source struct {
 	start  int64
 	size   int64       // -1 where unknown
 	used   atomic.Bool // a reader that cannot be rewound was, or may be, read
+
+	// reading is held while r is read or rewound: a sending that failed may be
+	// in a Read when the next one begins.
+	reading chan struct{}
 }
 
 // NewSource looks at what r can do. Reading begins where r stands now. size is
 // the number of bytes if the caller knows it, or -1; it is ignored where r
 // tells it itself.
 func NewSource(r io.Reader, size int64) (*Source, error) {
-	s := &Source{r: r, size: size}
+	s := &Source{r: r, size: size, reading: make(chan struct{}, 1)}
 	seeker, ok := r.(io.Seeker)
 	if !ok {
 		return s, nil
@@ -76,7 +82,7 @@ func (s *Source) Size() int64 { return s.size }
 func (s *Source) Replayable() bool { return s.seeker != nil }
 
 // rewind makes the source ready to be read (again).
-func (s *Source) rewind() error {
+func (s *Source) rewind(ctx context.Context) error {
 	if s.seeker == nil {
 		if s.used.Load() {
 			return ErrOneShot
@@ -86,6 +92,12 @@ func (s *Source) rewind() error {
 	if s.at != nil {
 		return nil // read by offset
 	}
+	select {
+	case s.reading <- struct{}{}:
+	case <-ctx.Done():
+		return ctxerr.Of(ctx)
+	}
+	defer func() { <-s.reading }()
 	_, err := s.seeker.Seek(s.start, io.SeekStart)
 	return err
 }
@@ -156,11 +168,22 @@ func Split(metadata *Source, metadataName string, rootfs *Source, rootfsField, r
 
 // Size is the number of bytes in all, or -1 where unknown.
 func (c *Content) Size() int64 {
+	n := c.SourceSize()
+	if n < 0 {
+		return -1
+	}
+	for _, p := range c.parts {
+		n += int64(len(p.literal))
+	}
+	return n
+}
+
+// SourceSize is the number of bytes of the sources alone, or -1 where unknown.
+func (c *Content) SourceSize() int64 {
 	var n int64
 	for _, p := range c.parts {
 		switch {
 		case p.source == nil:
-			n += int64(len(p.literal))
 		case p.source.size < 0:
 			return -1
 		default:
@@ -207,7 +230,7 @@ func (c *Content) HashAhead(ctx context.Context, count func(int)) (string, error
 }
 
 func hashSource(ctx context.Context, sum hash.Hash, s *Source, count func(int)) error {
-	if err := s.rewind(); err != nil {
+	if err := s.rewind(ctx); err != nil {
 		return err
 	}
 	var r io.Reader = s.r
@@ -217,7 +240,7 @@ func hashSource(ctx context.Context, sum hash.Hash, s *Source, count func(int)) 
 	block := make([]byte, 256<<10)
 	var n int64
 	for {
-		if err := context.Cause(ctx); err != nil {
+		if err := ctxerr.Of(ctx); err != nil {
 			return err
 		}
 		got, err := r.Read(block)
@@ -226,7 +249,7 @@ func hashSource(ctx context.Context, sum hash.Hash, s *Source, count func(int)) 
 		if count != nil {
 			count(got)
 		}
-		if errors.Is(err, io.EOF) {
+		if err == io.EOF {
 			break
 		}
 		if err != nil {

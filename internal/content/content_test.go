@@ -105,7 +105,7 @@ func TestContentInEveryWay(t *testing.T) {
 					require.Positive(t, c.Size())
 					require.Equal(t, kind != "one-shot", c.Replayable())
 					sent := 0
-					b, err := c.Open(Options{Hash: hash, Sent: func(n int) { sent += n }})
+					b, err := c.Open(t.Context(), Options{Hash: hash, Sent: func(n int) { sent += n }})
 					require.NoError(t, err)
 					var w fileWriter
 					require.NoError(t, do(b, &w, c.Size()), "%s %s", kind, way)
@@ -115,7 +115,7 @@ func TestContentInEveryWay(t *testing.T) {
 						require.GreaterOrEqual(t, w.files, len(second), "the connection was given the file")
 					}
 					if hash {
-						got, err := b.Fingerprint()
+						got, err := b.Fingerprint(t.Context())
 						require.NoError(t, err)
 						require.Equal(t, sum(want...), got, "%s %s", kind, way)
 					}
@@ -123,11 +123,11 @@ func TestContentInEveryWay(t *testing.T) {
 					require.NoError(t, b.Err())
 					requireParts(t, c.Type, w.Bytes(), want)
 					if kind == "one-shot" {
-						_, err = c.Open(Options{})
+						_, err = c.Open(t.Context(), Options{})
 						require.ErrorIs(t, err, ErrOneShot)
 						continue
 					}
-					again, err := c.Open(Options{})
+					again, err := c.Open(t.Context(), Options{})
 					require.NoError(t, err)
 					var same fileWriter
 					_, err = again.SendTo(&same, c.Size())
@@ -166,7 +166,7 @@ func TestFileChanges(t *testing.T) {
 	for _, now := range []int64{1<<20 + 1, 1<<20 - 1, 100} {
 		for _, kernel := range []bool{true, false} {
 			f := file(t, data)
-			b, err := Unified(source(t, f, -1)).Open(Options{})
+			b, err := Unified(source(t, f, -1)).Open(t.Context(), Options{})
 			require.NoError(t, err)
 			var w fileWriter
 			_, err = b.SendTo(&w, 1000)
@@ -200,7 +200,7 @@ func TestReaderThatFailsOrHoldsAnotherLength(t *testing.T) {
 		{iotest.HalfReader(bytes.NewReader(make([]byte, 5))), 10, io.ErrUnexpectedEOF},
 		{iotest.HalfReader(bytes.NewReader(make([]byte, 11))), 10, ErrChanged},
 	} {
-		b, err := Unified(source(t, c.r, c.size)).Open(Options{Hash: true})
+		b, err := Unified(source(t, c.r, c.size)).Open(t.Context(), Options{Hash: true})
 		require.NoError(t, err)
 		_, err = io.Copy(io.Discard, struct{ io.Reader }{b})
 		require.ErrorIs(t, err, c.want)
@@ -217,7 +217,7 @@ func TestSourceBeginsWhereTheReaderStands(t *testing.T) {
 	c := Unified(source(t, f, -1))
 	require.EqualValues(t, 6, c.Size())
 	var w fileWriter
-	b, err := c.Open(Options{})
+	b, err := c.Open(t.Context(), Options{})
 	require.NoError(t, err)
 	_, err = b.SendTo(&w, 6)
 	require.NoError(t, err)

@@ -62,7 +62,7 @@ func Copy(w io.Writer, r io.Reader, n int64) (int64, error) {
 				return done, werr
 			}
 		}
-		if errors.Is(err, io.EOF) {
+		if err == io.EOF {
 			return done, nil
 		}
 		if err != nil {
@@ -128,9 +128,9 @@ func writeFile(w io.Writer, f *os.File, offset, n int64, sent func(int)) (int64,
 			}
 		}
 		switch {
-		case errors.Is(err, io.EOF) && done < n:
+		case err == io.EOF && done < n:
 			return done, io.ErrUnexpectedEOF
-		case err != nil && !errors.Is(err, io.EOF):
+		case err != nil && err != io.EOF:
 			return done, err
 		}
 	}

@@ -3,13 +3,20 @@ package netconn
 import (
 	"bytes"
 	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -167,4 +174,61 @@ type blockSizes []int
 func (s *blockSizes) Write(p []byte) (int, error) {
 	*s = append(*s, len(p))
 	return len(p), nil
+}
+
+// blockedConn is a connection whose other end reads no more once it is stopped.
+type blockedConn struct {
+	net.Conn
+	stopped atomic.Bool
+	blocked chan struct{}
+	closed  chan struct{}
+	once    sync.Once
+}
+
+func (c *blockedConn) Write(b []byte) (int, error) {
+	if !c.stopped.Load() {
+		return c.Conn.Write(b)
+	}
+	close(c.blocked)
+	<-c.closed
+	return 0, net.ErrClosed
+}
+
+func (c *blockedConn) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
+}
+
+// TestTLSCloseDoesNotWaitForWrite closes a connection whose Write is blocked
+// behind the encryption.
+func TestTLSCloseDoesNotWaitForWrite(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewTLSServer(http.NotFoundHandler())
+	defer server.Close()
+	plain, err := net.Dial("tcp", server.Listener.Addr().String())
+	require.NoError(t, err)
+	socket := &blockedConn{Conn: plain, blocked: make(chan struct{}), closed: make(chan struct{})}
+	pool := x509.NewCertPool()
+	pool.AddCert(server.Certificate())
+	c := TLS(socket, &tls.Config{RootCAs: pool, ServerName: "example.com"}, func() {})
+	require.NoError(t, c.Handshake())
+	socket.stopped.Store(true)
+	written := make(chan error, 1)
+	go func() {
+		_, err := c.Write(make([]byte, 20<<10)) // less than what is gathered
+		written <- err
+	}()
+	<-socket.blocked
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = c.Close()
+	}()
+	select {
+	case <-ended:
+	case <-time.After(3 * time.Second): // crypto/tls has a limit of five
+		t.Error("Close waits")
+		_ = socket.Close()
+	}
+	require.ErrorIs(t, <-written, net.ErrClosed)
 }

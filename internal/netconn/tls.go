@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 )
 
 // gatherSize is how many bytes of TLS records (16 KiB each at most) are put
@@ -22,6 +23,8 @@ type TLSConn struct {
 	socket *gatherConn
 	answer answerWait
 	closed func()
+
+	gathered atomic.Int32 // a Write goes on that gathers
 }
 
 // TLS makes a TLS client connection over c. The handshake is the caller's to
@@ -36,6 +39,8 @@ func (c *TLSConn) Write(b []byte) (int, error) {
 	if len(b) <= 16<<10 {
 		return c.Conn.Write(b)
 	}
+	c.gathered.Add(1)
+	defer c.gathered.Add(-1)
 	c.socket.hold()
 	n, err := c.Conn.Write(b)
 	if ferr := c.socket.release(); err == nil {
@@ -66,6 +71,11 @@ func (c *TLSConn) WriteFile(f *os.File, offset, n int64, sent func(int)) (int64,
 func (c *TLSConn) Close() error {
 	c.answer.close()
 	c.closed()
+	if c.gathered.Load() > 0 {
+		// crypto/tls does not know of a write that goes on after its own, and
+		// would wait five seconds to say goodbye behind it.
+		_ = c.socket.Conn.Close()
+	}
 	return c.Conn.Close()
 }
 

@@ -45,7 +45,7 @@ type Pump struct {
 }
 
 // Start begins to read src and to write it to h. The caller must end the pump
-// with Close. count, if not nil, is told of every block that was read.
+// with Close. count, if not nil, is told of every piece that was read.
 func Start(src io.Reader, h hash.Hash, count func(int)) *Pump {
 	p := &Pump{
 		free: make(chan *block, blocks), toHash: make(chan *block, blocks), toRead: make(chan *block, blocks),
@@ -75,16 +75,13 @@ func (p *Pump) fill(src io.Reader, count func(int)) {
 		if b.buf == nil {
 			b.buf = buffers.Get().(*[]byte)
 		}
-		n, err := readFull(src, *b.buf)
-		if count != nil && n > 0 {
-			count(n)
-		}
+		n, err := readFull(src, *b.buf, count)
 		b.n = n
 		b.uses.Store(2)
 		p.toHash <- b
 		p.toRead <- b
 		if err != nil {
-			if !errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			if err != io.EOF {
 				p.srcErr = err
 			}
 			return
@@ -94,11 +91,14 @@ func (p *Pump) fill(src io.Reader, count func(int)) {
 
 // readFull fills b, so that a hash and a write see large blocks even if TLS
 // hands out 16 KiB at a time.
-func readFull(r io.Reader, b []byte) (n int, err error) {
+func readFull(r io.Reader, b []byte, count func(int)) (n int, err error) {
 	for n < len(b) && err == nil {
 		var got int
 		got, err = r.Read(b[n:])
 		n += got
+		if count != nil && got > 0 {
+			count(got)
+		}
 	}
 	return n, err
 }
@@ -156,7 +156,7 @@ func (p *Pump) WriteTo(w io.Writer) (int64, error) {
 	var done int64
 	for {
 		if err := p.next(); err != nil {
-			if errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+			if err == io.EOF {
 				err = nil
 			}
 			return done, err

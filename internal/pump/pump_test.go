@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"io"
+	"slices"
 	"sync"
 	"testing"
 	"testing/iotest"
@@ -66,12 +67,14 @@ func TestPumpHandsOnAndHashes(t *testing.T) {
 func TestPumpWritesFullBlocks(t *testing.T) {
 	t.Parallel()
 	data := randomBytes(5*blockSize + 100)
-	p := Start(&smallReader{data: data, most: 16 << 10}, sha256.New(), nil)
+	counts := &sizes{}
+	p := Start(&smallReader{data: data, most: 16 << 10}, sha256.New(), func(n int) { counts.list = append(counts.list, n) })
 	defer p.Close()
 	w := &sizes{}
 	_, err := p.WriteTo(w)
 	require.NoError(t, err)
 	require.Equal(t, []int{blockSize, blockSize, blockSize, blockSize, blockSize, 100}, w.list)
+	require.Equal(t, append(slices.Repeat([]int{16 << 10}, 5*blockSize/(16<<10)), 100), counts.list, "each is counted as it comes")
 }
 
 type smallReader struct {
