@@ -17,6 +17,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/golxd/lxd"
 	"github.com/golxd/lxd/lxdtest"
@@ -169,31 +170,89 @@ func TestExportToOnFullDisk(t *testing.T) {
 	require.Equal(t, []string{"", fmt.Sprintf("bytes=%d-", room)}, x.ranges())
 }
 
-// TestExportToWithoutPermission runs as nobody where it may, as root may write
-// everywhere.
+// withoutPermission runs f without the privileges of root, if it has them. A
+// folder of mode 0o555 is read-only then.
+func withoutPermission(f func() error) error {
+	ended := make(chan error)
+	go func() {
+		// The thread ends with this goroutine, as it is not unlocked.
+		runtime.LockOSThread()
+		var none [2]unix.CapUserData
+		if err := unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &none[0]); err != nil {
+			ended <- err
+			return
+		}
+		ended <- f()
+	}()
+	return <-ended
+}
+
 func TestExportToWithoutPermission(t *testing.T) {
 	t.Parallel()
 	x := newExportTest(t, 0, lxdtest.UnifiedImage("permission", 0), nil)
 	dir := t.TempDir()
 	require.NoError(t, os.Chmod(dir, 0o555))
 	x.ForgetRequests()
-	ended := make(chan error)
-	go func() {
-		// The thread ends with this goroutine, as it is not unlocked.
-		runtime.LockOSThread()
-		const nobody = 65534
-		if os.Geteuid() == 0 {
-			if err := syscall.Setfsuid(nobody); err != nil {
-				ended <- err
-				return
-			}
-		}
-		_, err := x.image.ExportTo(t.Context(), dir, nil)
-		ended <- err
-	}()
-	err := <-ended
+	err := withoutPermission(func() error {
+		_, err := x.image.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Progress: func(lxd.Progress) { t.Error("there is no progress") }})
+		return err
+	})
 	require.ErrorIs(t, err, os.ErrPermission)
 	require.Contains(t, err.Error(), filepath.Base(partialPath(dir, x.image)))
 	require.Empty(t, x.Requests())
 	require.Empty(t, filesIn(t, dir))
+}
+
+// TestExportToFindsFilesInReadOnlyFolder has the files of an earlier call, or
+// what only looks like them.
+func TestExportToFindsFilesInReadOnlyFolder(t *testing.T) {
+	t.Parallel()
+	unified := lxdtest.UnifiedImage("read-only", 1<<20)
+	metadata, rootfs := lxdtest.SplitImage("read-only", 1<<20)
+	for _, c := range []struct {
+		name         string
+		data, rootfs []byte
+		damaged      bool
+		partial      bool // is there, and may be written to
+	}{
+		{name: "unified", data: unified},
+		{name: "split", data: metadata, rootfs: rootfs},
+		{name: "damaged", data: unified, damaged: true},
+		{name: "unified and a partial file", data: unified, partial: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			x := newExportTest(t, 0, c.data, c.rootfs)
+			dir := t.TempDir()
+			want, err := x.image.ExportTo(t.Context(), dir, nil)
+			require.NoError(t, err)
+			if c.damaged {
+				damaged := bytes.Clone(c.data)
+				damaged[len(damaged)/2] ^= 1
+				require.NoError(t, os.WriteFile(want.Image, damaged, 0o600))
+			}
+			if c.partial {
+				require.NoError(t, os.WriteFile(partialPath(dir, x.image), nil, 0o600))
+			}
+			require.NoError(t, os.Chmod(dir, 0o555))
+			t.Cleanup(func() { _ = os.Chmod(dir, 0o700) })
+			x.ForgetRequests()
+			var files *lxd.ExportedFiles
+			var last lxd.Progress
+			err = withoutPermission(func() (err error) {
+				files, err = x.image.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Progress: func(p lxd.Progress) { last = p }})
+				return err
+			})
+			if c.damaged {
+				require.ErrorIs(t, err, os.ErrPermission)
+			} else {
+				require.NoError(t, err)
+				require.Equal(t, want, files)
+			}
+			require.Equal(t, lxd.PhaseVerify, last.Phase)
+			require.Equal(t, x.image.Size, last.Done)
+			require.Equal(t, x.image.Size, last.Total)
+			require.Empty(t, x.Requests())
+		})
+	}
 }

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/golxd/lxd/internal/ctxerr"
 	"github.com/golxd/lxd/internal/lockfile"
 	"github.com/golxd/lxd/internal/progress"
 )
@@ -22,7 +23,8 @@ import (
 // ExportToOptions say how to export into a folder.
 type ExportToOptions struct {
 	// Name is what the files are called, without the extension. Default: the
-	// fingerprint. It must be a plain file name.
+	// fingerprint. It must be a plain file name. Images that are exported under
+	// one name replace each other's files.
 	Name string
 	// Sync makes the files durable (fsync) before they get their final names.
 	// Default: that is left to the system.
@@ -58,7 +60,7 @@ type ExportedFiles struct {
 // a unified image, NAME.meta.tar.xz and NAME.squashfs (or .qcow2, .tar.xz) for
 // a split one; the extensions follow the content. They are verified, and get
 // these names only when they are whole. If they are there already, they are
-// verified and nothing is fetched.
+// verified and nothing is fetched; the folder may be read-only then.
 //
 // While it arrives the content is in FINGERPRINT.partial. If the transfer of a
 // unified image ends early, or the process does, that file stays, and the next
@@ -87,7 +89,7 @@ func (i *Image) ExportTo(ctx context.Context, dir string, opts *ExportToOptions)
 	x := &exportTo{ExportToOptions: o, ctx: ctx, image: i, dir: dir}
 	partial, err := lockfile.Open(ctx, x.partialPath(), exportedMode)
 	if err != nil {
-		return nil, fmt.Errorf("open the partial file: %w", err)
+		return x.presentOr(fmt.Errorf("open the partial file: %w", err)) //nolint:contextcheck // It is in x.
 	}
 	x.partial = partial
 	x.meter = meter(PhaseReceive, max(i.Size, -1), o.Progress)
@@ -129,7 +131,7 @@ func (x *exportTo) run() (*ExportedFiles, error) {
 	files, err := x.present()
 	if err != nil || files != nil {
 		if files != nil {
-			err = os.Remove(x.partialPath())
+			_ = os.Remove(x.partialPath()) // what stays does no harm
 		}
 		return files, err
 	}
@@ -218,21 +220,27 @@ func (x *exportTo) fetch() (*ExportedFiles, error) {
 	return x.unified()
 }
 
-// cut makes the partial file no longer than size. One that is empty already is
-// left alone: ext4 writes a file that was ever truncated to nothing to the disk
-// when it is closed, which takes as long as the transfer.
-func (x *exportTo) cut(size int64) error {
-	info, err := x.partial.Stat()
+// cut makes the partial file no longer than size.
+func (x *exportTo) cut(size int64) error { return cutFile(x.partial, size) }
+
+// cutFile makes a file no longer than size. One that is empty already is left
+// alone: ext4 writes a file that was ever truncated to nothing to the disk when
+// it is closed, which takes as long as the transfer.
+func cutFile(f *os.File, size int64) error {
+	info, err := f.Stat()
 	if err != nil || info.Size() <= size {
 		return err
 	}
-	return x.partial.Truncate(size)
+	return f.Truncate(size)
 }
 
 // unified publishes the file of a unified image.
 func (x *exportTo) unified() (*ExportedFiles, error) {
-	path, err := x.publish(x.partial, x.Name)
+	path, err := x.finish(x.partial, x.Name)
 	if err != nil {
+		return nil, err
+	}
+	if err := os.Rename(x.partial.Name(), path); err != nil {
 		return nil, err
 	}
 	return &ExportedFiles{Image: path}, nil
@@ -262,9 +270,9 @@ func (x *exportTo) resumable(sum hash.Hash) (int64, error) {
 
 // split writes the two files of a split image.
 func (x *exportTo) split(export *Export) (files *ExportedFiles, err error) {
-	rootfs, err := os.OpenFile(x.rootfsPartialPath(), os.O_RDWR|os.O_CREATE|os.O_TRUNC, exportedMode)
+	rootfs, err := lockfile.Open(x.ctx, x.rootfsPartialPath(), exportedMode)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("open the partial file of the rootfs: %w", err)
 	}
 	defer func() {
 		_ = rootfs.Close()
@@ -274,6 +282,9 @@ func (x *exportTo) split(export *Export) (files *ExportedFiles, err error) {
 			err = errors.Join(err, x.cut(0))
 		}
 	}()
+	if err := cutFile(rootfs, 0); err != nil {
+		return nil, err
+	}
 	if _, err := export.WriteTo(x.partial); err != nil {
 		return nil, err
 	}
@@ -286,18 +297,45 @@ func (x *exportTo) split(export *Export) (files *ExportedFiles, err error) {
 	if _, err := export.WriteTo(rootfs); err != nil {
 		return nil, err
 	}
-	files = &ExportedFiles{}
-	if files.Rootfs, err = x.publish(rootfs, x.Name); err != nil {
-		return nil, err
-	}
-	if files.Image, err = x.publish(x.partial, x.Name+".meta"); err != nil {
-		return nil, errors.Join(err, os.Remove(files.Rootfs))
-	}
-	return files, nil
+	return x.pair(rootfs)
 }
 
-// publish gives a whole file its final name.
-func (x *exportTo) publish(f *os.File, name string) (string, error) {
+// pair publishes the two files of a split image. Those of another image must
+// not be mixed with them: only one call at a time has the name, and no metadata
+// is there while the rootfs is replaced, so that if this ends early they are not
+// taken for a pair.
+func (x *exportTo) pair(rootfs *os.File) (*ExportedFiles, error) {
+	var files ExportedFiles
+	var err error
+	if files.Image, err = x.finish(x.partial, x.Name+".meta"); err != nil {
+		return nil, err
+	}
+	if files.Rootfs, err = x.finish(rootfs, x.Name); err != nil {
+		return nil, err
+	}
+	lock, err := lockfile.Open(x.ctx, filepath.Join(x.dir, x.Name+".lock.partial"), exportedMode)
+	if err != nil {
+		return nil, fmt.Errorf("lock the name %s: %w", x.Name, err)
+	}
+	defer func() {
+		_ = os.Remove(lock.Name())
+		_ = lock.Close()
+	}()
+	if err := os.Remove(files.Image); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	if err := os.Rename(rootfs.Name(), files.Rootfs); err != nil {
+		return nil, err
+	}
+	if err := os.Rename(x.partial.Name(), files.Image); err != nil {
+		return nil, errors.Join(err, os.Remove(files.Rootfs))
+	}
+	return &files, nil
+}
+
+// finish does for a whole file what comes before it gets its final name, and
+// gives that.
+func (x *exportTo) finish(f *os.File, name string) (string, error) {
 	ext, err := extension(f)
 	if err != nil {
 		return "", err
@@ -307,8 +345,22 @@ func (x *exportTo) publish(f *os.File, name string) (string, error) {
 			return "", err
 		}
 	}
-	final := filepath.Join(x.dir, name+ext)
-	return final, os.Rename(f.Name(), final)
+	return filepath.Join(x.dir, name+ext), nil
+}
+
+// presentOr is for a folder in which no partial file can be opened: it may hold
+// the files, and if not, the error is err.
+func (x *exportTo) presentOr(err error) (*ExportedFiles, error) {
+	if x.ctx.Err() != nil || len(x.candidates(x.Name)) == 0 {
+		return nil, err
+	}
+	x.meter = meter(PhaseVerify, max(x.image.Size, -1), x.Progress)
+	defer x.meter.Stop()
+	files, perr := x.present()
+	if files != nil {
+		return files, nil
+	}
+	return nil, errors.Join(err, perr)
 }
 
 // present finds the files of an earlier call and verifies them. Files of these
@@ -386,8 +438,8 @@ func hashFile(ctx context.Context, sum hash.Hash, f *os.File, count func(int)) e
 	block := make([]byte, 256<<10)
 	var at int64
 	for {
-		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("hash %s: %w", f.Name(), context.Cause(ctx))
+		if err := ctxerr.Of(ctx); err != nil {
+			return fmt.Errorf("hash %s: %w", f.Name(), err)
 		}
 		n, err := f.ReadAt(block, at)
 		sum.Write(block[:n])

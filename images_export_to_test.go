@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/lockfile"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -49,6 +50,10 @@ func filesIn(t *testing.T, dir string) []string {
 
 func partialPath(dir string, image *lxd.Image) string {
 	return filepath.Join(dir, image.Fingerprint+".partial")
+}
+
+func rootfsPartialPath(dir string, image *lxd.Image) string {
+	return filepath.Join(dir, image.Fingerprint+".rootfs.partial")
 }
 
 func TestExportToFetchesOnce(t *testing.T) {
@@ -284,6 +289,92 @@ func TestExportToWaitsUnderItsContext(t *testing.T) {
 	require.ErrorIs(t, <-ended, context.Canceled)
 	for _, path := range filesIn(t, dir) {
 		require.Equal(t, partialPath(dir, x.image), path)
+	}
+}
+
+// TestExportToOfSplitImageReplacesRest has what a process left that was killed.
+func TestExportToOfSplitImageReplacesRest(t *testing.T) {
+	t.Parallel()
+	metadata, rootfs := lxdtest.SplitImage("rest", 1<<20)
+	x := newExportTest(t, 0, metadata, rootfs)
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(rootfsPartialPath(dir, x.image), make([]byte, 2<<20), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "web.lock.partial"), nil, 0o600))
+	files, err := x.image.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Name: "web"})
+	require.NoError(t, err)
+	requireExported(t, dir, files, metadata, rootfs)
+}
+
+// TestExportToMixesNoPair has another call in the middle of giving its files
+// the same names.
+func TestExportToMixesNoPair(t *testing.T) {
+	t.Parallel()
+	metadata, rootfs := lxdtest.SplitImage("mixed", 64<<10)
+	x := newExportTest(t, 0, metadata, rootfs)
+	dir := t.TempDir()
+	options := &lxd.ExportToOptions{Name: "web"}
+	other, err := lockfile.Open(t.Context(), filepath.Join(dir, "web.lock.partial"), 0o600)
+	require.NoError(t, err)
+	defer other.Close()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "web.tar.gz"), []byte("of the other"), 0o600))
+	before := filesIn(t, dir)
+
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() {
+		_, err := x.image.ExportTo(ctx, dir, options)
+		ended <- err
+	}()
+	require.Eventually(t, func() bool {
+		if _, err := os.Stat(filepath.Join(dir, "web.meta.tar.gz")); err == nil {
+			return true
+		}
+		info, err := os.Stat(rootfsPartialPath(dir, x.image))
+		return err == nil && info.Size() == int64(len(rootfs))
+	}, exportWait, exportTick)
+	cancel()
+	require.ErrorIs(t, <-ended, context.Canceled)
+	require.Equal(t, before, filesIn(t, dir))
+
+	require.NoError(t, os.Remove(other.Name()))
+	require.NoError(t, other.Close())
+	files, err := x.image.ExportTo(t.Context(), dir, options)
+	require.NoError(t, err)
+	requireExported(t, dir, files, metadata, rootfs)
+}
+
+// TestExportToOfSplitImageThatCannotBePublished has a folder, with something in
+// it, where one of the files is to be.
+func TestExportToOfSplitImageThatCannotBePublished(t *testing.T) {
+	t.Parallel()
+	metadata, rootfs := lxdtest.SplitImage("published", 64<<10)
+	for _, c := range []struct {
+		name    string
+		folder  string
+		earlier string
+		kept    bool
+	}{
+		{"no metadata", "web.meta.tar.gz", "web.tar.gz", true},
+		{"no rootfs", "web.tar.gz", "web.meta.tar.gz", false}, // it could be taken for that of a new rootfs
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			x := newExportTest(t, 0, metadata, rootfs)
+			dir := t.TempDir()
+			folder, earlier := filepath.Join(dir, c.folder), filepath.Join(dir, c.earlier)
+			require.NoError(t, os.MkdirAll(filepath.Join(folder, "something"), 0o700))
+			require.NoError(t, os.WriteFile(earlier, []byte("earlier"), 0o600))
+			_, err := x.image.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Name: "web"})
+			require.Error(t, err)
+			if !c.kept {
+				require.Equal(t, []string{folder}, filesIn(t, dir))
+				return
+			}
+			require.Equal(t, []string{folder, earlier}, filesIn(t, dir))
+			got, err := os.ReadFile(earlier)
+			require.NoError(t, err)
+			require.Equal(t, "earlier", string(got))
+		})
 	}
 }
 

@@ -5,9 +5,12 @@ package lockfile
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"time"
+
+	"github.com/golxd/lxd/internal/ctxerr"
 )
 
 // errLocked says that somebody else has the file.
@@ -18,9 +21,16 @@ var errLocked = errors.New("file is locked")
 const poll = 50 * time.Millisecond
 
 // Open opens or creates the file at path for reading and writing and waits
-// until nobody else has it.
+// until nobody else has it. It refuses what is not a regular file, and follows
+// no symbolic link.
 func Open(ctx context.Context, path string, perm fs.FileMode) (*os.File, error) {
 	for {
+		if err := ctxerr.Of(ctx); err != nil {
+			return nil, err
+		}
+		if err := refuse(path); err != nil {
+			return nil, err
+		}
 		f, err := open(path, perm)
 		if err == nil {
 			// Whoever had it may have renamed or removed it meanwhile.
@@ -38,16 +48,33 @@ func Open(ctx context.Context, path string, perm fs.FileMode) (*os.File, error) 
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return nil, context.Cause(ctx)
 		}
 	}
 }
 
+// refuse gives an error if something is at path that is not a regular file.
+func refuse(path string) error {
+	info, err := os.Lstat(path)
+	if err != nil || info.Mode().IsRegular() {
+		return nil // open says what is wrong, if anything is
+	}
+	kind := "not a regular file"
+	switch {
+	case info.Mode()&fs.ModeSymlink != 0:
+		kind = "a symbolic link, which is not followed"
+	case info.IsDir():
+		kind = "a directory"
+	}
+	return fmt.Errorf("%s is %s: remove it", path, kind)
+}
+
+// same says whether f is the regular file at path, and not what a link there
+// leads to.
 func same(f *os.File, path string) bool {
 	a, err := f.Stat()
 	if err != nil {
 		return false
 	}
-	b, err := os.Stat(path)
-	return err == nil && os.SameFile(a, b)
+	b, err := os.Lstat(path)
+	return err == nil && b.Mode().IsRegular() && os.SameFile(a, b)
 }

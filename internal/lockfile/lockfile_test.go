@@ -2,6 +2,7 @@ package lockfile
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -51,4 +52,30 @@ func TestOneAtATime(t *testing.T) {
 func TestNoFolder(t *testing.T) {
 	_, err := Open(t.Context(), filepath.Join(t.TempDir(), "none", "file"), 0o600)
 	require.ErrorIs(t, err, os.ErrNotExist)
+}
+
+func TestEndedContext(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	shutdown := errors.New("shutdown")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(shutdown)
+	_, err := Open(ctx, path, 0o600)
+	require.ErrorIs(t, err, context.Canceled)
+	require.ErrorIs(t, err, shutdown)
+	require.NoFileExists(t, path)
+
+	first, err := Open(t.Context(), path, 0o600)
+	require.NoError(t, err)
+	defer first.Close()
+	ctx, stop := context.WithTimeoutCause(t.Context(), 2*poll, shutdown)
+	defer stop()
+	_, err = Open(ctx, path, 0o600)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.ErrorIs(t, err, shutdown)
+}
+
+func TestRefusesFolder(t *testing.T) {
+	dir := t.TempDir()
+	_, err := Open(t.Context(), dir, 0o600)
+	require.EqualError(t, err, dir+" is a directory: remove it")
 }
