@@ -639,6 +639,9 @@ const tokenGrace = 500 * time.Millisecond
 // ctx ends must not be left on the server, so the answer is awaited for a moment
 // longer, and the token is ended.
 func (c *Client) startToken(ctx context.Context, req *request) (*Secret, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, c.t.connectionError(ctx, req, err)
+	}
 	awaited, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	defer context.AfterFunc(ctx, func() {
@@ -648,9 +651,6 @@ func (c *Client) startToken(ctx context.Context, req *request) (*Secret, error) 
 		case <-awaited.Done():
 		}
 	})()
-	if err := ctx.Err(); err != nil {
-		return nil, c.t.connectionError(ctx, req, err)
-	}
 	op, err := c.start(awaited, req, nil)
 	secret := &Secret{op: op}
 	if cause := ctx.Err(); cause != nil {

@@ -276,10 +276,7 @@ func TestEndedCopyDoesNotWaitForItsToken(t *testing.T) {
 	t.Parallel()
 	source := startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
 	target := startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-	fingerprint, err := source.AddImage(lxdtest.UnifiedImage("token", 0), nil)
-	require.NoError(t, err)
-	image, err := source.Client.Images.Get(t.Context(), fingerprint)
-	require.NoError(t, err)
+	image := upload(t, source.Client, nil)
 	target.Inject(lxdtest.StallOperations())
 	stalled := source.Inject(lxdtest.StallHeaders().On("DELETE", "/1.0/operations/*"))
 	ctx, cancel := context.WithCancel(t.Context())
@@ -306,12 +303,8 @@ func TestEndedCopyDoesNotWaitForItsToken(t *testing.T) {
 func TestCopyOfWhatIsThereReports(t *testing.T) {
 	t.Parallel()
 	source, target := startFake(t), startFake(t)
-	data := lxdtest.UnifiedImage("there", 1<<20)
-	fingerprint, err := source.AddImage(data, nil)
-	require.NoError(t, err)
-	_, err = target.AddImage(data, nil)
-	require.NoError(t, err)
-	image, err := source.Client.Images.Get(t.Context(), fingerprint)
+	image := upload(t, source.Client, nil)
+	_, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Wait: true})
 	require.NoError(t, err)
 	var reports []lxd.Progress
 	_, err = image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Progress: func(p lxd.Progress) { reports = append(reports, p) }})
@@ -319,8 +312,8 @@ func TestCopyOfWhatIsThereReports(t *testing.T) {
 	require.NotEmpty(t, reports)
 	last := reports[len(reports)-1]
 	require.Equal(t, lxd.PhaseServer, last.Phase)
-	require.EqualValues(t, len(data), last.Done)
-	require.EqualValues(t, len(data), last.Total)
+	require.Equal(t, image.Size, last.Done)
+	require.Equal(t, image.Size, last.Total)
 }
 
 // TestCopyAutoFallsBack takes the next way when one fails on its way.

@@ -78,6 +78,7 @@ type lateReader struct {
 func (l *lateReader) Read(p []byte) (int, error) {
 	if !l.mu.TryLock() {
 		l.t.Error("it is read while it is used")
+		l.mu.Lock()
 	}
 	defer l.mu.Unlock()
 	n, err := l.r.Read(p)
@@ -90,6 +91,7 @@ func (l *lateReader) Read(p []byte) (int, error) {
 func (l *lateReader) Seek(offset int64, whence int) (int64, error) {
 	if !l.mu.TryLock() {
 		l.t.Error("it is rewound while it is used")
+		l.mu.Lock()
 	}
 	defer l.mu.Unlock()
 	return l.r.Seek(offset, whence)

@@ -390,10 +390,7 @@ func (r *resuming) resume() error {
 			return fmt.Errorf("%w: the image has %d bytes now, not %d", ErrBadResponse, res.ContentLength, r.size)
 		}
 		r.setBody(res.Body)
-		r.err = nil
-		return nil
-	}
-	if err := r.open(); err != nil {
+	} else if err := r.open(); err != nil {
 		return err
 	}
 	r.err = nil

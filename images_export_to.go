@@ -23,8 +23,9 @@ import (
 // ExportToOptions say how to export into a folder.
 type ExportToOptions struct {
 	// Name is what the files are called, without the extension. Default: the
-	// fingerprint. It must be a plain file name. Images that are exported under
-	// one name replace each other's files.
+	// fingerprint. It must be a plain file name. It is for one image: of two
+	// that are exported under one name, the second replaces those files of the
+	// first whose extension is the same, and leaves the others.
 	Name string
 	// Sync makes the files durable (fsync) before they get their final names.
 	// Default: that is left to the system.

@@ -278,9 +278,7 @@ func (s *source) broken(ctx context.Context, problem string, err error) error {
 	if errors.As(err, &failed) {
 		err = failed.Err // its text holds the whole URL
 	}
-	if stalled := context.Cause(ctx); errors.Is(stalled, errStalled) {
-		err = stalled
-	} else if ended := ctxerr.Of(ctx); ended != nil {
+	if ended := ctxerr.Of(ctx, errStalled); ended != nil {
 		err = ended
 	}
 	return &SourceError{URL: cleanURL(s.url), Problem: problem, Err: err}

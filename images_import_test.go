@@ -357,11 +357,13 @@ func TestImportFromStalledSources(t *testing.T) {
 			}
 			source.Fault(path, streamstest.Together(streamstest.NoRanges(), streamstest.Stall(after)))
 			for _, via := range []lxd.Via{lxd.ViaAuto, lxd.ViaClient} {
-				ctx, cancel := context.WithTimeout(t.Context(), 150*time.Millisecond)
+				enough := errors.New("enough")
+				ctx, cancel := context.WithTimeoutCause(t.Context(), 150*time.Millisecond, enough)
 				begin := time.Now()
 				_, err := target.client.Images.CreateFromURL(ctx, at, &lxd.CreateFromURLOptions{Via: via, Wait: true})
 				cancel()
 				require.ErrorIs(t, err, context.DeadlineExceeded)
+				require.ErrorIs(t, err, enough)
 				require.Less(t, time.Since(begin), 1150*time.Millisecond)
 			}
 			begin := time.Now()
@@ -369,6 +371,7 @@ func TestImportFromStalledSources(t *testing.T) {
 				Via: lxd.ViaClient, Wait: true, StallTimeout: 500 * time.Millisecond,
 			})
 			require.ErrorContains(t, err, "nothing came")
+			require.NotErrorIs(t, err, context.Canceled, "nobody has cancelled it")
 			require.Contains(t, errOf[*lxd.SourceError](t, err).URL, path)
 			require.Less(t, time.Since(begin), 10*time.Second)
 		}

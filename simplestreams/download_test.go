@@ -182,6 +182,7 @@ func TestDownloadFails(t *testing.T) {
 			require.NotErrorIs(t, err, io.EOF)
 			require.ErrorContains(t, err, server.URL+"/"+test.path)
 			require.ErrorContains(t, err, test.says)
+			require.NotErrorIs(t, err, context.Canceled, "nobody has cancelled it")
 			if test.is != nil {
 				require.ErrorIs(t, err, test.is)
 			}

@@ -291,10 +291,7 @@ func (b *watchedBody) Close() error {
 
 // cause returns why the context ended, if it did: "context canceled" does not tell a stall from the caller's wish.
 func cause(ctx context.Context, err error) error {
-	if stalled := context.Cause(ctx); errors.Is(stalled, ErrStalled) {
-		return stalled
-	}
-	if ended := ctxerr.Of(ctx); ended != nil {
+	if ended := ctxerr.Of(ctx, ErrStalled); ended != nil {
 		return ended
 	}
 

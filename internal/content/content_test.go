@@ -2,6 +2,7 @@ package content
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"mime/multipart"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"testing/iotest"
 
@@ -228,3 +230,79 @@ func TestSourceBeginsWhereTheReaderStands(t *testing.T) {
 }
 
 var _ netconn.FileWriter = (*fileWriter)(nil)
+
+// blocking is a reader in which whoever comes first waits.
+type blocking struct {
+	*bytes.Reader
+	once   sync.Once
+	inside chan struct{}
+	goOn   chan struct{}
+}
+
+func newBlocking(data []byte) *blocking {
+	return &blocking{Reader: bytes.NewReader(data), inside: make(chan struct{}), goOn: make(chan struct{})}
+}
+
+func (b *blocking) wait() {
+	b.once.Do(func() {
+		close(b.inside)
+		<-b.goOn
+	})
+}
+
+func (b *blocking) Read(p []byte) (int, error) {
+	b.wait()
+	return b.Reader.Read(p)
+}
+
+func (b *blocking) ReadAt(p []byte, offset int64) (int, error) {
+	b.wait()
+	return b.Reader.ReadAt(p, offset)
+}
+
+// TestOpenWaitsForRead has the sending before in the middle of a Read.
+func TestOpenWaitsForRead(t *testing.T) {
+	t.Parallel()
+	data := []byte("0123456789")
+	r := newBlocking(data)
+	c := Unified(source(t, struct{ io.ReadSeeker }{r}, -1))
+	first, err := c.Open(t.Context(), Options{})
+	require.NoError(t, err)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_, _ = first.Read(make([]byte, 4))
+	}()
+	<-r.inside
+	require.NoError(t, first.Close())
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = c.Open(ctx, Options{})
+	require.ErrorIs(t, err, context.Canceled)
+	close(r.goOn)
+	<-ended
+	second, err := c.Open(t.Context(), Options{})
+	require.NoError(t, err)
+	got, err := io.ReadAll(second)
+	require.NoError(t, err)
+	require.Equal(t, data, got)
+	_, err = first.Read(make([]byte, 4))
+	require.ErrorIs(t, err, errClosed)
+}
+
+// TestContextEndsHash has the hash in the middle of a read.
+func TestContextEndsHash(t *testing.T) {
+	t.Parallel()
+	r := newBlocking([]byte("0123456789"))
+	b, err := Unified(source(t, r, -1)).Open(t.Context(), Options{Hash: true})
+	require.NoError(t, err)
+	<-r.inside
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = b.Fingerprint(ctx)
+	require.ErrorIs(t, err, context.Canceled)
+	b.Discard()
+	close(r.goOn)
+	_, err = b.Fingerprint(t.Context())
+	require.ErrorIs(t, err, errClosed)
+}

@@ -49,6 +49,16 @@ func TestOfContextThatHasNotEnded(t *testing.T) {
 	require.NoError(t, Of(t.Context()))
 }
 
+func TestOfOwnCause(t *testing.T) {
+	t.Parallel()
+	stalled := errors.New("stalled")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(fmt.Errorf("%w for a minute", stalled))
+	err := Of(ctx, errors.New("another"), stalled)
+	require.EqualError(t, err, "stalled for a minute")
+	require.NotErrorIs(t, err, context.Canceled)
+}
+
 func withCause(cause error) func(context.Context) (context.Context, context.CancelFunc) {
 	return func(ctx context.Context) (context.Context, context.CancelFunc) {
 		ctx, cancel := context.WithCancelCause(ctx)
