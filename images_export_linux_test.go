@@ -164,6 +164,10 @@ func TestExportToOnFullDisk(t *testing.T) {
 	require.NoError(t, err)
 	require.Contains(t, string(out), "the disk is full")
 	require.Equal(t, []string{partialPath(dir, x.image)}, filesIn(t, dir))
+	var stat unix.Stat_t
+	require.NoError(t, unix.Stat(partialPath(dir, x.image), &stat))
+	require.EqualValues(t, room, stat.Size)
+	require.Less(t, stat.Blocks*512, int64(2<<20), "what was reserved for the rest is given back")
 	files, err := x.image.ExportTo(t.Context(), dir, nil)
 	require.NoError(t, err)
 	requireExported(t, dir, files, x.data)

@@ -2,6 +2,7 @@ package lxd_test
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -165,23 +166,30 @@ func TestExportFromRealDaemonsOnFullDisk(t *testing.T) {
 		data := lxdtest.UnifiedImage("full "+d.String(), 3<<20)
 		image, err := client.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
 		require.NoError(t, err)
-		for _, connections := range []int{1, 3} {
-			options := &lxd.ExportToOptions{Connections: connections}
-			dir := t.TempDir()
-			unmount := mountSmall(t, dir)
-			_, err = image.ExportTo(t.Context(), dir, options)
-			require.ErrorIs(t, err, syscall.ENOSPC)
-			require.Equal(t, []string{partialPath(dir, image)}, filesIn(t, dir))
-			// What came is still of use where there is room.
-			part, err := os.ReadFile(partialPath(dir, image))
-			require.NoError(t, err)
-			require.NotEmpty(t, part)
-			unmount()
-			require.NoError(t, os.WriteFile(partialPath(dir, image), part, 0o600))
-			files, err := image.ExportTo(t.Context(), dir, options)
-			require.NoError(t, err)
-			requireExported(t, dir, files, data)
-		}
+		// Over one connection it shows before anything is written.
+		dir := t.TempDir()
+		unmount := mountSmall(t, dir)
+		_, err = image.ExportTo(t.Context(), dir, nil)
+		require.ErrorIs(t, err, syscall.ENOSPC)
+		require.ErrorContains(t, err, fmt.Sprintf("make room for %d bytes", len(data)))
+		require.Empty(t, filesIn(t, dir))
+		unmount()
+
+		options := &lxd.ExportToOptions{Connections: 3}
+		dir = t.TempDir()
+		unmount = mountSmall(t, dir)
+		_, err = image.ExportTo(t.Context(), dir, options)
+		require.ErrorIs(t, err, syscall.ENOSPC)
+		require.Equal(t, []string{partialPath(dir, image)}, filesIn(t, dir))
+		// What came is still of use where there is room.
+		part, err := os.ReadFile(partialPath(dir, image))
+		require.NoError(t, err)
+		require.NotEmpty(t, part)
+		unmount()
+		require.NoError(t, os.WriteFile(partialPath(dir, image), part, 0o600))
+		files, err := image.ExportTo(t.Context(), dir, options)
+		require.NoError(t, err)
+		requireExported(t, dir, files, data)
 		require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
 	}
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/golxd/lxd/internal/ctxerr"
 	"github.com/golxd/lxd/internal/lockfile"
+	"github.com/golxd/lxd/internal/prealloc"
 	"github.com/golxd/lxd/internal/progress"
 )
 
@@ -62,6 +63,10 @@ type ExportedFiles struct {
 // a split one; the extensions follow the content. They are verified, and get
 // these names only when they are whole. If they are there already, they are
 // verified and nothing is fetched; the folder may be read-only then.
+//
+// On Linux the room for a file is reserved before it is written, where the file
+// system knows how and the content comes over one connection: if there is too
+// little, the error wraps syscall.ENOSPC, and no room is taken.
 //
 // While it arrives the content is in FINGERPRINT.partial. If the transfer of a
 // unified image ends early, or the process does, that file stays, and the next
@@ -142,7 +147,7 @@ func (x *exportTo) run() (*ExportedFiles, error) {
 			return files, nil
 		}
 		if again, wait := x.again(err); !again || sleep(x.ctx, wait) != nil {
-			x.dropEmpty()
+			x.leave()
 			return nil, err
 		}
 	}
@@ -211,6 +216,9 @@ func (x *exportTo) fetch() (*ExportedFiles, error) {
 	if export.Split() {
 		return x.split(export)
 	}
+	if err := prealloc.Reserve(x.partial, have, export.Size()-have); err != nil {
+		return nil, err
+	}
 	if _, err := export.WriteTo(x.partial); err != nil {
 		var corrupt *FingerprintError
 		if errors.As(err, &corrupt) && corrupt.Got != "" {
@@ -247,11 +255,14 @@ func (x *exportTo) unified() (*ExportedFiles, error) {
 	return &ExportedFiles{Image: path}, nil
 }
 
-// dropEmpty removes a partial file that holds nothing to go on from.
-func (x *exportTo) dropEmpty() {
+// leave is for the partial file of a call that failed: if it holds nothing to go
+// on from it is removed, and otherwise takes no more room than what it holds.
+func (x *exportTo) leave() {
 	if info, err := x.partial.Stat(); err == nil && info.Size() == 0 {
 		_ = os.Remove(x.partialPath())
+		return
 	}
+	_ = prealloc.Release(x.partial) // the error that ended the call matters more
 }
 
 // resumable hashes what an earlier call left, and tells how much of it there
@@ -286,13 +297,17 @@ func (x *exportTo) split(export *Export) (files *ExportedFiles, err error) {
 	if err := cutFile(rootfs, 0); err != nil {
 		return nil, err
 	}
-	if _, err := export.WriteTo(x.partial); err != nil {
+	n, err := export.WriteTo(x.partial)
+	if err != nil {
 		return nil, err
 	}
 	if err := export.Next(); err != nil {
 		if errors.Is(err, io.EOF) {
 			err = &FingerprintError{Want: x.image.Fingerprint, Err: io.ErrUnexpectedEOF}
 		}
+		return nil, err
+	}
+	if err := prealloc.Reserve(rootfs, 0, x.image.Size-n); err != nil {
 		return nil, err
 	}
 	if _, err := export.WriteTo(rootfs); err != nil {
