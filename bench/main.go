@@ -33,7 +33,7 @@ func runBench() (err error) {
 	only := flag.String("only", "", "regular expression: only the rows whose names match; nothing is written unless -out is given")
 	out := flag.String("out", filepath.Join("docs", "performance.md"), "file to write")
 	dir := flag.String("dir", "", "folder for the daemons and the files (default: the system's for temporary files)")
-	budget := flag.Duration("budget", 20*time.Minute, "when it is used up, rows that are left have fewer runs")
+	budget := flag.Duration("budget", 23*time.Minute, "when it is used up, rows that are left have fewer runs")
 	flag.Parse()
 	filter, err := regexp.Compile(*only)
 	if err != nil {
