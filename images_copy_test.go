@@ -312,6 +312,7 @@ func TestCopyOfWhatIsThereReports(t *testing.T) {
 	require.NotEmpty(t, reports)
 	last := reports[len(reports)-1]
 	require.Equal(t, lxd.PhaseServer, last.Phase)
+	require.Positive(t, image.Size)
 	require.Equal(t, image.Size, last.Done)
 	require.Equal(t, image.Size, last.Total)
 }

@@ -163,21 +163,31 @@ func TestExportFromRealDaemonsOnFullDisk(t *testing.T) {
 	require.NoError(t, err)
 	for _, d := range append(lxds, incuses...) {
 		client := newClient(t, "unix://"+d.Socket, nil)
+		// Over one connection it shows before anything is written of the file
+		// that there is no room for.
+		metadata, rootfs := lxdtest.SplitImage("full "+d.String(), 3<<20)
+		split, err := client.Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Rootfs: bytes.NewReader(rootfs), Wait: true})
+		require.NoError(t, err)
 		data := lxdtest.UnifiedImage("full "+d.String(), 3<<20)
 		image, err := client.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
 		require.NoError(t, err)
-		// Over one connection it shows before anything is written.
-		dir := t.TempDir()
-		unmount := mountSmall(t, dir)
-		_, err = image.ExportTo(t.Context(), dir, nil)
-		require.ErrorIs(t, err, syscall.ENOSPC)
-		require.ErrorContains(t, err, fmt.Sprintf("make room for %d bytes", len(data)))
-		require.Empty(t, filesIn(t, dir))
-		unmount()
+		for _, c := range []struct {
+			image *lxd.Image
+			large []byte
+		}{{image, data}, {split, rootfs}} {
+			dir := t.TempDir()
+			unmount := mountSmall(t, dir)
+			_, err := c.image.ExportTo(t.Context(), dir, nil)
+			require.ErrorIs(t, err, syscall.ENOSPC)
+			require.ErrorContains(t, err, fmt.Sprintf("make room for %d bytes", len(c.large)))
+			require.Empty(t, filesIn(t, dir))
+			unmount()
+		}
+		require.NoError(t, split.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
 
 		options := &lxd.ExportToOptions{Connections: 3}
-		dir = t.TempDir()
-		unmount = mountSmall(t, dir)
+		dir := t.TempDir()
+		unmount := mountSmall(t, dir)
 		_, err = image.ExportTo(t.Context(), dir, options)
 		require.ErrorIs(t, err, syscall.ENOSPC)
 		require.Equal(t, []string{partialPath(dir, image)}, filesIn(t, dir))

@@ -66,7 +66,8 @@ type ExportedFiles struct {
 //
 // On Linux the room for a file is reserved before it is written, where the file
 // system knows how and the content comes over one connection: if there is too
-// little, the error wraps syscall.ENOSPC, and no room is taken.
+// little, the error wraps syscall.ENOSPC, or syscall.EDQUOT where that is a
+// quota's, and nothing of that file was written.
 //
 // While it arrives the content is in FINGERPRINT.partial. If the transfer of a
 // unified image ends early, or the process does, that file stays, and the next
@@ -216,7 +217,7 @@ func (x *exportTo) fetch() (*ExportedFiles, error) {
 	if export.Split() {
 		return x.split(export)
 	}
-	if err := prealloc.Reserve(x.partial, have, export.Size()-have); err != nil {
+	if err := prealloc.Reserve(x.ctx, x.partial, have, export.Size()-have); err != nil {
 		return nil, err
 	}
 	if _, err := export.WriteTo(x.partial); err != nil {
@@ -258,11 +259,14 @@ func (x *exportTo) unified() (*ExportedFiles, error) {
 // leave is for the partial file of a call that failed: if it holds nothing to go
 // on from it is removed, and otherwise takes no more room than what it holds.
 func (x *exportTo) leave() {
-	if info, err := x.partial.Stat(); err == nil && info.Size() == 0 {
+	info, err := x.partial.Stat()
+	switch {
+	case err != nil: // the error that ended the call matters more
+	case info.Size() == 0:
 		_ = os.Remove(x.partialPath())
-		return
+	default:
+		_ = x.partial.Truncate(info.Size()) // gives back what was reserved behind it
 	}
-	_ = prealloc.Release(x.partial) // the error that ended the call matters more
 }
 
 // resumable hashes what an earlier call left, and tells how much of it there
@@ -307,7 +311,7 @@ func (x *exportTo) split(export *Export) (files *ExportedFiles, err error) {
 		}
 		return nil, err
 	}
-	if err := prealloc.Reserve(rootfs, 0, x.image.Size-n); err != nil {
+	if err := prealloc.Reserve(x.ctx, rootfs, 0, x.image.Size-n); err != nil {
 		return nil, err
 	}
 	if _, err := export.WriteTo(rootfs); err != nil {

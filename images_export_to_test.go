@@ -305,6 +305,33 @@ func TestExportToOfSplitImageReplacesRest(t *testing.T) {
 	requireExported(t, dir, files, metadata, rootfs)
 }
 
+// TestExportToReplacesFilesOfItsName has two images that are given one name.
+func TestExportToReplacesFilesOfItsName(t *testing.T) {
+	t.Parallel()
+	metadata, rootfs := lxdtest.SplitImage("first", 64<<10)
+	x := newExportTest(t, 0, metadata, rootfs)
+	dir := t.TempDir()
+	options := &lxd.ExportToOptions{Name: "web"}
+	first, err := x.image.ExportTo(t.Context(), dir, options)
+	require.NoError(t, err)
+	requireExported(t, dir, first, metadata, rootfs)
+
+	data := lxdtest.UnifiedImage("second", 64<<10)
+	fingerprint, err := x.AddImage(data, nil)
+	require.NoError(t, err)
+	second, err := x.client.Images.Get(t.Context(), fingerprint)
+	require.NoError(t, err)
+	files, err := second.ExportTo(t.Context(), dir, options)
+	require.NoError(t, err)
+	require.Equal(t, &lxd.ExportedFiles{Image: first.Rootfs}, files, "they have the same extension")
+	requireExported(t, dir, &lxd.ExportedFiles{Image: first.Image, Rootfs: files.Image}, metadata, data)
+
+	again, err := x.image.ExportTo(t.Context(), dir, options)
+	require.NoError(t, err)
+	require.Equal(t, first, again)
+	requireExported(t, dir, again, metadata, rootfs)
+}
+
 // TestExportToMixesNoPair has another call in the middle of giving its files
 // the same names.
 func TestExportToMixesNoPair(t *testing.T) {

@@ -6,31 +6,33 @@
 package prealloc
 
 import (
+	"context"
 	"fmt"
 	"os"
+
+	"github.com/golxd/lxd/internal/ctxerr"
 )
+
+// step is how much is reserved between two looks at the context. Where room is
+// memory, in a tmpfs, a gigabyte takes a quarter of a second and more.
+const step = 64 << 20
 
 // Reserve makes room for the n bytes of f from offset on, without changing its
 // size. Where the system or the file system knows no such thing, it does
 // nothing. The error wraps syscall.ENOSPC or syscall.EDQUOT if there is no such
-// room.
+// room, and that of ctx if it ends.
 //
-// What is not written afterwards stays reserved until Release.
-func Reserve(f *os.File, offset, n int64) error {
-	if n <= 0 {
-		return nil
-	}
-	if err := reserve(f, offset, n); err != nil {
-		return fmt.Errorf("make room for %d bytes: %w", n, &os.PathError{Op: "fallocate", Path: f.Name(), Err: err})
+// What is not written, after an error too, stays reserved until the file is
+// truncated, be it to the size that it has.
+func Reserve(ctx context.Context, f *os.File, offset, n int64) error {
+	for done := int64(0); done < n; done += step {
+		err := ctxerr.Of(ctx)
+		if err == nil {
+			err = reserve(f, offset+done, min(n-done, step))
+		}
+		if err != nil {
+			return fmt.Errorf("make room for %d bytes in %s: %w", n, f.Name(), err)
+		}
 	}
 	return nil
-}
-
-// Release gives back what is reserved behind the end of f.
-func Release(f *os.File) error {
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	return f.Truncate(info.Size())
 }

@@ -19,7 +19,7 @@ func reserve(f *os.File, offset, n int64) error {
 		callErr = syscall.Fallocate(int(fd), keepSize, offset, n)
 	})
 	if err == nil && (errors.Is(callErr, syscall.ENOSPC) || errors.Is(callErr, syscall.EDQUOT)) {
-		return callErr
+		return os.NewSyscallError("fallocate", callErr)
 	}
 	// Whatever else it is, writing tells if it matters.
 	return nil
