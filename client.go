@@ -54,7 +54,7 @@ const (
 type Options struct {
 	// ClientCertificate and ClientKey are this client's certificate and private
 	// key, PEM, as in client.crt and client.key of the command line's
-	// configuration. Only for https endpoints.
+	// configuration. They are for https endpoints, and not looked at for others.
 	ClientCertificate []byte
 	ClientKey         []byte
 
@@ -69,9 +69,10 @@ type Options struct {
 	// certificate, in place of the system's.
 	RootCAs *x509.CertPool
 
-	// Token is a bearer token; LXD 6.7 and up accept one. TokenSource is asked
-	// for a token before every request in its place; it must be safe for
-	// concurrent use. An oauth2.TokenSource fits with a function that calls its
+	// Token is a bearer token: an access token of the server's OpenID Connect
+	// provider, or one that the server itself has issued (LXD 6.7 and up).
+	// TokenSource is asked for a token before every request in its place; it must
+	// be safe for concurrent use. An oauth2.TokenSource fits with a function that calls its
 	// Token and returns the AccessToken.
 	Token       string
 	TokenSource func(context.Context) (string, error)
@@ -256,7 +257,7 @@ func (c *Client) Project() string {
 func (c *Client) Endpoint() string { return c.t.endpoint }
 
 // Close ends all connections of this client and of those that InProject gave,
-// also the ones in use, and makes every later call fail.
+// also the ones in use. Every later call fails with an [ErrUnavailable].
 func (c *Client) Close() error {
 	c.t.conns.closeAll()
 	c.t.pool.CloseIdleConnections()

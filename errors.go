@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+
+	"github.com/golxd/lxd/internal/content"
 )
 
 // The kinds of failure, to be told apart with [errors.Is].
@@ -60,8 +62,9 @@ var (
 	// end was seen, and that nothing on the server tells how it ended.
 	ErrOutcomeUnknown = errors.New("outcome of the operation is unknown")
 
-	// ErrBodyChanged says that a file changed its length while it was sent.
-	ErrBodyChanged = errors.New("file changed while it was sent")
+	// ErrBodyChanged says that a file changed its length while it was sent, or
+	// that a reader holds more than CreateOptions.Size or RootfsSize says.
+	ErrBodyChanged = content.ErrChanged
 
 	// ErrNotReplayable says that a transfer broke off after a reader that
 	// cannot be rewound had been read. Call again with a new reader, or pass

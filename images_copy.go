@@ -31,8 +31,8 @@ const (
 	// CopyPull has the target fetch the image; it must reach the source.
 	CopyPull CopyMode = "pull"
 	// CopyPush has the source send the image; it must reach the target. Both
-	// must be of one family, and the image a container's. The copy's filename is the one that the source
-	// gives it: servers have no way to ask for another.
+	// must be of one family, and the image a container's. The copy's filename is
+	// the one that the source gives it: servers have no way to ask for another.
 	CopyPush CopyMode = "push"
 	// CopyRelay streams the image through this client.
 	CopyRelay CopyMode = "relay"
@@ -41,6 +41,7 @@ const (
 // CopyOptions say what the copy is like. Zero fields keep what the source image
 // has.
 type CopyOptions struct {
+	// Mode is the way the content takes. Default: CopyAuto.
 	Mode CopyMode
 
 	Public     *bool

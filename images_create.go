@@ -37,12 +37,13 @@ const (
 	PhaseSend    = "send"    // the client sends
 	PhaseServer  = "server"  // the server works
 	PhaseReceive = "receive" // the client receives
-	PhaseVerify  = "verify"  // the client compares fingerprints
+	PhaseVerify  = "verify"  // the client hashes files that are on its disk
 )
 
 // Progress tells how far a transfer is. It is reported at most ten times a
 // second and once at the end, never by two goroutines at once; what is reported
-// to must return soon.
+// to must return soon. A phase that is over sooner than that may not be reported
+// at all, and the last that is reported of a phase may be less than all of it.
 type Progress struct {
 	Phase   string // one of the Phase constants
 	Done    int64  // bytes, -1 where unknown
@@ -72,11 +73,14 @@ type CreateOptions struct {
 	Type ImageType
 
 	// Size and RootfsSize are the lengths in bytes of readers that are not
-	// seekable, if known. A reader that holds more or less is an error.
-	// Default: 0, unknown; the body is then sent in chunks.
+	// seekable, if known. A reader that holds more is an [ErrBodyChanged], one
+	// that holds less an io.ErrUnexpectedEOF. Default: 0, unknown; the body is
+	// then sent in chunks.
 	Size       int64
 	RootfsSize int64
 
+	// Public lets everybody who reaches the server read the image. Default:
+	// those whom the server trusts.
 	Public bool
 	// Filename is what the image's file is called. Default: the base name if
 	// the reader (of a split image: Rootfs) is an *os.File, else none.
@@ -352,10 +356,7 @@ func (u *upload) run(ctx context.Context, wait bool) (*Image, error) {
 		if u.body != nil {
 			u.body.Discard()
 		}
-		switch {
-		case errors.Is(err, content.ErrChanged):
-			err = fmt.Errorf("%w: %w", ErrBodyChanged, err)
-		case errors.Is(err, ErrUnavailable) && ctx.Err() == nil && !u.content.Replayable() && u.content.Used():
+		if errors.Is(err, ErrUnavailable) && ctx.Err() == nil && !u.content.Replayable() && u.content.Used() {
 			err = fmt.Errorf("%w: %w", ErrNotReplayable, err)
 		}
 		return nil, err

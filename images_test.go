@@ -307,6 +307,7 @@ func testCreateRefused(t *testing.T, s *subject) {
 	require.ErrorIs(t, err, io.ErrUnexpectedEOF, "shorter than said")
 	_, err = c.Images.Create(t.Context(), onlyReader{bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true, Size: int64(len(data)) - 10})
 	require.ErrorIs(t, err, lxd.ErrBodyChanged, "longer than said")
+	require.Equal(t, 1, strings.Count(err.Error(), lxd.ErrBodyChanged.Error()), err)
 	exists, err := c.Images.Exists(t.Context(), lxdtest.Fingerprint(data))
 	require.NoError(t, err)
 	require.False(t, exists)

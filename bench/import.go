@@ -25,10 +25,10 @@ func (b *bench) importURL(f imageFiles) *row {
 			return b.own(j)(ctx)
 		}
 	}
-	const pipe = "curl | curl, and curl for the wait"
+	const pipe = "curl into curl, and curl for the wait"
 	return &row{
 		name: fmt.Sprintf("import of %d MiB from a URL by the client, unix socket", f.size>>20),
-		note: "a web server on loopback; curl | curl verifies nothing, and its memory is that of both",
+		note: "a web server on loopback; curl verifies nothing, and its memory is that of its two processes",
 		contenders: []contender{
 			{ours, gone, own(job{}), nil},
 			{ours + ", Fingerprint given", gone, own(job{Fingerprint: f.fingerprint}), nil},

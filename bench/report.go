@@ -90,11 +90,12 @@ func (b *bench) machine(ctx context.Context) [][2]string {
 		line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
 		return line
 	}
+	kernel, _, _ := strings.Cut(output("uname", "-sr"), "-") // without what its builder added
 	lines := [][2]string{
 		{"Processor", fmt.Sprintf("%s, %d cores", fieldOf("/proc/cpuinfo", "model name"), runtime.NumCPU())},
 		{"SHA-256 on one core", fmt.Sprintf("%.2f s for the image", hashTime(b.size).Seconds())},
 		{"Memory", fieldOf("/proc/meminfo", "MemTotal")},
-		{"Kernel", output("uname", "-sr")},
+		{"Kernel", kernel},
 		{"Load when it began", b.load},
 		{"net.core.wmem_max", contentOf("/proc/sys/net/core/wmem_max") + " bytes"},
 		{"Go", runtime.Version()},

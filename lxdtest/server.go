@@ -28,7 +28,8 @@ type Options struct {
 	Dialect Dialect
 
 	// TLS has the server listen on https as well, on a free port of
-	// 127.0.0.1, with a self-signed certificate of its own.
+	// 127.0.0.1, with a self-signed certificate of its own. A copy needs it of
+	// the source if the target pulls, and of the target if the source pushes.
 	TLS bool
 
 	// InMemory has the server open no socket. It is reached through

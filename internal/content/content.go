@@ -26,8 +26,8 @@ import (
 var ErrOneShot = errors.New("reader cannot be rewound")
 
 // ErrChanged says that a file had another length at the end of the sending than
-// at its beginning.
-var ErrChanged = errors.New("file changed its length while it was sent")
+// at its beginning, or that a reader holds more than its stated size.
+var ErrChanged = errors.New("content has another length than expected")
 
 // Source is one reader of the caller.
 type Source struct {
