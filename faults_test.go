@@ -549,6 +549,43 @@ func TestFaults(t *testing.T) {
 	require.Equal(t, string(doc), table, "%s differs from the test; run with -update", faultsDoc)
 }
 
+// TestContextEndsAPause ends the context while a call waits to try again after
+// a fault that stays: the error tells of the context, and of the fault.
+func TestContextEndsAPause(t *testing.T) {
+	const limit = time.Millisecond // no pause is as short, and all else takes no time in a bubble
+	for _, f := range []fault{
+		{name: "503", of: aimed(lxdtest.Unavailable(), 0)},
+		{name: "429", of: aimed(lxdtest.TooManyRequests(faultPause), 0)},
+		{name: "reset before headers", of: aimed(lxdtest.Reset(), 0)},
+		{name: "reset within the answer", of: only(answered, inAnswer(lxdtest.CutResponse, 0))},
+		{name: "reset within the upload", of: only(sends, aimed(lxdtest.CutRequest(faultAt), 0))},
+	} {
+		for _, tr := range transfers {
+			injection, ok := f.of(&tr)
+			if !ok {
+				continue
+			}
+			t.Run(f.name+"/"+tr.name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					c := newFaultCase(t, &tr)
+					defer c.close()
+					defer c.struck(&tr).Inject(injection).Remove()
+					stop := errors.New("enough")
+					ctx, cancel := context.WithTimeoutCause(t.Context(), limit, stop)
+					defer cancel()
+					err := tr.run(ctx, c)
+					if ctx.Err() == nil {
+						require.Error(t, err) // without a pause before
+						return
+					}
+					require.ErrorIs(t, err, context.DeadlineExceeded)
+					require.ErrorIs(t, err, stop)
+				})
+			})
+		}
+	}
+}
+
 const faultsDoc = "docs/faults.md"
 
 func faultDocument(outcomes map[[2]string]string) string {

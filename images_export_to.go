@@ -148,7 +148,11 @@ func (x *exportTo) run() (*ExportedFiles, error) {
 		if err == nil {
 			return files, nil
 		}
-		if again, wait := x.again(err); !again || sleep(x.ctx, wait) != nil {
+		again, wait := x.again(err)
+		if again {
+			err = pause(x.ctx, wait, err)
+		}
+		if err != nil {
 			x.leave()
 			return nil, err
 		}
@@ -160,7 +164,7 @@ func (x *exportTo) run() (*ExportedFiles, error) {
 // no part can be asked for.
 func (x *exportTo) again(err error) (bool, time.Duration) {
 	var failed *FingerprintError
-	if x.ctx.Err() != nil || !errors.As(err, &failed) {
+	if !errors.As(err, &failed) {
 		return false, 0
 	}
 	if failed.Got != "" {

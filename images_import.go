@@ -296,11 +296,14 @@ func (imp *importing) byClient(ctx context.Context, wait bool) (*Image, error) {
 			break
 		}
 		again := errors.Is(err, ErrNotReplayable) && try < t.retries
-		pause := backoff(try)
+		delay := backoff(try)
 		if after, ok := retryAfter(err); ok {
-			pause, again = after, again && after <= maxRetryAfter
+			delay, again = after, again && after <= maxRetryAfter
 		}
-		if !again || sleep(ctx, pause) != nil {
+		if again {
+			err = pause(ctx, delay, err)
+		}
+		if err != nil {
 			return image, err
 		}
 	}

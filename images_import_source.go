@@ -230,7 +230,7 @@ func passingStatus(code int) bool {
 
 // pause waits before the next attempt, or gives err if there is to be none.
 func (s *source) pause(ctx context.Context, err error) error {
-	if s.attempts >= s.retries || ctx.Err() != nil || errors.Is(err, errRedirect) || !passing(err) {
+	if s.attempts >= s.retries || errors.Is(err, errRedirect) || !passing(err) {
 		return err
 	}
 	wait := backoff(s.attempts)
@@ -240,11 +240,11 @@ func (s *source) pause(ctx context.Context, err error) error {
 			wait = after
 		}
 	}
-	if wait > maxRetryAfter || sleep(ctx, wait) != nil {
+	if wait > maxRetryAfter {
 		return err
 	}
 	s.attempts++
-	return nil
+	return pause(ctx, wait, err)
 }
 
 func (s *source) askOnce(ctx context.Context, method string, header http.Header) (*sourceAnswer, error) {

@@ -440,6 +440,38 @@ func TestImportKeepsSecrets(t *testing.T) {
 	})
 }
 
+// busySource answers every request with 503 and a long Retry-After, after it
+// has called then.
+type busySource struct{ then func() }
+
+func (b busySource) RoundTrip(request *http.Request) (*http.Response, error) {
+	b.then()
+	return &http.Response{StatusCode: http.StatusServiceUnavailable, Header: http.Header{"Retry-After": {"60"}}, Body: http.NoBody, Request: request}, nil
+}
+
+// TestContextEndsAnImport ends the context when the source asks to come again
+// later: before the waiting, and within it.
+func TestContextEndsAnImport(t *testing.T) {
+	t.Parallel()
+	target := importFake(t, lxdtest.LXD69, nil)
+	client := newClient(t, target.fake.Endpoint(), nil)
+	stop := errors.New("enough")
+	for name, after := range map[string]time.Duration{"at once": 0, "later": 100 * time.Millisecond} {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		source := &http.Client{Transport: busySource{func() {
+			if after == 0 {
+				cancel(stop)
+			} else {
+				time.AfterFunc(after, func() { cancel(stop) })
+			}
+		}}}
+		_, err := client.Images.CreateFromURL(ctx, "https://images.example.net/image", &lxd.CreateFromURLOptions{Via: lxd.ViaClient, Wait: true, HTTPClient: source})
+		require.ErrorIs(t, err, context.Canceled, name)
+		require.ErrorIs(t, err, stop, name)
+	}
+	target.requireEmpty(t)
+}
+
 // TestImportRedirectToHTTP leaves https, which is refused unless the content is
 // known.
 func TestImportRedirectToHTTP(t *testing.T) {

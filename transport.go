@@ -428,8 +428,8 @@ func (t *transport) retrying(ctx context.Context, req *request, attempt func() e
 			wait = after
 		}
 		t.log.DebugContext(ctx, "lxd request is tried again", "method", req.method, "path", req.path, "wait", wait, "error", err)
-		if cause := sleep(ctx, wait); cause != nil {
-			return fmt.Errorf("%s %s: %w while waiting to try again after: %w", req.method, req.path, cause, err)
+		if err := pause(ctx, wait, err); err != nil {
+			return fmt.Errorf("%s %s: %w", req.method, req.path, err)
 		}
 	}
 }
@@ -526,6 +526,19 @@ func retryAfter(err error) (time.Duration, bool) {
 	return 0, false
 }
 
+// pause waits before what failed with err is tried again. If ctx ends before, or
+// has ended, the error tells both.
+func pause(ctx context.Context, d time.Duration, err error) error {
+	ended := sleep(ctx, d)
+	switch {
+	case ended == nil:
+		return nil
+	case errors.Is(err, ctx.Err()):
+		return err
+	}
+	return fmt.Errorf("%w while waiting to try again after: %w", ended, err)
+}
+
 // sleep waits for d and returns nil, or the reason why ctx ended before.
 func sleep(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
@@ -534,7 +547,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 	case <-timer.C:
 		return nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return ctxerr.Of(ctx)
 	}
 }
 

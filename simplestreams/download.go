@@ -275,7 +275,7 @@ func (r *FileReader) connect() error {
 				return nil
 			}
 		}
-		if !mayRetry(r.ctx, err) || r.attempts >= r.client.options.Retries || r.reconnect >= maxReconnects {
+		if !mayRetry(err) || r.attempts >= r.client.options.Retries || r.reconnect >= maxReconnects {
 			return err
 		}
 		if pause := r.client.pause(r.ctx, r.attempts, err); pause != nil {

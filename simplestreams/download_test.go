@@ -357,6 +357,36 @@ func TestContextEndsADownload(t *testing.T) {
 		require.ErrorIs(t, err, stop)
 		require.ErrorIs(t, err, context.Canceled)
 	})
+
+	t.Run("behind an answer", func(t *testing.T) {
+		_, _, image, _ := big(t, nil)
+		stop := errors.New("enough")
+		for name, call := range map[string]func(context.Context, *simplestreams.Client) error{
+			"file": func(ctx context.Context, c *simplestreams.Client) error {
+				_, err := download(ctx, c, image, nil)
+				return err
+			},
+			"index": func(ctx context.Context, c *simplestreams.Client) error {
+				_, err := c.Resolve(ctx, "big", nil)
+				return err
+			},
+		} {
+			ctx, cancel := context.WithCancelCause(t.Context())
+			client, err := simplestreams.New("https://images.example.net", &simplestreams.Options{HTTPClient: &http.Client{Transport: unavailable{func() { cancel(stop) }}}})
+			require.NoError(t, err)
+			err = call(ctx, client)
+			require.ErrorIs(t, err, stop, name)
+			require.ErrorIs(t, err, context.Canceled, name)
+		}
+	})
+}
+
+// unavailable answers every request with 503, and calls then before it does.
+type unavailable struct{ then func() }
+
+func (u unavailable) RoundTrip(request *http.Request) (*http.Response, error) {
+	u.then()
+	return &http.Response{StatusCode: http.StatusServiceUnavailable, Header: http.Header{}, Body: http.NoBody, Request: request}, nil
 }
 
 func TestCloseEarly(t *testing.T) {

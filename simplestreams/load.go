@@ -120,7 +120,7 @@ func get[T any](ctx context.Context, c *Client, path string, known *document[T],
 	}
 	for attempt := 0; ; attempt++ {
 		got, err := fetch(ctx, c, path, known, parse)
-		if err == nil || !mayRetry(ctx, err) || attempt >= c.options.Retries {
+		if err == nil || !mayRetry(err) || attempt >= c.options.Retries {
 			return got, err
 		}
 		if err := c.pause(ctx, attempt, err); err != nil {

@@ -181,7 +181,7 @@ func (e *temporaryError) Unwrap() error { return e.err }
 func (c *Client) requestRetrying(ctx context.Context, method, path string, header http.Header) (*answer, error) {
 	for attempt := 0; ; attempt++ {
 		got, err := c.request(ctx, method, path, header)
-		if err == nil || !mayRetry(ctx, err) || attempt >= c.options.Retries {
+		if err == nil || !mayRetry(err) || attempt >= c.options.Retries {
 			return got, err
 		}
 		if pause := c.pause(ctx, attempt, err); pause != nil {
@@ -192,10 +192,7 @@ func (c *Client) requestRetrying(ctx context.Context, method, path string, heade
 
 // mayRetry reports whether the same request could succeed later. Every request here is a GET or HEAD, so it may always
 // be sent again.
-func mayRetry(ctx context.Context, err error) bool {
-	if ctx.Err() != nil {
-		return false
-	}
+func mayRetry(err error) bool {
 	var temporary *temporaryError
 	if errors.As(err, &temporary) {
 		return true
@@ -216,8 +213,11 @@ func mayRetry(ctx context.Context, err error) bool {
 }
 
 // pause waits before the next attempt: what the server asks for, else a time that doubles from 200 ms to 5 s, with
-// jitter. It returns the context's error if that ends first.
+// jitter. It returns the context's error if that ends first, or has ended already: then that ended the call, and not err.
 func (c *Client) pause(ctx context.Context, attempt int, err error) error {
+	if ended := ctxerr.Of(ctx); ended != nil {
+		return ended
+	}
 	wait := min(200*time.Millisecond<<min(attempt, 10), 5*time.Second)
 	wait = wait/2 + rand.N(wait/2)
 	var temporary *temporaryError
