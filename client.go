@@ -449,7 +449,8 @@ type serverCache struct {
 }
 
 // Server tells what the server says of itself. It is read once, when first
-// needed, and again after Trust.
+// needed, and again after Trust. As long as the server does not trust this
+// client's certificate or token, it is read each time.
 func (c *Client) Server(ctx context.Context) (*Server, error) {
 	s, err := c.serverInfo(ctx, false)
 	if err != nil {
@@ -470,7 +471,7 @@ func (c *Client) serverInfo(ctx context.Context, again bool) (*Server, error) {
 		return nil, c.t.connectionError(ctx, &request{method: http.MethodGet, path: "/1.0"}, ctx.Err())
 	}
 	defer func() { <-c.server.turn }()
-	if c.server.info != nil && !again {
+	if c.server.info != nil && !again && (c.server.info.Trusted || !c.hasCredentials()) {
 		return c.server.info, nil
 	}
 	var answer wire.Server
@@ -493,6 +494,11 @@ func (c *Client) serverInfo(ctx context.Context, again bool) (*Server, error) {
 	}
 	c.server.info = info
 	return info, nil
+}
+
+// hasCredentials says whether the server may come to trust this client.
+func (c *Client) hasCredentials() bool {
+	return c.t.token != nil || (c.t.tls != nil && c.t.tls.GetClientCertificate != nil)
 }
 
 // need gives ErrUnsupported where the server lacks an extension.

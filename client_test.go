@@ -342,3 +342,62 @@ func TestOptionsAreNotTouched(t *testing.T) {
 type roundTripper func(*http.Request) (*http.Response, error)
 
 func (r roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return r(req) }
+
+// TestTrustComesLater makes calls before and after an administrator has added
+// the client's certificate.
+func TestTrustComesLater(t *testing.T) {
+	t.Parallel()
+	var trusted atomic.Bool
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path == "/1.0" && trusted.Load():
+			_, _ = io.WriteString(w, `{"type":"sync","metadata":{"auth":"trusted","environment":{"architectures":["x86_64"]}}}`)
+		case r.URL.Path == "/1.0":
+			_, _ = io.WriteString(w, `{"type":"sync","metadata":{"auth":"untrusted"}}`)
+		default:
+			_, _ = io.WriteString(w, `{"type":"sync","metadata":[]}`)
+		}
+	}))
+	t.Cleanup(server.Close)
+	cert, key, err := lxd.NewKeyPair(nil)
+	require.NoError(t, err)
+	c := newClient(t, server.URL, &lxd.Options{ClientCertificate: cert, ClientKey: key, ServerFingerprint: fingerprintOf(server.Certificate().Raw)})
+	_, err = c.Images.All(t.Context(), nil)
+	require.ErrorIs(t, err, lxd.ErrForbidden)
+	trusted.Store(true)
+	_, err = c.Images.All(t.Context(), nil)
+	require.NoError(t, err)
+	info, err := c.Server(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, []string{"x86_64"}, info.Architectures)
+}
+
+// brittleConn fails every Write once it is broken.
+type brittleConn struct {
+	net.Conn
+	broken *atomic.Bool
+}
+
+func (c brittleConn) Write(b []byte) (int, error) {
+	if c.broken.Load() {
+		return 0, syscall.EPIPE
+	}
+	return c.Conn.Write(b)
+}
+
+// TestIdleConnectionBreaks sends a POST on a connection that broke while it was
+// idle: the server has seen nothing of it, so it is sent again.
+func TestIdleConnectionBreaks(t *testing.T) {
+	t.Parallel()
+	f := startFake(t)
+	var last *atomic.Bool
+	c := newClient(t, f.Endpoint(), &lxd.Options{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
+		last = new(atomic.Bool)
+		return brittleConn{conn, last}, err
+	}})
+	image, err := c.Images.Create(t.Context(), bytes.NewReader(unified(t, 0)), &lxd.CreateOptions{Wait: true})
+	require.NoError(t, err)
+	last.Store(true)
+	require.NoError(t, image.AddAlias(t.Context(), "prod", ""))
+}

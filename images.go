@@ -477,9 +477,9 @@ func (i *Image) begin(op *Operation) {
 
 // replace takes over all attributes of another reading of the image.
 func (i *Image) replace(with *Image) {
-	op := i.op
+	op, settled, finish, abandon := i.op, i.settled, i.finish, i.abandon
 	*i = *with
-	i.op = op
+	i.op, i.settled, i.finish, i.abandon = op, settled, finish, abandon
 }
 
 // check refuses an image that no server has told of.

@@ -371,3 +371,18 @@ func TestMissingExtensions(t *testing.T) {
 	require.Empty(t, old.Tokens())
 	require.Empty(t, other.Tokens())
 }
+
+// TestCopyWithoutProfiles asks for no profiles, which is not the same as for the
+// default ones.
+func TestCopyWithoutProfiles(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush, lxd.CopyRelay} {
+		from, to := startFakeWith(t, &lxdtest.Options{TLS: true}, nil), startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+		image, err := from.Client.Images.Create(t.Context(), bytes.NewReader(unified(t, 0)), &lxd.CreateOptions{Wait: true})
+		require.NoError(t, err)
+		require.Equal(t, []string{"default"}, image.Profiles)
+		copied, err := image.Copy(t.Context(), to.Client, &lxd.CopyOptions{Mode: mode, Profiles: []string{}, Wait: true})
+		require.NoError(t, err, mode)
+		require.Empty(t, copied.Profiles, mode)
+	}
+}

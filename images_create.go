@@ -90,7 +90,8 @@ type CreateOptions struct {
 	// Profiles are what instances of the image get. Default: "default".
 	Profiles []string
 	// Aliases are names for the image; Target and Type are ignored. That they
-	// are free is seen to before anything is sent.
+	// are free is seen to before anything is sent. One that stands for this very
+	// image is free if Fingerprint or Dedupe tells that beforehand.
 	Aliases []Alias
 	// ReuseAliases moves aliases here that stand for other images. Default:
 	// they are an ErrExists.
@@ -537,7 +538,7 @@ func (w *wanted) complete(ctx context.Context, image *Image, fingerprint string)
 	if to, differs := w.over(now.state()); differs {
 		if err := c.putImage(ctx, fingerprint, to, now.state(), etag); err != nil {
 			var refused *Error
-			if errors.As(err, &refused) && refused.StatusCode < http.StatusInternalServerError && !errors.Is(err, ErrConflict) && now.isNewOf(image.op) {
+			if errors.As(err, &refused) && refused.StatusCode < http.StatusInternalServerError && !errors.Is(err, ErrConflict) && !errors.Is(err, ErrUnavailable) && now.isNewOf(image.op) {
 				// An image without what was asked for is not left behind.
 				return errors.Join(err, now.Delete(ctx, &DeleteOptions{Wait: true}))
 			}
@@ -570,7 +571,7 @@ func (w *wanted) over(is imageState) (to imageState, differs bool) {
 	if (w.exact || !w.expiresAt.IsZero()) && !w.expiresAt.Truncate(time.Second).Equal(is.expiresAt.Truncate(time.Second)) {
 		to.expiresAt = w.expiresAt
 	}
-	if len(w.profiles) > 0 && !slices.Equal(slices.Sorted(slices.Values(w.profiles)), slices.Sorted(slices.Values(is.profiles))) {
+	if (len(w.profiles) > 0 || (w.exact && w.profiles != nil)) && !slices.Equal(slices.Sorted(slices.Values(w.profiles)), slices.Sorted(slices.Values(is.profiles))) {
 		to.profiles = w.profiles
 	}
 	switch {

@@ -186,3 +186,38 @@ func TestSplitImageHasTheSizeOfItsFiles(t *testing.T) {
 	require.NoError(t, image.Wait(t.Context()))
 	require.EqualValues(t, len(metadata)+len(rootfs), image.Size)
 }
+
+// TestBusyServerKeepsUpload answers 429 to what sets the attributes behind the
+// upload: the image is there, and a second call may set them.
+func TestBusyServerKeepsUpload(t *testing.T) {
+	t.Parallel()
+	f := startFakeWith(t, nil, &lxd.Options{Retries: -1})
+	data := unified(t, 0)
+	f.Inject(lxdtest.TooManyRequests(0).On("PUT", "/1.0/images/*"))
+	_, err := f.Client.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{ExpiresAt: time.Now().Add(time.Hour), Wait: true})
+	require.ErrorIs(t, err, lxd.ErrUnavailable)
+	exists, err := f.Client.Images.Exists(t.Context(), lxdtest.Fingerprint(data))
+	require.NoError(t, err)
+	require.True(t, exists)
+}
+
+// TestWaitFailsAgain waits twice for an upload whose alias was taken meanwhile,
+// and once more when it is free.
+func TestWaitFailsAgain(t *testing.T) {
+	t.Parallel()
+	f := startFake(t)
+	other, err := f.Client.Images.Create(t.Context(), bytes.NewReader(unified(t, 0)), &lxd.CreateOptions{Wait: true})
+	require.NoError(t, err)
+	image, err := f.Client.Images.Create(t.Context(), bytes.NewReader(unified(t, 1000)), &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: "prod"}}})
+	require.NoError(t, err)
+	require.NoError(t, other.AddAlias(t.Context(), "prod", ""))
+	for range 2 {
+		require.ErrorIs(t, image.Wait(t.Context()), lxd.ErrExists)
+	}
+	require.NoError(t, other.DeleteAlias(t.Context(), "prod"))
+	require.NoError(t, image.Wait(t.Context()))
+	require.Len(t, image.Aliases, 1)
+	require.NoError(t, image.DeleteAlias(t.Context(), "prod"))
+	require.NoError(t, image.Wait(t.Context()), "it has ended")
+	require.Empty(t, image.Aliases)
+}

@@ -197,7 +197,7 @@ func (o *Operation) Wait(ctx context.Context) error {
 				case !asked:
 					wait = backoff(try)
 				}
-				if sleep(ctx, wait) != nil {
+				if sleep(ctx, min(wait, reconnectTimeout)) != nil {
 					return o.interrupted(ctx)
 				}
 				try++
@@ -219,7 +219,7 @@ func (o *Operation) Wait(ctx context.Context) error {
 		}
 		wait := backoff(try)
 		if after, ok := retryAfter(err); ok {
-			wait = after
+			wait = min(after, reconnectTimeout)
 		}
 		if sleep(ctx, wait) != nil {
 			return o.interrupted(ctx)
@@ -249,6 +249,9 @@ func (o *Operation) afterRefusal(ctx context.Context, refused *Error) (again boo
 	if errors.As(err, &failed) && failed.StatusCode == statusFailure && refused.StatusCode >= 400 && refused.StatusCode < 500 && refused.StatusCode != statusCancelled {
 		// The wait tells the kind of failure, the operation does not.
 		failed.StatusCode = refused.StatusCode
+		o.mu.Lock()
+		o.state.ErrCode = refused.StatusCode
+		o.mu.Unlock()
 	}
 	return false, err
 }

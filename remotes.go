@@ -124,6 +124,8 @@ func Remote(name string, opts *Options) (*Client, error) {
 		return e
 	}
 	switch {
+	case r.Addr == "":
+		return nil, fail(config.Dir, errors.New("the configuration holds no address for it"))
 	case r.Protocol == SimplestreamsProtocol:
 		return nil, fail("", fmt.Errorf("%w: %s is a simplestreams server, which images can only be had from; read it with package simplestreams or Images.CreateFromSimplestreams", ErrUnsupported, r.Addr))
 	case r.Protocol != string(LXD) && r.Protocol != string(Incus):

@@ -444,3 +444,14 @@ func TestRemoteByEnvironment(t *testing.T) {
 	require.Equal(t, "other", client.Project())
 	require.NoError(t, client.Close())
 }
+
+// TestRemoteWithoutAddress must not be the local daemon.
+func TestRemoteWithoutAddress(t *testing.T) {
+	f := startFake(t)
+	t.Setenv("LXD_SOCKET", f.Socket())
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "config.yml"), []byte("remotes:\n  farm:\n    address: https://10.0.0.7:8443\n    public: true\n"), 0o600))
+	_, err := lxd.Remote("farm", &lxd.Options{ConfigDir: dir})
+	errOf[*lxd.RemoteError](t, err)
+	require.ErrorContains(t, err, "no address")
+}

@@ -163,6 +163,8 @@ func (t *transport) send(ctx context.Context, req *request) (*http.Response, err
 			return nil, fmt.Errorf("%s %s: encode the request: %w", req.method, req.path, err)
 		}
 		hreq.Body = io.NopCloser(bytes.NewReader(data))
+		// For net/http, where an idle connection breaks before it took a byte.
+		hreq.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }
 		hreq.ContentLength = int64(len(data))
 		hreq.Header.Set("Content-Type", "application/json")
 	case req.upload != nil:

@@ -27,8 +27,12 @@ const step = 64 << 20
 func Reserve(ctx context.Context, f *os.File, offset, n int64) error {
 	for done := int64(0); done < n; done += step {
 		err := ctxerr.Of(ctx)
+		known := true
 		if err == nil {
-			err = reserve(f, offset+done, min(n-done, step))
+			known, err = reserve(f, offset+done, min(n-done, step))
+		}
+		if !known {
+			return nil // writing tells if it matters
 		}
 		if err != nil {
 			return fmt.Errorf("make room for %d bytes in %s: %w", n, f.Name(), err)

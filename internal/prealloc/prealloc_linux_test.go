@@ -67,6 +67,7 @@ func TestReserveWhereItIsNotKnown(t *testing.T) {
 	require.NoError(t, Reserve(t.Context(), null, 0, 100))
 	require.NoError(t, Reserve(t.Context(), null, 0, 0))
 	require.NoError(t, Reserve(t.Context(), null, 0, -1), "of unknown size")
+	require.NoError(t, Reserve(t.Context(), null, 0, 1<<62), "it is not asked for again and again")
 	require.NoError(t, null.Close())
 	require.NoError(t, Reserve(t.Context(), null, 0, 100))
 }

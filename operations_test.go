@@ -1,0 +1,71 @@
+package lxd_test
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/lxdtest"
+)
+
+// TestKindOfFailureStays has a daemon that tells the kind of a failure when it
+// is waited for, and not in the operation, as Incus 6.0.4 does.
+func TestKindOfFailureStays(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		answer := `{"type":"sync","metadata":{}}`
+		switch {
+		case r.Method == http.MethodPost:
+			w.WriteHeader(http.StatusAccepted)
+			answer = `{"type":"async","metadata":{"id":"op1","status_code":103}}`
+		case r.URL.Path == "/1.0/operations/op1/wait":
+			answer = `{"type":"error","error":"Instance not found","error_code":404}`
+		case r.URL.Path == "/1.0/operations/op1":
+			answer = `{"type":"sync","metadata":{"id":"op1","status_code":400,"err":"Instance not found"}}`
+		}
+		_, _ = io.WriteString(w, answer)
+	}))
+	t.Cleanup(server.Close)
+	client := newClient(t, "unix:///dialed", &lxd.Options{Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "tcp", server.Listener.Addr().String())
+	}})
+	image, err := client.Images.CreateFromInstance(t.Context(), "web1", nil)
+	require.NoError(t, err)
+	for range 2 {
+		require.ErrorIs(t, image.Operation().Wait(t.Context()), lxd.ErrNotFound)
+		require.ErrorIs(t, image.Wait(t.Context()), lxd.ErrNotFound)
+	}
+	_, err = client.Images.CreateFromInstance(t.Context(), "web1", &lxd.CreateFromInstanceOptions{Wait: true})
+	require.ErrorIs(t, err, lxd.ErrNotFound)
+}
+
+// TestWaitIsNotPutOff asks a server that wants to be asked again tomorrow.
+func TestWaitIsNotPutOff(t *testing.T) {
+	t.Parallel()
+	for name, pattern := range map[string]string{"all": "/1.0/operations/**", "the wait alone": "/1.0/operations/*/wait"} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				server := lxdtest.NewServer(&lxdtest.Options{InMemory: true})
+				defer server.Close()
+				client := newClient(t, "unix:///in-memory", &lxd.Options{Dial: server.DialContext})
+				held := server.Inject(lxdtest.StallOperations())
+				image, err := client.Images.Create(t.Context(), bytes.NewReader(unified(t, 0)), nil)
+				require.NoError(t, err)
+				defer time.AfterFunc(5*time.Second, held.Release).Stop()
+				defer server.Inject(lxdtest.TooManyRequests(24*time.Hour).On("GET", pattern)).Remove()
+				began := time.Now()
+				_ = image.Wait(t.Context())
+				require.Less(t, time.Since(began), 3*time.Minute)
+			})
+		})
+	}
+}
