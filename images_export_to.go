@@ -69,12 +69,12 @@ type ExportedFiles struct {
 // little, the error wraps syscall.ENOSPC, or syscall.EDQUOT where that is a
 // quota's, and nothing of that file was written.
 //
-// While it arrives the content is in FINGERPRINT.partial, the rootfs of a split
-// image in FINGERPRINT.rootfs.partial. If the transfer of a
-// unified image ends early, or the process does, its file stays, and the next
-// ExportTo into the folder goes on from it. A split image starts over, within
-// one call as often as Options.Retries says. Of two calls for one image and
-// folder at once, one waits and finds the files of the other.
+// While it arrives the content is in FINGERPRINT.partial, the rootfs of a
+// split image in FINGERPRINT.rootfs.partial. If the transfer of a unified
+// image ends early, or the process does, its file stays, and the next ExportTo
+// into the folder goes on from it. A split image starts over, within one call
+// as often as Options.Retries says. Of two calls for one image and folder at
+// once, one waits and finds the files of the other.
 func (i *Image) ExportTo(ctx context.Context, dir string, opts *ExportToOptions) (*ExportedFiles, error) {
 	if err := i.check(); err != nil {
 		return nil, err

@@ -541,7 +541,8 @@ func pause(ctx context.Context, d time.Duration, err error) error {
 	return fmt.Errorf("%w while waiting to try again after: %w", ended, err)
 }
 
-// sleep waits for d and returns nil, or the reason why ctx ended before.
+// sleep waits for d and returns nil, or the error of ctx, with its cause, if that
+// ends before.
 func sleep(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
