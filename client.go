@@ -72,8 +72,8 @@ type Options struct {
 	// Token is a bearer token: an access token of the server's OpenID Connect
 	// provider, or one that the server itself has issued (LXD 6.7 and up).
 	// TokenSource is asked for a token before every request in its place; it must
-	// be safe for concurrent use. An oauth2.TokenSource fits with a function that calls its
-	// Token and returns the AccessToken.
+	// be safe for concurrent use. An oauth2.TokenSource fits with a function that
+	// calls its Token and returns the AccessToken.
 	Token       string
 	TokenSource func(context.Context) (string, error)
 

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -400,4 +401,14 @@ func TestIdleConnectionBreaks(t *testing.T) {
 	require.NoError(t, err)
 	last.Store(true)
 	require.NoError(t, image.AddAlias(t.Context(), "prod", ""))
+}
+
+// TestRetryAfterTooLong asks a server that wants to be asked again in an hour.
+func TestRetryAfterTooLong(t *testing.T) {
+	t.Parallel()
+	f := startFake(t)
+	busy := f.Inject(lxdtest.TooManyRequests(time.Hour).On("GET", "/1.0/images"))
+	_, err := f.Client.Images.All(t.Context(), nil)
+	require.ErrorIs(t, err, lxd.ErrUnavailable)
+	require.Equal(t, 1, busy.Fired())
 }

@@ -34,12 +34,12 @@
 // # Trying again
 //
 // A request that fails to connect, or meets 429 or 503, is sent again up to
-// [Options].Retries times, with growing pauses or as Retry-After says; where that
-// is more than 10 minutes, the error is given at once. One whose answer was lost
-// is sent again if that does no harm: reading, deleting,
-// replacing, and uploading, as the same content is the same image. A body is
-// sent again if its reader is an [io.Seeker]; one that is not is never read
-// twice. An export of a unified image goes on where it was cut.
+// [Options].Retries times, with growing pauses or as Retry-After says; where
+// that is more than 10 minutes, the error is given at once. One whose answer
+// was lost is sent again if that does no harm: reading, deleting, replacing,
+// and uploading, as the same content is the same image. A body is sent again
+// if its reader is an [io.Seeker]; one that is not is never read twice. An
+// export of a unified image goes on where it was cut.
 //
 // # Verification
 //

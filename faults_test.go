@@ -550,7 +550,7 @@ func TestFaults(t *testing.T) {
 }
 
 // TestContextEndsAPause ends the context while a call waits to try again after
-// a fault that stays: the error tells of the context, and of the fault.
+// a fault that stays: the error tells of the context and its cause.
 func TestContextEndsAPause(t *testing.T) {
 	const limit = time.Millisecond // no pause is as short, and all else takes no time in a bubble
 	for _, f := range []fault{

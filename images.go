@@ -463,8 +463,9 @@ func (i *Image) Wait(ctx context.Context) error {
 		}
 		return err
 	}
-	if i.finish != nil {
-		err = i.finish(ctx, i)
+	if finish := i.finish; finish != nil {
+		err = finish(ctx, i)
+		i.finish = finish // which reading the attributes has dropped
 	}
 	i.settled = err == nil
 	return err
@@ -477,9 +478,9 @@ func (i *Image) begin(op *Operation) {
 
 // replace takes over all attributes of another reading of the image.
 func (i *Image) replace(with *Image) {
-	op, settled, finish, abandon := i.op, i.settled, i.finish, i.abandon
+	op := i.op
 	*i = *with
-	i.op, i.settled, i.finish, i.abandon = op, settled, finish, abandon
+	i.op = op
 }
 
 // check refuses an image that no server has told of.

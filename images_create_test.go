@@ -201,6 +201,20 @@ func TestBusyServerKeepsUpload(t *testing.T) {
 	require.True(t, exists)
 }
 
+// TestSameUploadWithAlias uploads twice under a name that is then taken by this
+// very image.
+func TestSameUploadWithAlias(t *testing.T) {
+	t.Parallel()
+	f := startFake(t)
+	data := unified(t, 0)
+	for _, opts := range []lxd.CreateOptions{{}, {Fingerprint: lxdtest.Fingerprint(data)}, {Dedupe: true}} {
+		opts.Aliases, opts.Wait = []lxd.Alias{{Name: "prod"}}, true
+		image, err := f.Client.Images.Create(t.Context(), bytes.NewReader(data), &opts)
+		require.NoError(t, err)
+		require.Len(t, image.Aliases, 1)
+	}
+}
+
 // TestWaitFailsAgain waits twice for an upload whose alias was taken meanwhile,
 // and once more when it is free.
 func TestWaitFailsAgain(t *testing.T) {

@@ -440,15 +440,6 @@ func TestImportKeepsSecrets(t *testing.T) {
 	})
 }
 
-// busySource answers every request with 503 and a long Retry-After, after it
-// has called then.
-type busySource struct{ then func() }
-
-func (b busySource) RoundTrip(request *http.Request) (*http.Response, error) {
-	b.then()
-	return &http.Response{StatusCode: http.StatusServiceUnavailable, Header: http.Header{"Retry-After": {"60"}}, Body: http.NoBody, Request: request}, nil
-}
-
 // TestContextEndsAnImport ends the context when the source asks to come again
 // later: before the waiting, and within it.
 func TestContextEndsAnImport(t *testing.T) {
@@ -458,13 +449,14 @@ func TestContextEndsAnImport(t *testing.T) {
 	stop := errors.New("enough")
 	for name, after := range map[string]time.Duration{"at once": 0, "later": 100 * time.Millisecond} {
 		ctx, cancel := context.WithCancelCause(t.Context())
-		source := &http.Client{Transport: busySource{func() {
+		source := &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
 			if after == 0 {
 				cancel(stop)
 			} else {
 				time.AfterFunc(after, func() { cancel(stop) })
 			}
-		}}}
+			return &http.Response{StatusCode: http.StatusServiceUnavailable, Header: http.Header{"Retry-After": {"60"}}, Body: http.NoBody, Request: r}, nil
+		})}
 		_, err := client.Images.CreateFromURL(ctx, "https://images.example.net/image", &lxd.CreateFromURLOptions{Via: lxd.ViaClient, Wait: true, HTTPClient: source})
 		require.ErrorIs(t, err, context.Canceled, name)
 		require.ErrorIs(t, err, stop, name)

@@ -248,10 +248,10 @@ func (o *Operation) afterRefusal(ctx context.Context, refused *Error) (again boo
 	var failed *OperationError
 	if errors.As(err, &failed) && failed.StatusCode == statusFailure && refused.StatusCode >= 400 && refused.StatusCode < 500 && refused.StatusCode != statusCancelled {
 		// The wait tells the kind of failure, the operation does not.
-		failed.StatusCode = refused.StatusCode
 		o.mu.Lock()
 		o.state.ErrCode = refused.StatusCode
 		o.mu.Unlock()
+		_, err = o.result()
 	}
 	return false, err
 }

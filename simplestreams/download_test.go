@@ -372,21 +372,17 @@ func TestContextEndsADownload(t *testing.T) {
 			},
 		} {
 			ctx, cancel := context.WithCancelCause(t.Context())
-			client, err := simplestreams.New("https://images.example.net", &simplestreams.Options{HTTPClient: &http.Client{Transport: unavailable{func() { cancel(stop) }}}})
+			busy := transportFunc(func(r *http.Request) (*http.Response, error) {
+				cancel(stop)
+				return &http.Response{StatusCode: http.StatusServiceUnavailable, Header: http.Header{}, Body: http.NoBody, Request: r}, nil
+			})
+			client, err := simplestreams.New("https://images.example.net", &simplestreams.Options{HTTPClient: &http.Client{Transport: busy}})
 			require.NoError(t, err)
 			err = call(ctx, client)
 			require.ErrorIs(t, err, stop, name)
 			require.ErrorIs(t, err, context.Canceled, name)
 		}
 	})
-}
-
-// unavailable answers every request with 503, and calls then before it does.
-type unavailable struct{ then func() }
-
-func (u unavailable) RoundTrip(request *http.Request) (*http.Response, error) {
-	u.then()
-	return &http.Response{StatusCode: http.StatusServiceUnavailable, Header: http.Header{}, Body: http.NoBody, Request: request}, nil
 }
 
 func TestCloseEarly(t *testing.T) {

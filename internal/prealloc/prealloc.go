@@ -7,6 +7,7 @@ package prealloc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 
@@ -27,14 +28,13 @@ const step = 64 << 20
 func Reserve(ctx context.Context, f *os.File, offset, n int64) error {
 	for done := int64(0); done < n; done += step {
 		err := ctxerr.Of(ctx)
-		known := true
 		if err == nil {
-			known, err = reserve(f, offset+done, min(n-done, step))
+			err = reserve(f, offset+done, min(n-done, step))
 		}
-		if !known {
+		switch {
+		case errors.Is(err, errors.ErrUnsupported):
 			return nil // writing tells if it matters
-		}
-		if err != nil {
+		case err != nil:
 			return fmt.Errorf("make room for %d bytes in %s: %w", n, f.Name(), err)
 		}
 	}

@@ -9,11 +9,11 @@ import (
 // keepSize is FALLOC_FL_KEEP_SIZE of linux/falloc.h.
 const keepSize = 1
 
-// reserve says whether it can be told that there is room.
-func reserve(f *os.File, offset, n int64) (known bool, err error) {
+// reserve gives errors.ErrUnsupported where nothing can be told of the room.
+func reserve(f *os.File, offset, n int64) error {
 	raw, err := f.SyscallConn()
 	if err != nil {
-		return false, nil
+		return errors.ErrUnsupported
 	}
 	var callErr error
 	err = raw.Control(func(fd uintptr) {
@@ -21,10 +21,12 @@ func reserve(f *os.File, offset, n int64) (known bool, err error) {
 	})
 	switch {
 	case err != nil:
-		return false, nil
+		return errors.ErrUnsupported
+	case callErr == nil, errors.Is(callErr, syscall.EINTR):
+		// A signal may interrupt it in a tmpfs: what is behind can still be had.
+		return nil
 	case errors.Is(callErr, syscall.ENOSPC), errors.Is(callErr, syscall.EDQUOT):
-		return true, os.NewSyscallError("fallocate", callErr)
+		return os.NewSyscallError("fallocate", callErr)
 	}
-	// A signal may interrupt it in a tmpfs: what comes behind can still be had.
-	return callErr == nil || errors.Is(callErr, syscall.EINTR), nil
+	return errors.ErrUnsupported
 }

@@ -2,7 +2,10 @@
 
 package prealloc
 
-import "os"
+import (
+	"errors"
+	"os"
+)
 
 // reserve is left to Linux, where it was measured.
-func reserve(*os.File, int64, int64) (known bool, err error) { return false, nil }
+func reserve(*os.File, int64, int64) error { return errors.ErrUnsupported }
