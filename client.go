@@ -219,8 +219,8 @@ func New(endpoint string, opts *Options) (*Client, error) {
 		network := dial
 		dial = func(ctx context.Context, _, _ string) (net.Conn, error) { return network(ctx, "unix", path) }
 	}
-	t.dial, t.tls = dial, tlsConfig
-	t.pool = newPool(dial, &t.conns, tlsConfig)
+	t.conns.dial, t.conns.lazy, t.conns.tls = dial, t.unix, tlsConfig
+	t.pool = newPool(&t.conns)
 	t.http = t.pool
 	if o.Transport != nil {
 		t.http = o.Transport(t.pool)
@@ -498,7 +498,7 @@ func (c *Client) serverInfo(ctx context.Context, again bool) (*Server, error) {
 
 // hasCredentials says whether the server may come to trust this client.
 func (c *Client) hasCredentials() bool {
-	return c.t.token != nil || (c.t.tls != nil && c.t.tls.GetClientCertificate != nil)
+	return c.t.token != nil || (c.t.conns.tls != nil && c.t.conns.tls.GetClientCertificate != nil)
 }
 
 // need gives ErrUnsupported where the server lacks an extension.

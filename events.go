@@ -14,7 +14,6 @@ import (
 
 	"github.com/gorilla/websocket"
 
-	"github.com/golxd/lxd/internal/netconn"
 	"github.com/golxd/lxd/internal/wire"
 )
 
@@ -169,22 +168,17 @@ func (c *Client) dialEvents(ctx context.Context, o *EventsOptions) (*websocket.C
 	dialer := websocket.Dialer{
 		HandshakeTimeout: dialTimeout,
 		NetDialContext: func(dialing context.Context, network, addr string) (net.Conn, error) {
-			conn, err := t.dial(dialing, network, addr)
+			conn, err := t.conns.plain(dialing, network, addr)
 			if err != nil {
 				return nil, err
 			}
-			closed, err := t.conns.add(conn)
-			if err != nil {
-				return nil, err
-			}
-			plain := netconn.Plain(conn, closed)
 			// The handshake obeys deadlines, not the end of ctx.
-			stop = context.AfterFunc(ctx, func() { _ = plain.Close() })
-			return plain, nil
+			stop = context.AfterFunc(ctx, func() { _ = conn.Close() })
+			return conn, nil
 		},
 	}
-	if t.tls != nil {
-		dialer.TLSClientConfig = t.tls.Clone()
+	if t.conns.tls != nil {
+		dialer.TLSClientConfig = t.conns.tls.Clone()
 	}
 	// http://unix becomes ws://unix, https://host becomes wss://host.
 	conn, res, err := dialer.DialContext(ctx, "ws"+strings.TrimPrefix(t.base, "http")+req.path+"?"+query.Encode(), header)

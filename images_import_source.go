@@ -91,7 +91,7 @@ func newSource(o *CreateFromURLOptions, u *url.URL, retries int) *source {
 		*s.client = *o.HTTPClient
 	} else {
 		s.own = true
-		pool := newPool(defaultDialer().DialContext, &connections{}, nil)
+		pool := newPool(&connections{dial: defaultDialer().DialContext})
 		pool.Proxy = http.ProxyFromEnvironment
 		s.client.Transport = pool
 	}

@@ -1,12 +1,17 @@
 package lxd_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -71,6 +76,114 @@ func TestWaitingUnderLoad(t *testing.T) {
 			})
 		}
 	}
+}
+
+// maxStall is how long another program may wait for a daemon that this package
+// is using. LXD 5.0.2 and Incus 6.0.4 accept nobody while a unix connection is
+// open on which nothing was written; before a pool closes such a connection, 90
+// seconds pass.
+const maxStall = 10 * time.Second
+
+// TestOtherProgramsAreServed uses a daemon in bursts, as programs do, while a
+// second program connects for each of its requests: it is never kept waiting. In
+// the long form no call of its 20,000 takes a second.
+func TestOtherProgramsAreServed(t *testing.T) {
+	const perBurst = 10
+	calls := testSize(t, 300, 20_000)
+	limit := maxStall
+	if calls == 20_000 {
+		limit = time.Second
+	}
+	for _, s := range conformanceSubjects(t) {
+		t.Run(s.column, func(t *testing.T) {
+			c := s.client(t)
+			socket := strings.TrimPrefix(c.Endpoint(), "unix://")
+			ctx := t.Context()
+			burst := map[string]func() error{
+				"list": func() error {
+					_, err := c.Aliases.All(ctx)
+					return err
+				},
+				"give up": func() error {
+					short, cancel := context.WithTimeout(ctx, time.Millisecond)
+					defer cancel()
+					_, err := c.Aliases.All(short)
+					if short.Err() != nil {
+						return nil
+					}
+					return err
+				},
+				"wait with progress": func() error {
+					data := lxdtest.UnifiedImage(unique("busy")+strconv.Itoa(os.Getpid()), 0)
+					image, err := c.Images.Create(ctx, bytes.NewReader(data), &lxd.CreateOptions{Wait: true, Progress: func(lxd.Progress) {}})
+					if err != nil {
+						return err
+					}
+					return image.Delete(ctx, &lxd.DeleteOptions{Wait: true})
+				},
+				"events": func() error {
+					for _, err := range c.Events(ctx, nil) {
+						return err
+					}
+					return nil
+				},
+			}
+			var longest time.Duration
+			for n := 0; n < calls; n += perBurst {
+				var first sync.WaitGroup
+				for name, do := range burst {
+					workers := 1
+					if name == "list" {
+						workers = 8
+					}
+					for range workers {
+						first.Go(func() {
+							if err := do(); err != nil {
+								t.Errorf("%s: %v", name, err)
+							}
+						})
+					}
+				}
+				if n%(2*perBurst) == 0 {
+					first.Wait() // by turns after a burst, and beside one
+				}
+				for range perBurst {
+					began := time.Now()
+					err := askOnce(socket, maxStall)
+					longest = max(longest, time.Since(began))
+					require.NoError(t, err, "the second program, after %v", time.Since(began))
+				}
+				first.Wait()
+			}
+			t.Logf("the longest of %d calls took %v", calls, longest)
+			require.Less(t, longest, limit)
+		})
+	}
+}
+
+// askOnce is a whole program's GET /1.0, over a connection of its own.
+func askOnce(socket string, limit time.Duration) error {
+	conn, err := net.DialTimeout("unix", socket, limit)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	if err := conn.SetDeadline(time.Now().Add(limit)); err != nil {
+		return err
+	}
+	if _, err := io.WriteString(conn, "GET /1.0 HTTP/1.1\r\nHost: unix\r\nConnection: close\r\n\r\n"); err != nil {
+		return err
+	}
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = res.Body.Close() }()
+	if res.StatusCode != http.StatusOK {
+		return errors.New(res.Status)
+	}
+	_, err = io.Copy(io.Discard, res.Body)
+	return err
 }
 
 // onAll calls do for every number under total, from some goroutines.

@@ -54,8 +54,6 @@ type transport struct {
 	log      *slog.Logger
 	conns    connections
 	peer     atomic.Pointer[x509.Certificate] // that the server showed last
-	dial     dialFunc
-	tls      *tls.Config
 }
 
 // request is one call of the API.
@@ -582,15 +580,68 @@ type yieldStopped struct{ err error }
 func (e *yieldStopped) Error() string { return "iteration stopped" }
 func (e *yieldStopped) Unwrap() error { return e.err }
 
-// connections are the open connections of a client, so that Close can end them.
+// connections makes the connections of a client, and keeps the open ones, so
+// that Close can end them.
 type connections struct {
+	dial dialFunc
+	// lazy has a connection made when it is first written to. Every unix
+	// connection must be: see netconn.Lazy.
+	lazy bool
+	tls  *tls.Config // nil for none
+
 	mu     sync.Mutex
 	open   map[net.Conn]struct{}
 	closed bool
 }
 
-// errClosed is what a request of a closed client gives.
+// errClosed is what a request of a closed client returns.
 var errClosed = errors.New("the client is closed")
+
+// plain returns a connection without TLS.
+func (s *connections) plain(ctx context.Context, network, addr string) (*netconn.Conn, error) {
+	c, closed, err := s.connect(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	return netconn.Plain(c, closed), nil
+}
+
+// secure returns a connection after its TLS handshake.
+func (s *connections) secure(ctx context.Context, network, addr string) (*netconn.TLSConn, error) {
+	c, closed, err := s.connect(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	conn := netconn.TLS(c, s.tls, closed)
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	if err := conn.HandshakeContext(ctx); err != nil {
+		_ = conn.Close()
+		return nil, &dialError{err}
+	}
+	return conn, nil
+}
+
+// connect dials, now or at the first write. closed must be called when the
+// connection is closed.
+func (s *connections) connect(ctx context.Context, network, addr string) (c net.Conn, closed func(), err error) {
+	dial := func(ctx context.Context) (net.Conn, error) {
+		c, err := s.dial(ctx, network, addr)
+		if err != nil {
+			return nil, &dialError{err}
+		}
+		return c, nil
+	}
+	if s.lazy {
+		c = netconn.Lazy(ctx, &net.UnixAddr{Name: addr, Net: "unix"}, dial)
+	} else if c, err = dial(ctx); err != nil {
+		return nil, nil, err
+	}
+	if closed, err = s.add(c); err != nil {
+		return nil, nil, err
+	}
+	return c, closed, nil
+}
 
 // add takes note of c and returns what to call when it is closed.
 func (s *connections) add(c net.Conn) (func(), error) {
@@ -628,7 +679,7 @@ func (s *connections) closeAll() {
 }
 
 // newPool makes the one connection pool of a client.
-func newPool(dial dialFunc, conns *connections, tlsConfig *tls.Config) *http.Transport {
+func newPool(conns *connections) *http.Transport {
 	pool := &http.Transport{
 		MaxIdleConnsPerHost:   64,
 		IdleConnTimeout:       90 * time.Second,
@@ -637,38 +688,23 @@ func newPool(dial dialFunc, conns *connections, tlsConfig *tls.Config) *http.Tra
 		DisableCompression:    true,
 		ReadBufferSize:        64 << 10,
 		WriteBufferSize:       16 << 10,
-		TLSClientConfig:       tlsConfig,
+		TLSClientConfig:       conns.tls,
 		Protocols:             http1Only(),
 	}
 	pool.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		c, err := dial(ctx, network, addr)
-		if err != nil {
-			return nil, &dialError{err}
-		}
-		closed, err := conns.add(c)
+		c, err := conns.plain(ctx, network, addr)
 		if err != nil {
 			return nil, err
 		}
-		return netconn.Plain(c, closed), nil
+		return c, nil
 	}
-	if tlsConfig != nil {
+	if conns.tls != nil {
 		pool.DialTLSContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
-			c, err := dial(ctx, network, addr)
-			if err != nil {
-				return nil, &dialError{err}
-			}
-			closed, err := conns.add(c)
+			c, err := conns.secure(ctx, network, addr)
 			if err != nil {
 				return nil, err
 			}
-			conn := netconn.TLS(c, tlsConfig, closed)
-			hctx, cancel := context.WithTimeout(ctx, dialTimeout)
-			defer cancel()
-			if err := conn.HandshakeContext(hctx); err != nil {
-				_ = conn.Close()
-				return nil, &dialError{err}
-			}
-			return conn, nil
+			return c, nil
 		}
 	}
 	return pool

@@ -275,7 +275,7 @@ func (c *Client) joinable(ctx context.Context) (*Server, error) {
 	switch {
 	case c.t.unix:
 		return nil, invalid("endpoint", "is a unix socket, whose users the server trusts already")
-	case c.t.tls.GetClientCertificate == nil:
+	case c.t.conns.tls.GetClientCertificate == nil:
 		return nil, invalid("Options.ClientCertificate", "is missing; NewKeyPair makes one")
 	}
 	return c.serverInfo(ctx, true)

@@ -22,10 +22,17 @@ type conn struct {
 	frozen chan struct{} // not nil once half open; closed when thawed
 	drip   time.Duration // the pause between two bytes written; 0 for none
 	local  bool          // a unix socket: its callers are trusted
+
+	first []byte // read by Accept, and not yet by Read
 }
 
 // Read reads, unless the connection is half open: then it hears nothing more.
 func (c *conn) Read(p []byte) (int, error) {
+	if len(c.first) > 0 {
+		n := copy(p, c.first)
+		c.first = c.first[n:]
+		return n, nil
+	}
 	n, err := c.Conn.Read(p)
 	c.mu.Lock()
 	frozen := c.frozen
@@ -146,7 +153,12 @@ type listener struct {
 	local  bool
 }
 
-// Accept waits for a connection and counts it.
+// firstBytes is how much of a local connection Accept reads.
+const firstBytes = 8
+
+// Accept waits for a connection and counts it. Like LXD 5.0.2 and Incus 6.0.4
+// it waits for the first bytes of a local one: until they come, or the
+// connection is closed, no other caller is accepted.
 func (l *listener) Accept() (net.Conn, error) {
 	for {
 		raw, err := l.Listener.Accept()
@@ -157,6 +169,14 @@ func (l *listener) Accept() (net.Conn, error) {
 		if err != nil {
 			_ = raw.Close()
 			continue
+		}
+		if l.local {
+			first := make([]byte, firstBytes)
+			if _, err := io.ReadFull(raw, first); err != nil {
+				_ = c.Close()
+				continue
+			}
+			c.first = first
 		}
 		return c, nil
 	}

@@ -147,11 +147,16 @@ type Conn struct {
 // Plain wraps a connection without TLS. closed is called when it is closed, at
 // least once.
 func Plain(c net.Conn, closed func()) *Conn {
+	large(c)
+	return &Conn{Conn: c, closed: closed}
+}
+
+// large gives a unix socket a large send buffer. Best effort: a smaller one is
+// slower, not wrong.
+func large(c net.Conn) {
 	if u, ok := c.(*net.UnixConn); ok {
-		// Best effort: a smaller buffer is slower, not wrong.
 		_ = u.SetWriteBuffer(sendBuffer)
 	}
-	return &Conn{Conn: c, closed: closed}
 }
 
 // ReadFrom sends a request's body.
@@ -176,11 +181,18 @@ func (c *Conn) Close() error {
 
 // WriteFile sends part of a file by sendfile where there is one.
 func (c *Conn) WriteFile(f *os.File, offset, n int64, sent func(int)) (int64, error) {
-	done, handled, err := sendfile(c.Conn, f, offset, n, sent)
+	conn := c.Conn
+	if lazy, ok := conn.(*lazyConn); ok {
+		var err error
+		if conn, err = lazy.forWrite(); err != nil {
+			return 0, err
+		}
+	}
+	done, handled, err := sendfile(conn, f, offset, n, sent)
 	if handled || err != nil {
 		return done, err
 	}
-	rest, err := writeFile(c.Conn, f, offset+done, n-done, sent)
+	rest, err := writeFile(conn, f, offset+done, n-done, sent)
 	return done + rest, err
 }
 
