@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/golxd/lxd/internal/wire"
 )
@@ -128,13 +129,15 @@ const defaultRetries = 4
 
 // New makes a client for a server; nothing is sent yet. The endpoint is
 //
-//   - "" for the local daemon. It is the first of these that exists when a
-//     connection is made: $LXD_SOCKET, $LXD_DIR/unix.socket, $INCUS_SOCKET,
+//   - "" for the local daemon. It is the first of these that exists when the
+//     first connection is made, and is kept for the client's life:
+//     $LXD_SOCKET, $LXD_DIR/unix.socket, $INCUS_SOCKET,
 //     $INCUS_DIR/unix.socket (a variable that is set decides, whether the
 //     socket exists or not); then /var/snap/lxd/common/lxd/unix.socket,
 //     /var/lib/lxd/unix.socket, /run/incus/unix.socket and
-//     /var/lib/incus/unix.socket. Where an Incus socket may not be used,
-//     unix.socket.user beside it is.
+//     /var/lib/incus/unix.socket. Where this user may not use an Incus socket,
+//     unix.socket.user beside it is used; an LXD socket that this user may not
+//     use is an error, also where there is an Incus.
 //   - the path of a unix socket, or unix:// and that path.
 //   - https://host:port; the port is 8443 unless given.
 //
@@ -174,10 +177,7 @@ func New(endpoint string, opts *Options) (*Client, error) {
 	switch {
 	case endpoint == "":
 		t.endpoint, t.base, t.unix = "the local daemon", "http://unix", true
-		network := dial
-		dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return dialLocal(ctx, network, localSockets(o.Family))
-		}
+		dial = (&localDaemon{dial: dial, sockets: localSockets(o.Family)}).connect
 	case strings.HasPrefix(endpoint, "https://"):
 		u, err := url.Parse(endpoint)
 		switch {
@@ -347,29 +347,31 @@ func certificateFingerprint(der []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
+// localSocket is one place where a local daemon may listen: the path of its
+// socket, and that of the one for users who may not use the first.
+type localSocket struct{ path, forUsers string }
+
 // localSockets are the places where the local daemon may listen, in order.
-func localSockets(family Family) []string {
-	join := filepath.Join
-	lxdSockets := func() ([]string, bool) {
+func localSockets(family Family) []localSocket {
+	in := func(dir string) string { return filepath.Join(dir, "unix.socket") }
+	lxdSockets := func() ([]localSocket, bool) {
 		if s := os.Getenv("LXD_SOCKET"); s != "" {
-			return []string{s}, true
+			return []localSocket{{path: s}}, true
 		}
 		if dir := os.Getenv("LXD_DIR"); dir != "" {
-			return []string{join(dir, "unix.socket")}, true
+			return []localSocket{{path: in(dir)}}, true
 		}
-		return []string{"/var/snap/lxd/common/lxd/unix.socket", "/var/lib/lxd/unix.socket"}, false
+		return []localSocket{{path: in("/var/snap/lxd/common/lxd")}, {path: in("/var/lib/lxd")}}, false
 	}
-	incusSockets := func() ([]string, bool) {
+	incusSockets := func() ([]localSocket, bool) {
+		of := func(dir string) localSocket { return localSocket{in(dir), in(dir) + ".user"} }
 		if s := os.Getenv("INCUS_SOCKET"); s != "" {
-			return []string{s}, true
+			return []localSocket{{path: s}}, true
 		}
 		if dir := os.Getenv("INCUS_DIR"); dir != "" {
-			return []string{join(dir, "unix.socket"), join(dir, "unix.socket.user")}, true
+			return []localSocket{of(dir)}, true
 		}
-		return []string{
-			"/run/incus/unix.socket", "/run/incus/unix.socket.user",
-			"/var/lib/incus/unix.socket", "/var/lib/incus/unix.socket.user",
-		}, false
+		return []localSocket{of("/run/incus"), of("/var/lib/incus")}, false
 	}
 	l, lxdSet := lxdSockets()
 	i, incusSet := incusSockets()
@@ -382,26 +384,73 @@ func localSockets(family Family) []string {
 	return slices.Concat(l, i)
 }
 
-// dialLocal connects to the first socket that exists and may be used.
-func dialLocal(ctx context.Context, dial dialFunc, sockets []string) (net.Conn, error) {
-	var first error
-	for _, path := range sockets {
-		c, err := dial(ctx, "unix", path)
+// localDaemon connects to the local daemon. Which one that is, the first
+// connection decides for all later ones: a daemon that is away for a moment must
+// not send a client to another one.
+type localDaemon struct {
+	dial    dialFunc
+	sockets []localSocket
+
+	mu   sync.Mutex
+	path string // that was connected to; "" until then
+}
+
+func (d *localDaemon) connect(ctx context.Context, _, _ string) (net.Conn, error) {
+	if path := d.known(); path != "" {
+		return d.dial(ctx, "unix", path)
+	}
+	c, path, err := d.first(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if known := d.keep(path); known != path {
+		// Another goroutine was sooner, and found another daemon.
+		_ = c.Close()
+		return d.dial(ctx, "unix", known)
+	}
+	return c, nil
+}
+
+func (d *localDaemon) known() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.path
+}
+
+// keep returns the path that is used from now on.
+func (d *localDaemon) keep(path string) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.path == "" {
+		d.path = path
+	}
+	return d.path
+}
+
+// first connects to the first place that has a socket.
+func (d *localDaemon) first(ctx context.Context) (c net.Conn, path string, err error) {
+	var tried []string
+	for _, socket := range d.sockets {
+		c, err := d.dial(ctx, "unix", socket.path)
 		if err == nil {
-			return c, nil
+			return c, socket.path, nil
 		}
-		denied := errors.Is(err, fs.ErrPermission)
-		if first == nil || (denied && !errors.Is(first, fs.ErrPermission)) {
-			first = err
+		denied, missing := errors.Is(err, fs.ErrPermission), errors.Is(err, fs.ErrNotExist)
+		if (denied || missing) && socket.forUsers != "" {
+			c, uerr := d.dial(ctx, "unix", socket.forUsers)
+			if uerr == nil {
+				return c, socket.forUsers, nil
+			}
+			if missing && !errors.Is(uerr, fs.ErrNotExist) {
+				return nil, "", uerr
+			}
 		}
-		if !denied && !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
+		if !missing || len(d.sockets) == 1 {
+			return nil, "", err
 		}
+		tried = append(tried, socket.path)
 	}
-	if errors.Is(first, fs.ErrNotExist) && len(sockets) > 1 {
-		return nil, fmt.Errorf("none of %s: %w", strings.Join(sockets, ", "), fs.ErrNotExist)
-	}
-	return nil, first
+	return nil, "", fmt.Errorf("none of %s: %w", strings.Join(tried, ", "), fs.ErrNotExist)
 }
 
 // Server is what a server says of itself.

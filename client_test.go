@@ -216,6 +216,89 @@ func TestLocalDaemon(t *testing.T) {
 	require.ErrorContains(t, err, "group")
 }
 
+// TestLocalDaemonStaysTheSame does not change from one daemon to another, when
+// its socket may not be used, or is away for a moment.
+func TestLocalDaemonStaysTheSame(t *testing.T) {
+	for _, name := range []string{"LXD_SOCKET", "LXD_DIR", "INCUS_SOCKET", "INCUS_DIR"} {
+		t.Setenv(name, "")
+	}
+	const lxdPath, incusPath = "/var/lib/lxd/unix.socket", "/run/incus/unix.socket"
+	l := lxdtest.NewServer(nil)
+	t.Cleanup(l.Close)
+	i := lxdtest.NewServer(&lxdtest.Options{Dialect: lxdtest.Incus60})
+	t.Cleanup(i.Close)
+	failure := func(errno syscall.Errno) error {
+		return &net.OpError{Op: "dial", Net: "unix", Err: os.NewSyscallError("connect", errno)}
+	}
+	// machine has both daemons, and the errors of their sockets.
+	type machine struct{ lxd, incus error }
+	dial := func(m *machine) func(context.Context, string, string) (net.Conn, error) {
+		return func(ctx context.Context, network, address string) (net.Conn, error) {
+			server, err := l, m.lxd
+			switch address {
+			case lxdPath:
+			case incusPath:
+				server, err = i, m.incus
+			default:
+				err = failure(syscall.ENOENT)
+			}
+			if err != nil {
+				return nil, err
+			}
+			return (&net.Dialer{}).DialContext(ctx, network, server.Socket())
+		}
+	}
+	open := func(m *machine) *lxd.Client {
+		return newClient(t, "", &lxd.Options{Dial: dial(m), Retries: -1})
+	}
+	family := func(c *lxd.Client) lxd.Family {
+		info, err := c.Server(t.Context())
+		require.NoError(t, err)
+		return info.Family
+	}
+	list := func(c *lxd.Client) error {
+		_, err := c.Aliases.All(t.Context())
+		return err
+	}
+
+	t.Run("denied is an error", func(t *testing.T) {
+		for _, errno := range []syscall.Errno{syscall.EACCES, syscall.ECONNREFUSED} {
+			c := open(&machine{lxd: failure(errno)})
+			require.ErrorIs(t, list(c), errno)
+			require.Empty(t, i.Requests())
+		}
+	})
+	t.Run("missing is the next", func(t *testing.T) {
+		m := &machine{lxd: failure(syscall.ENOENT)}
+		c := open(m)
+		require.Equal(t, lxd.Incus, family(c))
+		m.lxd = nil // LXD is installed meanwhile
+		i.Restart() // which ends the connections
+		l.ForgetRequests()
+		require.NoError(t, list(c))
+		require.Empty(t, l.Requests())
+	})
+	t.Run("away for a moment", func(t *testing.T) {
+		m := &machine{}
+		c := open(m)
+		require.Equal(t, lxd.LXD, family(c))
+		m.lxd = failure(syscall.ENOENT)
+		l.Restart()
+		i.ForgetRequests()
+		require.ErrorIs(t, list(c), os.ErrNotExist)
+		m.lxd = nil
+		require.NoError(t, list(c))
+		require.Empty(t, i.Requests())
+	})
+	t.Run("none", func(t *testing.T) {
+		err := list(open(&machine{lxd: failure(syscall.ENOENT), incus: failure(syscall.ENOENT)}))
+		require.ErrorIs(t, err, os.ErrNotExist)
+		for _, path := range []string{lxdPath, incusPath} {
+			require.ErrorContains(t, err, path)
+		}
+	})
+}
+
 // shortDir is a folder whose path leaves room for a socket's name.
 func shortDir(t *testing.T) string {
 	t.Helper()

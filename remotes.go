@@ -228,10 +228,11 @@ func loadConfig(family Family, dir string) (*cliconfig.Config, error) {
 	return config, nil
 }
 
-func someExists(paths []string) bool {
-	return slices.ContainsFunc(paths, func(path string) bool {
-		_, err := os.Stat(path)
-		return err == nil
+func someExists(sockets []localSocket) bool {
+	return slices.ContainsFunc(sockets, func(s localSocket) bool {
+		_, err := os.Stat(s.path)
+		_, uerr := os.Stat(s.forUsers)
+		return err == nil || uerr == nil
 	})
 }
 

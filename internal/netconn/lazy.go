@@ -86,6 +86,9 @@ func (c *lazyConn) made(deadline time.Time) (net.Conn, error) {
 
 // forWrite makes the connection.
 func (c *lazyConn) forWrite() (net.Conn, error) {
+	if c.ctx.Err() != nil {
+		return nil, net.ErrClosed
+	}
 	c.begin.Do(func() { go c.connect() })
 	c.mu.Lock()
 	deadline := c.writeDeadline
