@@ -277,28 +277,3 @@ func FuzzAlias(f *testing.F) {
 		}
 	})
 }
-
-// FuzzParts takes only parts that make up the image.
-func FuzzParts(f *testing.F) {
-	f.Add(formatParts(divide(100, 4<<20, 3)), int64(4<<20))
-	f.Add(formatParts([]part{{0, 5, 2}, {5, 9, 9}}), int64(9))
-	f.Add(formatParts([]part{{0, 5, 6}}), int64(5))
-	f.Add(formatParts([]part{{0, 5, 2}, {6, 9, 9}}), int64(9))
-	f.Add([]byte(partsMagic), int64(1))
-	f.Fuzz(func(t *testing.T, state []byte, size int64) {
-		list := parseParts(state, size)
-		if list == nil {
-			return
-		}
-		var at int64
-		for _, p := range list {
-			if p.from != at || p.next < p.from || p.next > p.to {
-				t.Fatalf("%v is taken for an image of %d bytes", list, size)
-			}
-			at = p.to
-		}
-		if at != size || !bytes.Equal(formatParts(list), state) {
-			t.Fatalf("%v is taken for an image of %d bytes", list, size)
-		}
-	})
-}

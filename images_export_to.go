@@ -1,23 +1,17 @@
 package lxd
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
-	"github.com/golxd/lxd/internal/ctxerr"
-	"github.com/golxd/lxd/internal/lockfile"
-	"github.com/golxd/lxd/internal/prealloc"
+	"github.com/golxd/lxd/internal/partfile"
 	"github.com/golxd/lxd/internal/progress"
 )
 
@@ -94,8 +88,9 @@ func (i *Image) ExportTo(ctx context.Context, dir string, opts *ExportToOptions)
 	if o.Connections < 0 || o.Connections > maxConnections {
 		return nil, invalid("ExportToOptions.Connections", "%d is not between 0 and %d", o.Connections, maxConnections)
 	}
-	x := &exportTo{ExportToOptions: o, ctx: ctx, image: i, dir: dir}
-	partial, err := lockfile.Open(ctx, x.partialPath(), exportedMode)
+	x := &exportTo{ExportToOptions: o, ctx: ctx, image: i}
+	x.files = &partfile.Image{Dir: dir, Name: o.Name, Fingerprint: i.Fingerprint, Size: i.Size, Sync: o.Sync, Verifying: x.verifying}
+	partial, err := x.files.Open(ctx)
 	if err != nil {
 		return x.presentOr(fmt.Errorf("open the partial file: %w", err)) //nolint:contextcheck // It is in x.
 	}
@@ -106,19 +101,24 @@ func (i *Image) ExportTo(ctx context.Context, dir string, opts *ExportToOptions)
 	if cerr := partial.Close(); err == nil && cerr != nil {
 		return nil, cerr
 	}
-	return files, err
+	return exported(files), err
 }
 
-// exportedMode are the permissions of an exported file, before the umask.
-const exportedMode = 0o644
+func exported(files *partfile.Files) *ExportedFiles {
+	if files == nil {
+		return nil
+	}
+	return &ExportedFiles{Image: files.Image, Rootfs: files.Rootfs}
+}
 
-// exportTo is one call of ExportTo.
+// exportTo is one call of ExportTo: the transfer into what internal/partfile
+// keeps on the disk.
 type exportTo struct {
 	ExportToOptions
 	ctx     context.Context //nolint:containedctx // of the one call
 	image   *Image
-	dir     string
-	partial *os.File
+	files   *partfile.Image
+	partial *partfile.File
 	meter   *progress.Meter
 
 	resumed  bool // the last attempt went on from what was there
@@ -127,19 +127,16 @@ type exportTo struct {
 	attempts int
 }
 
-func (x *exportTo) partialPath() string {
-	return filepath.Join(x.dir, x.image.Fingerprint+".partial")
+func (x *exportTo) verifying(size int64) (count func(int)) {
+	x.meter.Phase(PhaseVerify, 0, size)
+	return x.meter.Add
 }
 
-func (x *exportTo) rootfsPartialPath() string {
-	return filepath.Join(x.dir, x.image.Fingerprint+".rootfs.partial")
-}
-
-func (x *exportTo) run() (*ExportedFiles, error) {
-	files, err := x.present()
+func (x *exportTo) run() (*partfile.Files, error) {
+	files, err := x.files.Find(x.ctx)
 	if err != nil || files != nil {
 		if files != nil {
-			_ = os.Remove(x.partialPath()) // what stays does no harm
+			x.partial.Remove()
 		}
 		return files, err
 	}
@@ -153,7 +150,6 @@ func (x *exportTo) run() (*ExportedFiles, error) {
 			err = pause(x.ctx, wait, err)
 		}
 		if err != nil {
-			x.leave()
 			return nil, err
 		}
 	}
@@ -178,10 +174,13 @@ func (x *exportTo) again(err error) (bool, time.Duration) {
 }
 
 // fetch is one attempt to get what is missing.
-func (x *exportTo) fetch() (*ExportedFiles, error) {
-	parts, err := x.parts()
-	if err != nil {
-		return nil, err
+func (x *exportTo) fetch() (*partfile.Files, error) {
+	var parts []*partfile.Part
+	if !x.noRanges {
+		var err error
+		if parts, err = x.partial.Parts(x.Connections); err != nil {
+			return nil, err
+		}
 	}
 	if parts != nil {
 		files, err := x.fetchParts(parts)
@@ -191,14 +190,14 @@ func (x *exportTo) fetch() (*ExportedFiles, error) {
 		x.noRanges = true
 	}
 	sum := sha256.New()
-	have, err := x.resumable(sum)
+	have, err := x.partial.Resume(x.ctx, sum)
 	if err != nil {
 		return nil, err
 	}
 	if have > 0 && have == x.image.Size {
 		// An earlier call ended between the last byte and the renaming.
 		if hex.EncodeToString(sum.Sum(nil)) == x.image.Fingerprint {
-			return x.unified()
+			return x.partial.Publish(x.ctx)
 		}
 		sum, have = sha256.New(), 0
 	}
@@ -213,97 +212,35 @@ func (x *exportTo) fetch() (*ExportedFiles, error) {
 	}
 	defer func() { _ = export.Close() }()
 	x.resumed, x.oneShot = have > 0, export.Split()
-	if err := x.cut(have); err != nil {
-		return nil, err
-	}
-	if _, err := x.partial.Seek(have, io.SeekStart); err != nil {
+	if err := x.partial.Begin(have); err != nil {
 		return nil, err
 	}
 	if export.Split() {
 		return x.split(export)
 	}
-	if err := prealloc.Reserve(x.ctx, x.partial, have, export.Size()-have); err != nil {
+	if err := x.partial.Reserve(x.ctx, export.Size()-have); err != nil {
 		return nil, err
 	}
 	if _, err := export.WriteTo(x.partial); err != nil {
 		var corrupt *FingerprintError
 		if errors.As(err, &corrupt) && corrupt.Got != "" {
-			return nil, errors.Join(err, x.cut(0))
+			return nil, errors.Join(err, x.partial.Discard())
 		}
 		return nil, err
 	}
-	return x.unified()
-}
-
-// cut makes the partial file no longer than size.
-func (x *exportTo) cut(size int64) error { return cutFile(x.partial, size) }
-
-// cutFile makes a file no longer than size. One that is empty already is left
-// alone: ext4 writes a file that was ever truncated to nothing to the disk when
-// it is closed, which takes as long as the transfer.
-func cutFile(f *os.File, size int64) error {
-	info, err := f.Stat()
-	if err != nil || info.Size() <= size {
-		return err
-	}
-	return f.Truncate(size)
-}
-
-// unified publishes the file of a unified image.
-func (x *exportTo) unified() (*ExportedFiles, error) {
-	path, err := x.finish(x.partial, x.Name)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Rename(x.partial.Name(), path); err != nil {
-		return nil, err
-	}
-	return &ExportedFiles{Image: path}, nil
-}
-
-// leave is for the partial file of a call that failed: if it holds nothing to go
-// on from it is removed, and otherwise takes no more room than what it holds.
-func (x *exportTo) leave() {
-	info, err := x.partial.Stat()
-	switch {
-	case err != nil: // the error that ended the call matters more
-	case info.Size() == 0:
-		_ = os.Remove(x.partialPath())
-	default:
-		_ = x.partial.Truncate(info.Size()) // gives back what was reserved behind it
-	}
-}
-
-// resumable hashes what an earlier call left, and tells how much of it there
-// is. What is longer than the image is not part of it.
-func (x *exportTo) resumable(sum hash.Hash) (int64, error) {
-	info, err := x.partial.Stat()
-	if err != nil {
-		return 0, err
-	}
-	size := info.Size()
-	if size == 0 || x.image.Size <= 0 || size > x.image.Size {
-		return 0, x.cut(0)
-	}
-	x.meter.Phase(PhaseVerify, 0, size)
-	return size, hashFile(x.ctx, sum, x.partial, x.meter.Add)
+	return x.partial.Publish(x.ctx)
 }
 
 // split writes the two files of a split image.
-func (x *exportTo) split(export *Export) (files *ExportedFiles, err error) {
-	rootfs, err := lockfile.Open(x.ctx, x.rootfsPartialPath(), exportedMode)
-	if err != nil {
-		return nil, fmt.Errorf("open the partial file of the rootfs: %w", err)
-	}
+func (x *exportTo) split(export *Export) (files *partfile.Files, err error) {
 	defer func() {
-		_ = rootfs.Close()
 		if err != nil {
 			// There is nothing to go on from.
-			_ = os.Remove(x.rootfsPartialPath())
-			err = errors.Join(err, x.cut(0))
+			err = errors.Join(err, x.partial.Discard())
 		}
 	}()
-	if err := cutFile(rootfs, 0); err != nil {
+	rootfs, err := x.partial.Rootfs(x.ctx)
+	if err != nil {
 		return nil, err
 	}
 	n, err := export.WriteTo(x.partial)
@@ -316,208 +253,26 @@ func (x *exportTo) split(export *Export) (files *ExportedFiles, err error) {
 		}
 		return nil, err
 	}
-	if err := prealloc.Reserve(x.ctx, rootfs, 0, x.image.Size-n); err != nil {
+	if err := rootfs.Reserve(x.ctx, x.image.Size-n); err != nil {
 		return nil, err
 	}
 	if _, err := export.WriteTo(rootfs); err != nil {
 		return nil, err
 	}
-	return x.pair(rootfs)
-}
-
-// pair publishes the two files of a split image. Those of another image must
-// not be mixed with them: only one call at a time has the name, and no metadata
-// is there while the rootfs is replaced, so that if this ends early they are not
-// taken for a pair.
-func (x *exportTo) pair(rootfs *os.File) (*ExportedFiles, error) {
-	var files ExportedFiles
-	var err error
-	if files.Image, err = x.finish(x.partial, x.Name+".meta"); err != nil {
-		return nil, err
-	}
-	if files.Rootfs, err = x.finish(rootfs, x.Name); err != nil {
-		return nil, err
-	}
-	lock, err := lockfile.Open(x.ctx, filepath.Join(x.dir, x.Name+".lock.partial"), exportedMode)
-	if err != nil {
-		return nil, fmt.Errorf("lock the name %s: %w", x.Name, err)
-	}
-	defer func() {
-		_ = os.Remove(lock.Name())
-		_ = lock.Close()
-	}()
-	if err := os.Remove(files.Image); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	if err := os.Rename(rootfs.Name(), files.Rootfs); err != nil {
-		return nil, err
-	}
-	if err := os.Rename(x.partial.Name(), files.Image); err != nil {
-		return nil, errors.Join(err, os.Remove(files.Rootfs))
-	}
-	return &files, nil
-}
-
-// finish does for a whole file what comes before it gets its final name, and
-// gives that.
-func (x *exportTo) finish(f *os.File, name string) (string, error) {
-	ext, err := extension(f)
-	if err != nil {
-		return "", err
-	}
-	if x.Sync {
-		if err := f.Sync(); err != nil {
-			return "", err
-		}
-	}
-	return filepath.Join(x.dir, name+ext), nil
+	return x.partial.Publish(x.ctx)
 }
 
 // presentOr is for a folder in which no partial file can be opened: it may hold
 // the files, and if not, the error is err.
 func (x *exportTo) presentOr(err error) (*ExportedFiles, error) {
-	if x.ctx.Err() != nil || len(x.candidates(x.Name)) == 0 {
+	if x.ctx.Err() != nil || !x.files.MayBeThere() {
 		return nil, err
 	}
 	x.meter = meter(PhaseVerify, max(x.image.Size, -1), x.Progress)
 	defer x.meter.Stop()
-	files, perr := x.present()
+	files, ferr := x.files.Find(x.ctx)
 	if files != nil {
-		return files, nil
+		return exported(files), nil
 	}
-	return nil, errors.Join(err, perr)
-}
-
-// present finds the files of an earlier call and verifies them. Files of these
-// names with other content are not those of the image; they are replaced.
-func (x *exportTo) present() (*ExportedFiles, error) {
-	for _, path := range x.candidates(x.Name) {
-		same, err := x.holdsImage(path)
-		if err != nil {
-			return nil, err
-		}
-		if same {
-			return &ExportedFiles{Image: path}, nil
-		}
-	}
-	for _, metadata := range x.candidates(x.Name + ".meta") {
-		for _, rootfs := range x.candidates(x.Name) {
-			same, err := x.holdsImage(metadata, rootfs)
-			if err != nil {
-				return nil, err
-			}
-			if same {
-				return &ExportedFiles{Image: metadata, Rootfs: rootfs}, nil
-			}
-		}
-	}
-	return nil, nil
-}
-
-func (x *exportTo) candidates(name string) []string {
-	var found []string
-	for _, ext := range extensions() {
-		path := filepath.Join(x.dir, name+ext)
-		if info, err := os.Lstat(path); err == nil && info.Mode().IsRegular() {
-			found = append(found, path)
-		}
-	}
-	return found
-}
-
-// holdsImage says whether the files are the image. The length is looked at
-// first, as hashing takes long.
-func (x *exportTo) holdsImage(paths ...string) (bool, error) {
-	var size int64
-	for _, path := range paths {
-		info, err := os.Stat(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			return false, nil
-		}
-		if err != nil {
-			return false, err
-		}
-		size += info.Size()
-	}
-	if x.image.Size > 0 && size != x.image.Size {
-		return false, nil
-	}
-	x.meter.Phase(PhaseVerify, 0, size)
-	sum := sha256.New()
-	for _, path := range paths {
-		f, err := os.Open(path)
-		if err != nil {
-			return false, err
-		}
-		err = hashFile(x.ctx, sum, f, x.meter.Add)
-		_ = f.Close()
-		if err != nil {
-			return false, err
-		}
-	}
-	return hex.EncodeToString(sum.Sum(nil)) == x.image.Fingerprint, nil
-}
-
-// hashFile hashes a file from its beginning, obeying ctx.
-func hashFile(ctx context.Context, sum hash.Hash, f *os.File, count func(int)) error {
-	block := make([]byte, 256<<10)
-	var at int64
-	for {
-		if err := ctxerr.Of(ctx); err != nil {
-			return fmt.Errorf("hash %s: %w", f.Name(), err)
-		}
-		n, err := f.ReadAt(block, at)
-		sum.Write(block[:n])
-		count(n)
-		at += int64(n)
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
-
-// formats are the kinds of file that images consist of, told by how they begin.
-var formats = []struct {
-	ext    string
-	magic  string
-	offset int64
-}{
-	{".tar.gz", "\x1f\x8b", 0},
-	{".tar.xz", "\xfd7zXZ\x00", 0},
-	{".tar.zst", "\x28\xb5\x2f\xfd", 0},
-	{".tar.bz2", "BZh", 0},
-	{".tar.lzma", "\x5d\x00\x00", 0},
-	{".tar.lz4", "\x04\x22\x4d\x18", 0},
-	{".squashfs", "hsqs", 0},
-	{".qcow2", "QFI\xfb", 0},
-	{".tar", "ustar", 257},
-}
-
-// unknownFormat is the extension of what is none of the formats.
-const unknownFormat = ".img"
-
-func extensions() []string {
-	var list []string
-	for _, f := range formats {
-		list = append(list, f.ext)
-	}
-	return append(list, unknownFormat)
-}
-
-func extension(f *os.File) (string, error) {
-	head := make([]byte, 512)
-	n, err := f.ReadAt(head, 0)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return "", err
-	}
-	head = head[:n]
-	for _, format := range formats {
-		if int64(len(head)) > format.offset && bytes.HasPrefix(head[format.offset:], []byte(format.magic)) {
-			return format.ext, nil
-		}
-	}
-	return unknownFormat, nil
+	return nil, errors.Join(err, ferr)
 }

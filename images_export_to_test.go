@@ -16,7 +16,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
-	"github.com/golxd/lxd/internal/lockfile"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -330,44 +329,6 @@ func TestExportToReplacesFilesOfItsName(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, first, again)
 	requireExported(t, dir, again, metadata, rootfs)
-}
-
-// TestExportToMixesNoPair has another call in the middle of giving its files
-// the same names.
-func TestExportToMixesNoPair(t *testing.T) {
-	t.Parallel()
-	metadata, rootfs := lxdtest.SplitImage("mixed", 64<<10)
-	x := newExportTest(t, 0, metadata, rootfs)
-	dir := t.TempDir()
-	options := &lxd.ExportToOptions{Name: "web"}
-	other, err := lockfile.Open(t.Context(), filepath.Join(dir, "web.lock.partial"), 0o600)
-	require.NoError(t, err)
-	defer other.Close()
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "web.tar.gz"), []byte("of the other"), 0o600))
-	before := filesIn(t, dir)
-
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error)
-	go func() {
-		_, err := x.image.ExportTo(ctx, dir, options)
-		ended <- err
-	}()
-	require.Eventually(t, func() bool {
-		if _, err := os.Stat(filepath.Join(dir, "web.meta.tar.gz")); err == nil {
-			return true
-		}
-		info, err := os.Stat(rootfsPartialPath(dir, x.image))
-		return err == nil && info.Size() == int64(len(rootfs))
-	}, exportWait, exportTick)
-	cancel()
-	require.ErrorIs(t, <-ended, context.Canceled)
-	require.Equal(t, before, filesIn(t, dir))
-
-	require.NoError(t, os.Remove(other.Name()))
-	require.NoError(t, other.Close())
-	files, err := x.image.ExportTo(t.Context(), dir, options)
-	require.NoError(t, err)
-	requireExported(t, dir, files, metadata, rootfs)
 }
 
 // TestExportToOfSplitImageThatCannotBePublished has a folder, with something in

@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
-	"github.com/golxd/lxd/internal/lockfile"
+	"github.com/golxd/lxd/internal/partfile"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -61,7 +61,7 @@ func TestExportToTellsOfItsContext(t *testing.T) {
 			return nil
 		},
 		"waiting for another call": func(t *testing.T, dir string, cancel func()) func(lxd.Progress) {
-			other, err := lockfile.Open(t.Context(), partialPath(dir, x.image), 0o600)
+			other, err := (&partfile.Image{Dir: dir, Fingerprint: x.image.Fingerprint}).Open(t.Context())
 			require.NoError(t, err)
 			t.Cleanup(func() { _ = other.Close() })
 			time.AfterFunc(exportTick, cancel)

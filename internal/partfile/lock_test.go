@@ -1,4 +1,4 @@
-package lockfile
+package partfile
 
 import (
 	"context"
@@ -11,19 +11,19 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestOneAtATime(t *testing.T) {
+func TestLockOneAtATime(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
-	first, err := Open(t.Context(), path, 0o600)
+	first, err := lock(t.Context(), path, 0o600)
 	require.NoError(t, err)
 
 	ctx, cancel := context.WithTimeout(t.Context(), 2*poll)
 	defer cancel()
-	_, err = Open(ctx, path, 0o600)
+	_, err = lock(ctx, path, 0o600)
 	require.ErrorIs(t, err, context.DeadlineExceeded, "somebody has it")
 
 	opened := make(chan *os.File)
 	go func() {
-		second, err := Open(context.Background(), path, 0o600)
+		second, err := lock(context.Background(), path, 0o600)
 		if err != nil {
 			close(opened)
 			return
@@ -49,33 +49,33 @@ func TestOneAtATime(t *testing.T) {
 	require.Equal(t, "whole", string(kept))
 }
 
-func TestNoFolder(t *testing.T) {
-	_, err := Open(t.Context(), filepath.Join(t.TempDir(), "none", "file"), 0o600)
+func TestLockInMissingDirectory(t *testing.T) {
+	_, err := lock(t.Context(), filepath.Join(t.TempDir(), "none", "file"), 0o600)
 	require.ErrorIs(t, err, os.ErrNotExist)
 }
 
-func TestEndedContext(t *testing.T) {
+func TestLockEndedContext(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	shutdown := errors.New("shutdown")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(shutdown)
-	_, err := Open(ctx, path, 0o600)
+	_, err := lock(ctx, path, 0o600)
 	require.ErrorIs(t, err, context.Canceled)
 	require.ErrorIs(t, err, shutdown)
 	require.NoFileExists(t, path)
 
-	first, err := Open(t.Context(), path, 0o600)
+	first, err := lock(t.Context(), path, 0o600)
 	require.NoError(t, err)
 	defer first.Close()
 	ctx, stop := context.WithTimeoutCause(t.Context(), 2*poll, shutdown)
 	defer stop()
-	_, err = Open(ctx, path, 0o600)
+	_, err = lock(ctx, path, 0o600)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.ErrorIs(t, err, shutdown)
 }
 
-func TestRefusesFolder(t *testing.T) {
+func TestLockRefusesDirectory(t *testing.T) {
 	dir := t.TempDir()
-	_, err := Open(t.Context(), dir, 0o600)
+	_, err := lock(t.Context(), dir, 0o600)
 	require.EqualError(t, err, dir+" is a directory: remove it")
 }

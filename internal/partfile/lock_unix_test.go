@@ -1,6 +1,6 @@
 //go:build unix && !solaris && !aix
 
-package lockfile
+package partfile
 
 import (
 	"os"
@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestRefusesWhatIsNotRegular(t *testing.T) {
+func TestLockRefusesWhatIsNotRegular(t *testing.T) {
 	const link = "a symbolic link, which is not followed"
 	for name, c := range map[string]struct {
 		create func(path, target string) error
@@ -33,7 +33,7 @@ func TestRefusesWhatIsNotRegular(t *testing.T) {
 			require.NoError(t, c.create(path, target))
 			before, err := os.ReadDir(dir)
 			require.NoError(t, err)
-			_, err = Open(t.Context(), path, 0o600)
+			_, err = lock(t.Context(), path, 0o600)
 			require.EqualError(t, err, path+" is "+c.kind+": remove it")
 			after, err := os.ReadDir(dir)
 			require.NoError(t, err)
@@ -42,16 +42,16 @@ func TestRefusesWhatIsNotRegular(t *testing.T) {
 	}
 }
 
-// TestLinkThatComesLate is there after Open has looked.
+// TestLinkThatComesLate is there after lock has looked.
 func TestLinkThatComesLate(t *testing.T) {
 	dir := t.TempDir()
 	path, target := filepath.Join(dir, "file"), filepath.Join(dir, "target")
-	f, err := Open(t.Context(), target, 0o600)
+	f, err := lock(t.Context(), target, 0o600)
 	require.NoError(t, err)
 	defer f.Close()
 	require.NoError(t, os.Symlink(target, path))
 	require.False(t, same(f, path))
 	require.NoError(t, f.Close())
-	_, err = open(path, 0o600)
+	_, err = openLocked(path, 0o600)
 	require.Error(t, err)
 }

@@ -1,4 +1,4 @@
-package prealloc
+package partfile
 
 import (
 	"context"
@@ -31,8 +31,8 @@ func TestReserve(t *testing.T) {
 	f := create(t)
 	_, err := f.WriteString("some bytes")
 	require.NoError(t, err)
-	const n = step + 1<<20
-	require.NoError(t, Reserve(t.Context(), f, 10, n))
+	const n = reserveStep + 1<<20
+	require.NoError(t, reserve(t.Context(), f, 10, n))
 	if room := roomOf(t, f); room < n {
 		// Right only where the file system cannot do it.
 		require.ErrorIs(t, syscall.Fallocate(int(f.Fd()), keepSize, 10, n), syscall.EOPNOTSUPP, "%d bytes were reserved", room)
@@ -54,7 +54,7 @@ func TestReserveObeysContext(t *testing.T) {
 	f := create(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	require.ErrorIs(t, Reserve(ctx, f, 0, 4<<20), context.Canceled)
+	require.ErrorIs(t, reserve(ctx, f, 0, 4<<20), context.Canceled)
 	require.Zero(t, roomOf(t, f))
 }
 
@@ -64,10 +64,10 @@ func TestReserveWhereItIsNotKnown(t *testing.T) {
 	t.Parallel()
 	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
 	require.NoError(t, err)
-	require.NoError(t, Reserve(t.Context(), null, 0, 100))
-	require.NoError(t, Reserve(t.Context(), null, 0, 0))
-	require.NoError(t, Reserve(t.Context(), null, 0, -1), "of unknown size")
-	require.NoError(t, Reserve(t.Context(), null, 0, 1<<62), "it is not asked for again and again")
+	require.NoError(t, reserve(t.Context(), null, 0, 100))
+	require.NoError(t, reserve(t.Context(), null, 0, 0))
+	require.NoError(t, reserve(t.Context(), null, 0, -1), "of unknown size")
+	require.NoError(t, reserve(t.Context(), null, 0, 1<<62), "it is not asked for again and again")
 	require.NoError(t, null.Close())
-	require.NoError(t, Reserve(t.Context(), null, 0, 100))
+	require.NoError(t, reserve(t.Context(), null, 0, 100))
 }

@@ -1,6 +1,4 @@
-// Package lockfile opens a file for one process, and one goroutine of it, at a
-// time. The lock ends with the process, however it ends.
-package lockfile
+package partfile
 
 import (
 	"context"
@@ -20,10 +18,11 @@ var errLocked = errors.New("file is locked")
 // cannot be ended by a context.
 const poll = 50 * time.Millisecond
 
-// Open opens or creates the file at path for reading and writing and waits
-// until nobody else has it. It refuses what is not a regular file, and follows
-// no symbolic link.
-func Open(ctx context.Context, path string, perm fs.FileMode) (*os.File, error) {
+// lock opens or creates the file at path for reading and writing and waits
+// until no other process, and no other goroutine of this one, has it. The lock
+// ends with the process, however that ends. It refuses what is not a regular
+// file, and follows no symbolic link.
+func lock(ctx context.Context, path string, perm fs.FileMode) (*os.File, error) {
 	for {
 		if err := ctxerr.Of(ctx); err != nil {
 			return nil, err
@@ -31,7 +30,7 @@ func Open(ctx context.Context, path string, perm fs.FileMode) (*os.File, error) 
 		if err := refuse(path); err != nil {
 			return nil, err
 		}
-		f, err := open(path, perm)
+		f, err := openLocked(path, perm)
 		if err == nil {
 			// Whoever had it may have renamed or removed it meanwhile.
 			if same(f, path) {
@@ -52,11 +51,11 @@ func Open(ctx context.Context, path string, perm fs.FileMode) (*os.File, error) 
 	}
 }
 
-// refuse gives an error if something is at path that is not a regular file.
+// refuse returns an error if something is at path that is not a regular file.
 func refuse(path string) error {
 	info, err := os.Lstat(path)
 	if err != nil || info.Mode().IsRegular() {
-		return nil // open says what is wrong, if anything is
+		return nil // openLocked says what is wrong, if anything is
 	}
 	kind := "not a regular file"
 	switch {

@@ -1,4 +1,4 @@
-package lockfile
+package partfile
 
 import (
 	"errors"
@@ -10,8 +10,8 @@ import (
 // errSharingViolation is ERROR_SHARING_VIOLATION.
 const errSharingViolation = syscall.Errno(32)
 
-// open asks for the file without sharing it, but for renaming and removing.
-func open(path string, _ fs.FileMode) (*os.File, error) {
+// openLocked asks for the file without sharing it, but for renaming and removing.
+func openLocked(path string, _ fs.FileMode) (*os.File, error) {
 	name, err := syscall.UTF16PtrFromString(path)
 	if err != nil {
 		return nil, err

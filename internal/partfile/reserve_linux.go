@@ -1,4 +1,4 @@
-package prealloc
+package partfile
 
 import (
 	"errors"
@@ -9,8 +9,8 @@ import (
 // keepSize is FALLOC_FL_KEEP_SIZE of linux/falloc.h.
 const keepSize = 1
 
-// reserve gives errors.ErrUnsupported where nothing can be told of the room.
-func reserve(f *os.File, offset, n int64) error {
+// allocate returns errors.ErrUnsupported where nothing can be told of the room.
+func allocate(f *os.File, offset, n int64) error {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return errors.ErrUnsupported

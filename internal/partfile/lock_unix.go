@@ -1,6 +1,6 @@
 //go:build unix && !solaris && !aix
 
-package lockfile
+package partfile
 
 import (
 	"errors"
@@ -10,7 +10,7 @@ import (
 	"syscall"
 )
 
-func open(path string, perm fs.FileMode) (*os.File, error) {
+func openLocked(path string, perm fs.FileMode) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, perm)
 	if err != nil {
 		return nil, err

@@ -1,0 +1,216 @@
+package partfile
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// imageOf is an image of this content, in a directory of its own.
+func imageOf(t *testing.T, name string, content ...[]byte) *Image {
+	t.Helper()
+	all := bytes.Join(content, nil)
+	sum := sha256.Sum256(all)
+	return &Image{
+		Dir: t.TempDir(), Name: name, Fingerprint: hex.EncodeToString(sum[:]), Size: int64(len(all)),
+		Verifying: func(int64) func(int) { return func(int) {} },
+	}
+}
+
+func (i *Image) partialPath() string { return filepath.Join(i.Dir, i.Fingerprint+".partial") }
+
+func open(t *testing.T, image *Image) *File {
+	t.Helper()
+	f, err := image.Open(t.Context())
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = f.Close() })
+	return f
+}
+
+// namesIn are the names in a directory, in their order.
+func namesIn(t *testing.T, dir string) []string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	names := []string{}
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+func write(t *testing.T, f *File, data []byte) {
+	t.Helper()
+	_, err := f.Write(data)
+	require.NoError(t, err)
+}
+
+func TestUnified(t *testing.T) {
+	t.Parallel()
+	data := []byte("\x1f\x8b and more")
+	image := imageOf(t, "web", data)
+	found, err := image.Find(t.Context())
+	require.NoError(t, err)
+	require.Nil(t, found)
+	require.False(t, image.MayBeThere())
+
+	f := open(t, image)
+	require.NoError(t, f.Begin(0))
+	require.NoError(t, f.Reserve(t.Context(), image.Size))
+	write(t, f, data[:5])
+	require.NoError(t, f.Close())
+	require.Equal(t, []string{filepath.Base(image.partialPath())}, namesIn(t, image.Dir))
+
+	f = open(t, image)
+	sum := sha256.New()
+	have, err := f.Resume(t.Context(), sum)
+	require.NoError(t, err)
+	require.EqualValues(t, 5, have)
+	require.NoError(t, f.Begin(have))
+	write(t, f, data[5:])
+	sum.Write(data[5:])
+	require.Equal(t, image.Fingerprint, hex.EncodeToString(sum.Sum(nil)))
+	files, err := f.Publish(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
+	require.Equal(t, &Files{Image: filepath.Join(image.Dir, "web.tar.gz")}, files)
+	require.Equal(t, []string{"web.tar.gz"}, namesIn(t, image.Dir))
+	require.True(t, image.MayBeThere())
+	found, err = image.Find(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, files, found)
+
+	require.NoError(t, os.WriteFile(files.Image, append(data[:len(data)-1:len(data)-1], 'X'), 0o600))
+	found, err = image.Find(t.Context())
+	require.NoError(t, err)
+	require.Nil(t, found, "it has other content")
+}
+
+// TestResumeEmptiesWhatIsLonger has more in the file than the image.
+func TestResumeEmptiesWhatIsLonger(t *testing.T) {
+	t.Parallel()
+	image := imageOf(t, "web", []byte("0123456789"))
+	require.NoError(t, os.WriteFile(image.partialPath(), []byte("0123456789 and more"), 0o600))
+	f := open(t, image)
+	have, err := f.Resume(t.Context(), sha256.New())
+	require.NoError(t, err)
+	require.Zero(t, have)
+	require.NoError(t, f.Close())
+	require.Empty(t, namesIn(t, image.Dir), "an empty file is of no use")
+}
+
+func TestParts(t *testing.T) {
+	t.Parallel()
+	data := bytes.Repeat([]byte("0123456789abcdef"), 4<<20/16)
+	image := imageOf(t, "web", data)
+	f := open(t, image)
+	parts, err := f.Parts(1)
+	require.NoError(t, err)
+	require.Nil(t, parts)
+	parts, err = f.Parts(3)
+	require.NoError(t, err)
+	require.Len(t, parts, 4, "what is there, and three of what is missing")
+	_, err = parts[2].Write(data[parts[2].From : parts[2].From+100])
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
+
+	f = open(t, image)
+	parts, err = f.Parts(1)
+	require.NoError(t, err)
+	require.Len(t, parts, 4, "they are in the file")
+	require.Equal(t, parts[2].From+100, parts[2].Next)
+	for _, p := range parts {
+		_, err := p.Write(data[p.Next:p.To])
+		require.NoError(t, err)
+	}
+	got, err := f.Hash(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, image.Fingerprint, got)
+	_, err = f.Publish(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
+	require.Equal(t, []string{"web.img"}, namesIn(t, image.Dir))
+}
+
+// splitIn begins the two files of a split image.
+func splitIn(t *testing.T, image *Image, metadata, rootfs []byte) *File {
+	t.Helper()
+	f := open(t, image)
+	require.NoError(t, f.Begin(0))
+	second, err := f.Rootfs(t.Context())
+	require.NoError(t, err)
+	write(t, f, metadata)
+	write(t, second, rootfs)
+	return f
+}
+
+func TestSplit(t *testing.T) {
+	t.Parallel()
+	metadata, rootfs := []byte("\xfd7zXZ\x00 metadata"), []byte("hsqs rootfs")
+	image := imageOf(t, "web", metadata, rootfs)
+	f := splitIn(t, image, metadata, rootfs)
+	require.NoError(t, f.Close())
+	require.Empty(t, namesIn(t, image.Dir), "there is nothing to go on from")
+
+	f = splitIn(t, image, metadata, rootfs)
+	require.NoError(t, f.Discard())
+	require.Len(t, namesIn(t, image.Dir), 1)
+	require.NoError(t, f.Close())
+	require.Empty(t, namesIn(t, image.Dir))
+
+	f = splitIn(t, image, metadata, rootfs)
+	files, err := f.Publish(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
+	require.Equal(t, []string{"web.meta.tar.xz", "web.squashfs"}, namesIn(t, image.Dir))
+	found, err := image.Find(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, files, found)
+}
+
+// TestPublishMixesNoPair has another process in the middle of giving its files
+// the same names.
+func TestPublishMixesNoPair(t *testing.T) {
+	t.Parallel()
+	metadata, rootfs := []byte("\x1f\x8b metadata"), []byte("\x1f\x8b rootfs")
+	image := imageOf(t, "web", metadata, rootfs)
+	other, err := lock(t.Context(), filepath.Join(image.Dir, "web.lock.partial"), 0o600)
+	require.NoError(t, err)
+	defer other.Close()
+	require.NoError(t, os.WriteFile(filepath.Join(image.Dir, "web.tar.gz"), []byte("of the other"), 0o600))
+
+	f := splitIn(t, image, metadata, rootfs)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*poll)
+	defer cancel()
+	_, err = f.Publish(ctx)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.NoError(t, f.Close())
+	require.Equal(t, []string{"web.lock.partial", "web.tar.gz"}, namesIn(t, image.Dir))
+	kept, err := os.ReadFile(filepath.Join(image.Dir, "web.tar.gz"))
+	require.NoError(t, err)
+	require.Equal(t, "of the other", string(kept))
+
+	f = splitIn(t, image, metadata, rootfs)
+	published := make(chan error)
+	go func() {
+		_, err := f.Publish(context.Background())
+		published <- err
+	}()
+	require.NoError(t, os.Remove(other.Name()))
+	require.NoError(t, other.Close())
+	select {
+	case err := <-published:
+		require.NoError(t, err)
+	case <-time.After(10 * time.Second):
+		t.Fatal("the lock was not passed on")
+	}
+	require.NoError(t, f.Close())
+	require.Equal(t, []string{"web.meta.tar.gz", "web.tar.gz"}, namesIn(t, image.Dir))
+}
