@@ -85,7 +85,8 @@ type CreateOptions struct {
 	// Filename is what the image's file is called. Default: the base name if
 	// the reader (of a split image: Rootfs) is an *os.File, else none.
 	Filename string
-	// Properties are put over those in the image's own metadata.
+	// Properties are put over those in the image's own metadata, when the server
+	// has the content and before the image gets its aliases.
 	Properties map[string]string
 	// Profiles are what instances of the image get. Default: "default".
 	Profiles []string
@@ -112,7 +113,9 @@ type CreateOptions struct {
 	IfExists IfExists
 
 	// Wait returns when the image is there with all its attributes. Default:
-	// when the server has received the content; Image.Wait does the rest.
+	// when the server has received the content; Image.Wait does the rest, which
+	// without it is not done: Properties, ExpiresAt, Aliases and, on LXD,
+	// Profiles.
 	Wait bool
 
 	// Progress is told of the phases hash (with Dedupe), send and server.
@@ -314,6 +317,9 @@ type upload struct {
 	meter       *progress.Meter
 
 	body *content.Body // the last sending
+	sent int           // how often it was opened
+	// When the first sending began, and when the server accepted the last.
+	began, accepted time.Time
 }
 
 func (u *upload) run(ctx context.Context, wait bool) (*Image, error) {
@@ -348,6 +354,9 @@ func (u *upload) run(ctx context.Context, wait bool) (*Image, error) {
 			if u.body != nil {
 				u.body.Discard()
 			}
+			if u.sent++; u.sent == 1 {
+				u.began = time.Now()
+			}
 			u.body = b
 			u.meter.Phase(PhaseSend, 0, u.content.Size())
 		},
@@ -362,6 +371,7 @@ func (u *upload) run(ctx context.Context, wait bool) (*Image, error) {
 		}
 		return nil, err
 	}
+	u.accepted = time.Now()
 	image := u.want.image(c, u.fingerprint)
 	image.Size = max(u.content.SourceSize(), 0)
 	if hash {
@@ -411,7 +421,11 @@ func (w *wanted) supported(server *Server) error {
 	return nil
 }
 
-// headers are what an upload says of the image beside its content.
+// headers are what an upload says of the image beside its content. The
+// properties are never among them: where the image's metadata has none, they end
+// the whole daemon (LXD 4.0 to 6.9, Incus 0.1 to 7.3). The names are not either,
+// although Incus takes them: nobody must find the image by a name before it has
+// its properties.
 func (w *wanted) headers(server *Server, fingerprint string) http.Header {
 	h := http.Header{}
 	prefix := server.headers()
@@ -425,19 +439,7 @@ func (w *wanted) headers(server *Server, fingerprint string) http.Header {
 	}
 	set("filename", w.filename)
 	set("fingerprint", fingerprint)
-	properties := url.Values{}
-	for name, value := range w.properties {
-		properties.Set(name, value)
-	}
-	set("properties", properties.Encode())
 	set("profiles", url.Values{"profile": w.profiles}.Encode())
-	if server.Has("image_import_alias") && !w.reuse {
-		names := url.Values{}
-		for _, a := range w.aliases {
-			names.Add("alias", a.Name)
-		}
-		set("aliases", names.Encode())
-	}
 	return h
 }
 
@@ -500,6 +502,9 @@ func (u *upload) finish(ctx context.Context, image *Image) error {
 func (u *upload) failed(ctx context.Context, image *Image, told string, failure error) error {
 	if told != "" && !errors.Is(failure, ErrCancelled) {
 		existing, err := u.images.Get(ctx, told)
+		if err == nil && u.made(existing, image.op) {
+			return u.want.complete(ctx, image, told)
+		}
 		if err == nil {
 			existing, err = u.existing(ctx, existing)
 			if err != nil {
@@ -519,6 +524,12 @@ func (u *upload) failed(ctx context.Context, image *Image, told string, failure 
 	return failure
 }
 
+// made says whether an earlier sending, whose response was lost, has made the
+// image that op found there. The server's clock decides, which op tells.
+func (u *upload) made(existing *Image, op *Operation) bool {
+	return u.sent > 1 && !existing.UploadedAt.Before(op.Status().CreatedAt.Add(-u.accepted.Sub(u.began)))
+}
+
 func (u *upload) sentFingerprint(ctx context.Context) (string, error) {
 	if u.hash {
 		return u.body.Fingerprint(ctx)
@@ -526,17 +537,26 @@ func (u *upload) sentFingerprint(ctx context.Context) (string, error) {
 	return u.content.HashAhead(ctx, nil)
 }
 
-// complete reads a new image and gives it the attributes that the server did
-// not take with the upload or import: LXD ignores profiles and aliases there,
-// and no upload carries an expiry.
+// complete reads a new image and gives it the attributes that it did not get
+// with the upload or import: no upload carries properties, expiry or aliases, and
+// LXD ignores its profiles. The aliases come last, when all else is right.
 func (w *wanted) complete(ctx context.Context, image *Image, fingerprint string) error {
 	c := image.client
 	now, etag, err := c.Images.get(ctx, fingerprint, nil)
 	if err != nil {
 		return err
 	}
-	if to, differs := w.over(now.state()); differs {
-		if err := c.putImage(ctx, fingerprint, to, now.state(), etag); err != nil {
+	to, differs := w.over(now.state())
+	for try := 0; differs; try++ {
+		err := c.putImage(ctx, fingerprint, to, now.state(), etag)
+		lost := maybeSeen(err) && try < c.t.retries
+		switch {
+		case lost:
+			// The image tells whether the change was made.
+			if err := pause(ctx, backoff(try), err); err != nil {
+				return err
+			}
+		case err != nil:
 			var refused *Error
 			if errors.As(err, &refused) && refused.StatusCode < http.StatusInternalServerError && !errors.Is(err, ErrConflict) && !errors.Is(err, ErrUnavailable) && now.isNewOf(image.op) {
 				// An image without what was asked for is not left behind.
@@ -544,9 +564,13 @@ func (w *wanted) complete(ctx context.Context, image *Image, fingerprint string)
 			}
 			return err
 		}
-		if now, err = c.Images.Get(ctx, fingerprint); err != nil {
+		if now, etag, err = c.Images.get(ctx, fingerprint, nil); err != nil {
 			return err
 		}
+		if !lost {
+			break
+		}
+		to, differs = w.over(now.state())
 	}
 	err = now.assign(ctx, w.aliases, w.reuse)
 	image.replace(now)

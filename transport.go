@@ -496,6 +496,13 @@ func neverSent(err error) bool {
 	return errors.As(err, &dial)
 }
 
+// maybeSeen says whether a connection broke in such a way that the server may
+// have done what the request asked for.
+func maybeSeen(err error) bool {
+	var broken *ConnectionError
+	return errors.As(err, &broken) && passing(broken.Err) && !neverSent(broken.Err)
+}
+
 // dialError marks the errors of making a connection.
 type dialError struct{ err error }
 
