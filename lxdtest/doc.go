@@ -19,8 +19,9 @@
 // They differ in headers, in extensions, in what they refuse, and in how a
 // failed wait looks. Where a daemon does something odd, so does its dialect:
 // LXD50 ignores the profiles of an upload, Incus60 does not see the X-LXD-*
-// headers, and an upload with properties for a token that has none ends both
-// (Crashed tells, Restart brings them back).
+// headers, and an upload with properties for a token that has none ends both.
+// An upload with a properties header whose metadata.yaml has no properties ends
+// every dialect. Crashed tells, Restart brings the server back.
 //
 // # A service under test
 //

@@ -1,9 +1,13 @@
 package lxdtest
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
 	"net/http"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -76,6 +80,56 @@ func TestPushCopies(t *testing.T) {
 			gone.wait(gone.do("DELETE", "/1.0/images/"+fingerprint, nil))
 		}
 	})
+}
+
+// TestPropertiesOfABareImageEndTheDaemon has an upload name properties although
+// the metadata.yaml has none. Other ways to set them do no harm.
+func TestPropertiesOfABareImageEndTheDaemon(t *testing.T) {
+	for d := range dialects {
+		s := newTestServer(t, &Options{Dialect: Dialect(d)})
+		kept := add(t, s, "kept", nil)
+		c := newClient(t, s)
+		header := Dialect(d).traits().uploadHeader + "properties"
+		file := bareImage(t, "architecture: x86_64\ncreation_date: 1704067200\n")
+		c.upload(bareImage(t, "architecture: x86_64\ncreation_date: 1704067201\nproperties: {}\n"), header, "a=b")
+		c.upload(UnifiedImage("has", 0), header, "a=b")
+		c.upload(append([]byte("\xfd7zXZ\x00"), make([]byte, 600)...), header, "a=b")
+		c.upload(file)
+		_, err := s.AddImage(bareImage(t, "architecture: x86_64\ncreation_date: 1704067202\n"), &AddOptions{Properties: map[string]string{"a": "b"}})
+		require.NoError(t, err)
+		require.Equal(t, 200, c.do("PATCH", "/1.0/images/"+Fingerprint(file), map[string]any{"properties": map[string]string{"a": "b"}}).HTTP)
+		require.Nil(t, s.Crashed())
+
+		c.wait(c.do("DELETE", "/1.0/images/"+Fingerprint(file), nil))
+		post, err := http.NewRequestWithContext(t.Context(), "POST", "http://lxd/1.0/images", bytes.NewReader(file))
+		require.NoError(t, err)
+		post.Header.Set(header, "a=b")
+		if res, err := c.http.Do(post); err == nil {
+			// The daemons may answer before they come to it.
+			_ = res.Body.Close()
+		}
+		require.Eventually(t, func() bool { return s.Crashed() != nil }, 10*time.Second, time.Millisecond)
+		require.ErrorContains(t, s.Crashed(), "nil map")
+		get, err := http.NewRequestWithContext(t.Context(), "GET", "http://lxd/1.0", nil)
+		require.NoError(t, err)
+		_, err = c.http.Do(get)
+		require.Error(t, err)
+		s.Restart()
+		require.Nil(t, s.Crashed())
+		require.Equal(t, 200, c.do("GET", "/1.0/images/"+kept, nil).HTTP)
+		require.Equal(t, 404, c.do("GET", "/1.0/images/"+Fingerprint(file), nil).HTTP)
+	}
+}
+
+// bareImage is a unified image with this metadata.yaml.
+func bareImage(t *testing.T, metadata string) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	out := tar.NewWriter(&buf)
+	require.NoError(t, addFile(out, "metadata.yaml", strings.NewReader(metadata), int64(len(metadata))))
+	require.NoError(t, addFile(out, "rootfs/x", strings.NewReader(""), 0))
+	require.NoError(t, out.Close())
+	return buf.Bytes()
 }
 
 func TestNullPropertiesEndTheDaemon(t *testing.T) {

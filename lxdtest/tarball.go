@@ -22,6 +22,7 @@ type contents struct {
 	created      time.Time
 	expires      time.Time
 	properties   map[string]string
+	bare         bool   // metadata.yaml is known to have no properties at all
 	suffix       string // of file names: ".tar.gz"
 }
 
@@ -83,7 +84,7 @@ func readHead(path string) ([]byte, error) {
 // readContents reads the metadata of an image out of its tarball. It stops as
 // soon as it has seen the metadata and the root. A format that the standard
 // library cannot unpack, such as xz, passes by its first bytes: the image then
-// is a container for x86_64.
+// is a container for x86_64, and is taken to have properties.
 func readContents(path string, now time.Time) (*contents, error) {
 	file, err := os.Open(path)
 	if err != nil {
@@ -164,7 +165,8 @@ func (c *contents) parse(data []byte) error {
 	if fields.ExpiryDate > 0 {
 		c.expires = time.Unix(fields.ExpiryDate, 0).UTC()
 	}
-	if fields.Properties != nil {
+	c.bare = fields.Properties == nil
+	if !c.bare {
 		c.properties = fields.Properties
 	}
 	return nil

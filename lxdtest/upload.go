@@ -182,6 +182,7 @@ type wish struct {
 	filename    string
 	fingerprint string // what it must be, "" for anything
 	properties  map[string]string
+	byHeader    bool     // the properties come in an upload's header
 	profiles    []string // nil for the default profile
 	aliases     []imageAliasJSON
 	expires     jsonTime
@@ -206,6 +207,7 @@ func (s *Server) headerWish(r *http.Request) (wish, error) {
 		for key := range values {
 			asked.properties[key] = values.Get(key)
 		}
+		asked.byHeader = len(values) > 0
 	}
 	if text := header("profiles"); text != "" && !s.traits.dropsProfiles {
 		values, err := url.ParseQuery(text)
@@ -310,6 +312,10 @@ func (s *Server) store(r *http.Request, op *operation, u *upload, asked wish) (e
 	found, err := readContents(u.metadata, s.now())
 	if err != nil {
 		return err
+	}
+	if asked.byHeader && found.bare && asked.replace == nil {
+		s.crashWith("assignment to entry in nil map: an upload with properties of an image whose metadata.yaml has none")
+		return errDropped
 	}
 	img := &image{
 		key:          imageKey{asked.project, u.fingerprint},
