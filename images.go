@@ -67,7 +67,7 @@ type Image struct {
 	op      *Operation
 	settled bool                                // op has ended, and all that Wait does is done
 	finish  func(context.Context, *Image) error // what Wait still has to do
-	abandon func(context.Context)               // what to end where the outcome was not seen
+	abandon func(context.Context)               // what to end where nobody waits for the outcome
 }
 
 // UpdateSource is where an image is updated from.
@@ -458,8 +458,8 @@ func (i *Image) Wait(ctx context.Context) error {
 	err := i.op.Wait(ctx)
 	var failed *OperationError
 	if err != nil && !errors.As(err, &failed) {
-		if i.abandon != nil {
-			i.abandon(ctx)
+		if errors.Is(err, ErrOutcomeUnknown) {
+			i.giveUp(ctx)
 		}
 		return err
 	}
@@ -471,8 +471,16 @@ func (i *Image) Wait(ctx context.Context) error {
 	return err
 }
 
-// begin makes an operation the image's own.
-func (i *Image) begin(op *Operation) {
+// giveUp ends what the image's operation needs only while it runs: a token.
+func (i *Image) giveUp(ctx context.Context) {
+	if i.abandon != nil {
+		i.abandon(ctx)
+	}
+}
+
+// begin makes an operation the image's own, in place of an earlier one.
+func (i *Image) begin(ctx context.Context, op *Operation) {
+	i.giveUp(ctx)
 	i.op, i.settled, i.finish, i.abandon = op, false, nil, nil
 }
 
@@ -568,7 +576,7 @@ func (i *Image) Delete(ctx context.Context, opts *DeleteOptions) error {
 	if err != nil {
 		return err
 	}
-	i.begin(op)
+	i.begin(ctx, op)
 	if opts == nil || !opts.Wait {
 		return nil
 	}
@@ -610,7 +618,7 @@ func (i *Image) Refresh(ctx context.Context, opts *RefreshOptions) error {
 	if err != nil {
 		return err
 	}
-	i.begin(op)
+	i.begin(ctx, op)
 	if opts == nil || !opts.Wait {
 		return nil
 	}

@@ -62,7 +62,9 @@ type CopyOptions struct {
 
 	// Wait returns when the copy is there. Default: when the target has
 	// accepted the work (of a relay: has the content). Image.Wait must then be
-	// called: it takes the next way if one fails, and ends the tokens.
+	// called: it takes the next way if one fails, and ends the tokens, once the
+	// operation has ended. A Wait that ctx ends does neither; the next does.
+	// Without any, a token that is not used stays on its server.
 	Wait bool
 
 	// Progress is told of the phases send (of a relay) and server, until Copy
@@ -273,10 +275,13 @@ func (j *copying) wait(ctx context.Context, image *Image) error {
 	stop := image.op.watch(ctx, j.meter)
 	err := image.Wait(ctx)
 	stop()
-	if err == nil {
-		j.meter.Phase(PhaseServer, image.Size, image.Size)
+	if err != nil {
+		// Nobody can wait for it any more.
+		image.giveUp(ctx)
+		return err
 	}
-	return err
+	j.meter.Phase(PhaseServer, image.Size, image.Size)
+	return nil
 }
 
 func (j *copying) begin(ctx context.Context, mode CopyMode) (*Image, error) {
@@ -378,6 +383,9 @@ func (j *copying) pullFrom(ctx context.Context, addresses []string, from, to *Se
 		next, nerr := j.pullFrom(ctx, addresses[1:], from, to)
 		if nerr == nil {
 			nerr = next.Wait(ctx)
+			if nerr != nil {
+				next.giveUp(ctx)
+			}
 		}
 		if nerr != nil {
 			return errors.Join(fmt.Errorf("from %s: %w", addresses[0], err), nerr)
@@ -436,7 +444,7 @@ func (j *copying) push(ctx context.Context) (*Image, error) {
 		Aliases: []wire.Alias{}, Properties: j.want.properties, Public: j.want.public, ExpiresAt: j.want.expiresAt,
 	}
 	c := j.target
-	secret, err := c.startToken(ctx, &request{method: http.MethodPost, path: path("images"), query: c.query(), json: post})
+	secret, err := c.startToken(ctx, &request{method: http.MethodPost, path: path("images"), query: c.query(), json: post}, j.source.Fingerprint)
 	if err != nil {
 		return nil, err
 	}

@@ -406,14 +406,20 @@ func (o *Operation) watch(ctx context.Context, m *progress.Meter) (stop func()) 
 // Operations lists the operations that the server knows, running and lately
 // ended, of this client's project.
 func (c *Client) Operations(ctx context.Context) ([]*Operation, error) {
+	ops, _, err := c.operations(ctx)
+	return ops, err
+}
+
+func (c *Client) operations(ctx context.Context) ([]*Operation, *answer, error) {
 	query := url.Values{"recursion": {"1"}}
 	for name, values := range c.query() {
 		query[name] = values
 	}
 	// By status: {"running": [...], "failure": [...]}.
 	var byStatus map[string][]wire.Operation
-	if _, err := c.t.call(ctx, &request{method: http.MethodGet, path: path("operations"), query: query, limit: maxList}, &byStatus); err != nil {
-		return nil, err
+	ans, err := c.t.call(ctx, &request{method: http.MethodGet, path: path("operations"), query: query, limit: maxList}, &byStatus)
+	if err != nil {
+		return nil, nil, err
 	}
 	var ops []*Operation
 	for _, status := range slices.Sorted(maps.Keys(byStatus)) {
@@ -421,7 +427,7 @@ func (c *Client) Operations(ctx context.Context) ([]*Operation, error) {
 			ops = append(ops, c.operation(state, nil))
 		}
 	}
-	return ops, nil
+	return ops, ans, nil
 }
 
 // start sends a request whose answer is an operation.

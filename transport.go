@@ -54,6 +54,7 @@ type transport struct {
 	log      *slog.Logger
 	conns    connections
 	peer     atomic.Pointer[x509.Certificate] // that the server showed last
+	tokens   recentTokens
 }
 
 // request is one call of the API.
@@ -91,6 +92,7 @@ type answer struct {
 	status   int
 	etag     string
 	location string
+	date     string
 }
 
 // call sends one request and decodes the one envelope that comes back, the
@@ -301,7 +303,7 @@ func (t *transport) readAnswer(ctx context.Context, req *request, res *http.Resp
 	}
 	// Read the line end behind the envelope, so that the connection is kept.
 	_, _ = io.Copy(io.Discard, io.LimitReader(res.Body, 4<<10))
-	return &answer{Envelope: *env, status: res.StatusCode, etag: res.Header.Get("ETag"), location: res.Header.Get("Location")}, nil
+	return &answer{Envelope: *env, status: res.StatusCode, etag: res.Header.Get("ETag"), location: res.Header.Get("Location"), date: res.Header.Get("Date")}, nil
 }
 
 func (t *transport) serverError(req *request, res *http.Response, env *wire.Envelope) error {

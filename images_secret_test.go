@@ -1,0 +1,393 @@
+package lxd_test
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/lxdtest"
+)
+
+// tokens counts the tokens that wait to be used.
+func tokens(t *testing.T, clients ...*lxd.Client) (n int) {
+	t.Helper()
+	for _, c := range clients {
+		ops, err := c.Operations(t.Context())
+		require.NoError(t, err)
+		for _, op := range ops {
+			if s := op.Status(); s.Class == "token" && !s.Done() {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// image adds one that goes with the server.
+func (f *fake) image(t *testing.T) *lxd.Image {
+	t.Helper()
+	fingerprint, err := f.AddImage(unified(t, 0), nil)
+	require.NoError(t, err)
+	image, err := f.Client.Images.Get(t.Context(), fingerprint)
+	require.NoError(t, err)
+	return image
+}
+
+// requireEarlier returns when a token is older than what a response may take:
+// one that is not cannot be told from one that is lost now.
+func requireEarlier(t *testing.T, secret *lxd.Secret) {
+	t.Helper()
+	created := secret.Operation().Status().CreatedAt
+	require.Eventually(t, func() bool { return time.Since(created) > 50*time.Millisecond }, patience, tick)
+}
+
+// loser is a proxy before a daemon's socket which loses the response of those
+// requests that it is told to. The daemon has done what they asked for.
+type loser struct {
+	endpoint string
+	lose     atomic.Pointer[func(*http.Request) bool]
+	lost     atomic.Int64
+}
+
+func newLoser(t *testing.T, socket string) *loser {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "s")
+	listener, err := net.Listen("unix", path)
+	require.NoError(t, err)
+	l := &loser{endpoint: "unix://" + path}
+	l.set(func(*http.Request) bool { return false })
+	pool := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	}}
+	proxy := &httputil.ReverseProxy{
+		Rewrite:   func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: "http", Host: "unix"}) },
+		Transport: pool,
+		ModifyResponse: func(res *http.Response) error {
+			if (*l.lose.Load())(res.Request) {
+				l.lost.Add(1)
+				return http.ErrAbortHandler
+			}
+			return nil
+		},
+		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
+	}
+	server := &http.Server{Handler: proxy}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = server.Serve(listener)
+	}()
+	t.Cleanup(func() {
+		require.NoError(t, server.Close())
+		<-served
+		pool.CloseIdleConnections()
+	})
+	return l
+}
+
+func (l *loser) set(lose func(*http.Request) bool) { l.lose.Store(&lose) }
+
+// times loses the response of the first n requests of this method and end of
+// the path.
+func (l *loser) times(n int64, method, end string) {
+	var met atomic.Int64
+	l.set(func(r *http.Request) bool {
+		return r.Method == method && strings.HasSuffix(r.URL.Path, end) && met.Add(1) <= n
+	})
+}
+
+// socketOf is the path of a subject's socket.
+func (s *subject) socketOf() string {
+	if s.fake != nil {
+		return s.fake.Socket()
+	}
+	return s.real.Socket
+}
+
+// TestLostTokens loses the responses that carry tokens, and those of ending
+// them, on the way from lxdtest and from real daemons. No token of the client's
+// own stays, and none of another program goes.
+func TestLostTokens(t *testing.T) {
+	for _, s := range conformanceSubjects(t) {
+		direct, twin := s.client(t), s.twin.client(t)
+		atSource, atTarget := newLoser(t, s.socketOf()), newLoser(t, s.twin.socketOf())
+		source, target := newClient(t, atSource.endpoint, nil), newClient(t, atTarget.endpoint, nil)
+		image := upload(t, source, nil)
+		foreign, err := direct.Images.Get(t.Context(), image.Fingerprint)
+		require.NoError(t, err)
+		before := tokens(t, direct, twin)
+		for name, test := range map[string]struct {
+			at   *loser
+			n    int64 // how many responses are lost
+			lose [2]string
+			mode lxd.CopyMode
+			fail bool
+		}{
+			"secret once":            {atSource, 1, [2]string{"POST", "/secret"}, "secret", true},
+			"secret always":          {atSource, 1000, [2]string{"POST", "/secret"}, "secret", true},
+			"pull once":              {atSource, 1, [2]string{"POST", "/secret"}, lxd.CopyPull, true},
+			"pull, then another way": {atSource, 1, [2]string{"POST", "/secret"}, lxd.CopyAuto, false},
+			"push once":              {atTarget, 1, [2]string{"POST", "/1.0/images"}, lxd.CopyPush, true},
+			"push always":            {atTarget, 1000, [2]string{"POST", "/1.0/images"}, lxd.CopyPush, true},
+		} {
+			for range testSize(t, 1, 50) {
+				// Where no response arrives at all, the server's clock is known to a
+				// second only, and a token of that second is not touched.
+				var theirs *lxd.Secret
+				if test.n == 1 {
+					theirs, err = foreign.Secret(t.Context())
+					require.NoError(t, err)
+					requireEarlier(t, theirs)
+				}
+				lost := test.at.lost.Load()
+				test.at.times(test.n, test.lose[0], test.lose[1])
+				if test.mode == "secret" {
+					_, err = image.Secret(t.Context())
+				} else {
+					var copied *lxd.Copied
+					if copied, err = image.Copy(t.Context(), target, &lxd.CopyOptions{Mode: test.mode, Wait: true}); err == nil {
+						require.NoError(t, copied.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
+					}
+				}
+				test.at.set(func(*http.Request) bool { return false })
+				if test.fail {
+					require.ErrorIs(t, err, lxd.ErrUnavailable, name)
+				} else {
+					require.NoError(t, err, name)
+				}
+				require.Greater(t, test.at.lost.Load(), lost, name)
+				if theirs != nil {
+					require.Equal(t, before+1, tokens(t, direct, twin), "%s %s: only theirs is left", s.column, name)
+					read, err := s.stranger(t, lxd.Options{}).Images.GetWithSecret(t.Context(), image.Fingerprint, theirs.Value)
+					require.NoError(t, err)
+					require.Equal(t, image.Fingerprint, read.Fingerprint)
+					require.NoError(t, theirs.Revoke(t.Context()))
+				}
+				require.Equal(t, before, tokens(t, direct, twin), "%s %s", s.column, name)
+			}
+		}
+	}
+}
+
+// TestTokenIsEndedAgain has the ending of a token fail in every way that passes.
+func TestTokenIsEndedAgain(t *testing.T) {
+	t.Parallel()
+	for name, fault := range map[string]lxdtest.Fault{
+		"500":         lxdtest.Status(500, "database is locked").Times(1),
+		"500, thrice": lxdtest.Status(500, "database is locked").Times(3),
+		"reset":       lxdtest.Reset().Times(1),
+		"lost":        lxdtest.LoseAnswer().Times(1),
+		"a page":      lxdtest.HTML().Times(1),
+	} {
+		for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush, lxd.CopyAuto} {
+			for _, wait := range []bool{true, false} {
+				source := startFakeWith(t, &lxdtest.Options{TLS: true}, &lxd.Options{Retries: -1})
+				target := startFakeWith(t, &lxdtest.Options{TLS: true}, &lxd.Options{Retries: -1})
+				image := source.image(t)
+				// Nobody gets as far as using the token.
+				source.Inject(lxdtest.Status(500, "disk broken").On("POST", "/1.0/images/*/export"))
+				source.Inject(lxdtest.Status(502, "a proxy").On("GET", "/1.0/images/*").Times(2))
+				failing := []*lxdtest.Injected{source.Inject(fault.On("DELETE", "/1.0/operations/*")), target.Inject(fault.On("DELETE", "/1.0/operations/*"))}
+				copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: mode, Wait: wait})
+				if err == nil {
+					err = copied.Wait(t.Context())
+				}
+				if mode == lxd.CopyAuto {
+					require.NoError(t, err, name)
+				} else {
+					require.Error(t, err, name)
+				}
+				require.Positive(t, failing[0].Fired()+failing[1].Fired(), "%s: %s", name, mode)
+				require.Empty(t, source.Tokens(), "%s: %s", name, mode)
+				require.Empty(t, target.Tokens(), "%s: %s", name, mode)
+			}
+		}
+	}
+	// What never passes is given up, in time.
+	source := startFake(t)
+	secret, err := upload(t, source.Client, nil).Secret(t.Context())
+	require.NoError(t, err)
+	source.Inject(lxdtest.Status(500, "database is locked").On("DELETE", "/1.0/operations/*").Times(1))
+	require.ErrorContains(t, secret.Revoke(t.Context()), "locked")
+	require.NoError(t, secret.Revoke(t.Context()))
+	require.Empty(t, source.Tokens())
+}
+
+// TestTokenOutlivesAWait has a Wait given up while the other server has not used
+// the token yet. The next Wait completes the copy; the token is gone then.
+func TestTokenOutlivesAWait(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush} {
+		for _, fails := range []bool{false, true} {
+			source := startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+			target := startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+			image := source.image(t)
+			// Who holds the token, and who works with it.
+			holder, worker := source, target
+			if mode == lxd.CopyPush {
+				holder, worker = target, source
+			}
+			stalled := worker.Inject(lxdtest.StallOperations())
+			copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: mode})
+			require.NoError(t, err)
+			for range 2 {
+				ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+				require.ErrorIs(t, copied.Wait(ctx), context.DeadlineExceeded)
+				cancel()
+				require.Len(t, holder.Tokens(), 1, mode)
+			}
+			if fails {
+				source.Inject(lxdtest.Status(400, "no").On("GET", "/1.0/images/*"))
+				target.Inject(lxdtest.Status(400, "no").On("POST", "/1.0/images"))
+			}
+			stalled.Remove()
+			if err := copied.Wait(t.Context()); fails {
+				require.Error(t, err, mode)
+			} else {
+				require.NoError(t, err, mode)
+				requireCopy(t, image, copied)
+			}
+			require.Empty(t, holder.Tokens(), mode)
+		}
+	}
+}
+
+// TestTokenOfAnEndedCopy leaves no token where nobody can wait for the copy any
+// more, or the server has forgotten it.
+func TestTokenOfAnEndedCopy(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush} {
+		source := startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+		target := startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+		image := source.image(t)
+		holder, worker := source, target
+		if mode == lxd.CopyPush {
+			holder, worker = target, source
+		}
+		stalled := worker.Inject(lxdtest.StallOperations())
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			for len(worker.Running()) == 0 && ctx.Err() == nil {
+				time.Sleep(tick)
+			}
+			cancel()
+		}()
+		_, err := image.Copy(ctx, target.Client, &lxd.CopyOptions{Mode: mode, Wait: true})
+		cancel()
+		require.ErrorIs(t, err, context.Canceled, mode)
+		require.Empty(t, holder.Tokens(), mode)
+
+		copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: mode})
+		require.NoError(t, err)
+		require.Len(t, holder.Tokens(), 1, mode)
+		worker.Restart()
+		require.ErrorIs(t, copied.Wait(t.Context()), lxd.ErrOutcomeUnknown, mode)
+		require.Empty(t, holder.Tokens(), mode)
+		stalled.Remove()
+	}
+}
+
+// TestForeignTokensStay has other programs make tokens for the same image while
+// a response is lost: they are not ended, and what is lost is found once they
+// are used.
+func TestForeignTokensStay(t *testing.T) {
+	t.Parallel()
+	for _, used := range []bool{true, false} {
+		server := startFake(t)
+		fingerprint := upload(t, server.Client, nil).Fingerprint
+		there, err := server.Client.Images.Get(t.Context(), fingerprint)
+		require.NoError(t, err)
+		var theirs []*lxd.Secret
+		others := func() {
+			for range 3 {
+				secret, err := there.Secret(t.Context())
+				require.NoError(t, err)
+				theirs = append(theirs, secret)
+			}
+		}
+		posts, done := 0, make(chan struct{})
+		client := newClient(t, server.Endpoint(), &lxd.Options{Transport: func(next http.RoundTripper) http.RoundTripper {
+			return roundTripFunc(func(req *http.Request) (*http.Response, error) {
+				if req.Method != http.MethodPost {
+					return next.RoundTrip(req)
+				}
+				if posts++; posts > 1 {
+					return next.RoundTrip(req)
+				}
+				others()
+				injected := server.Inject(lxdtest.LoseAnswer().On("POST", "/1.0/images/*/secret").Times(1))
+				res, err := next.RoundTrip(req)
+				injected.Remove()
+				others()
+				if used {
+					// All but those that were made before are used in the end.
+					go func() {
+						defer close(done)
+						time.Sleep(tokenUse)
+						for _, secret := range theirs[3:] {
+							_ = secret.Operation().Cancel(context.WithoutCancel(t.Context()))
+						}
+					}()
+				}
+				return res, err
+			})
+		}})
+		image, err := client.Images.Get(t.Context(), fingerprint)
+		require.NoError(t, err)
+		others()
+		requireEarlier(t, theirs[2])
+		_, err = image.Secret(t.Context())
+		require.ErrorIs(t, err, lxd.ErrUnavailable)
+		left := 1 // one that cannot be told from theirs
+		if used {
+			<-done
+			theirs, left = theirs[:3], 0
+		}
+		for _, secret := range theirs {
+			require.NoError(t, secret.Operation().Cancel(t.Context()), "it was running")
+		}
+		require.Len(t, server.Tokens(), left)
+	}
+}
+
+// tokenUse is how long another program takes to use its token.
+const tokenUse = 300 * time.Millisecond
+
+// TestOwnTokensStay has a client make many tokens at once, one of which is lost.
+func TestOwnTokensStay(t *testing.T) {
+	t.Parallel()
+	server := startFake(t)
+	image := upload(t, server.Client, nil)
+	const many = 20
+	for range 5 {
+		server.Inject(lxdtest.LoseAnswer().On("POST", "/1.0/images/*/secret").Times(1))
+		made := make(chan *lxd.Secret, many)
+		for range many {
+			go func() {
+				secret, _ := image.Secret(context.WithoutCancel(t.Context()))
+				made <- secret
+			}()
+		}
+		lost := 0
+		for range many {
+			secret := <-made
+			if secret == nil {
+				lost++
+				continue
+			}
+			require.NoError(t, secret.Operation().Cancel(t.Context()), "it is still running")
+		}
+		require.Equal(t, 1, lost)
+		require.Empty(t, server.Tokens())
+	}
+}
