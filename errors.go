@@ -111,6 +111,14 @@ func (e *Error) Is(target error) bool {
 	if e.kind != nil && target == e.kind {
 		return true
 	}
+	if e.kind == ErrBadResponse || e.kind == ErrTooLarge {
+		// The status is not the daemon's: 404 of another program does not say
+		// that an image is not there.
+		switch target {
+		case ErrNotFound, ErrExists, ErrConflict, ErrUnsupported:
+			return false
+		}
+	}
 	switch target {
 	case ErrBadResponse:
 		return e.kind == ErrTooLarge
@@ -127,8 +135,17 @@ func (e *Error) Is(target error) bool {
 	case ErrUnsupported:
 		return e.StatusCode == http.StatusNotImplemented
 	case ErrUnavailable:
-		return e.StatusCode == http.StatusServiceUnavailable || e.StatusCode == http.StatusTooManyRequests ||
-			e.StatusCode == http.StatusBadGateway || e.StatusCode == http.StatusGatewayTimeout
+		return unavailableStatus(e.StatusCode)
+	}
+	return false
+}
+
+// unavailableStatus says whether a server, or what is before it, is not able to
+// answer for the moment.
+func unavailableStatus(code int) bool {
+	switch code {
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests, http.StatusBadGateway, http.StatusGatewayTimeout:
+		return true
 	}
 	return false
 }

@@ -220,7 +220,13 @@ func (c *Client) readEvents(ctx context.Context, conn *websocket.Conn, o *Events
 	})
 	for {
 		_, data, err := conn.ReadMessage()
-		if err != nil {
+		switch {
+		case errors.Is(err, websocket.ErrReadLimit), err == nil && memoryOf(data) > maxEvent:
+			return true, &Error{
+				StatusCode: http.StatusSwitchingProtocols, Method: http.MethodGet, Path: path("events"), kind: ErrTooLarge,
+				Message: fmt.Sprintf("%v: an event takes more than %d MiB of memory", ErrTooLarge, maxEvent>>20),
+			}
+		case err != nil:
 			return true, c.t.connectionError(ctx, eventsRequest(nil), err)
 		}
 		if err := alive(); err != nil {
