@@ -41,7 +41,7 @@ func (a *Aliases) All(ctx context.Context) ([]Alias, error) {
 	for name, values := range a.client.query() {
 		query[name] = values
 	}
-	return getAll(ctx, a.client.t, &request{method: http.MethodGet, path: a.path(), query: query}, false, func(alias *Alias) error {
+	return getAll(ctx, a.client.t, &request{method: http.MethodGet, path: a.path(), query: query}, func(alias *Alias) error {
 		return alias.hold("")
 	})
 }

@@ -407,12 +407,11 @@ func (m *Images) prefixError(ctx context.Context, prefix string, err error) erro
 		return err
 	}
 	if e.StatusCode == http.StatusInternalServerError {
-		matches := 0
+		matches, u := 0, ""
 		_, lerr := m.client.t.call(ctx, &request{method: http.MethodGet, path: path("images"), query: m.client.query()}, &list{
 			limit: maxList, // of what is read: none of it is kept
 			begin: func() { matches = 0 },
 			element: func(dec *jsontext.Decoder) error {
-				var u string
 				if err := wire.UnmarshalElement(dec, &u); err != nil {
 					return err
 				}

@@ -7,11 +7,14 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/golxd/lxd/internal/ctxerr"
 	"github.com/golxd/lxd/internal/progress"
@@ -433,13 +436,25 @@ func (c *Client) Operations(ctx context.Context) ([]*Operation, error) {
 	}
 	// By status: {"running": [...], "failure": [...]}.
 	req := &request{method: http.MethodGet, path: path("operations"), query: query}
-	states, err := getAll(ctx, c.t, req, true, func(state *wire.Operation) error { return holdOperation(state, "") })
+	var ops []*Operation
+	var state wire.Operation
+	_, err := c.t.call(ctx, req, &list{
+		limit: maxList, grouped: true, size: int64(reflect.TypeFor[Operation]().Size()),
+		begin: func() { ops = nil },
+		element: func(dec *jsontext.Decoder) error {
+			state = wire.Operation{}
+			if err := wire.UnmarshalElement(dec, &state); err != nil {
+				return err
+			}
+			if err := holdOperation(&state, ""); err != nil {
+				return unfit(err)
+			}
+			ops = append(ops, c.operation(state, nil))
+			return nil
+		},
+	})
 	if err != nil {
 		return nil, err
-	}
-	var ops []*Operation
-	for _, state := range states {
-		ops = append(ops, c.operation(state, nil))
 	}
 	return ops, nil
 }

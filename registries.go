@@ -37,7 +37,7 @@ func (r *Registries) All(ctx context.Context) ([]Registry, error) {
 		return nil, err
 	}
 	req := &request{method: http.MethodGet, path: path("image-registries"), query: url.Values{"recursion": {"1"}}}
-	return getAll(ctx, r.client.t, req, false, func(registry *Registry) error { return registry.hold("") })
+	return getAll(ctx, r.client.t, req, func(registry *Registry) error { return registry.hold("") })
 }
 
 // hold checks that what a server sent is a registry, and the one of the name

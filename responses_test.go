@@ -3,13 +3,20 @@ package lxd_test
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
+	"time"
 
+	"github.com/gorilla/websocket"
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
@@ -508,6 +515,348 @@ func TestMemoryOfLists(t *testing.T) {
 		total, _ := allocated(func() { n, err = list(t.Context(), c) })
 		require.NoError(t, err, name)
 		require.GreaterOrEqual(t, n, size/(len(element[name])+1), name)
+		require.Less(t, total, int64(40*size), name)
 		t.Logf("%s: %d elements of %d bytes, %.1f bytes allocated for each byte", name, n, len(element[name]), float64(total)/size)
 	}
+}
+
+// counted counts what is read of a body.
+type counted struct {
+	io.Reader
+	n *atomic.Int64
+}
+
+func (c counted) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+// heavy is an element that no list keeps anything of, and that counts for more
+// than 6 MiB: what is not known is skipped.
+func heavy(element string) string {
+	return strings.TrimSuffix(element, "}") + `,"unknown":[` + strings.Repeat("1,", 100_000) + `1]}`
+}
+
+// TestListsAreBounded: as a whole, unless nothing is kept of them, and in each
+// element.
+func TestListsAreBounded(t *testing.T) {
+	for name, list := range lists {
+		_, err := list(t.Context(), clientOf(t, listOf(name, heavy(element[name]), 64<<20)))
+		if name == "Images.Each" {
+			require.NoError(t, err)
+		} else {
+			require.ErrorIs(t, err, lxd.ErrTooLarge, name)
+			require.ErrorIs(t, err, lxd.ErrBadResponse, name)
+		}
+		for _, large := range []string{
+			strings.TrimSuffix(element[name], "}") + `,"unknown":"` + strings.Repeat("x", 17<<20) + `"}`,
+			strings.TrimSuffix(element[name], "}") + `,"unknown":[` + strings.Repeat("1,", 300_000) + `1]}`,
+		} {
+			_, err = list(t.Context(), clientOf(t, listOf(name, large, 0)))
+			require.ErrorIs(t, err, lxd.ErrTooLarge, name)
+		}
+	}
+	// The list that tells whether a prefix is ambiguous.
+	var read atomic.Int64
+	c := newClient(t, "unix:///nowhere", &lxd.Options{Transport: func(http.RoundTripper) http.RoundTripper {
+		return roundTripper(func(req *http.Request) (*http.Response, error) {
+			res := &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Request: req}
+			body := repeated(`{"type":"sync","metadata":[`, `""`, `]}`, 64<<20)()
+			if req.URL.Path != "/1.0/images" {
+				res.StatusCode, body = http.StatusInternalServerError, strings.NewReader(`{"type":"error","error_code":500,"error":"which one?"}`)
+			}
+			res.Body = io.NopCloser(counted{body, &read})
+			return res, nil
+		})
+	}})
+	total, _ := allocated(func() {
+		_, err := c.Images.Get(t.Context(), "1a1a")
+		require.ErrorContains(t, err, "which one?")
+	})
+	require.Less(t, read.Load(), int64(40<<20))
+	require.Less(t, total, int64(1<<20))
+}
+
+// TestManyValuesInOneThing: small values in a response take far more memory than
+// bytes.
+func TestManyValuesInOneThing(t *testing.T) {
+	for _, member := range []string{"aliases", "profiles", "metadata", "unknown"} {
+		value := map[string]string{"aliases": "{}", "profiles": `""`, "metadata": "[]", "unknown": "1"}[member]
+		many := repeated(`{"type":"sync","metadata":{"fingerprint":"`+oneFingerprint+`","`+member+`":[`, value, `]}}`, 8<<20)
+		total, _ := allocated(func() {
+			_, err := clientOf(t, canned{200, many}).Images.Get(t.Context(), oneFingerprint)
+			require.ErrorIs(t, err, lxd.ErrTooLarge)
+		})
+		require.Less(t, total, int64(128<<20), member)
+	}
+}
+
+// TestBodyThatDoesNotEnd: an envelope that came whole is a success soon, however
+// long the body is kept open.
+func TestBodyThatDoesNotEnd(t *testing.T) {
+	t.Parallel()
+	for _, length := range []string{"", "1000000"} {
+		server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if length != "" {
+				w.Header().Set("Content-Length", length)
+			}
+			_, _ = io.WriteString(w, `{"type":"sync","metadata":{"name":"web","target":"`+oneFingerprint+`"}}`)
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+		}))
+		c := newClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw)})
+		started := time.Now()
+		alias, err := c.Aliases.Get(t.Context(), "web")
+		require.NoError(t, err)
+		require.Equal(t, "web", alias.Name)
+		require.Less(t, time.Since(started), time.Second)
+		server.Close()
+	}
+}
+
+// TestConnectionIsKept: the end of a body that comes with it is read.
+func TestConnectionIsKept(t *testing.T) {
+	t.Parallel()
+	s := startFake(t)
+	for range 10 {
+		_, err := s.Client.Aliases.All(t.Context())
+		require.NoError(t, err)
+	}
+	require.Equal(t, 1, s.Accepted())
+}
+
+// TestEventsAreBounded: one that is too large ends the loop.
+func TestEventsAreBounded(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		filler   string
+		tooLarge bool
+	}{
+		"one MiB":     {`"` + strings.Repeat("x", 1<<20) + `"`, false},
+		"many bytes":  {`"` + strings.Repeat("x", 17<<20) + `"`, true},
+		"many values": {`[` + strings.Repeat("[],", 300_000) + `1]`, true},
+	} {
+		server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			conn, err := new(websocket.Upgrader).Upgrade(w, r, nil)
+			if err != nil {
+				return
+			}
+			defer func() { _ = conn.Close() }()
+			event := `{"type":"operation","metadata":{"id":"x","metadata":{"filler":` + c.filler + `}}}`
+			_ = conn.WriteMessage(websocket.TextMessage, []byte(event))
+			_, _, _ = conn.ReadMessage() // until the client goes
+		}))
+		client := newClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw)})
+		var events []lxd.EventType
+		var err error
+		for event, eventErr := range client.Events(t.Context(), nil) {
+			if eventErr != nil {
+				err = eventErr
+				break
+			}
+			events = append(events, event.Type)
+			if event.Type == lxd.EventOperation || len(events) == 3 {
+				break
+			}
+		}
+		if c.tooLarge {
+			require.ErrorIs(t, err, lxd.ErrTooLarge, name)
+			require.Equal(t, []lxd.EventType{lxd.EventConnected}, events, name)
+		} else {
+			require.NoError(t, err, name)
+			require.Equal(t, []lxd.EventType{lxd.EventConnected, lxd.EventOperation}, events, name)
+		}
+		require.NoError(t, client.Close())
+		server.Close()
+	}
+}
+
+// tracked counts the bodies that are open.
+type tracked struct {
+	io.ReadCloser
+	once sync.Once
+	open *atomic.Int64
+}
+
+func (b *tracked) Close() error {
+	b.once.Do(func() { b.open.Add(-1) })
+	return b.ReadCloser.Close()
+}
+
+// TestResponsesAreClosed: successes, refusals and what is not understood, and
+// the response to an upload that nobody waits for any more.
+func TestResponsesAreClosed(t *testing.T) {
+	t.Parallel()
+	s := startFake(t)
+	var open, seen atomic.Int64
+	late := make(chan struct{})
+	c := newClient(t, s.Endpoint(), &lxd.Options{Retries: -1, Transport: func(next http.RoundTripper) http.RoundTripper {
+		return roundTripper(func(req *http.Request) (*http.Response, error) {
+			if req.Header.Get("Content-Type") == "application/octet-stream" {
+				<-late
+				body := &tracked{ReadCloser: io.NopCloser(strings.NewReader("{}")), open: &open}
+				open.Add(1)
+				seen.Add(1)
+				return &http.Response{StatusCode: 202, Header: http.Header{}, Body: body, Request: req}, nil
+			}
+			res, err := next.RoundTrip(req)
+			if err == nil {
+				res.Body = &tracked{ReadCloser: res.Body, open: &open}
+				open.Add(1)
+				seen.Add(1)
+			}
+			return res, err
+		})
+	}})
+	ctx := t.Context()
+	fingerprint, err := s.AddImage(unified(t, 1000), nil)
+	require.NoError(t, err)
+	image, err := c.Images.Get(ctx, fingerprint)
+	require.NoError(t, err)
+	_, err = c.Images.Get(ctx, oneFingerprint)
+	require.ErrorIs(t, err, lxd.ErrNotFound)
+	for range c.Images.Each(ctx, nil) {
+		break
+	}
+	_, err = readExport(t, image)
+	require.NoError(t, err)
+	for _, fault := range []lxdtest.Fault{lxdtest.HTML(), lxdtest.EndlessJSON(), lxdtest.Status(404, "no"), lxdtest.Status(503, "later"), lxdtest.Redirect("https://elsewhere.invalid/")} {
+		injected := s.Inject(fault)
+		_, err = c.Images.Get(ctx, fingerprint)
+		require.Error(t, err)
+		_, err = image.Export(ctx, nil)
+		require.Error(t, err)
+		injected.Remove()
+	}
+	require.Zero(t, open.Load())
+	require.Greater(t, seen.Load(), int64(10))
+
+	ended, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancel()
+	_, err = c.Images.Create(ended, bytes.NewReader(unified(t, 1000)), nil)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	before := seen.Load()
+	close(late)
+	require.Eventually(t, func() bool { return seen.Load() == before+1 && open.Load() == 0 }, 5*time.Second, time.Millisecond)
+}
+
+// TestEachIsNotSentAgain: what was yielded cannot be taken back.
+func TestEachIsNotSentAgain(t *testing.T) {
+	t.Parallel()
+	for _, images := range []int{0, 1} {
+		var requests atomic.Int64
+		c := newClient(t, "unix:///nowhere", &lxd.Options{Retries: 2, Transport: func(http.RoundTripper) http.RoundTripper {
+			return roundTripper(func(req *http.Request) (*http.Response, error) {
+				requests.Add(1)
+				cut := io.MultiReader(strings.NewReader(`{"type":"sync","metadata":[`+strings.Repeat(element["Images.Each"]+",", images)), iotest.ErrReader(io.ErrUnexpectedEOF))
+				return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(cut), Request: req}, nil
+			})
+		}})
+		n, err := lists["Images.Each"](t.Context(), c)
+		require.Equal(t, images, n)
+		require.ErrorIs(t, err, lxd.ErrUnavailable)
+		want := int64(1)
+		if images == 0 {
+			want = 3
+		}
+		require.Equal(t, want, requests.Load())
+	}
+}
+
+// TestListsTellTrust: only the public images are never taken for all of them.
+func TestListsTellTrust(t *testing.T) {
+	t.Parallel()
+	public := `{"type":"sync","metadata":[{"fingerprint":"` + oneFingerprint + `","public":true}]}`
+	private := `{"type":"sync","metadata":[{"fingerprint":"` + oneFingerprint + `"}]}`
+	for name, test := range map[string]struct {
+		list, auth string
+		publicOnly bool
+		forbidden  bool
+	}{
+		"public images of one that does not trust":   {public, "untrusted", false, true},
+		"none of one that does not trust":            {`{"type":"sync","metadata":[]}`, "untrusted", false, true},
+		"public images of one that trusts":           {public, "trusted", false, false},
+		"a private one":                              {private, "untrusted", false, false},
+		"public images, which is what was asked for": {public, "untrusted", true, false},
+	} {
+		var demanded, asked atomic.Bool
+		server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/1.0" {
+				asked.Store(true)
+				_, _ = io.WriteString(w, `{"type":"sync","metadata":{"auth":"`+test.auth+`"}}`)
+				return
+			}
+			demanded.Store(r.Header.Get("X-LXD-authenticated") == "true" && r.Header.Get("X-Incus-authenticated") == "true")
+			_, _ = io.WriteString(w, test.list)
+		}))
+		c := newClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw), PublicOnly: test.publicOnly})
+		for _, list := range []string{"Images.All", "Images.Each"} {
+			_, err := lists[list](t.Context(), c)
+			if test.forbidden {
+				require.ErrorIs(t, err, lxd.ErrForbidden, name)
+			} else {
+				require.NoError(t, err, name)
+			}
+			require.Equal(t, !test.publicOnly, demanded.Load(), name)
+			require.Equal(t, !test.publicOnly && test.list != private, asked.Load(), name)
+		}
+		server.Close()
+	}
+}
+
+// TestRefusalsAreForbidden: of a client that is not known, and of one that may
+// not.
+func TestRefusalsAreForbidden(t *testing.T) {
+	t.Parallel()
+	for _, status := range []int{401, 403} {
+		_, err := clientOf(t, canned{status, text(fmt.Sprintf(`{"type":"error","error":"no","error_code":%d}`, status))}).Images.Get(t.Context(), oneFingerprint)
+		require.ErrorIs(t, err, lxd.ErrForbidden)
+		require.Equal(t, status == 401, errors.Is(err, lxd.ErrUnauthorized))
+	}
+}
+
+// TestDotsAreNames: an alias of dots is no way to another path.
+func TestDotsAreNames(t *testing.T) {
+	t.Parallel()
+	var got []string
+	c := newClient(t, "unix:///nowhere", &lxd.Options{Transport: func(http.RoundTripper) http.RoundTripper {
+		return roundTripper(func(req *http.Request) (*http.Response, error) {
+			got = append(got, req.URL.EscapedPath())
+			return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(`{"type":"sync","metadata":{}}`)), Request: req}, nil
+		})
+	}})
+	for _, name := range []string{".", "..", "../..", "...", "a/../b"} {
+		require.NoError(t, c.Aliases.Delete(t.Context(), name))
+	}
+	require.Equal(t, []string{
+		"/1.0/images/aliases/%2E", "/1.0/images/aliases/%2E%2E", "/1.0/images/aliases/..%2F..", "/1.0/images/aliases/...", "/1.0/images/aliases/a%2F..%2Fb",
+	}, got)
+}
+
+// TestRegistriesByOperation: LXD's later versions make and delete registries in
+// the background.
+func TestRegistriesByOperation(t *testing.T) {
+	t.Parallel()
+	outcome := `"status_code":200`
+	c := newClient(t, "unix:///nowhere", &lxd.Options{Transport: func(http.RoundTripper) http.RoundTripper {
+		return roundTripper(func(req *http.Request) (*http.Response, error) {
+			res := &http.Response{StatusCode: 200, Header: http.Header{}, Request: req}
+			body := serverSaying(`"image_registries"`)
+			switch req.URL.Path {
+			case "/1.0/image-registries", "/1.0/image-registries/web":
+				res.StatusCode, body = 202, `{"type":"async","status_code":100,"operation":"/1.0/operations/one?project=default","metadata":{"id":"one","status_code":103}}`
+			case "/1.0/operations/one/wait":
+				body = `{"type":"sync","status_code":200,"metadata":{"id":"one",` + outcome + `}}`
+			}
+			res.Body = io.NopCloser(strings.NewReader(body))
+			return res, nil
+		})
+	}})
+	registry := lxd.Registry{Name: "web", Protocol: "simplestreams", Config: map[string]string{"url": "https://images.example.net"}}
+	require.NoError(t, c.Registries.Create(t.Context(), registry))
+	require.NoError(t, c.Registries.Delete(t.Context(), "web"))
+	outcome = `"status_code":400,"err":"it has no room"`
+	require.ErrorContains(t, c.Registries.Create(t.Context(), registry), "it has no room")
+	require.ErrorContains(t, c.Registries.Delete(t.Context(), "web"), "it has no room")
 }

@@ -143,20 +143,21 @@ func get[T any](ctx context.Context, t *transport, req *request, hold func(*T) e
 }
 
 // getAll reads a list. hold says whether an element is such a thing.
-func getAll[T any](ctx context.Context, t *transport, req *request, grouped bool, hold func(*T) error) ([]T, error) {
+func getAll[T any](ctx context.Context, t *transport, req *request, hold func(*T) error) ([]T, error) {
 	var all []T
 	_, err := t.call(ctx, req, &list{
-		limit: maxList, grouped: grouped, size: int64(reflect.TypeFor[T]().Size()),
+		limit: maxList, size: int64(reflect.TypeFor[T]().Size()),
 		begin: func() { all = []T{} },
 		element: func(dec *jsontext.Decoder) error {
-			var thing T
-			if err := wire.UnmarshalElement(dec, &thing); err != nil {
+			var none T
+			all = append(all, none)
+			thing := &all[len(all)-1]
+			if err := wire.UnmarshalElement(dec, thing); err != nil {
 				return err
 			}
-			if err := hold(&thing); err != nil {
+			if err := hold(thing); err != nil {
 				return unfit(err)
 			}
-			all = append(all, thing)
 			return nil
 		},
 	})
