@@ -88,7 +88,8 @@ const (
 // what happens after it is told. The order is the server's, which is not always
 // that of what happened. A broken connection is made again, without end, and
 // another EventConnected tells so. The loop ends when it is left, with ctx (its
-// error is the last thing yielded), or when the server refuses. Ranging again
+// error is the last thing yielded), when the server refuses, or with an event
+// that is none ([ErrBadResponse]) or too large ([ErrTooLarge]). Ranging again
 // connects anew.
 func (c *Client) Events(ctx context.Context, opts *EventsOptions) iter.Seq2[Event, error] {
 	var o EventsOptions

@@ -176,7 +176,8 @@ type ListOptions struct {
 
 // All lists the images with all their attributes, in one request. No match is
 // an empty list. An untrusted client gets ErrForbidden unless
-// Options.PublicOnly is set.
+// Options.PublicOnly is set. A list that takes more than 512 MiB of memory,
+// about 100,000 images, is an [ErrTooLarge]; use Each.
 func (m *Images) All(ctx context.Context, opts *ListOptions) ([]*Image, error) {
 	var images []*Image
 	err := m.list(ctx, opts, maxList, func(*request) { images = []*Image{} }, func(image *Image) bool {
@@ -352,7 +353,8 @@ func (o *ListOptions) match(i *Image) bool {
 
 // Get reads one image by its fingerprint or a unique prefix of it (LXD 6.5 and
 // up: of 12 characters at least). It is an [ErrNotFound] if there is none, and
-// an [ErrAmbiguous] if the prefix does not tell which one.
+// an [ErrAmbiguous] if the prefix does not tell which one. Another image than
+// the one that was asked for is an [ErrBadResponse].
 func (m *Images) Get(ctx context.Context, fingerprint string) (*Image, error) {
 	image, _, err := m.get(ctx, fingerprint, nil)
 	return image, err

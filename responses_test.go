@@ -133,7 +133,7 @@ func TestResponsesOfTheWrongKind(t *testing.T) {
 		for name, call := range calls {
 			err := call(ctx, clientOf(t, c))
 			require.ErrorIs(t, err, lxd.ErrBadResponse, name)
-			for _, meaning := range []error{lxd.ErrNotFound, lxd.ErrExists, lxd.ErrConflict, lxd.ErrUnsupported} {
+			for _, meaning := range []error{lxd.ErrNotFound, lxd.ErrExists, lxd.ErrConflict, lxd.ErrUnsupported, lxd.ErrAmbiguous} {
 				require.NotErrorIs(t, err, meaning, name)
 			}
 		}
@@ -154,6 +154,7 @@ func TestResponsesOfTheWrongKind(t *testing.T) {
 		"wrong fields":       {200, text(`{"type":"sync","metadata":{"fingerprint":1,"name":[],"id":{}}}`)},
 		"failed in itself":   {200, text(`{"type":"sync","status_code":400,"metadata":{"fingerprint":"` + oneFingerprint + `"}}`)},
 		"204":                {204, text("")},
+		"a page that is 400": {400, text("<html>")},
 		"a page that is 404": {404, text("<html>")},
 		"a page that is 409": {409, text("<html>")},
 		"a page that is 501": {501, text("<html>")},
@@ -166,6 +167,13 @@ func TestResponsesOfTheWrongKind(t *testing.T) {
 				refuse(t, c, changes)
 			}
 		})
+	}
+	for name, list := range lists {
+		c := listOf(name, element[name], 0)
+		c.status = http.StatusInternalServerError
+		n, err := list(ctx, clientOf(t, c))
+		require.ErrorIs(t, err, lxd.ErrBadResponse, name)
+		require.Zero(t, n, name)
 	}
 	refuse(t, canned{200, text(`{"type":"sync","metadata":{}}`)}, things)
 	for _, element := range []string{`{}`, `null`, `1`, `"x"`, `{"fingerprint":"1a1a"}`, `{"name":"web"}`, `{"name":"","target":"` + oneFingerprint + `"}`} {
@@ -233,6 +241,10 @@ func TestAnotherThingIsNotTaken(t *testing.T) {
 	require.ErrorContains(t, err, otherFingerprint)
 	// An alias whose target is not whole.
 	_, err = clientOf(t, metadata(`{"name":"web","target":"1a1a"}`)).Aliases.Get(t.Context(), "web")
+	require.ErrorIs(t, err, lxd.ErrBadResponse)
+
+	// A profile of another name.
+	_, err = clientOf(t, metadata(`{"name":"other"}`)).Images.CreateFromURL(t.Context(), "http://127.0.0.1:1/x", &lxd.CreateFromURLOptions{Profiles: []string{"web"}})
 	require.ErrorIs(t, err, lxd.ErrBadResponse)
 
 	// An operation of another id.
@@ -435,6 +447,61 @@ func TestCopyOfAnotherImage(t *testing.T) {
 	mismatch := errOf[*lxd.FingerprintError](t, err)
 	require.Equal(t, []string{fingerprint, other}, []string{mismatch.Want, mismatch.Got})
 	require.Empty(t, target.Images())
+}
+
+// TestImportOfAnotherImage: an import by a whole fingerprint takes no other.
+func TestImportOfAnotherImage(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	target := importFake(t, lxdtest.LXD50, importOptions())
+	source := importStreams(t, tree(t, "both", nil))["http"]
+	opts := target.streamsFrom(source)
+	opts.Via = lxd.ViaServer
+	var known []string
+	for _, alias := range []string{"distro", "unified"} {
+		image, err := target.client.Images.CreateFromSimplestreams(ctx, source.URL, alias, opts)
+		require.NoError(t, err)
+		known = append(known, image.Fingerprint)
+		require.NoError(t, image.Delete(ctx, &lxd.DeleteOptions{Wait: true}))
+	}
+	replaced := rewriting(t, target.fake.Endpoint(), func(req *http.Request) {
+		if req.Method == http.MethodPost && req.URL.Path == "/1.0/images" {
+			body, err := io.ReadAll(req.Body)
+			if err == nil {
+				body = bytes.ReplaceAll(body, []byte(known[0]), []byte(known[1]))
+			}
+			req.Body, req.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+		}
+	}, nil)
+	_, err := replaced.Images.CreateFromSimplestreams(ctx, source.URL, known[0], opts)
+	mismatch := errOf[*lxd.FingerprintError](t, err)
+	require.Equal(t, known, []string{mismatch.Want, mismatch.Got})
+	target.requireEmpty(t)
+	image, err := target.client.Images.CreateFromSimplestreams(ctx, source.URL, known[0], opts)
+	require.NoError(t, err)
+	require.Equal(t, known[0], image.Fingerprint)
+	require.NoError(t, image.Delete(ctx, &lxd.DeleteOptions{Wait: true}))
+}
+
+// TestRetryStartsAfresh: nothing of a response that was cut is left in the next.
+func TestRetryStartsAfresh(t *testing.T) {
+	t.Parallel()
+	start := `{"type":"sync","metadata":{"fingerprint":"` + oneFingerprint + `","properties":{`
+	bodies := []io.Reader{
+		io.MultiReader(strings.NewReader(start+`"old":"1"},"public":true,`), iotest.ErrReader(io.ErrUnexpectedEOF)),
+		strings.NewReader(start + `"new":"2"}}}`),
+	}
+	c := newClient(t, "unix:///nowhere", &lxd.Options{Retries: 1, Transport: func(http.RoundTripper) http.RoundTripper {
+		return roundTripper(func(req *http.Request) (*http.Response, error) {
+			body := bodies[0]
+			bodies = bodies[1:]
+			return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(body), Request: req}, nil
+		})
+	}})
+	image, err := c.Images.Get(t.Context(), oneFingerprint)
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{"new": "2"}, image.Properties)
+	require.False(t, image.Public)
 }
 
 // repeated is a body of about that many bytes, of one element again and again.
