@@ -592,9 +592,13 @@ func (m *Images) refuse(ctx context.Context, op *Operation, want, got string) er
 }
 
 // isNewOf says whether the image was made by the operation, rather than there
-// before.
+// before. An operation that does not say when it began has made nothing.
 func (i *Image) isNewOf(op *Operation) bool {
-	return op != nil && !i.UploadedAt.Before(op.Status().CreatedAt)
+	if op == nil {
+		return false
+	}
+	began := op.Status().CreatedAt
+	return !began.IsZero() && !i.UploadedAt.Before(began)
 }
 
 // over gives the state with the wanted attributes put over it.
