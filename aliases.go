@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strings"
 
 	"github.com/golxd/lxd/internal/wire"
 )
@@ -40,9 +41,25 @@ func (a *Aliases) All(ctx context.Context) ([]Alias, error) {
 	for name, values := range a.client.query() {
 		query[name] = values
 	}
-	var aliases []Alias
-	_, err := a.client.t.call(ctx, &request{method: http.MethodGet, path: a.path(), query: query, limit: maxList}, &aliases)
-	return aliases, err
+	return getAll(ctx, a.client.t, &request{method: http.MethodGet, path: a.path(), query: query}, func(alias *Alias) error {
+		return alias.hold("")
+	})
+}
+
+// hold checks that what a server sent is an alias, and the one of the name that
+// was asked for; "" is any.
+func (a *Alias) hold(asked string) error {
+	a.Target = strings.ToLower(a.Target)
+	switch {
+	case a.Name == "":
+		return errors.New("it is not an alias: it has no name")
+	case asked != "" && a.Name != asked:
+		return fmt.Errorf("it is alias %.80q, not %q", a.Name, asked)
+	}
+	if err := holdFingerprint(a.Target); err != nil {
+		return fmt.Errorf("the target of alias %.80q: %w", a.Name, err)
+	}
+	return nil
 }
 
 // Get reads one alias. It is an [ErrNotFound] if there is none of that name.
@@ -55,12 +72,12 @@ func (a *Aliases) get(ctx context.Context, name string) (Alias, string, error) {
 	if err := checkAlias("alias", name); err != nil {
 		return Alias{}, "", err
 	}
-	var alias Alias
-	ans, err := a.client.t.call(ctx, &request{method: http.MethodGet, path: a.path(name), query: a.client.query()}, &alias)
+	req := &request{method: http.MethodGet, path: a.path(name), query: a.client.query()}
+	alias, ans, err := get(ctx, a.client.t, req, func(alias *Alias) error { return alias.hold(name) })
 	if err != nil {
 		return Alias{}, "", err
 	}
-	return alias, ans.etag, nil
+	return *alias, ans.etag, nil
 }
 
 // Create makes an alias; Name and Target must be set. It is an [ErrExists] if

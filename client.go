@@ -523,8 +523,8 @@ func (c *Client) serverInfo(ctx context.Context, again bool) (*Server, error) {
 	if c.server.info != nil && !again && (c.server.info.Trusted || !c.hasCredentials()) {
 		return c.server.info, nil
 	}
-	var answer wire.Server
-	if _, err := c.t.call(ctx, &request{method: http.MethodGet, path: "/1.0"}, &answer); err != nil {
+	answer, _, err := get(ctx, c.t, &request{method: http.MethodGet, path: "/1.0"}, holdServer)
+	if err != nil {
 		return nil, err
 	}
 	env := answer.Environment
@@ -543,6 +543,14 @@ func (c *Client) serverInfo(ctx context.Context, again bool) (*Server, error) {
 	}
 	c.server.info = info
 	return info, nil
+}
+
+// holdServer checks that what a server said of itself is that.
+func holdServer(server *wire.Server) error {
+	if server.Auth == "" {
+		return errors.New("it does not say whether it trusts this client")
+	}
+	return nil
 }
 
 // hasCredentials says whether the server may come to trust this client.

@@ -46,13 +46,16 @@ var (
 	// connection, or is starting or shutting down.
 	ErrUnavailable = errors.New("server unavailable")
 
-	// ErrBadResponse says that the answer was not one of the LXD API: not
-	// JSON, cut off, or of another shape. Most often it is a proxy's page or
-	// another program's port.
+	// ErrBadResponse says that the response was not one of the LXD API, or not
+	// to this request: not JSON, cut off, of another shape or HTTP status, or
+	// about another image, alias or operation than the one asked for. Most
+	// often it is a proxy's page or another program's port. It is never an
+	// ErrNotFound, ErrExists, ErrConflict or ErrUnsupported.
 	ErrBadResponse = errors.New("unexpected response")
 
-	// ErrTooLarge says that an answer is larger than this package reads. It
-	// comes with ErrBadResponse.
+	// ErrTooLarge says that a response takes more memory than this package
+	// gives one: 16 MiB for one thing, one element of a list or one event, and
+	// 512 MiB for a list that is kept. It comes with ErrBadResponse.
 	ErrTooLarge = errors.New("response too large")
 
 	// ErrCancelled says that an operation was cancelled on the server.
@@ -111,6 +114,14 @@ func (e *Error) Is(target error) bool {
 	if e.kind != nil && target == e.kind {
 		return true
 	}
+	if e.kind == ErrBadResponse || e.kind == ErrTooLarge {
+		// The status is not the daemon's: 404 of another program does not say
+		// that an image is not there.
+		switch target {
+		case ErrNotFound, ErrExists, ErrConflict, ErrUnsupported:
+			return false
+		}
+	}
 	switch target {
 	case ErrBadResponse:
 		return e.kind == ErrTooLarge
@@ -127,8 +138,17 @@ func (e *Error) Is(target error) bool {
 	case ErrUnsupported:
 		return e.StatusCode == http.StatusNotImplemented
 	case ErrUnavailable:
-		return e.StatusCode == http.StatusServiceUnavailable || e.StatusCode == http.StatusTooManyRequests ||
-			e.StatusCode == http.StatusBadGateway || e.StatusCode == http.StatusGatewayTimeout
+		return unavailableStatus(e.StatusCode)
+	}
+	return false
+}
+
+// unavailableStatus says whether a server, or what is before it, is not able to
+// answer for the moment.
+func unavailableStatus(code int) bool {
+	switch code {
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests, http.StatusBadGateway, http.StatusGatewayTimeout:
+		return true
 	}
 	return false
 }
@@ -216,7 +236,7 @@ func (e *OperationError) Is(target error) bool {
 
 // FingerprintError says that the content of an image does not have the
 // fingerprint that it should: it was cut or corrupted on the way, or is another
-// image. It never matches io.EOF.
+// image, such as one that a server has made in place of the wanted one. It never matches io.EOF.
 type FingerprintError struct {
 	Want string // the full fingerprint, hexadecimal SHA-256
 	Got  string // what the content hashes to; empty where it ended too soon

@@ -87,7 +87,8 @@ const (
 // what happens after it is told. The order is the server's, which is not always
 // that of what happened. A broken connection is made again, without end, and
 // another EventConnected tells so. The loop ends when it is left, with ctx (its
-// error is the last thing yielded), or when the server refuses. Ranging again
+// error is the last thing yielded), when the server refuses, or with an event
+// that is none ([ErrBadResponse]) or too large ([ErrTooLarge]). Ranging again
 // connects anew.
 func (c *Client) Events(ctx context.Context, opts *EventsOptions) iter.Seq2[Event, error] {
 	var o EventsOptions
@@ -214,7 +215,13 @@ func (c *Client) readEvents(ctx context.Context, conn *websocket.Conn, o *Events
 	})
 	for {
 		_, data, err := conn.ReadMessage()
-		if err != nil {
+		switch {
+		case errors.Is(err, websocket.ErrReadLimit), err == nil && memoryOf(data) > maxEvent:
+			return true, &Error{
+				StatusCode: http.StatusSwitchingProtocols, Method: http.MethodGet, Path: path("events"), kind: ErrTooLarge,
+				Message: fmt.Sprintf("%v: an event takes more than %d MiB of memory", ErrTooLarge, maxEvent>>20),
+			}
+		case err != nil:
 			return true, c.t.connectionError(ctx, eventsRequest(nil), err)
 		}
 		if err := alive(); err != nil {

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -175,7 +176,8 @@ type ListOptions struct {
 
 // All lists the images with all their attributes, in one request. No match is
 // an empty list. An untrusted client gets ErrForbidden unless
-// Options.PublicOnly is set.
+// Options.PublicOnly is set. A list that takes more than 512 MiB of memory,
+// about 100,000 images, is an [ErrTooLarge]; use Each.
 func (m *Images) All(ctx context.Context, opts *ListOptions) ([]*Image, error) {
 	var images []*Image
 	err := m.list(ctx, opts, maxList, func(*request) { images = []*Image{} }, func(image *Image) bool {
@@ -211,8 +213,8 @@ func (m *Images) Each(ctx context.Context, opts *ListOptions) iter.Seq2[*Image, 
 }
 
 // list decodes the images one after another until yield is false. begin is
-// called at the start of every attempt. The limit in bytes is for the whole
-// answer; 0 means one for each image.
+// called at the start of every attempt. The limit is for the whole answer; 0
+// means that no image is kept.
 func (m *Images) list(ctx context.Context, opts *ListOptions, limit int64, begin func(*request), yield func(*Image) bool) error {
 	var o ListOptions
 	if opts != nil {
@@ -224,26 +226,26 @@ func (m *Images) list(ctx context.Context, opts *ListOptions, limit int64, begin
 			return err
 		}
 	}
-	req := &request{method: http.MethodGet, path: path("images"), query: o.query(c), limit: limit, header: c.demandTrust()}
+	req := &request{method: http.MethodGet, path: path("images"), query: o.query(c), header: c.demandTrust()}
 	private := false
-	elements := func(body *boundedReader) wire.ElementFunc {
-		begin(req)
-		return func(dec *jsontext.Decoder) error {
-			if limit == 0 {
-				body.left = maxMetadata
-			}
+	_, err := c.t.call(ctx, req, &list{
+		limit: limit, size: int64(reflect.TypeFor[Image]().Size()),
+		begin: func() { begin(req) },
+		element: func(dec *jsontext.Decoder) error {
 			image := &Image{}
 			if err := wire.UnmarshalElement(dec, image); err != nil {
 				return err
+			}
+			if err := image.hold(""); err != nil {
+				return unfit(err)
 			}
 			private = private || !image.Public
 			if o.match(image.adopt(c)) && !yield(image) {
 				return &yieldStopped{}
 			}
 			return nil
-		}
-	}
-	_, err := c.t.call(ctx, req, boundedElements(elements))
+		},
+	})
 	var stopped *yieldStopped
 	switch {
 	case errors.As(err, &stopped):
@@ -351,7 +353,8 @@ func (o *ListOptions) match(i *Image) bool {
 
 // Get reads one image by its fingerprint or a unique prefix of it (LXD 6.5 and
 // up: of 12 characters at least). It is an [ErrNotFound] if there is none, and
-// an [ErrAmbiguous] if the prefix does not tell which one.
+// an [ErrAmbiguous] if the prefix does not tell which one. Another image than
+// the one that was asked for is an [ErrBadResponse].
 func (m *Images) Get(ctx context.Context, fingerprint string) (*Image, error) {
 	image, _, err := m.get(ctx, fingerprint, nil)
 	return image, err
@@ -369,37 +372,59 @@ func (m *Images) get(ctx context.Context, fingerprint string, extra url.Values) 
 		}
 		maps.Copy(query, extra)
 	}
-	image := &Image{}
-	ans, err := m.client.t.call(ctx, &request{method: http.MethodGet, path: path("images", strings.ToLower(fingerprint)), query: query}, image)
+	req := &request{method: http.MethodGet, path: path("images", strings.ToLower(fingerprint)), query: query}
+	image, ans, err := get(ctx, m.client.t, req, func(i *Image) error { return i.hold(fingerprint) })
 	if err != nil {
 		return nil, "", m.prefixError(ctx, fingerprint, err)
 	}
-	if image.Fingerprint == "" {
-		return nil, "", fmt.Errorf("GET image %s: %w: it holds no image", fingerprint, ErrBadResponse)
-	}
 	return image.adopt(m.client), ans.etag, nil
+}
+
+// hold checks that what a server sent is an image, and the one that was asked
+// for by its fingerprint or a prefix of that; "" is any.
+func (i *Image) hold(asked string) error {
+	i.Fingerprint = strings.ToLower(i.Fingerprint)
+	if err := holdFingerprint(i.Fingerprint); err != nil {
+		return fmt.Errorf("it is not an image: %w", err)
+	}
+	if !strings.HasPrefix(i.Fingerprint, strings.ToLower(asked)) {
+		return fmt.Errorf("it is image %s, not %s", i.Fingerprint, strings.ToLower(asked))
+	}
+	return nil
+}
+
+// holdFingerprint checks that what a server sent is a whole fingerprint.
+func holdFingerprint(fingerprint string) error {
+	if checkFullFingerprint("", fingerprint) != nil {
+		return fmt.Errorf("its fingerprint is %.80q, not a SHA-256", fingerprint)
+	}
+	return nil
 }
 
 // prefixError finds out whether a server refused a prefix: LXD 5.0.2 answers
 // 500 to an ambiguous one, LXD 6.5 and up 400 to a short one.
 func (m *Images) prefixError(ctx context.Context, prefix string, err error) error {
 	var e *Error
-	if len(prefix) == 64 || !errors.As(err, &e) || (e.StatusCode != http.StatusBadRequest && e.StatusCode != http.StatusInternalServerError) {
+	if len(prefix) == 64 || !errors.As(err, &e) || errors.Is(err, ErrBadResponse) || (e.StatusCode != http.StatusBadRequest && e.StatusCode != http.StatusInternalServerError) {
 		return err
 	}
 	if e.StatusCode == http.StatusInternalServerError {
-		var urls []string
-		if _, lerr := m.client.t.call(ctx, &request{method: http.MethodGet, path: path("images"), query: m.client.query(), limit: maxList}, &urls); lerr != nil {
-			return err
-		}
-		matches := 0
-		for _, u := range urls {
-			name, _, _ := strings.Cut(u[strings.LastIndexByte(u, '/')+1:], "?")
-			if strings.HasPrefix(name, strings.ToLower(prefix)) {
-				matches++
-			}
-		}
-		if matches < 2 {
+		matches, u := 0, ""
+		_, lerr := m.client.t.call(ctx, &request{method: http.MethodGet, path: path("images"), query: m.client.query()}, &list{
+			limit: maxList, // of what is read: none of it is kept
+			begin: func() { matches = 0 },
+			element: func(dec *jsontext.Decoder) error {
+				if err := wire.UnmarshalElement(dec, &u); err != nil {
+					return err
+				}
+				name, _, _ := strings.Cut(u[strings.LastIndexByte(u, '/')+1:], "?")
+				if strings.HasPrefix(strings.ToLower(name), strings.ToLower(prefix)) {
+					matches++
+				}
+				return nil
+			},
+		})
+		if lerr != nil || matches < 2 {
 			return err
 		}
 	}

@@ -504,14 +504,16 @@ func (j *copying) relay(ctx context.Context) (*Image, error) {
 	image.op = op
 	image.finish = func(ctx context.Context, image *Image) error {
 		if _, err := op.result(); err != nil {
-			told, _ := op.Status().Metadata["fingerprint"].(string)
-			if told != j.source.Fingerprint {
+			if op.fingerprint() != j.source.Fingerprint {
 				return body.explain(err)
 			}
 			// Somebody else has brought it there meanwhile.
 			if j.ifExists == ErrorIfExists {
-				return fmt.Errorf("image %s: %w", told, ErrExists)
+				return fmt.Errorf("image %s: %w", j.source.Fingerprint, ErrExists)
 			}
+		}
+		if _, err := c.Images.made(ctx, op, op.fingerprint(), j.source.Fingerprint); err != nil {
+			return err
 		}
 		return j.want.complete(ctx, image, j.source.Fingerprint)
 	}

@@ -102,7 +102,9 @@ type CreateOptions struct {
 	ExpiresAt time.Time
 
 	// Fingerprint is the SHA-256 that the content must have. The server
-	// verifies it, and nothing is sent if the server has the image.
+	// verifies it, and nothing is sent if the server has the image. Where the
+	// server makes another image all the same, as behind a proxy that drops
+	// headers, that image is deleted, and the error is a [*FingerprintError].
 	Fingerprint string
 	// Verify hashes the content while it is sent, and compares with what the
 	// server has. It needs no Fingerprint.
@@ -144,7 +146,6 @@ func (m *Images) Create(ctx context.Context, image io.Reader, opts *CreateOption
 	}
 	u := &upload{
 		images: m, content: body, fingerprint: strings.ToLower(o.Fingerprint), ifExists: o.IfExists,
-		verify: o.Verify,
 		// A one-shot reader tells its fingerprint now or never, and it is what
 		// decides the outcome where the server forgets the operation.
 		hash: o.Verify || (o.Fingerprint == "" && (!o.Wait || !body.Replayable())),
@@ -310,8 +311,7 @@ type upload struct {
 	content     *content.Content
 	fingerprint string // known beforehand, or ""
 	ifExists    IfExists
-	hash        bool // compute the fingerprint while sending
-	verify      bool // and compare it
+	hash        bool // compute the fingerprint while sending, and hold the server to it
 	adopt       bool // give an image that is there already all that is wanted, not the aliases alone
 	want        wanted
 	meter       *progress.Meter
@@ -471,35 +471,41 @@ func (u *upload) contentFingerprint(ctx context.Context) (string, error) {
 
 // finish does what is left once the operation has ended.
 func (u *upload) finish(ctx context.Context, image *Image) error {
-	c := u.images.client
-	status := image.op.Status()
-	told, _ := status.Metadata["fingerprint"].(string)
-	_, failure := image.op.result()
-	if failure != nil {
+	told := image.op.fingerprint()
+	if _, failure := image.op.result(); failure != nil {
 		return u.failed(ctx, image, told, failure)
 	}
-	if told == "" {
-		// The operation was forgotten.
-		var err error
-		if told, err = u.contentFingerprint(ctx); err != nil {
-			return err
-		}
-	}
-	if u.verify {
-		sum, err := u.body.Fingerprint(ctx)
+	want := u.fingerprint
+	if u.hash || told == "" {
+		// Where it tells nothing, it was forgotten most likely.
+		sum, err := u.contentFingerprint(ctx)
 		if err != nil {
 			return err
 		}
-		if sum != told {
-			corrupt := (&Image{Fingerprint: told}).adopt(c)
-			return errors.Join(&FingerprintError{Want: sum, Got: told}, corrupt.Delete(ctx, &DeleteOptions{Wait: true}))
+		told, want = cmp.Or(told, sum), cmp.Or(want, sum)
+		if told == want {
+			want = sum
 		}
+	}
+	told, err := u.images.made(ctx, image.op, told, want)
+	if err != nil {
+		return err
 	}
 	return u.want.complete(ctx, image, told)
 }
 
 // failed tells the image that is already there from a failure.
 func (u *upload) failed(ctx context.Context, image *Image, told string, failure error) error {
+	want := u.fingerprint
+	if u.hash && want == "" && told != "" {
+		var err error
+		if want, err = u.body.Fingerprint(ctx); err != nil {
+			return err
+		}
+	}
+	if want != "" && told != "" && told != want {
+		return &FingerprintError{Want: want, Got: told, Err: failure}
+	}
 	if told != "" && !errors.Is(failure, ErrCancelled) {
 		existing, err := u.images.Get(ctx, told)
 		if err == nil && u.made(existing, image.op) {
@@ -577,10 +583,46 @@ func (w *wanted) complete(ctx context.Context, image *Image, fingerprint string)
 	return err
 }
 
+// made is the image that an operation has made: what is told, or where nothing
+// is the wanted one. Another than the wanted one is refused; "" is any.
+func (m *Images) made(ctx context.Context, op *Operation, told, want string) (string, error) {
+	switch {
+	case told == "":
+		return want, nil
+	case want != "" && told != want:
+		return "", m.refuse(ctx, op, want, told)
+	}
+	if err := holdFingerprint(told); err != nil {
+		return "", fmt.Errorf("operation %s: %w: %w", op.ID(), ErrBadResponse, err)
+	}
+	return told, nil
+}
+
+// refuse deletes an image that is not the one that is wanted, unless it was
+// there before.
+func (m *Images) refuse(ctx context.Context, op *Operation, want, got string) error {
+	mismatch := &FingerprintError{Want: want, Got: got}
+	if holdFingerprint(got) != nil {
+		return mismatch // there is no such image
+	}
+	other, err := m.Get(ctx, got)
+	if err == nil && other.isNewOf(op) {
+		err = other.Delete(ctx, &DeleteOptions{Wait: true})
+	}
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return errors.Join(mismatch, err)
+	}
+	return mismatch
+}
+
 // isNewOf says whether the image was made by the operation, rather than there
-// before.
+// before. An operation that does not say when it began has made nothing.
 func (i *Image) isNewOf(op *Operation) bool {
-	return op != nil && !i.UploadedAt.Before(op.Status().CreatedAt)
+	if op == nil {
+		return false
+	}
+	began := op.Status().CreatedAt
+	return !began.IsZero() && !i.UploadedAt.Before(began)
 }
 
 // over gives the state with the wanted attributes put over it.
@@ -675,9 +717,9 @@ func (m *Images) importImage(ctx context.Context, post *wire.ImagePost, w *wante
 		if _, err := op.result(); err != nil {
 			return err
 		}
-		fingerprint, _ := op.Status().Metadata["fingerprint"].(string)
-		if fingerprint == "" {
-			fingerprint = image.Fingerprint
+		fingerprint, err := m.made(ctx, op, op.fingerprint(), post.Source.Fingerprint)
+		if err != nil {
+			return err
 		}
 		if fingerprint == "" && len(w.aliases) > 0 {
 			alias, err := m.client.Aliases.Get(ctx, w.aliases[0].Name)

@@ -1,6 +1,7 @@
 package lxd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -123,7 +124,15 @@ func (imp *importing) result(image *Image, err error) (*Image, error) {
 func (imp *importing) checkTarget(ctx context.Context) error {
 	c := imp.images.client
 	for _, name := range imp.want.profiles {
-		_, err := c.t.call(ctx, &request{method: http.MethodGet, path: path("profiles", name), query: c.query()}, nil)
+		type profile struct {
+			Name string `json:"name"`
+		}
+		_, _, err := get(ctx, c.t, &request{method: http.MethodGet, path: path("profiles", name), query: c.query()}, func(p *profile) error {
+			if p.Name != name {
+				return fmt.Errorf("it is profile %.80q", p.Name)
+			}
+			return nil
+		})
 		if err != nil {
 			return fmt.Errorf("profile %q: %w", name, err)
 		}
@@ -182,8 +191,7 @@ func (imp *importing) sentAliases() []Alias {
 
 // finish does what is left once the server's operation has ended.
 func (imp *importing) finish(ctx context.Context, image *Image) error {
-	fingerprint, _ := image.op.Status().Metadata["fingerprint"].(string)
-	if _, err := image.op.result(); err != nil && !imp.has(ctx, fingerprint) {
+	if _, err := image.op.result(); err != nil && !imp.has(ctx, image.op.fingerprint()) {
 		err = imp.clean(err)
 		if !imp.mayFallBack(ctx, err) {
 			return err
@@ -194,14 +202,12 @@ func (imp *importing) finish(ctx context.Context, image *Image) error {
 		}
 		return err
 	}
-	if fingerprint == "" {
-		fingerprint = imp.outcome()
+	fingerprint, err := imp.images.made(ctx, image.op, image.op.fingerprint(), cmp.Or(imp.fingerprint, imp.outcome()))
+	if err != nil {
+		return err
 	}
 	if fingerprint == "" {
 		return fmt.Errorf("operation %s does not tell the image: %w", image.op.ID(), ErrOutcomeUnknown)
-	}
-	if imp.fingerprint != "" && fingerprint != imp.fingerprint {
-		return imp.refuse(ctx, image.op, fingerprint)
 	}
 	if err := imp.want.complete(ctx, image, fingerprint); err != nil {
 		return err
@@ -212,25 +218,11 @@ func (imp *importing) finish(ctx context.Context, image *Image) error {
 // has says whether an operation that failed has made the image all the same:
 // then it could not give it the aliases (LXD 5.0.2, Incus 6.0.4).
 func (imp *importing) has(ctx context.Context, fingerprint string) bool {
-	if fingerprint == "" {
+	if holdFingerprint(fingerprint) != nil {
 		return false
 	}
 	_, err := imp.images.Get(ctx, fingerprint)
 	return err == nil
-}
-
-// refuse deletes an image that is not the one that is wanted, unless it was
-// there before.
-func (imp *importing) refuse(ctx context.Context, op *Operation, fingerprint string) error {
-	mismatch := &FingerprintError{Want: imp.fingerprint, Got: fingerprint}
-	other, err := imp.images.Get(ctx, fingerprint)
-	if err == nil && other.isNewOf(op) {
-		err = other.Delete(ctx, &DeleteOptions{Wait: true})
-	}
-	if err != nil && !errors.Is(err, ErrNotFound) {
-		return errors.Join(mismatch, err)
-	}
-	return mismatch
 }
 
 // resolveTimeout bounds the look at the source that tells what a forgotten
@@ -368,7 +360,7 @@ func (imp *importing) clean(err error) error {
 // upload sends what the client fetches.
 func (imp *importing) upload(ctx context.Context, body *content.Content, fingerprint string, want wanted) (*Image, error) {
 	u := &upload{
-		images: imp.images, content: body, fingerprint: fingerprint, hash: true, verify: true, adopt: true, want: want, meter: imp.meter,
+		images: imp.images, content: body, fingerprint: fingerprint, hash: true, adopt: true, want: want, meter: imp.meter,
 	}
 	return u.run(ctx, false)
 }

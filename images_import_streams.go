@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/golxd/lxd/internal/content"
@@ -163,6 +164,9 @@ func (m *Images) importStream(ctx context.Context, server, alias string, o *Crea
 			return nil, fmt.Errorf("import from a simplestreams server: %w: it takes image registries only, and has none of that URL; make one with Registries.Create", ErrUnsupported)
 		}
 		source.Server, source.Protocol, source.Certificate, source.ImageRegistry = "", "", "", registry
+	}
+	if checkFullFingerprint("", alias) == nil {
+		imp.fingerprint = strings.ToLower(alias) // the server must not take another
 	}
 	return imp.begin(ctx, source)
 }

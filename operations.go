@@ -7,11 +7,14 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/golxd/lxd/internal/ctxerr"
 	"github.com/golxd/lxd/internal/progress"
@@ -114,16 +117,31 @@ func (o *Operation) read(ctx context.Context, query string) error {
 		// The waiting itself tries again, for longer.
 		req.noRetry = true
 	}
-	var state wire.Operation
-	if _, err := o.client.t.call(ctx, req, &state); err != nil {
+	state, err := o.get(ctx, req)
+	if err != nil {
 		return err
-	}
-	if state.ID == "" {
-		return fmt.Errorf("GET %s: %w: it holds no operation", req.path, ErrBadResponse)
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.state = state
+	o.state = *state
+	return nil
+}
+
+// get reads the state without keeping it.
+func (o *Operation) get(ctx context.Context, req *request) (*wire.Operation, error) {
+	state, _, err := get(ctx, o.client.t, req, func(state *wire.Operation) error { return holdOperation(state, o.id) })
+	return state, err
+}
+
+// holdOperation checks that what a server sent is an operation, and the one of
+// the id that was asked for; "" is any.
+func holdOperation(state *wire.Operation, asked string) error {
+	switch {
+	case state.ID == "":
+		return errors.New("it is not an operation: it has no id")
+	case asked != "" && state.ID != asked:
+		return fmt.Errorf("it is operation %.80q, not %s", state.ID, asked)
+	}
 	return nil
 }
 
@@ -146,6 +164,13 @@ func (o *Operation) result() (ended bool, err error) {
 		e.Message = strings.ToLower(s.Status)
 	}
 	return true, e
+}
+
+// fingerprint is that of the image which the operation says it makes; "" where
+// it says nothing.
+func (o *Operation) fingerprint() string {
+	told, _ := o.Status().Metadata["fingerprint"].(string)
+	return strings.ToLower(told)
 }
 
 // Wait returns when the operation has ended: nil if it succeeded, an
@@ -377,10 +402,9 @@ func (o *Operation) watch(ctx context.Context, m *progress.Meter) (stop func()) 
 		}
 	}
 	ask := func() {
-		var state wire.Operation
 		req := &request{method: http.MethodGet, path: path("operations", o.id), query: o.query, noRetry: true}
-		if _, err := o.client.t.call(ctx, req, &state); err == nil {
-			status := statusOf(&state)
+		if state, err := o.get(ctx, req); err == nil {
+			status := statusOf(state)
 			tell(&status)
 		}
 	}
@@ -416,29 +440,36 @@ func (c *Client) operations(ctx context.Context) ([]*Operation, *answer, error) 
 		query[name] = values
 	}
 	// By status: {"running": [...], "failure": [...]}.
-	var byStatus map[string][]wire.Operation
-	ans, err := c.t.call(ctx, &request{method: http.MethodGet, path: path("operations"), query: query, limit: maxList}, &byStatus)
+	req := &request{method: http.MethodGet, path: path("operations"), query: query}
+	var ops []*Operation
+	var state wire.Operation
+	ans, err := c.t.call(ctx, req, &list{
+		limit: maxList, grouped: true, size: int64(reflect.TypeFor[Operation]().Size()),
+		begin: func() { ops = nil },
+		element: func(dec *jsontext.Decoder) error {
+			state = wire.Operation{}
+			if err := wire.UnmarshalElement(dec, &state); err != nil {
+				return err
+			}
+			if err := holdOperation(&state, ""); err != nil {
+				return unfit(err)
+			}
+			ops = append(ops, c.operation(state, nil))
+			return nil
+		},
+	})
 	if err != nil {
 		return nil, nil, err
-	}
-	var ops []*Operation
-	for _, status := range slices.Sorted(maps.Keys(byStatus)) {
-		for _, state := range byStatus[status] {
-			ops = append(ops, c.operation(state, nil))
-		}
 	}
 	return ops, ans, nil
 }
 
 // start sends a request whose answer is an operation.
 func (c *Client) start(ctx context.Context, req *request, settle func(context.Context) error) (*Operation, error) {
-	var state wire.Operation
-	ans, err := c.t.call(ctx, req, &state)
+	req.expect = expectOperation
+	state, _, err := get(ctx, c.t, req, func(state *wire.Operation) error { return holdOperation(state, "") })
 	if err != nil {
 		return nil, err
 	}
-	if ans.Type != wire.TypeAsync || state.ID == "" {
-		return nil, fmt.Errorf("%s %s: %w: it holds no operation", req.method, req.path, ErrBadResponse)
-	}
-	return c.operation(state, settle), nil
+	return c.operation(*state, settle), nil
 }

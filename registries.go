@@ -3,6 +3,7 @@ package lxd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
@@ -35,9 +36,20 @@ func (r *Registries) All(ctx context.Context) ([]Registry, error) {
 	if err := r.need(ctx); err != nil {
 		return nil, err
 	}
-	var all []Registry
-	_, err := r.client.t.call(ctx, &request{method: http.MethodGet, path: path("image-registries"), query: url.Values{"recursion": {"1"}}, limit: maxList}, &all)
-	return all, err
+	req := &request{method: http.MethodGet, path: path("image-registries"), query: url.Values{"recursion": {"1"}}}
+	return getAll(ctx, r.client.t, req, func(registry *Registry) error { return registry.hold("") })
+}
+
+// hold checks that what a server sent is a registry, and the one of the name
+// that was asked for; "" is any.
+func (r *Registry) hold(asked string) error {
+	switch {
+	case r.Name == "":
+		return errors.New("it is not an image registry: it has no name")
+	case asked != "" && r.Name != asked:
+		return fmt.Errorf("it is image registry %.80q, not %q", r.Name, asked)
+	}
+	return nil
 }
 
 // Get reads one registry.
@@ -48,11 +60,9 @@ func (r *Registries) Get(ctx context.Context, name string) (*Registry, error) {
 	if err := r.need(ctx); err != nil {
 		return nil, err
 	}
-	registry := &Registry{}
-	if _, err := r.client.t.call(ctx, &request{method: http.MethodGet, path: path("image-registries", name)}, registry); err != nil {
-		return nil, err
-	}
-	return registry, nil
+	req := &request{method: http.MethodGet, path: path("image-registries", name)}
+	registry, _, err := get(ctx, r.client.t, req, func(registry *Registry) error { return registry.hold(name) })
+	return registry, err
 }
 
 // Create makes a registry; Name, Protocol and Config["url"] must be set.
@@ -68,10 +78,21 @@ func (r *Registries) Create(ctx context.Context, registry Registry) error {
 	if err := r.need(ctx); err != nil {
 		return err
 	}
-	_, err := r.client.t.call(ctx, &request{method: http.MethodPost, path: path("image-registries"), json: wire.ImageRegistry{
+	return r.change(ctx, &request{method: http.MethodPost, path: path("image-registries"), json: wire.ImageRegistry{
 		Name: registry.Name, Description: registry.Description, Protocol: registry.Protocol, Config: registry.Config,
-	}}, nil)
-	return err
+	}})
+}
+
+// change sends a request that LXD 6.9 answers when it is done, and its
+// successors with an operation.
+func (r *Registries) change(ctx context.Context, req *request) error {
+	req.expect = expectEither
+	ans, err := r.client.t.call(ctx, req, nil)
+	if err != nil || ans.Type == wire.TypeSync {
+		return err
+	}
+	id, _, _ := strings.Cut(ans.Operation[strings.LastIndexByte(ans.Operation, '/')+1:], "?")
+	return r.client.operation(wire.Operation{ID: id}, nil).Wait(ctx)
 }
 
 // Delete removes a registry, not the images that came from it.
@@ -82,7 +103,7 @@ func (r *Registries) Delete(ctx context.Context, name string) error {
 	if err := r.need(ctx); err != nil {
 		return err
 	}
-	_, err := r.client.t.call(ctx, &request{method: http.MethodDelete, path: path("image-registries", name)}, nil)
+	err := r.change(ctx, &request{method: http.MethodDelete, path: path("image-registries", name)})
 	if errors.Is(err, errDeletedBefore) {
 		return nil
 	}

@@ -9,17 +9,21 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
+	"reflect"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/golxd/lxd/internal/content"
 	"github.com/golxd/lxd/internal/ctxerr"
@@ -29,10 +33,15 @@ import (
 
 const (
 	// maxMetadata bounds the answer to a call that is about one thing, and one
-	// element of a list that is read one at a time.
+	// element of a list.
 	maxMetadata = 16 << 20
-	// maxList bounds the answer to a call that lists.
+	// maxList bounds the answer to a call that lists, if its elements are kept.
 	maxList = 512 << 20
+	// valueCost is what the bounds count for each value beside its bytes, so
+	// that they bound memory: the smallest values take it, such as {} in an
+	// operation's metadata (16 bytes for an interface, 48 for a map) or in an
+	// image's aliases (64).
+	valueCost = 64
 
 	dialTimeout = 10 * time.Second
 
@@ -68,14 +77,25 @@ type request struct {
 	// opened receives the body of each sending of upload.
 	opened func(*content.Body)
 	body   content.Options
-	raw    rawBody // body that is handed on from another server; nil for none
-	limit  int64   // of the answer; 0 means maxMetadata
+	raw    rawBody  // body that is handed on from another server; nil for none
+	expect expected // what kind of answer is a success
+	// check holds the metadata to what was asked for; nil for none.
+	check func() error
 	// noRetry makes a failure final, whatever its kind.
 	noRetry bool
 	// repeatable makes a POST one that may be sent twice, because the second
 	// does no harm: the same content is the same image.
 	repeatable bool
 }
+
+// expected is the kind of answer that a request is to get.
+type expected int
+
+const (
+	expectSync      expected = iota
+	expectOperation          // work in the background
+	expectEither             // servers differ
+)
 
 // rawBody is the body of another server's answer.
 type rawBody interface {
@@ -96,7 +116,7 @@ type answer struct {
 }
 
 // call sends one request and decodes the one envelope that comes back, the
-// metadata straight into metadata.
+// metadata straight into metadata: a pointer, a list, or nil to ignore it.
 func (t *transport) call(ctx context.Context, req *request, metadata any) (*answer, error) {
 	var ans *answer
 	err := t.retrying(ctx, req, func() error {
@@ -110,6 +130,75 @@ func (t *transport) call(ctx context.Context, req *request, metadata any) (*answ
 	})
 	return ans, err
 }
+
+// get reads one thing. hold says whether it is the one that was asked for.
+func get[T any](ctx context.Context, t *transport, req *request, hold func(*T) error) (*T, *answer, error) {
+	thing := new(T)
+	req.check = func() error { return hold(thing) }
+	ans, err := t.call(ctx, req, thing)
+	if err != nil {
+		return nil, nil, err
+	}
+	return thing, ans, nil
+}
+
+// getAll reads a list. hold says whether an element is such a thing.
+func getAll[T any](ctx context.Context, t *transport, req *request, hold func(*T) error) ([]T, error) {
+	var all []T
+	_, err := t.call(ctx, req, &list{
+		limit: maxList, size: int64(reflect.TypeFor[T]().Size()),
+		begin: func() { all = []T{} },
+		element: func(dec *jsontext.Decoder) error {
+			var none T
+			all = append(all, none)
+			thing := &all[len(all)-1]
+			if err := wire.UnmarshalElement(dec, thing); err != nil {
+				return err
+			}
+			if err := hold(thing); err != nil {
+				return unfit(err)
+			}
+			return nil
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return all, nil
+}
+
+// list is metadata that is read one element after another.
+type list struct {
+	limit   int64  // of the whole; 0 for one that is not kept
+	grouped bool   // {"name": [elements]}, not [elements]
+	size    int64  // in memory, of an element that is kept, beside what it holds
+	begin   func() // called at the start of each attempt
+	element func(*jsontext.Decoder) error
+}
+
+// over is the list as the decoder takes it, with its elements bounded.
+func (l *list) over(body *boundedReader) any {
+	l.begin()
+	body.total = l.limit
+	if l.limit == 0 {
+		body.total = math.MaxInt64
+	}
+	each := func(dec *jsontext.Decoder) error {
+		body.one = maxMetadata
+		if err := l.element(dec); err != nil {
+			return err
+		}
+		body.total -= l.size
+		return nil
+	}
+	if l.grouped {
+		return wire.GroupedFunc(each)
+	}
+	return wire.ElementFunc(each)
+}
+
+// unfit makes an ErrBadResponse of an element's fault.
+func unfit(err error) error { return fmt.Errorf("%w: %w", wire.ErrNotEnvelope, err) }
 
 // stream sends one request and gives the answer's body unread. Only the
 // statuses 200 and 206 are a success.
@@ -271,13 +360,17 @@ const blockedGrace = 100 * time.Millisecond
 
 // readAnswer reads an envelope and makes an error of one that holds an error.
 func (t *transport) readAnswer(ctx context.Context, req *request, res *http.Response, metadata any) (*answer, error) {
-	limit := req.limit
-	if limit == 0 {
-		limit = maxMetadata
+	body := &boundedReader{r: res.Body, total: maxMetadata, one: maxMetadata}
+	switch m := metadata.(type) {
+	case nil:
+	case *list:
+		metadata = m.over(body)
+	default:
+		reflect.ValueOf(m).Elem().SetZero() // of what an attempt before has left
 	}
-	body := &boundedReader{r: res.Body, left: limit, limit: limit}
-	if each, ok := metadata.(boundedElements); ok {
-		metadata = each(body)
+	success := res.StatusCode/100 == 2
+	if !success {
+		metadata = nil // only an error is expected
 	}
 	env, err := wire.Decode(body, metadata)
 	if err != nil {
@@ -289,7 +382,7 @@ func (t *transport) readAnswer(ctx context.Context, req *request, res *http.Resp
 			return nil, t.connectionError(ctx, req, err)
 		case errors.Is(err, ErrTooLarge):
 			return nil, t.badResponse(req, res, err)
-		case res.StatusCode == http.StatusServiceUnavailable, res.StatusCode == http.StatusTooManyRequests, res.StatusCode == http.StatusBadGateway, res.StatusCode == http.StatusGatewayTimeout:
+		case unavailableStatus(res.StatusCode):
 			// A proxy, or a daemon on its way up or down, in words of its own.
 			return nil, t.serverError(req, res, &wire.Envelope{Error: http.StatusText(res.StatusCode)})
 		case errors.Is(err, wire.ErrNotEnvelope):
@@ -298,12 +391,35 @@ func (t *transport) readAnswer(ctx context.Context, req *request, res *http.Resp
 			return nil, t.connectionError(ctx, req, err)
 		}
 	}
-	if env.Type == wire.TypeError {
+	switch {
+	case env.Type == wire.TypeError:
 		return nil, t.serverError(req, res, env)
+	case unavailableStatus(res.StatusCode):
+		return nil, t.serverError(req, res, &wire.Envelope{Error: http.StatusText(res.StatusCode)})
+	case !success || env.StatusCode >= http.StatusBadRequest:
+		return nil, t.badResponse(req, res, fmt.Errorf("a response of type %s with status %d", env.Type, max(res.StatusCode, env.StatusCode)))
+	case req.expect == expectSync && env.Type == wire.TypeAsync:
+		return nil, t.badResponse(req, res, errors.New("it is an operation, where a result was asked for"))
+	case req.expect == expectOperation && env.Type == wire.TypeSync:
+		return nil, t.badResponse(req, res, errors.New("it is a result, where an operation was asked for"))
 	}
-	// Read the line end behind the envelope, so that the connection is kept.
-	_, _ = io.Copy(io.Discard, io.LimitReader(res.Body, 4<<10))
+	if req.check != nil {
+		if err := req.check(); err != nil {
+			return nil, t.badResponse(req, res, err)
+		}
+	}
+	readRest(res.Body)
 	return &answer{Envelope: *env, status: res.StatusCode, etag: res.Header.Get("ETag"), location: res.Header.Get("Location"), date: res.Header.Get("Date")}, nil
+}
+
+// restTimeout is how long the end of an answer is awaited.
+const restTimeout = 100 * time.Millisecond
+
+// readRest reads the line end behind an envelope, so that the connection is
+// kept. A body that does not end costs the connection, and no more time.
+func readRest(body io.ReadCloser) {
+	defer time.AfterFunc(restTimeout, func() { _ = body.Close() }).Stop()
+	_, _ = io.Copy(io.Discard, io.LimitReader(body, 4<<10))
 }
 
 func (t *transport) serverError(req *request, res *http.Response, env *wire.Envelope) error {
@@ -331,7 +447,6 @@ func (t *transport) badResponse(req *request, res *http.Response, err error) err
 	switch {
 	case errors.Is(err, ErrTooLarge):
 		e.Message = err.Error()
-		e.Hint = "list with a filter, or read one at a time with Each"
 		e.kind = ErrTooLarge
 	case res.StatusCode >= 300 && res.StatusCode < 400:
 		e.Message = "the server redirects to " + redirectTarget(res)
@@ -561,27 +676,32 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// boundedReader errors where the limit is passed, rather than truncate.
+// boundedReader errors where a limit is passed, rather than truncate.
 type boundedReader struct {
-	r           io.Reader
-	left, limit int64
+	r     io.Reader
+	total int64 // left for the whole
+	one   int64 // left for the thing, or the element of a list, that is being read
 }
 
 func (b *boundedReader) Read(p []byte) (int, error) {
-	if b.left <= 0 {
-		return 0, fmt.Errorf("%w: more than %d bytes", ErrTooLarge, b.limit)
+	switch {
+	case b.one <= 0:
+		return 0, fmt.Errorf("%w: one thing takes more than %d MiB of memory", ErrTooLarge, maxMetadata>>20)
+	case b.total <= 0:
+		return 0, fmt.Errorf("%w: the list takes more than %d MiB of memory; use a filter, or Each for images", ErrTooLarge, maxList>>20)
 	}
-	if int64(len(p)) > b.left {
-		p = p[:b.left]
-	}
-	n, err := b.r.Read(p)
-	b.left -= int64(n)
+	n, err := b.r.Read(p[:min(len(p), 64<<10)])
+	cost := memoryOf(p[:n])
+	b.total -= cost
+	b.one -= cost
 	return n, err
 }
 
-// boundedElements makes an element function that may refill the bound for each
-// element.
-type boundedElements func(*boundedReader) wire.ElementFunc
+// memoryOf estimates what JSON takes when it is decoded. Nearly every value is
+// followed by a comma.
+func memoryOf(data []byte) int64 {
+	return int64(len(data)) + valueCost*int64(bytes.Count(data, []byte{','}))
+}
 
 // yieldStopped carries the end of a range loop through the decoder.
 type yieldStopped struct{ err error }

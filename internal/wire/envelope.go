@@ -42,10 +42,16 @@ var decodeOptions = json.JoinOptions(
 // must read exactly one value from the decoder.
 type ElementFunc func(*jsontext.Decoder) error
 
+// GroupedFunc is an ElementFunc for metadata that is an object of arrays, such
+// as the operations by their status.
+type GroupedFunc func(*jsontext.Decoder) error
+
 // Decode reads one envelope from r. The metadata is decoded in the same pass,
-// straight from r, into metadata: a pointer, an [ElementFunc], or nil to
-// ignore it. Metadata of an error answer is never decoded into it when the
-// envelope's type comes first, as all daemons send it.
+// straight from r, into metadata: a pointer, an [ElementFunc], a [GroupedFunc],
+// or nil to ignore it. Metadata that is asked for must be there, and not null:
+// no daemon sends null for an empty list (LXD 4.0.13 to 6.9, Incus 6.0.0 to
+// 7.3). Metadata of an error answer is never decoded into it when the envelope's
+// type comes first, as all daemons send it.
 func Decode(r io.Reader, metadata any) (*Envelope, error) {
 	dec := jsontext.NewDecoder(r, decodeOptions)
 	tok, err := dec.ReadToken()
@@ -56,6 +62,7 @@ func Decode(r io.Reader, metadata any) (*Envelope, error) {
 		return nil, fmt.Errorf("%w: it starts with %s", ErrNotEnvelope, tok.Kind())
 	}
 	env := &Envelope{}
+	found := metadata == nil
 	for dec.PeekKind() != '}' {
 		name, err := dec.ReadToken()
 		if err != nil {
@@ -75,9 +82,10 @@ func Decode(r io.Reader, metadata any) (*Envelope, error) {
 		case "error":
 			err = json.UnmarshalDecode(dec, &env.Error)
 		case "metadata":
-			if metadata == nil || env.Type == TypeError {
+			if metadata == nil || env.Type == TypeError || dec.PeekKind() == 'n' {
 				err = dec.SkipValue()
 			} else {
+				found = true
 				err = decodeMetadata(dec, metadata)
 			}
 		default:
@@ -91,36 +99,67 @@ func Decode(r io.Reader, metadata any) (*Envelope, error) {
 		return nil, notEnvelope(err)
 	}
 	switch env.Type {
-	case TypeSync, TypeAsync, TypeError:
+	case TypeError:
+		return env, nil
+	case TypeSync, TypeAsync:
+		if !found {
+			return nil, fmt.Errorf("%w: it has no metadata", ErrNotEnvelope)
+		}
 		return env, nil
 	default:
-		return nil, fmt.Errorf("%w: its type is %q", ErrNotEnvelope, env.Type)
+		return nil, fmt.Errorf("%w: its type is %.80q", ErrNotEnvelope, env.Type)
 	}
 }
 
 func decodeMetadata(dec *jsontext.Decoder, metadata any) error {
-	each, ok := metadata.(ElementFunc)
-	if !ok {
-		return json.UnmarshalDecode(dec, metadata)
+	switch each := metadata.(type) {
+	case ElementFunc:
+		return decodeArray(dec, each)
+	case GroupedFunc:
+		return decodeGroups(dec, ElementFunc(each))
 	}
-	tok, err := dec.ReadToken()
-	if err != nil {
+	return json.UnmarshalDecode(dec, metadata)
+}
+
+func decodeArray(dec *jsontext.Decoder, each ElementFunc) error {
+	if err := begin(dec, '['); err != nil {
 		return err
-	}
-	switch tok.Kind() {
-	case 'n':
-		return nil
-	case '[':
-	default:
-		return fmt.Errorf("%w: metadata is %s, not an array", ErrNotEnvelope, tok.Kind())
 	}
 	for dec.PeekKind() != ']' {
 		if err := each(dec); err != nil {
 			return err
 		}
 	}
-	_, err = dec.ReadToken()
+	_, err := dec.ReadToken()
 	return err
+}
+
+func decodeGroups(dec *jsontext.Decoder, each ElementFunc) error {
+	if err := begin(dec, '{'); err != nil {
+		return err
+	}
+	for dec.PeekKind() != '}' {
+		if _, err := dec.ReadToken(); err != nil { // the group's name
+			return err
+		}
+		if err := decodeArray(dec, each); err != nil {
+			return err
+		}
+	}
+	_, err := dec.ReadToken()
+	return err
+}
+
+// begin reads the start of an array or object.
+func begin(dec *jsontext.Decoder, kind jsontext.Kind) error {
+	tok, err := dec.ReadToken()
+	if err != nil {
+		return err
+	}
+	if tok.Kind() != kind {
+		return fmt.Errorf("%w: the metadata has a %s where a %s must be", ErrNotEnvelope, tok.Kind(), kind)
+	}
+	return nil
 }
 
 // notEnvelope tells malformed JSON from an error of the reader, and leaves the

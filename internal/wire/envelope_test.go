@@ -29,6 +29,12 @@ func TestRecordedEnvelopes(t *testing.T) {
 		defer func() { _ = file.Close() }()
 		var metadata any
 		env, err := Decode(iotest.OneByteReader(file), &metadata)
+		if errors.Is(err, ErrNotEnvelope) && strings.HasPrefix(entry.Name(), "alias-") {
+			// What makes or renames an alias tells nothing; nobody asks.
+			_, err = file.Seek(0, io.SeekStart)
+			require.NoError(t, err)
+			env, err = Decode(file, nil)
+		}
 		require.NoError(t, err, path)
 		seen[env.Type]++
 		switch env.Type {
@@ -60,7 +66,9 @@ func TestDecode(t *testing.T) {
 		"cut":              {`{"type": "sync", "metadata": ["a"`, io.ErrUnexpectedEOF},
 		"cut in a name":    {`{"type": "sync", "meta`, io.ErrUnexpectedEOF},
 		"good":             {`{"unknown": {"a": [1]}, "type": "sync", "type": "sync", "metadata": ["a"]}`, nil},
-		"null":             {`{"type": "sync", "metadata": null}`, nil},
+		"null":             {`{"type": "sync", "metadata": null}`, ErrNotEnvelope},
+		"no metadata":      {`{"type": "sync"}`, ErrNotEnvelope},
+		"null in an error": {`{"metadata": null, "type": "error"}`, nil},
 		"an error":         {`{"type": "error", "metadata": {"not": "decoded"}}`, nil},
 	} {
 		var list []string
@@ -87,7 +95,7 @@ func TestDecodeElements(t *testing.T) {
 	}{
 		"all":         {`{"type": "sync", "metadata": [1, 2, 3]}`, []int{1, 2, 3}, nil},
 		"none":        {`{"type": "sync", "metadata": []}`, nil, nil},
-		"null":        {`{"type": "sync", "metadata": null}`, nil, nil},
+		"null":        {`{"type": "sync", "metadata": null}`, nil, ErrNotEnvelope},
 		"stopped":     {`{"type": "sync", "metadata": [1, 9, 3]}`, []int{1}, stop},
 		"not a list":  {`{"type": "sync", "metadata": {}}`, nil, ErrNotEnvelope},
 		"wrong value": {`{"type": "sync", "metadata": [1, "a"]}`, []int{1}, ErrNotEnvelope},
@@ -107,6 +115,36 @@ func TestDecodeElements(t *testing.T) {
 		require.Equal(t, test.want, got, name)
 		if test.err == nil {
 			require.NoError(t, err, name)
+			continue
+		}
+		require.ErrorIs(t, err, test.err, name)
+	}
+}
+
+func TestDecodeGroups(t *testing.T) {
+	for name, test := range map[string]struct {
+		in   string
+		want []int
+		err  error
+	}{
+		"all":           {`{"type": "sync", "metadata": {"a": [1, 2], "b": [], "c": [3]}}`, []int{1, 2, 3}, nil},
+		"none":          {`{"type": "sync", "metadata": {}}`, nil, nil},
+		"a list":        {`{"type": "sync", "metadata": [1]}`, nil, ErrNotEnvelope},
+		"a group alone": {`{"type": "sync", "metadata": {"a": 1}}`, nil, ErrNotEnvelope},
+		"cut":           {`{"type": "sync", "metadata": {"a": [1`, nil, io.ErrUnexpectedEOF},
+	} {
+		var got []int
+		_, err := Decode(strings.NewReader(test.in), GroupedFunc(func(dec *jsontext.Decoder) error {
+			var n int
+			if err := UnmarshalElement(dec, &n); err != nil {
+				return err
+			}
+			got = append(got, n)
+			return nil
+		}))
+		if test.err == nil {
+			require.NoError(t, err, name)
+			require.Equal(t, test.want, got, name)
 			continue
 		}
 		require.ErrorIs(t, err, test.err, name)
