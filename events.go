@@ -156,6 +156,9 @@ func (c *Client) dialEvents(ctx context.Context, o *EventsOptions) (*websocket.C
 	}
 	req := eventsRequest(query)
 	t := c.t
+	if err := ctx.Err(); err != nil {
+		return nil, t.connectionError(ctx, req, err)
+	}
 	header := http.Header{"User-Agent": {t.agent}}
 	if t.token != nil {
 		bearer, err := t.bearer(ctx)
