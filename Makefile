@@ -1,6 +1,8 @@
 # The tools are pinned here and nowhere else; .ci/run uses these targets.
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GOVULNCHECK   := golang.org/x/vuln/cmd/govulncheck@v1.9.0
+ACTIONLINT    := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
+GORELEASE     := golang.org/x/exp/cmd/gorelease@v0.0.0-20261113113407-e3970619a1a4
 
 # What has tests that use the real daemons, and how many of each to start.
 INTEGRATION ?= . ./internal/testdaemon ./internal/streamstest ./simplestreams
@@ -10,7 +12,7 @@ BENCH       ?= .
 BENCHFLAGS  ?=
 FUZZTIME    ?= 10s
 
-.PHONY: fmt fmt-check lint test bench gobench integration fuzz vuln envelopes
+.PHONY: fmt fmt-check lint lint-ci test bench gobench integration fuzz vuln api release-notes envelopes
 
 fmt:
 	gofmt -w .
@@ -20,6 +22,11 @@ fmt-check:
 
 lint:
 	go run $(GOLANGCI_LINT) run ./...
+
+# The scripts of the gate, and the workflows that call it. Needs shellcheck.
+lint-ci:
+	shellcheck -x .ci/*
+	go run $(ACTIONLINT)
 
 test:
 	go test -race ./...
@@ -49,6 +56,27 @@ fuzz:
 # Reads the Go vulnerability database over the network.
 vuln:
 	go run $(GOVULNCHECK) ./...
+
+# What has changed in the API since the last release before this commit, and
+# whether VERSION, where it is set, is a version that may have these changes.
+# Reads that release from the module proxy.
+api:
+	@set -e; \
+	if [ "$$(git rev-parse --is-shallow-repository)" != false ]; then \
+		echo "this needs a complete clone: the last release is found by its tag" >&2; exit 1; \
+	fi; \
+	base=$$(git describe --tags --abbrev=0 --match='v[0-9]*' HEAD^ 2>/dev/null || true); \
+	if [ -z "$$base" ]; then \
+		echo "there is no release before this commit: no API to compare with"; exit 0; \
+	fi; \
+	go run $(GORELEASE) -base="$$base" $(if $(VERSION),-version="$(VERSION)")
+
+# What CHANGELOG.md has for VERSION, which the package must call itself too.
+release-notes:
+	@grep -q '^const Version = "$(VERSION:v%=%)"$$' client.go || \
+		{ echo "client.go: Version is not $(VERSION:v%=%)" >&2; exit 1; }
+	@awk '/^## |^\[.*\]: /{on = ($$2 == "[$(VERSION:v%=%)]"); next} on {print; if (NF) found = 1} \
+		END {if (!found) {print "CHANGELOG.md: nothing under [$(VERSION:v%=%)]" >"/dev/stderr"; exit 1}}' CHANGELOG.md
 
 # Records testdata/envelopes anew from real daemons.
 envelopes:
