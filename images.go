@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"iter"
 	"maps"
 	"net/http"
@@ -83,46 +82,6 @@ type UpdateSource struct {
 	ImageRegistry string `json:"image_registry,omitempty"`
 }
 
-// imageState are the fields of an image that can be changed.
-type imageState struct {
-	autoUpdate bool
-	expiresAt  time.Time
-	profiles   []string
-	properties map[string]string
-	public     bool
-}
-
-func (i *Image) state() imageState {
-	return imageState{autoUpdate: i.AutoUpdate, expiresAt: i.ExpiresAt, profiles: i.Profiles, properties: i.Properties, public: i.Public}
-}
-
-func (s imageState) equal(o imageState) bool {
-	return s.autoUpdate == o.autoUpdate && s.public == o.public && s.expiresAt.Equal(o.expiresAt) &&
-		slices.Equal(s.profiles, o.profiles) && maps.Equal(s.properties, o.properties)
-}
-
-var stateSeed = maphash.MakeSeed()
-
-// sum is a hash of the state, which an image keeps in place of a copy: a list
-// of ten thousand images would otherwise hold every property twice.
-func (s imageState) sum() uint64 {
-	var h maphash.Hash
-	h.SetSeed(stateSeed)
-	maphash.WriteComparable(&h, [2]bool{s.autoUpdate, s.public})
-	if !s.expiresAt.IsZero() {
-		maphash.WriteComparable(&h, s.expiresAt.UnixNano())
-	}
-	for _, p := range s.profiles {
-		maphash.WriteComparable(&h, p)
-	}
-	sum := h.Sum64()
-	// The order of a map is not to matter.
-	for name, value := range s.properties {
-		sum += maphash.Comparable(stateSeed, [2]string{name, value})
-	}
-	return sum
-}
-
 // adopt makes a decoded image one of the client's.
 func (i *Image) adopt(c *Client) *Image {
 	for _, t := range []*time.Time{&i.CreatedAt, &i.ExpiresAt, &i.LastUsedAt, &i.UploadedAt} {
@@ -143,7 +102,7 @@ func (i *Image) adopt(c *Client) *Image {
 	} else if i.Project != c.Project() {
 		i.client = c.InProject(i.Project)
 	}
-	i.read = i.state().sum()
+	i.read = i.attributes().sum()
 	return i
 }
 
@@ -552,34 +511,17 @@ func (i *Image) Update(ctx context.Context, _ *UpdateOptions) error {
 			Message: "the image was changed by somebody else", Hint: "get it again, and repeat the change",
 		}
 	}
-	if err := i.client.putImage(ctx, i.Fingerprint, i.state(), now.state(), etag); err != nil {
+	if err := i.client.putAttributes(ctx, i.Fingerprint, i.attributes(), now.attributes(), etag); err != nil {
 		return err
 	}
 	now, _, err = i.client.Images.get(ctx, i.Fingerprint, nil)
 	if err != nil {
 		// The change is made; only its reading failed.
-		i.read = i.state().sum()
+		i.read = i.attributes().sum()
 		return nil //nolint:nilerr // as said
 	}
 	i.replace(now)
 	return nil
-}
-
-// putImage changes an image from one state to another.
-func (c *Client) putImage(ctx context.Context, fingerprint string, to, from imageState, etag string) error {
-	put := wire.ImagePut{AutoUpdate: to.autoUpdate, Profiles: to.profiles, Properties: to.properties, Public: to.public, ExpiresAt: to.expiresAt}
-	if put.Profiles == nil {
-		put.Profiles = from.profiles
-	}
-	if to.expiresAt.IsZero() && !from.expiresAt.IsZero() {
-		put.ExpiresAt = time.Unix(0, 0).UTC() // the zero time would mean keep
-	}
-	req := &request{method: http.MethodPut, path: path("images", fingerprint), query: c.query(), json: put}
-	if etag != "" {
-		req.header = http.Header{"If-Match": {etag}}
-	}
-	_, err := c.t.call(ctx, req, nil)
-	return err
 }
 
 // DeleteOptions say how to delete.

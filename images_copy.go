@@ -162,33 +162,32 @@ func (o *CopyOptions) check(target *Client) error {
 // wanted is what the copy is to be like.
 func (o *CopyOptions) wanted(source *Image) wanted {
 	w := wanted{
-		public: source.Public, autoUpdate: source.AutoUpdate, filename: source.Filename, expiresAt: source.ExpiresAt,
-		properties: maps.Clone(source.Properties), profiles: slices.Clone(source.Profiles), aliases: slices.Clone(source.Aliases),
+		attributes: source.attributes().clone(), filename: source.Filename, aliases: slices.Clone(source.Aliases),
 		reuse: o.ReuseAliases, exact: true,
 	}
 	if o.Public != nil {
-		w.public = *o.Public
+		w.Public = *o.Public
 	}
 	if o.AutoUpdate != nil {
-		w.autoUpdate = *o.AutoUpdate
+		w.AutoUpdate = *o.AutoUpdate
 	}
 	if o.Filename != "" {
 		w.filename = o.Filename
 	}
 	if o.Properties != nil {
-		w.properties = maps.Clone(o.Properties)
+		w.Properties = maps.Clone(o.Properties)
 	}
-	if w.properties == nil {
-		w.properties = map[string]string{}
+	if w.Properties == nil {
+		w.Properties = map[string]string{}
 	}
 	if o.Profiles != nil {
-		w.profiles = slices.Clone(o.Profiles)
+		w.Profiles = slices.Clone(o.Profiles)
 	}
 	if o.Aliases != nil {
 		w.aliases = slices.Clone(o.Aliases)
 	}
 	if o.ExpiresAt != nil {
-		w.expiresAt = *o.ExpiresAt
+		w.ExpiresAt = *o.ExpiresAt
 	}
 	return w
 }
@@ -441,7 +440,7 @@ func (j *copying) push(ctx context.Context) (*Image, error) {
 	// null: that ends the daemon (LXD 5.0.2, Incus 6.0.4).
 	post := &wire.ImagePost{
 		Source:  &wire.ImageSource{Type: "image", Mode: "push", Fingerprint: j.source.Fingerprint},
-		Aliases: []wire.Alias{}, Properties: j.want.properties, Public: j.want.public, ExpiresAt: j.want.expiresAt,
+		Aliases: []wire.Alias{}, Properties: j.want.Properties, Public: j.want.Public, ExpiresAt: j.want.ExpiresAt,
 	}
 	c := j.target
 	secret, err := c.startToken(ctx, &request{method: http.MethodPost, path: path("images"), query: c.query(), json: post}, j.source.Fingerprint)
@@ -449,7 +448,7 @@ func (j *copying) push(ctx context.Context) (*Image, error) {
 		return nil, err
 	}
 	var op *Operation
-	export := wire.ImageExport{Secret: secret.Value, Certificate: c.certificate(to), Project: c.project, Profiles: j.want.profiles, Aliases: []wire.Alias{}}
+	export := wire.ImageExport{Secret: secret.Value, Certificate: c.certificate(to), Project: c.project, Profiles: j.want.Profiles, Aliases: []wire.Alias{}}
 	for _, address := range addresses {
 		export.Target = address
 		src := j.source.client

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -150,8 +149,8 @@ func (m *Images) Create(ctx context.Context, image io.Reader, opts *CreateOption
 		// decides the outcome where the server forgets the operation.
 		hash: o.Verify || (o.Fingerprint == "" && (!o.Wait || !body.Replayable())),
 		want: wanted{
-			public: o.Public, filename: o.filename(image), properties: maps.Clone(o.Properties), profiles: slices.Clone(o.Profiles),
-			expiresAt: o.ExpiresAt, aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases,
+			attributes: attributes{ExpiresAt: o.ExpiresAt, Profiles: o.Profiles, Properties: o.Properties, Public: o.Public}.clone(),
+			filename:   o.filename(image), aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases,
 		},
 	}
 	first := PhaseSend
@@ -293,14 +292,10 @@ func (o *CreateOptions) content(image io.Reader) (*content.Content, error) {
 // wanted are the attributes that a new image is to have. Zero fields are left
 // to the server.
 type wanted struct {
-	public     bool
-	autoUpdate bool
-	filename   string
-	properties map[string]string
-	profiles   []string
-	expiresAt  time.Time
-	aliases    []Alias
-	reuse      bool
+	attributes
+	filename string
+	aliases  []Alias
+	reuse    bool
 	// exact makes the image like this also where a field is zero: a copy.
 	exact bool
 }
@@ -415,7 +410,7 @@ func (u *upload) existing(ctx context.Context, image *Image) (*Image, error) {
 
 // supported errors where the server would ignore what is wanted.
 func (w *wanted) supported(server *Server) error {
-	if len(w.profiles) > 0 && !slices.Equal(w.profiles, []string{"default"}) && !server.Has("image_profiles") {
+	if len(w.Profiles) > 0 && !slices.Equal(w.Profiles, []string{"default"}) && !server.Has("image_profiles") {
 		return unsupported("set the profiles of an image", "image_profiles")
 	}
 	return nil
@@ -434,12 +429,12 @@ func (w *wanted) headers(server *Server, fingerprint string) http.Header {
 			h.Set(prefix+name, value)
 		}
 	}
-	if w.public {
+	if w.Public {
 		set("public", "true")
 	}
 	set("filename", w.filename)
 	set("fingerprint", fingerprint)
-	set("profiles", url.Values{"profile": w.profiles}.Encode())
+	set("profiles", url.Values{"profile": w.Profiles}.Encode())
 	return h
 }
 
@@ -552,9 +547,9 @@ func (w *wanted) complete(ctx context.Context, image *Image, fingerprint string)
 	if err != nil {
 		return err
 	}
-	to, differs := w.over(now.state())
+	to, differs := w.attributes.over(now.attributes(), w.exact)
 	for try := 0; differs; try++ {
-		err := c.putImage(ctx, fingerprint, to, now.state(), etag)
+		err := c.putAttributes(ctx, fingerprint, to, now.attributes(), etag)
 		lost := maybeSeen(err) && try < c.t.retries
 		switch {
 		case lost:
@@ -576,7 +571,7 @@ func (w *wanted) complete(ctx context.Context, image *Image, fingerprint string)
 		if !lost {
 			break
 		}
-		to, differs = w.over(now.state())
+		to, differs = w.attributes.over(now.attributes(), w.exact)
 	}
 	err = now.assign(ctx, w.aliases, w.reuse)
 	image.replace(now)
@@ -625,34 +620,6 @@ func (i *Image) isNewOf(op *Operation) bool {
 	return !began.IsZero() && !i.UploadedAt.Before(began)
 }
 
-// over gives the state with the wanted attributes put over it.
-func (w *wanted) over(is imageState) (to imageState, differs bool) {
-	to = is
-	if w.public {
-		to.public = true
-	}
-	if w.autoUpdate {
-		to.autoUpdate = true
-	}
-	if (w.exact || !w.expiresAt.IsZero()) && !w.expiresAt.Truncate(time.Second).Equal(is.expiresAt.Truncate(time.Second)) {
-		to.expiresAt = w.expiresAt
-	}
-	if (len(w.profiles) > 0 || (w.exact && w.profiles != nil)) && !slices.Equal(slices.Sorted(slices.Values(w.profiles)), slices.Sorted(slices.Values(is.profiles))) {
-		to.profiles = w.profiles
-	}
-	switch {
-	case w.exact:
-		to.properties = w.properties
-	case len(w.properties) > 0:
-		to.properties = maps.Clone(is.properties)
-		if to.properties == nil {
-			to.properties = map[string]string{}
-		}
-		maps.Copy(to.properties, w.properties)
-	}
-	return to, !to.equal(is)
-}
-
 // assign gives the image the aliases that it does not have.
 func (i *Image) assign(ctx context.Context, aliases []Alias, reuse bool) error {
 	var missing []Alias
@@ -681,18 +648,17 @@ func (i *Image) assign(ctx context.Context, aliases []Alias, reuse bool) error {
 
 // image is what is known of an image before the server has it.
 func (w *wanted) image(c *Client, fingerprint string) *Image {
-	return (&Image{
-		Fingerprint: fingerprint, Public: w.public, AutoUpdate: w.autoUpdate, Filename: w.filename,
-		Properties: maps.Clone(w.properties), Profiles: slices.Clone(w.profiles), ExpiresAt: w.expiresAt,
-	}).adopt(c)
+	image := &Image{Fingerprint: fingerprint, Filename: w.filename}
+	w.attributes.clone().set(image)
+	return image.adopt(c)
 }
 
 // post makes the server fetch or make an image from a source, with the aliases
 // that post has. The image has the operation, and is not finished by it.
 func (m *Images) post(ctx context.Context, post *wire.ImagePost, w *wanted, settle func(context.Context) error) (*Image, error) {
 	c := m.client
-	post.Public, post.AutoUpdate, post.Filename, post.ExpiresAt = w.public, w.autoUpdate, w.filename, w.expiresAt
-	post.Properties, post.Profiles = w.properties, w.profiles
+	w.attributes.post(post)
+	post.Filename = w.filename
 	op, err := c.start(ctx, &request{method: http.MethodPost, path: path("images"), query: c.query(), json: post}, settle)
 	if err != nil {
 		return nil, err

@@ -69,10 +69,10 @@ func (imp *importing) check(options string) error {
 	if err := checkFilename(options+".Filename", imp.want.filename); err != nil {
 		return err
 	}
-	if err := checkNames(options+".Profiles", imp.want.profiles); err != nil {
+	if err := checkNames(options+".Profiles", imp.want.Profiles); err != nil {
 		return err
 	}
-	if _, ok := imp.want.properties[""]; ok {
+	if _, ok := imp.want.Properties[""]; ok {
 		return invalid(options+".Properties", "has an empty name")
 	}
 	return checkAliases(options+".Aliases", imp.want.aliases)
@@ -123,7 +123,7 @@ func (imp *importing) result(image *Image, err error) (*Image, error) {
 // it, before anything is fetched.
 func (imp *importing) checkTarget(ctx context.Context) error {
 	c := imp.images.client
-	for _, name := range imp.want.profiles {
+	for _, name := range imp.want.Profiles {
 		type profile struct {
 			Name string `json:"name"`
 		}
@@ -321,7 +321,7 @@ func (imp *importing) mayFallBack(ctx context.Context, err error) bool {
 		// default project so too, whoever brings them.
 		project := imp.images.client.project
 		return refused.StatusCode == http.StatusNotImplemented ||
-			(refused.StatusCode == http.StatusBadRequest && !(imp.want.public && project != "" && project != "default"))
+			(refused.StatusCode == http.StatusBadRequest && !(imp.want.Public && project != "" && project != "default"))
 	}
 	return errors.Is(err, ErrUnsupported)
 }

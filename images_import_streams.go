@@ -104,8 +104,8 @@ func (m *Images) CreateFromSimplestreams(ctx context.Context, server, alias stri
 		images: m, via: o.Via, secrets: urlSecrets(server, u),
 		updates: o.AutoUpdate,
 		want: wanted{
-			public: o.Public, autoUpdate: o.AutoUpdate, filename: o.Filename, properties: maps.Clone(o.Properties),
-			profiles: slices.Clone(o.Profiles), expiresAt: o.ExpiresAt, aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases,
+			attributes: attributes{AutoUpdate: o.AutoUpdate, ExpiresAt: o.ExpiresAt, Profiles: o.Profiles, Properties: o.Properties, Public: o.Public}.clone(),
+			filename:   o.Filename, aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases,
 		},
 	}
 	if err := imp.check("CreateFromSimplestreamsOptions"); err != nil {
@@ -257,10 +257,10 @@ func (m *Images) fetchStream(ctx context.Context, server, alias string, o *Creat
 	// What the index says of an image goes before what its metadata says, as
 	// in an import by a server.
 	want := imp.want
-	want.properties, want.exact = maps.Clone(image.Properties), true
-	maps.Copy(want.properties, imp.want.properties)
-	if want.expiresAt.IsZero() {
-		want.expiresAt = image.ExpiresAt
+	want.Properties, want.exact = maps.Clone(image.Properties), true
+	maps.Copy(want.Properties, imp.want.Properties)
+	if want.ExpiresAt.IsZero() {
+		want.ExpiresAt = image.ExpiresAt
 	}
 	if want.filename == "" && checkFilename("", image.Filename) == nil {
 		want.filename = image.Filename

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"net/url"
 	gopath "path"
@@ -91,8 +90,8 @@ func (m *Images) CreateFromURL(ctx context.Context, imageURL string, opts *Creat
 	imp := &importing{
 		images: m, via: o.Via, fingerprint: strings.ToLower(o.Fingerprint), secrets: urlSecrets(imageURL, u),
 		want: wanted{
-			public: o.Public, autoUpdate: o.AutoUpdate, filename: o.Filename, properties: maps.Clone(o.Properties), profiles: slices.Clone(o.Profiles),
-			expiresAt: o.ExpiresAt, aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases,
+			attributes: attributes{AutoUpdate: o.AutoUpdate, ExpiresAt: o.ExpiresAt, Profiles: o.Profiles, Properties: o.Properties, Public: o.Public}.clone(),
+			filename:   o.Filename, aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases,
 		},
 	}
 	if err := imp.check("CreateFromURLOptions"); err != nil {

@@ -2,7 +2,6 @@ package lxd
 
 import (
 	"context"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -53,8 +52,8 @@ func (m *Images) CreateFromInstance(ctx context.Context, instance string, opts *
 		return nil, invalid("instance", "%q is not a snapshot's name: instance/snapshot", instance)
 	}
 	imp := &importing{images: m, via: ViaServer, want: wanted{
-		public: o.Public, filename: o.Filename, properties: maps.Clone(o.Properties), profiles: slices.Clone(o.Profiles),
-		expiresAt: o.ExpiresAt, aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases,
+		attributes: attributes{ExpiresAt: o.ExpiresAt, Profiles: o.Profiles, Properties: o.Properties, Public: o.Public}.clone(),
+		filename:   o.Filename, aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases,
 	}}
 	if err := imp.check("CreateFromInstanceOptions"); err != nil {
 		return nil, err
