@@ -62,12 +62,9 @@ type Image struct {
 	Locations []string `json:"locations,omitempty"`
 
 	client  *Client
-	secret  string // that this image was read with
-	read    uint64 // the sum of the changeable fields as they were read
-	op      *Operation
-	settled bool                                // op has ended, and all that Wait does is done
-	finish  func(context.Context, *Image) error // what Wait still has to do
-	abandon func(context.Context)               // what to end where nobody waits for the outcome
+	secret  string   // that this image was read with
+	read    uint64   // the sum of the changeable fields as they were read
+	pending *pending // work under way; nil for none
 }
 
 // UpdateSource is where an image is updated from.
@@ -428,51 +425,11 @@ func (m *Images) Exists(ctx context.Context, fingerprintOrAlias string) (bool, e
 // project.
 func (i *Image) Client() *Client { return i.client }
 
-// Operation is the server's work that makes, refreshes or deletes this image;
-// nil if there is none.
-func (i *Image) Operation() *Operation { return i.op }
-
-// Wait waits for the image's operation, does what is then left to do (such as
-// the aliases of an upload to LXD), and reads all attributes. Where there is no
-// operation it does nothing.
-func (i *Image) Wait(ctx context.Context) error {
-	if i.op == nil || i.settled {
-		return nil
-	}
-	err := i.op.Wait(ctx)
-	var failed *OperationError
-	if err != nil && !errors.As(err, &failed) {
-		if errors.Is(err, ErrOutcomeUnknown) {
-			i.giveUp(ctx)
-		}
-		return err
-	}
-	if finish := i.finish; finish != nil {
-		err = finish(ctx, i)
-		i.finish = finish // which reading the attributes has dropped
-	}
-	i.settled = err == nil
-	return err
-}
-
-// giveUp ends what the image's operation needs only while it runs: a token.
-func (i *Image) giveUp(ctx context.Context) {
-	if i.abandon != nil {
-		i.abandon(ctx)
-	}
-}
-
-// begin makes an operation the image's own, in place of an earlier one.
-func (i *Image) begin(ctx context.Context, op *Operation) {
-	i.giveUp(ctx)
-	i.op, i.settled, i.finish, i.abandon = op, false, nil, nil
-}
-
 // replace takes over all attributes of another reading of the image.
 func (i *Image) replace(with *Image) {
-	op := i.op
+	work := i.pending
 	*i = *with
-	i.op = op
+	i.pending = work
 }
 
 // check refuses an image that no server has told of.
@@ -543,11 +500,14 @@ func (i *Image) Delete(ctx context.Context, opts *DeleteOptions) error {
 	if err != nil {
 		return err
 	}
-	i.begin(ctx, op)
+	if i.pending != nil {
+		i.pending.giveUp(ctx) // there is nothing more to be done for the image
+	}
+	i.pending = newPending(op, -1, nil)
 	if opts == nil || !opts.Wait {
 		return nil
 	}
-	return op.Wait(ctx)
+	return i.Wait(ctx)
 }
 
 // gone settles a forgotten deletion.
@@ -585,11 +545,13 @@ func (i *Image) Refresh(ctx context.Context, opts *RefreshOptions) error {
 	if err != nil {
 		return err
 	}
-	i.begin(ctx, op)
+	work := newPending(op, -1, nil)
+	work.before = i.pending
+	i.pending = work
 	if opts == nil || !opts.Wait {
 		return nil
 	}
-	return op.Wait(ctx)
+	return i.Wait(ctx)
 }
 
 // AddAlias gives the image one more name. It is an [ErrExists] if the name is

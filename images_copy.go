@@ -104,7 +104,7 @@ func (i *Image) Copy(ctx context.Context, target *Client, opts *CopyOptions) (*C
 		return nil, err
 	}
 	j := &copying{source: i, target: target, ifExists: o.IfExists, want: o.wanted(i), copied: &Copied{}}
-	j.meter = meter(PhaseServer, max(i.Size, -1), o.Progress)
+	j.meter, j.report = meter(PhaseServer, max(i.Size, -1), o.Progress), o.Progress
 	defer j.meter.Stop()
 	existing, err := target.Images.Get(ctx, i.Fingerprint)
 	switch {
@@ -199,6 +199,7 @@ type copying struct {
 	ifExists IfExists
 	want     wanted
 	meter    *progress.Meter
+	report   func(Progress) // for a later Image.Wait; nil for none
 	copied   *Copied
 }
 
@@ -209,14 +210,17 @@ func (j *copying) run(ctx context.Context, modes []CopyMode, wait bool) error {
 		image, err := j.begin(ctx, mode)
 		if err == nil {
 			j.copied.Image, j.copied.Mode = image, mode
+			image.pending.report = j.report
 			if !wait {
-				finish, rest := image.finish, modes[n+1:]
-				image.finish = func(ctx context.Context, image *Image) error {
-					return j.resume(ctx, mode, finish(ctx, image), rest)
-				}
+				rest := modes[n+1:]
+				image.pending.then(func(ctx context.Context, image *Image, err error, m *progress.Meter) (*Image, error) {
+					return j.resume(ctx, mode, image, err, rest, m)
+				})
 				return nil
 			}
-			err = j.wait(ctx, image)
+			if err = image.pending.wait(ctx, image, j.meter); err != nil {
+				image.pending.giveUp(ctx) // nobody can wait for it any more
+			}
 		}
 		if err = j.failed(mode, err, len(modes) == 1 && len(j.copied.NotTaken) == 0); err == nil || !j.goOn(ctx, err) {
 			return err
@@ -256,31 +260,17 @@ func (j *copying) goOn(ctx context.Context, err error) bool {
 }
 
 // resume goes on after a way that was begun without waiting.
-func (j *copying) resume(ctx context.Context, mode CopyMode, err error, rest []CopyMode) error {
+func (j *copying) resume(ctx context.Context, mode CopyMode, image *Image, err error, rest []CopyMode, m *progress.Meter) (*Image, error) {
 	if err = j.failed(mode, err, len(rest) == 0 && len(j.copied.NotTaken) == 0); err == nil || !j.goOn(ctx, err) {
-		return err
+		return image, err
 	}
-	image := j.copied.Image
+	callers := j.copied.Image
+	defer func() { j.copied.Image = callers }()
+	j.meter = m
 	if err := j.run(ctx, rest, true); err != nil {
-		return err
+		return nil, err
 	}
-	image.replace(j.copied.Image)
-	j.copied.Image = image
-	return nil
-}
-
-func (j *copying) wait(ctx context.Context, image *Image) error {
-	j.meter.Phase(PhaseServer, 0, j.source.Size)
-	stop := image.op.watch(ctx, j.meter)
-	err := image.Wait(ctx)
-	stop()
-	if err != nil {
-		// Nobody can wait for it any more.
-		image.giveUp(ctx)
-		return err
-	}
-	j.meter.Phase(PhaseServer, image.Size, image.Size)
-	return nil
+	return j.copied.Image, nil
 }
 
 func (j *copying) begin(ctx context.Context, mode CopyMode) (*Image, error) {
@@ -371,28 +361,24 @@ func (j *copying) pullFrom(ctx context.Context, addresses []string, from, to *Se
 		}
 		return nil, err
 	}
-	finish := image.finish
-	image.finish = func(ctx context.Context, image *Image) error {
-		err := finish(ctx, image)
+	image.pending.release = secret.end
+	image.pending.then(func(ctx context.Context, image *Image, err error, m *progress.Meter) (*Image, error) {
 		secret.end(ctx)
 		var failed *OperationError
 		if err == nil || len(addresses) == 1 || ctx.Err() != nil || !errors.As(err, &failed) {
-			return err
+			return image, err
 		}
 		next, nerr := j.pullFrom(ctx, addresses[1:], from, to)
 		if nerr == nil {
-			nerr = next.Wait(ctx)
-			if nerr != nil {
-				next.giveUp(ctx)
+			if nerr = next.pending.wait(ctx, next, m); nerr != nil {
+				next.pending.giveUp(ctx)
 			}
 		}
 		if nerr != nil {
-			return errors.Join(fmt.Errorf("from %s: %w", addresses[0], err), nerr)
+			return nil, errors.Join(fmt.Errorf("from %s: %w", addresses[0], err), nerr)
 		}
-		image.replace(next)
-		return nil
-	}
-	image.abandon = secret.end
+		return next, nil
+	})
 	return image, nil
 }
 
@@ -462,16 +448,13 @@ func (j *copying) push(ctx context.Context) (*Image, error) {
 		return nil, err
 	}
 	image := j.expected()
-	image.op = op
-	image.abandon = secret.end
-	image.finish = func(ctx context.Context, image *Image) error {
-		_, err := op.result()
-		if err == nil {
-			err = j.want.complete(ctx, image, j.source.Fingerprint)
+	image.pending = newPending(op, j.source.Size, func(ctx context.Context, failure error, _ *progress.Meter) (*Image, error) {
+		if failure != nil {
+			return nil, failure
 		}
-		secret.end(ctx)
-		return err
-	}
+		return j.want.complete(ctx, j.target.Images, op, j.source.Fingerprint)
+	})
+	image.pending.release, image.pending.watched = secret.end, true
 	return image, nil
 }
 
@@ -500,22 +483,21 @@ func (j *copying) relay(ctx context.Context) (*Image, error) {
 		return nil, err
 	}
 	image := j.expected()
-	image.op = op
-	image.finish = func(ctx context.Context, image *Image) error {
-		if _, err := op.result(); err != nil {
+	image.pending = newPending(op, j.source.Size, func(ctx context.Context, failure error, _ *progress.Meter) (*Image, error) {
+		if failure != nil {
 			if op.fingerprint() != j.source.Fingerprint {
-				return body.explain(err)
+				return nil, body.explain(failure)
 			}
 			// Somebody else has brought it there meanwhile.
 			if j.ifExists == ErrorIfExists {
-				return fmt.Errorf("image %s: %w", j.source.Fingerprint, ErrExists)
+				return nil, fmt.Errorf("image %s: %w", j.source.Fingerprint, ErrExists)
 			}
 		}
 		if _, err := c.Images.made(ctx, op, op.fingerprint(), j.source.Fingerprint); err != nil {
-			return err
+			return nil, err
 		}
-		return j.want.complete(ctx, image, j.source.Fingerprint)
-	}
+		return j.want.complete(ctx, c.Images, op, j.source.Fingerprint)
+	})
 	return image, nil
 }
 

@@ -157,7 +157,7 @@ func (m *Images) Create(ctx context.Context, image io.Reader, opts *CreateOption
 	if o.Dedupe {
 		first = PhaseHash
 	}
-	u.meter = meter(first, body.Size(), o.Progress)
+	u.meter, u.report = meter(first, body.Size(), o.Progress), o.Progress
 	defer u.meter.Stop()
 	if o.Dedupe && u.fingerprint == "" && body.Replayable() {
 		if u.fingerprint, err = body.HashAhead(ctx, u.meter.Counter()); err != nil {
@@ -310,6 +310,7 @@ type upload struct {
 	adopt       bool // give an image that is there already all that is wanted, not the aliases alone
 	want        wanted
 	meter       *progress.Meter
+	report      func(Progress) // for a later Image.Wait; nil for none
 
 	body *content.Body // the last sending
 	sent int           // how often it was opened
@@ -377,19 +378,23 @@ func (u *upload) run(ctx context.Context, wait bool) (*Image, error) {
 		}
 		image.Fingerprint = sum
 	}
-	image.op, image.finish = op, u.finish
+	image.pending = newPending(op, u.content.SourceSize(), func(ctx context.Context, failure error, _ *progress.Meter) (*Image, error) {
+		return u.finish(ctx, op, failure)
+	})
+	image.pending.report = u.report
 	if !wait {
 		return image, nil
 	}
-	u.meter.Phase(PhaseServer, 0, u.content.Size())
-	if err := image.Wait(ctx); err != nil {
-		if image.Fingerprint != "" && !image.UploadedAt.IsZero() {
-			return image, err // it is there; an alias is not
-		}
+	return outcome(image, image.pending.wait(ctx, image, u.meter))
+}
+
+// outcome returns the image beside an error only where it is there: then an
+// alias or an attribute is not.
+func outcome(image *Image, err error) (*Image, error) {
+	if err != nil && image.UploadedAt.IsZero() {
 		return nil, err
 	}
-	u.meter.Phase(PhaseServer, image.Size, image.Size)
-	return image, nil
+	return image, err
 }
 
 // existing is the outcome where the server has the image.
@@ -397,11 +402,13 @@ func (u *upload) existing(ctx context.Context, image *Image) (*Image, error) {
 	if u.ifExists == ErrorIfExists {
 		return nil, fmt.Errorf("image %s: %w", image.Fingerprint, ErrExists)
 	}
-	give := func() error { return image.assign(ctx, u.want.aliases, u.want.reuse) }
+	err := error(nil)
 	if u.adopt {
-		give = func() error { return u.want.complete(ctx, image, image.Fingerprint) }
+		image, err = u.want.complete(ctx, u.images, nil, image.Fingerprint)
+	} else {
+		err = image.assign(ctx, u.want.aliases, u.want.reuse)
 	}
-	if err := give(); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	u.meter.Phase(PhaseSend, image.Size, image.Size)
@@ -465,64 +472,59 @@ func (u *upload) contentFingerprint(ctx context.Context) (string, error) {
 }
 
 // finish does what is left once the operation has ended.
-func (u *upload) finish(ctx context.Context, image *Image) error {
-	told := image.op.fingerprint()
-	if _, failure := image.op.result(); failure != nil {
-		return u.failed(ctx, image, told, failure)
+func (u *upload) finish(ctx context.Context, op *Operation, failure error) (*Image, error) {
+	told := op.fingerprint()
+	if failure != nil {
+		return u.failed(ctx, op, told, failure)
 	}
 	want := u.fingerprint
 	if u.hash || told == "" {
 		// Where it tells nothing, it was forgotten most likely.
 		sum, err := u.contentFingerprint(ctx)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		told, want = cmp.Or(told, sum), cmp.Or(want, sum)
 		if told == want {
 			want = sum
 		}
 	}
-	told, err := u.images.made(ctx, image.op, told, want)
+	told, err := u.images.made(ctx, op, told, want)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return u.want.complete(ctx, image, told)
+	return u.want.complete(ctx, u.images, op, told)
 }
 
 // failed tells the image that is already there from a failure.
-func (u *upload) failed(ctx context.Context, image *Image, told string, failure error) error {
+func (u *upload) failed(ctx context.Context, op *Operation, told string, failure error) (*Image, error) {
 	want := u.fingerprint
 	if u.hash && want == "" && told != "" {
 		var err error
 		if want, err = u.body.Fingerprint(ctx); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if want != "" && told != "" && told != want {
-		return &FingerprintError{Want: want, Got: told, Err: failure}
+		return nil, &FingerprintError{Want: want, Got: told, Err: failure}
 	}
 	if told != "" && !errors.Is(failure, ErrCancelled) {
 		existing, err := u.images.Get(ctx, told)
-		if err == nil && u.made(existing, image.op) {
-			return u.want.complete(ctx, image, told)
+		if err == nil && u.made(existing, op) {
+			return u.want.complete(ctx, u.images, op, told)
 		}
 		if err == nil {
-			existing, err = u.existing(ctx, existing)
-			if err != nil {
-				return err
-			}
-			image.replace(existing)
-			return nil
+			return u.existing(ctx, existing)
 		}
 	}
 	if u.fingerprint != "" && (u.hash || u.content.Replayable()) {
 		// The server says that the fingerprint is not right in words only.
 		got, err := u.sentFingerprint(ctx)
 		if err == nil && got != u.fingerprint {
-			return &FingerprintError{Want: u.fingerprint, Got: got, Err: failure}
+			return nil, &FingerprintError{Want: u.fingerprint, Got: got, Err: failure}
 		}
 	}
-	return failure
+	return nil, failure
 }
 
 // made says whether an earlier sending, whose response was lost, has made the
@@ -541,11 +543,14 @@ func (u *upload) sentFingerprint(ctx context.Context) (string, error) {
 // complete reads a new image and gives it the attributes that it did not get
 // with the upload or import: no upload carries properties, expiry or aliases, and
 // LXD ignores its profiles. The aliases come last, when all else is right.
-func (w *wanted) complete(ctx context.Context, image *Image, fingerprint string) error {
-	c := image.client
+//
+// It returns the image beside an error where only an alias could not be given. op
+// is the operation that has found or made it; nil for none.
+func (w *wanted) complete(ctx context.Context, m *Images, op *Operation, fingerprint string) (*Image, error) {
+	c := m.client
 	now, etag, err := c.Images.get(ctx, fingerprint, nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	to, differs := w.attributes.over(now.attributes(), w.exact)
 	for try := 0; differs; try++ {
@@ -555,27 +560,25 @@ func (w *wanted) complete(ctx context.Context, image *Image, fingerprint string)
 		case lost:
 			// The image tells whether the change was made.
 			if err := pause(ctx, backoff(try), err); err != nil {
-				return err
+				return nil, err
 			}
 		case err != nil:
 			var refused *Error
-			if errors.As(err, &refused) && refused.StatusCode < http.StatusInternalServerError && !errors.Is(err, ErrConflict) && !errors.Is(err, ErrUnavailable) && now.isNewOf(image.op) {
+			if errors.As(err, &refused) && refused.StatusCode < http.StatusInternalServerError && !errors.Is(err, ErrConflict) && !errors.Is(err, ErrUnavailable) && now.isNewOf(op) {
 				// An image without what was asked for is not left behind.
-				return errors.Join(err, now.Delete(ctx, &DeleteOptions{Wait: true}))
+				return nil, errors.Join(err, now.Delete(ctx, &DeleteOptions{Wait: true}))
 			}
-			return err
+			return nil, err
 		}
 		if now, etag, err = c.Images.get(ctx, fingerprint, nil); err != nil {
-			return err
+			return nil, err
 		}
 		if !lost {
 			break
 		}
 		to, differs = w.attributes.over(now.attributes(), w.exact)
 	}
-	err = now.assign(ctx, w.aliases, w.reuse)
-	image.replace(now)
-	return err
+	return now, now.assign(ctx, w.aliases, w.reuse)
 }
 
 // made is the image that an operation has made: what is told, or where nothing
@@ -654,8 +657,8 @@ func (w *wanted) image(c *Client, fingerprint string) *Image {
 }
 
 // post makes the server fetch or make an image from a source, with the aliases
-// that post has. The image has the operation, and is not finished by it.
-func (m *Images) post(ctx context.Context, post *wire.ImagePost, w *wanted, settle func(context.Context) error) (*Image, error) {
+// that post has. finish is called when that has ended.
+func (m *Images) post(ctx context.Context, post *wire.ImagePost, w *wanted, settle func(context.Context) error, finish func(context.Context, *Operation, error, *progress.Meter) (*Image, error)) (*Image, error) {
 	c := m.client
 	w.attributes.post(post)
 	post.Filename = w.filename
@@ -664,7 +667,10 @@ func (m *Images) post(ctx context.Context, post *wire.ImagePost, w *wanted, sett
 		return nil, err
 	}
 	image := w.image(c, post.Source.Fingerprint)
-	image.op = op
+	image.pending = newPending(op, -1, func(ctx context.Context, failure error, m *progress.Meter) (*Image, error) {
+		return finish(ctx, op, failure, m)
+	})
+	image.pending.watched = true
 	return image, nil
 }
 
@@ -674,30 +680,24 @@ func (m *Images) importImage(ctx context.Context, post *wire.ImagePost, w *wante
 	if !w.reuse {
 		post.Aliases = wireAliases(w.aliases)
 	}
-	image, err := m.post(ctx, post, w, settle)
-	if err != nil {
-		return nil, err
-	}
-	op := image.op
-	image.finish = func(ctx context.Context, image *Image) error {
-		if _, err := op.result(); err != nil {
-			return err
+	return m.post(ctx, post, w, settle, func(ctx context.Context, op *Operation, failure error, _ *progress.Meter) (*Image, error) {
+		if failure != nil {
+			return nil, failure
 		}
 		fingerprint, err := m.made(ctx, op, op.fingerprint(), post.Source.Fingerprint)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if fingerprint == "" && len(w.aliases) > 0 {
 			alias, err := m.client.Aliases.Get(ctx, w.aliases[0].Name)
 			if err != nil {
-				return err
+				return nil, err
 			}
 			fingerprint = alias.Target
 		}
 		if fingerprint == "" {
-			return fmt.Errorf("operation %s does not tell the image: %w", op.ID(), ErrOutcomeUnknown)
+			return nil, fmt.Errorf("operation %s does not tell the image: %w", op.ID(), ErrOutcomeUnknown)
 		}
-		return w.complete(ctx, image, fingerprint)
-	}
-	return image, nil
+		return w.complete(ctx, m, op, fingerprint)
+	})
 }

@@ -45,6 +45,7 @@ type importing struct {
 	// to find, and what to put in its place.
 	secrets *strings.Replacer
 	meter   *progress.Meter
+	report  func(Progress) // for a later Image.Wait; nil for none
 
 	mu    sync.Mutex
 	found string // the fingerprint of what the forgotten operation has made
@@ -102,21 +103,11 @@ func (imp *importing) run(ctx context.Context, wait bool) (*Image, error) {
 		}
 		return imp.fallBack(ctx, err, wait)
 	}
+	image.pending.report = imp.report
 	if !wait {
 		return image, nil
 	}
-	stop := image.op.watch(ctx, imp.meter)
-	err = image.Wait(ctx)
-	stop()
-	return imp.result(image, err)
-}
-
-// result gives the image with the error only if it is there: an alias is not.
-func (imp *importing) result(image *Image, err error) (*Image, error) {
-	if err != nil && image.UploadedAt.IsZero() {
-		return nil, imp.clean(err)
-	}
-	return image, imp.clean(err)
+	return outcome(image, image.pending.wait(ctx, image, imp.meter))
 }
 
 // checkTarget errors where the server would refuse the image whoever fetches
@@ -146,10 +137,11 @@ func (imp *importing) checkTarget(ctx context.Context) error {
 // adopt gives an image that the server has already what the options ask for, as
 // the servers' own imports do.
 func (imp *importing) adopt(ctx context.Context, existing *Image) (*Image, error) {
-	if err := imp.want.complete(ctx, existing, existing.Fingerprint); err != nil {
+	image, err := imp.want.complete(ctx, imp.images, nil, existing.Fingerprint)
+	if err != nil {
 		return existing, err
 	}
-	return existing, imp.checkUpdates(existing)
+	return image, imp.checkUpdates(image)
 }
 
 // checkUpdates errors where the server cannot keep an image up to date.
@@ -171,11 +163,11 @@ func (imp *importing) begin(ctx context.Context, source *wire.ImageSource) (*Ima
 		return nil, err
 	}
 	post := &wire.ImagePost{Source: source, Aliases: wireAliases(imp.sentAliases())}
-	image, err := imp.images.post(ctx, post, &imp.want, imp.settle)
+	image, err := imp.images.post(ctx, post, &imp.want, imp.settle, imp.finish)
 	if err != nil {
 		return nil, err
 	}
-	image.Fingerprint, image.finish = imp.fingerprint, imp.finish
+	image.Fingerprint = imp.fingerprint
 	return image, nil
 }
 
@@ -190,29 +182,27 @@ func (imp *importing) sentAliases() []Alias {
 }
 
 // finish does what is left once the server's operation has ended.
-func (imp *importing) finish(ctx context.Context, image *Image) error {
-	if _, err := image.op.result(); err != nil && !imp.has(ctx, image.op.fingerprint()) {
-		err = imp.clean(err)
-		if !imp.mayFallBack(ctx, err) {
-			return err
+func (imp *importing) finish(ctx context.Context, op *Operation, failure error, m *progress.Meter) (*Image, error) {
+	if failure != nil && !imp.has(ctx, op.fingerprint()) {
+		failure = imp.clean(failure)
+		if !imp.mayFallBack(ctx, failure) {
+			return nil, failure
 		}
-		streamed, err := imp.fallBack(ctx, err, true)
-		if streamed != nil {
-			image.replace(streamed)
-		}
-		return err
+		imp.meter = m
+		return imp.fallBack(ctx, failure, true)
 	}
-	fingerprint, err := imp.images.made(ctx, image.op, image.op.fingerprint(), cmp.Or(imp.fingerprint, imp.outcome()))
+	fingerprint, err := imp.images.made(ctx, op, op.fingerprint(), cmp.Or(imp.fingerprint, imp.outcome()))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if fingerprint == "" {
-		return fmt.Errorf("operation %s does not tell the image: %w", image.op.ID(), ErrOutcomeUnknown)
+		return nil, fmt.Errorf("operation %s does not tell the image: %w", op.ID(), ErrOutcomeUnknown)
 	}
-	if err := imp.want.complete(ctx, image, fingerprint); err != nil {
-		return err
+	image, err := imp.want.complete(ctx, imp.images, op, fingerprint)
+	if err != nil {
+		return image, err
 	}
-	return imp.checkUpdates(image)
+	return image, imp.checkUpdates(image)
 }
 
 // has says whether an operation that failed has made the image all the same:
@@ -299,11 +289,10 @@ func (imp *importing) byClient(ctx context.Context, wait bool) (*Image, error) {
 			return image, err
 		}
 	}
-	if !wait {
+	if !wait || image.pending == nil { // it was there
 		return image, nil
 	}
-	imp.meter.Phase(PhaseServer, 0, max(image.Size, -1))
-	return imp.result(image, image.Wait(ctx))
+	return outcome(image, image.pending.wait(ctx, image, imp.meter))
 }
 
 // mayFallBack says whether the client may do better than the server did.
@@ -360,7 +349,7 @@ func (imp *importing) clean(err error) error {
 // upload sends what the client fetches.
 func (imp *importing) upload(ctx context.Context, body *content.Content, fingerprint string, want wanted) (*Image, error) {
 	u := &upload{
-		images: imp.images, content: body, fingerprint: fingerprint, hash: true, adopt: true, want: want, meter: imp.meter,
+		images: imp.images, content: body, fingerprint: fingerprint, hash: true, adopt: true, want: want, meter: imp.meter, report: imp.report,
 	}
 	return u.run(ctx, false)
 }

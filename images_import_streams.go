@@ -123,7 +123,7 @@ func (m *Images) CreateFromSimplestreams(ctx context.Context, server, alias stri
 		}
 		return image.Fingerprint, streams.Close()
 	}
-	imp.meter = meter(PhaseServer, -1, o.Progress)
+	imp.meter, imp.report = meter(PhaseServer, -1, o.Progress), o.Progress
 	defer imp.meter.Stop()
 	return imp.run(ctx, o.Wait)
 }

@@ -112,7 +112,7 @@ func (m *Images) CreateFromURL(ctx context.Context, imageURL string, opts *Creat
 		}
 		return source.probe(ctx, info)
 	}
-	imp.meter = meter(PhaseServer, -1, o.Progress)
+	imp.meter, imp.report = meter(PhaseServer, -1, o.Progress), o.Progress
 	defer imp.meter.Stop()
 	return imp.run(ctx, o.Wait)
 }

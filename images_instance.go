@@ -81,7 +81,7 @@ func (m *Images) CreateFromInstance(ctx context.Context, instance string, opts *
 			Source: &wire.ImageSource{Type: kind, Name: instance}, Compression: o.Compression,
 		}, &imp.want, nil)
 	}
-	imp.meter = meter(PhaseServer, -1, o.Progress)
+	imp.meter, imp.report = meter(PhaseServer, -1, o.Progress), o.Progress
 	defer imp.meter.Stop()
 	return imp.run(ctx, o.Wait)
 }

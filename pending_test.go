@@ -1,0 +1,126 @@
+package lxd_test
+
+import (
+	"bytes"
+	"context"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/lxdtest"
+)
+
+// begun is an image whose upload the server has accepted, with an alias that it
+// gets when it is waited for.
+func begun(t *testing.T, f *fake, opts *lxd.CreateOptions) *lxd.Image {
+	t.Helper()
+	opts.Aliases = []lxd.Alias{{Name: unique("pending")}}
+	image, err := f.Client.Images.Create(t.Context(), bytes.NewReader(lxdtest.UnifiedImage(unique("pending"), 10_000)), opts)
+	require.NoError(t, err)
+	require.True(t, image.UploadedAt.IsZero(), "it is not complete")
+	require.NotNil(t, image.Operation())
+	return image
+}
+
+func TestWaitFromSeveralGoroutines(t *testing.T) {
+	t.Parallel()
+	f := startFake(t)
+	image := begun(t, f, &lxd.CreateOptions{})
+	other := *image
+	f.ForgetRequests()
+	var waits sync.WaitGroup
+	for range 8 {
+		waits.Go(func() {
+			if err := image.Wait(t.Context()); err != nil {
+				t.Error(err)
+			} else if len(image.Aliases) != 1 || image.UploadedAt.IsZero() {
+				t.Error("Wait returned before the image was complete")
+			}
+		})
+	}
+	waits.Wait()
+	require.NoError(t, other.Wait(t.Context()))
+	require.Equal(t, image.Aliases, other.Aliases, "another value of the same image is completed too")
+	made := 0
+	for _, r := range f.Requests() {
+		if r.Method == "POST" {
+			made++
+		}
+	}
+	require.Equal(t, 1, made, "the alias is given once")
+}
+
+// TestWaitTellsAFailureAgain and does again what has failed.
+func TestWaitTellsAFailureAgain(t *testing.T) {
+	t.Parallel()
+	f := startFake(t)
+	image := begun(t, f, &lxd.CreateOptions{})
+	fault := f.Inject(lxdtest.Status(500, "broken").On("POST", "/1.0/images/aliases"))
+	for range 2 {
+		require.Error(t, image.Wait(t.Context()))
+	}
+	fault.Remove()
+	require.NoError(t, image.Wait(t.Context()))
+	require.Len(t, image.Aliases, 1)
+
+	image, err := f.Client.Images.Create(t.Context(), strings.NewReader("not an image"), nil)
+	require.NoError(t, err)
+	for range 2 {
+		var failed *lxd.OperationError
+		require.ErrorAs(t, image.Wait(t.Context()), &failed)
+	}
+}
+
+// TestWaitEndsWithItsContext also where another goroutine waits; that one goes
+// on.
+func TestWaitEndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	f := startFake(t)
+	hold := f.Inject(lxdtest.StallOperations())
+	image := begun(t, f, &lxd.CreateOptions{})
+	patient := make(chan error, 1)
+	go func() { patient <- image.Wait(t.Context()) }()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, image.Wait(ctx), context.DeadlineExceeded)
+	hold.Remove()
+	require.NoError(t, <-patient)
+	require.Len(t, image.Aliases, 1)
+}
+
+func TestProgressGoesOnInWait(t *testing.T) {
+	t.Parallel()
+	f := startFake(t)
+	var mu sync.Mutex
+	var phases []string
+	image := begun(t, f, &lxd.CreateOptions{Progress: func(p lxd.Progress) {
+		mu.Lock()
+		defer mu.Unlock()
+		phases = append(phases, p.Phase)
+	}})
+	mu.Lock()
+	require.Equal(t, lxd.PhaseSend, phases[len(phases)-1])
+	mu.Unlock()
+	require.NoError(t, image.Wait(t.Context()))
+	mu.Lock()
+	require.Equal(t, lxd.PhaseServer, phases[len(phases)-1])
+	told := len(phases)
+	mu.Unlock()
+	require.NoError(t, image.Wait(t.Context()))
+	require.Len(t, phases, told, "what is done is not told again")
+}
+
+// TestRefreshKeepsWhatIsToBeDone of an upload that was not waited for.
+func TestRefreshKeepsWhatIsToBeDone(t *testing.T) {
+	t.Parallel()
+	f := startFake(t)
+	image := begun(t, f, &lxd.CreateOptions{})
+	require.NoError(t, image.Operation().Wait(t.Context()))
+	_ = image.Refresh(t.Context(), nil) // the image has no source
+	_ = image.Wait(t.Context())
+	require.Len(t, f.Aliases(), 1)
+}
