@@ -702,17 +702,6 @@ func TestBodyThatDoesNotEnd(t *testing.T) {
 	}
 }
 
-// TestConnectionIsKept: the end of a body that comes with it is read.
-func TestConnectionIsKept(t *testing.T) {
-	t.Parallel()
-	s := startFake(t)
-	for range 10 {
-		_, err := s.Client.Aliases.All(t.Context())
-		require.NoError(t, err)
-	}
-	require.Equal(t, 1, s.Accepted())
-}
-
 // TestEventsAreBounded: one that is too large ends the loop.
 func TestEventsAreBounded(t *testing.T) {
 	t.Parallel()
