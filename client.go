@@ -406,10 +406,13 @@ func dialLocal(ctx context.Context, dial dialFunc, sockets []string) (net.Conn, 
 
 // Server is what a server says of itself.
 type Server struct {
+	// Family is "" where the server does not tell this client: Incus 7 and up
+	// tell a client that they do not trust neither their extensions nor their
+	// version.
 	Family     Family
-	Version    string // such as "5.0.2"
-	APIVersion string // "1.0"
-	Extensions []string
+	Version    string   // such as "5.0.2"; "" where the server does not tell
+	APIVersion string   // "1.0"
+	Extensions []string // of the API; nil where the server does not tell
 	// Trusted says whether the server trusts this client.
 	Trusted bool
 	// Auth is the server's word for it: "trusted" or "untrusted".
@@ -428,19 +431,53 @@ type Server struct {
 	Clustered              bool
 }
 
-// Has says whether the server has an API extension.
+// Has says whether the server tells that it has an API extension.
 func (s *Server) Has(extension string) bool { return slices.Contains(s.Extensions, extension) }
 
-// headers is what the names of the family's image headers begin with.
-func (s *Server) headers() string {
-	if s.Family == Incus {
-		return "X-Incus-"
+// need returns the error for an extension that the server does not tell to
+// have: ErrUnsupported, or ErrForbidden where it does not tell its extensions to
+// this client.
+func (s *Server) need(what, extension string) error {
+	switch {
+	case s.Has(extension):
+		return nil
+	case s.Extensions == nil:
+		return fmt.Errorf("%s: %w: the server tells its API extensions only to clients that it trusts; give Options a client certificate or token that it trusts", what, ErrForbidden)
 	}
-	return "X-LXD-"
+	return fmt.Errorf("%s: %w: it lacks the API extension %q", what, ErrUnsupported, extension)
 }
 
-// protocol is what the family calls its own protocol as a source of images.
+// headers are what the names of the family's image headers begin with. Each
+// family ignores the other's, so that a server of an unknown one gets both.
+func (s *Server) headers() []string {
+	switch s.Family {
+	case LXD:
+		return []string{"X-LXD-"}
+	case Incus:
+		return []string{"X-Incus-"}
+	}
+	return []string{"X-LXD-", "X-Incus-"}
+}
+
+// protocol is what the family calls its own protocol as a source of images. The
+// servers take "" for their own.
 func (s *Server) protocol() string { return string(s.Family) }
+
+// familyOf tells LXD from Incus. A client that the server does not trust is not
+// told the environment, and by Incus 7 not the extensions either: then the
+// family is unknown. dev_incus_events is an extension of every Incus since 0.1
+// and of no LXD.
+func familyOf(answer *wire.Server) Family {
+	switch server := Family(answer.Environment.Server); {
+	case server == LXD, server == Incus:
+		return server
+	case slices.Contains(answer.APIExtensions, "dev_incus_events"):
+		return Incus
+	case len(answer.APIExtensions) > 0:
+		return LXD
+	}
+	return ""
+}
 
 // serverCache keeps what GET /1.0 said.
 type serverCache struct {
@@ -480,17 +517,10 @@ func (c *Client) serverInfo(ctx context.Context, again bool) (*Server, error) {
 	}
 	env := answer.Environment
 	info := &Server{
-		Family: LXD, Version: env.ServerVersion, APIVersion: answer.APIVersion, Extensions: answer.APIExtensions,
+		Family: familyOf(&answer), Version: env.ServerVersion, APIVersion: answer.APIVersion, Extensions: answer.APIExtensions,
 		Trusted: answer.Auth == "trusted", Auth: answer.Auth, AuthMethods: answer.AuthMethods,
 		Addresses: env.Addresses, Certificate: env.Certificate, CertificateFingerprint: env.CertificateFingerprint,
 		Name: env.ServerName, Architectures: env.Architectures, Project: env.Project, Clustered: env.ServerClustered,
-	}
-	switch {
-	case env.Server == "incus":
-		info.Family = Incus
-	case env.Server == "" && slices.Contains(answer.APIExtensions, "instances_lxcfs_per_instance"):
-		// An untrusted client of Incus is not told the environment.
-		info.Family = Incus
 	}
 	c.server.info = info
 	return info, nil
@@ -501,16 +531,13 @@ func (c *Client) hasCredentials() bool {
 	return c.t.token != nil || (c.t.tls != nil && c.t.tls.GetClientCertificate != nil)
 }
 
-// need gives ErrUnsupported where the server lacks an extension.
+// need is Server.need.
 func (c *Client) need(ctx context.Context, what, extension string) error {
 	s, err := c.serverInfo(ctx, false)
 	if err != nil {
 		return err
 	}
-	if !s.Has(extension) {
-		return unsupported(what, extension)
-	}
-	return nil
+	return s.need(what, extension)
 }
 
 // query is the project, where it is not the default one.

@@ -237,8 +237,3 @@ func (e *FingerprintError) Error() string {
 
 // Unwrap gives the reason of an early end, such as io.ErrUnexpectedEOF.
 func (e *FingerprintError) Unwrap() error { return e.Err }
-
-// unsupported is the error for an extension that the server does not have.
-func unsupported(what, extension string) error {
-	return fmt.Errorf("%s: %w: it lacks the API extension %q", what, ErrUnsupported, extension)
-}

@@ -223,9 +223,11 @@ func (c *Client) Trust(ctx context.Context, token string) error {
 		}
 		return fmt.Errorf("the token is not of the server at %s: %w", c.t.endpoint, e)
 	}
-	field := "password" // LXD 5.0.2
-	if info.Family == Incus || info.Has("explicit_trust_token") {
-		field = "trust_token"
+	// LXD 6.9 refuses a request that has a password too, so it is one of them:
+	// before explicit_trust_token (LXD 5.0.2) it is the password.
+	field := "trust_token"
+	if info.Family == LXD && !info.Has("explicit_trust_token") {
+		field = "password"
 	}
 	problem := "the server does not take the token; it was used before, was revoked, or has expired"
 	if !t.ExpiresAt.IsZero() && time.Now().After(t.ExpiresAt) {
