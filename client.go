@@ -222,8 +222,8 @@ func New(endpoint string, opts *Options) (*Client, error) {
 	t.dial, t.tls = dial, tlsConfig
 	t.pool = newPool(dial, &t.conns, tlsConfig)
 	t.http = t.pool
-	if o.Transport != nil {
-		t.http = o.Transport(t.pool)
+	if t.wrap = o.Transport; t.wrap != nil {
+		t.http = t.wrap(t.pool)
 	}
 	return newClient(t, &serverCache{turn: make(chan struct{}, 1)}, o.Project, o.PublicOnly), nil
 }
@@ -317,17 +317,25 @@ func (o *Options) tlsConfig(host string, seen func(*x509.Certificate)) (*tls.Con
 	}
 	config.InsecureSkipVerify = want != "" // the pin below is stricter
 	config.VerifyConnection = func(state tls.ConnectionState) error {
-		if len(state.PeerCertificates) == 0 {
-			return errors.New("the server showed no certificate")
+		if err := checkPin(state, want); err != nil {
+			return err
 		}
-		shown := state.PeerCertificates[0]
-		if got := certificateFingerprint(shown.Raw); want != "" && got != want {
-			return &PinError{Want: want, Got: got}
-		}
-		seen(shown)
+		seen(state.PeerCertificates[0])
 		return nil
 	}
 	return config, nil
+}
+
+// checkPin errors where a server has shown another certificate than the one of
+// a fingerprint, which "" does not ask for.
+func checkPin(state tls.ConnectionState, want string) error {
+	if len(state.PeerCertificates) == 0 {
+		return errors.New("the server showed no certificate")
+	}
+	if got := certificateFingerprint(state.PeerCertificates[0].Raw); want != "" && got != want {
+		return &PinError{Want: want, Got: got}
+	}
+	return nil
 }
 
 func parseCertificate(data []byte) (*x509.Certificate, error) {

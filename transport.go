@@ -48,6 +48,7 @@ type transport struct {
 	unix     bool
 	http     http.RoundTripper
 	pool     *http.Transport
+	wrap     func(http.RoundTripper) http.RoundTripper // Options.Transport; may be nil
 	token    func(context.Context) (string, error)
 	agent    string
 	retries  int
@@ -56,6 +57,30 @@ type transport struct {
 	peer     atomic.Pointer[x509.Certificate] // that the server showed last
 	dial     dialFunc
 	tls      *tls.Config
+}
+
+// pinned returns a transport to the same server, with connections of its own,
+// that must all show the certificate of this fingerprint, beside what else is
+// asked of one. Closing t closes them; release closes them before.
+func (t *transport) pinned(fingerprint string) (pinned *transport, release func()) {
+	config := t.tls.Clone()
+	config.ClientSessionCache = nil
+	verify := config.VerifyConnection
+	config.VerifyConnection = func(state tls.ConnectionState) error {
+		if err := checkPin(state, fingerprint); err != nil {
+			return err
+		}
+		return verify(state)
+	}
+	pinned = &transport{
+		endpoint: t.endpoint, base: t.base, token: t.token, agent: t.agent, retries: t.retries, log: t.log, dial: t.dial, tls: config,
+		pool: newPool(t.dial, &t.conns, config),
+	}
+	pinned.http = pinned.pool
+	if t.wrap != nil {
+		pinned.http = t.wrap(pinned.pool)
+	}
+	return pinned, pinned.pool.CloseIdleConnections
 }
 
 // request is one call of the API.

@@ -202,8 +202,9 @@ func (c *Client) Trusted(ctx context.Context) (bool, error) {
 
 // Trust has the server trust this client's certificate by a token of its
 // administrator. The server must show the certificate whose fingerprint is in
-// the token, else this is a [*PinError] and the token is not sent: give New
-// that fingerprint as Options.ServerFingerprint, or use [Join], which does. It
+// the token on the connection that carries it, else this is a [*PinError] and
+// the token is not sent: give New that fingerprint as
+// Options.ServerFingerprint, or use [Join], which does. It
 // is no error when the server trusts the client already; the token is then not
 // used up. A token that was used, has expired or was revoked gives a
 // [*TrustError].
@@ -216,13 +217,6 @@ func (c *Client) Trust(ctx context.Context, token string) error {
 	if err != nil || info.Trusted {
 		return err
 	}
-	if peer := c.t.peer.Load(); peer == nil || certificateFingerprint(peer.Raw) != t.Fingerprint {
-		e := &PinError{Want: t.Fingerprint}
-		if peer != nil {
-			e.Got = certificateFingerprint(peer.Raw)
-		}
-		return fmt.Errorf("the token is not of the server at %s: %w", c.t.endpoint, e)
-	}
 	// LXD 6.9 refuses a request that has a password too, so it is one of them:
 	// before explicit_trust_token (LXD 5.0.2) it is the password.
 	field := "trust_token"
@@ -233,7 +227,15 @@ func (c *Client) Trust(ctx context.Context, token string) error {
 	if !t.ExpiresAt.IsZero() && time.Now().After(t.ExpiresAt) {
 		problem = "the token expired at " + t.ExpiresAt.Format(time.RFC3339)
 	}
-	return c.join(ctx, map[string]any{"type": "client", field: text}, &TrustError{Expires: t.ExpiresAt, Problem: problem})
+	// Which certificate was seen before says nothing of the next connection.
+	pinned, release := c.t.pinned(t.Fingerprint)
+	defer release()
+	err = c.join(ctx, pinned, map[string]any{"type": "client", field: text}, &TrustError{Expires: t.ExpiresAt, Problem: problem})
+	var pin *PinError
+	if errors.As(err, &pin) {
+		return fmt.Errorf("the token is not of the server at %s: %w", c.t.endpoint, pin)
+	}
+	return err
 }
 
 // TrustPasswordOptions are what the server shall note of the client.
@@ -268,7 +270,7 @@ func (c *Client) TrustPassword(ctx context.Context, password string, opts *Trust
 	if o.Name != "" {
 		body["name"] = o.Name
 	}
-	return c.join(ctx, body, &TrustError{Problem: "the server does not take the password; it is wrong, or the server has none"})
+	return c.join(ctx, c.t, body, &TrustError{Problem: "the server does not take the password; it is wrong, or the server has none"})
 }
 
 // joinable tells what the server is, anew, and refuses clients that cannot
@@ -283,12 +285,16 @@ func (c *Client) joinable(ctx context.Context) (*Server, error) {
 	return c.serverInfo(ctx, true)
 }
 
-// join sends the request, and reads anew what the server thinks of this client.
-// refused is the error where the server does not want to.
-func (c *Client) join(ctx context.Context, body map[string]any, refused *TrustError) error {
+// join sends the request by way of t, and reads anew what the server thinks of
+// this client. refused is the error where the server does not want to.
+func (c *Client) join(ctx context.Context, t *transport, body map[string]any, refused *TrustError) error {
 	refused.Endpoint = c.t.endpoint
 	req := &request{method: http.MethodPost, path: path("certificates"), json: body}
-	if _, err := c.t.call(ctx, req, nil); err != nil {
+	if _, err := t.call(ctx, req, nil); err != nil {
+		var pin *PinError
+		if errors.As(err, &pin) {
+			return err // nothing was sent
+		}
 		var answer *Error
 		if errors.As(err, &answer) && (answer.StatusCode == http.StatusForbidden || answer.StatusCode == http.StatusUnauthorized) {
 			answer.Hint = "" // it is about the certificate that was to be trusted
