@@ -20,6 +20,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/golxd/lxd/internal/redact"
 	"github.com/golxd/lxd/internal/wire"
 )
 
@@ -182,13 +183,13 @@ func New(endpoint string, opts *Options) (*Client, error) {
 		u, err := url.Parse(endpoint)
 		switch {
 		case err != nil:
-			return nil, invalid("endpoint", "is not a URL: %v", err)
+			return nil, invalid("endpoint", "is not a URL")
 		case u.Host == "" || u.Hostname() == "":
-			return nil, invalid("endpoint", "%q has no host", endpoint)
+			return nil, invalid("endpoint", "%q has no host", redact.URL(u))
 		case u.User != nil:
 			return nil, invalid("endpoint", "holds a user name; use a client certificate or Options.Token")
 		case strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "":
-			return nil, invalid("endpoint", "%q holds more than a host and a port", endpoint)
+			return nil, invalid("endpoint", "for %q holds more than a host and a port", u.Host)
 		}
 		if u.Port() == "" {
 			u.Host = net.JoinHostPort(u.Hostname(), "8443")
@@ -203,17 +204,21 @@ func New(endpoint string, opts *Options) (*Client, error) {
 		}
 		dial = throughProxy(dial, proxy)
 	case strings.HasPrefix(endpoint, "http://"):
-		return nil, invalid("endpoint", "%q is plain http; the daemons speak https (or a unix socket)", endpoint)
+		return nil, invalid("endpoint", "%q is plain http; the daemons speak https (or a unix socket)", redact.URL(endpoint))
 	default:
 		path, ok := strings.CutPrefix(endpoint, "unix://")
 		if !ok && strings.Contains(endpoint, "://") {
-			return nil, invalid("endpoint", "%q is not unix://path or https://host:port", endpoint)
+			return nil, invalid("endpoint", "%q is not unix://path or https://host:port", redact.URL(endpoint))
 		}
 		if !ok {
 			path = strings.TrimPrefix(endpoint, "unix:")
 		}
 		if path == "" {
 			return nil, invalid("endpoint", "%q has no path of a socket", endpoint)
+		}
+		if first, _, _ := strings.Cut(path, "/"); strings.ContainsAny(strings.TrimPrefix(first, "@"), ":@") {
+			// It is a host, perhaps with a password before it.
+			return nil, invalid("endpoint", "is not the path of a unix socket, unix://path or https://host:port")
 		}
 		t.endpoint, t.base, t.unix = "unix://"+path, "http://unix", true
 		network := dial

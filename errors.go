@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/golxd/lxd/internal/content"
+	"github.com/golxd/lxd/internal/redact"
 )
 
 // The kinds of failure, to be told apart with [errors.Is].
@@ -104,6 +105,12 @@ func (e *Error) Error() string {
 		b.WriteString(e.Hint)
 	}
 	return b.String()
+}
+
+// without takes secrets out of the server's words.
+func (e *Error) without(secrets *redact.Secrets) *Error {
+	e.Message, e.Hint = secrets.Text(e.Message), secrets.Text(e.Hint)
+	return e
 }
 
 // Is matches the sentinel errors of this package.

@@ -449,7 +449,7 @@ func (j *copying) push(ctx context.Context) (*Image, error) {
 		return nil, err
 	}
 	var op *Operation
-	export := wire.ImageExport{Secret: secret.Value, Certificate: c.certificate(to), Project: c.project, Profiles: j.want.profiles, Aliases: []wire.Alias{}}
+	export := &wire.ImageExport{Secret: secret.Value, Certificate: c.certificate(to), Project: c.project, Profiles: j.want.profiles, Aliases: []wire.Alias{}}
 	for _, address := range addresses {
 		export.Target = address
 		src := j.source.client
@@ -674,6 +674,7 @@ func (c *Client) startToken(ctx context.Context, req *request) (*Secret, error) 
 		secret.end(ctx)
 		return nil, fmt.Errorf("token operation %s: %w: it holds no secret", op.ID(), ErrBadResponse)
 	}
+	op.hide(secret.Value)
 	return secret, nil
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"strings"
 	"sync"
 	"time"
 
@@ -40,9 +39,6 @@ type importing struct {
 	client      func(context.Context) (*Image, error) // does it by the client
 	// resolve tells the fingerprint that the image will have.
 	resolve func(context.Context) (string, error)
-	// secrets are not to be seen in what the server says of its source: what
-	// to find, and what to put in its place.
-	secrets *strings.Replacer
 	meter   *progress.Meter
 
 	mu    sync.Mutex
@@ -95,7 +91,6 @@ func (imp *importing) run(ctx context.Context, wait bool) (*Image, error) {
 	}
 	image, err := imp.server(ctx)
 	if err != nil {
-		err = imp.clean(err)
 		if !imp.mayFallBack(ctx, err) {
 			return nil, err
 		}
@@ -113,9 +108,9 @@ func (imp *importing) run(ctx context.Context, wait bool) (*Image, error) {
 // result gives the image with the error only if it is there: an alias is not.
 func (imp *importing) result(image *Image, err error) (*Image, error) {
 	if err != nil && image.UploadedAt.IsZero() {
-		return nil, imp.clean(err)
+		return nil, err
 	}
-	return image, imp.clean(err)
+	return image, err
 }
 
 // checkTarget errors where the server would refuse the image whoever fetches
@@ -184,7 +179,6 @@ func (imp *importing) sentAliases() []Alias {
 func (imp *importing) finish(ctx context.Context, image *Image) error {
 	fingerprint, _ := image.op.Status().Metadata["fingerprint"].(string)
 	if _, err := image.op.result(); err != nil && !imp.has(ctx, fingerprint) {
-		err = imp.clean(err)
 		if !imp.mayFallBack(ctx, err) {
 			return err
 		}
@@ -347,22 +341,6 @@ func (imp *importing) fallBack(ctx context.Context, cause error, wait bool) (*Im
 		return image, fmt.Errorf("by the client: %w (and by the server: %w)", err, cause)
 	}
 	return image, nil
-}
-
-// clean takes the secrets out of the server's own words.
-func (imp *importing) clean(err error) error {
-	if imp.secrets == nil {
-		return err
-	}
-	var failed *OperationError
-	var refused *Error
-	switch {
-	case errors.As(err, &failed):
-		failed.Message = imp.secrets.Replace(failed.Message)
-	case errors.As(err, &refused):
-		refused.Message = imp.secrets.Replace(refused.Message)
-	}
-	return err
 }
 
 // upload sends what the client fetches.

@@ -68,7 +68,7 @@ func (r *Registries) Create(ctx context.Context, registry Registry) error {
 	if err := r.need(ctx); err != nil {
 		return err
 	}
-	_, err := r.client.t.call(ctx, &request{method: http.MethodPost, path: path("image-registries"), json: wire.ImageRegistry{
+	_, err := r.client.t.call(ctx, &request{method: http.MethodPost, path: path("image-registries"), json: &wire.ImageRegistry{
 		Name: registry.Name, Description: registry.Description, Protocol: registry.Protocol, Config: registry.Config,
 	}}, nil)
 	return err

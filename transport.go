@@ -24,6 +24,7 @@ import (
 	"github.com/golxd/lxd/internal/content"
 	"github.com/golxd/lxd/internal/ctxerr"
 	"github.com/golxd/lxd/internal/netconn"
+	"github.com/golxd/lxd/internal/redact"
 	"github.com/golxd/lxd/internal/wire"
 )
 
@@ -101,6 +102,20 @@ type request struct {
 	// repeatable makes a POST one that may be sent twice, because the second
 	// does no harm: the same content is the same image.
 	repeatable bool
+	// secrets are those that the server knows from before, such as of the
+	// request that has begun an operation.
+	secrets *redact.Secrets
+	bearer  string // that was sent last; may be empty
+}
+
+// hidden are the secrets that are not to be told of what comes of a request: all
+// that the server may put into its words.
+func (r *request) hidden() *redact.Secrets {
+	all := []*redact.Secrets{r.secrets, redact.Hide(r.bearer, r.query.Get("secret"))}
+	if body, ok := r.json.(interface{ Secrets() *redact.Secrets }); ok {
+		all = append(all, body.Secrets())
+	}
+	return redact.Join(all...)
 }
 
 // rawBody is the body of another server's answer.
@@ -167,18 +182,17 @@ func (t *transport) send(ctx context.Context, req *request) (*http.Response, err
 	}
 	hreq, err := http.NewRequestWithContext(ctx, req.method, target, nil)
 	if err != nil {
-		return nil, fmt.Errorf("%s %s: %w", req.method, req.path, err)
+		return nil, fmt.Errorf("%s %s: %w", req.method, req.path, redact.Error(err))
 	}
 	for name, values := range req.header {
 		hreq.Header[name] = values
 	}
 	hreq.Header.Set("User-Agent", t.agent)
 	if t.token != nil {
-		bearer, err := t.bearer(ctx)
-		if err != nil {
+		if req.bearer, err = t.bearer(ctx); err != nil {
 			return nil, err
 		}
-		hreq.Header.Set("Authorization", bearer)
+		hreq.Header.Set("Authorization", "Bearer "+req.bearer)
 	}
 	var sent *content.Body
 	switch {
@@ -242,16 +256,16 @@ func (t *transport) send(ctx context.Context, req *request) (*http.Response, err
 	return res, nil
 }
 
-// bearer is the Authorization header.
+// bearer asks for the bearer token.
 func (t *transport) bearer(ctx context.Context) (string, error) {
 	token, err := t.token(ctx)
 	switch {
 	case err != nil:
-		return "", fmt.Errorf("get the bearer token: %w", err)
+		return "", fmt.Errorf("get the bearer token: %w", redact.Error(err))
 	case token == "":
 		return "", invalid("Options.TokenSource", "gave an empty token")
 	}
-	return "Bearer " + token, nil
+	return token, nil
 }
 
 // roundTrip sends a request. net/http waits for a body's Read even when ctx has
@@ -346,7 +360,7 @@ func (t *transport) serverError(req *request, res *http.Response, env *wire.Enve
 			e.Hint = "the server wants a token of the OpenID Connect " + e.OIDC.String() + "; give it as Options.Token or TokenSource, or give a client certificate that it trusts"
 		}
 	}
-	return e
+	return e.without(req.hidden())
 }
 
 // badResponse says that res is not from an LXD server.
@@ -365,13 +379,13 @@ func (t *transport) badResponse(req *request, res *http.Response, err error) err
 		e.Message = err.Error()
 		e.Hint = fmt.Sprintf("the content type is %q; is %s the address of an LXD or Incus daemon?", kind, t.endpoint)
 	}
-	return e
+	return e.without(req.hidden())
 }
 
-// redirectTarget is the host of a redirect, as its query may hold a secret.
+// redirectTarget is where a redirect leads.
 func redirectTarget(res *http.Response) string {
 	if u, err := url.Parse(res.Header.Get("Location")); err == nil && u.Host != "" {
-		return u.Scheme + "://" + u.Host
+		return redact.URL(u)
 	}
 	return "another path"
 }
@@ -381,13 +395,15 @@ func (t *transport) connectionError(ctx context.Context, req *request, err error
 	if cause := ctxerr.Of(ctx); cause != nil {
 		return fmt.Errorf("%s %s: %w", req.method, req.path, cause)
 	}
+	cause := err
 	if errors.Is(err, io.EOF) {
 		// Nobody must take a broken connection for the end of something.
-		cut := fmt.Errorf("the connection was closed: %w", io.ErrUnexpectedEOF)
-		if neverSent(err) {
-			cut = &dialError{cut}
-		}
-		err = cut
+		err = fmt.Errorf("the connection was closed: %w", io.ErrUnexpectedEOF)
+	}
+	// A round tripper of the caller's may tell the URL, and a server anything.
+	err = req.hidden().Error(redact.Error(err))
+	if neverSent(cause) && !neverSent(err) {
+		err = &dialError{err}
 	}
 	return &ConnectionError{Endpoint: t.endpoint, Method: req.method, Path: req.path, Hint: t.hint(err), Err: err}
 }

@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"github.com/golxd/lxd/internal/wire"
 )
 
 // TrustError says that a server did not take a token or a trust password. It is
@@ -219,9 +221,9 @@ func (c *Client) Trust(ctx context.Context, token string) error {
 	}
 	// LXD 6.9 refuses a request that has a password too, so it is one of them:
 	// before explicit_trust_token (LXD 5.0.2) it is the password.
-	field := "trust_token"
+	post := &wire.CertificatePost{Type: "client", TrustToken: text}
 	if info.Family == LXD && !info.Has("explicit_trust_token") {
-		field = "password"
+		post.Password, post.TrustToken = text, ""
 	}
 	problem := "the server does not take the token; it was used before, was revoked, or has expired"
 	if !t.ExpiresAt.IsZero() && time.Now().After(t.ExpiresAt) {
@@ -230,7 +232,7 @@ func (c *Client) Trust(ctx context.Context, token string) error {
 	// Which certificate was seen before says nothing of the next connection.
 	pinned, release := c.t.pinned(t.Fingerprint)
 	defer release()
-	err = c.join(ctx, pinned, map[string]any{"type": "client", field: text}, &TrustError{Expires: t.ExpiresAt, Problem: problem})
+	err = c.join(ctx, pinned, post, &TrustError{Expires: t.ExpiresAt, Problem: problem})
 	var pin *PinError
 	if errors.As(err, &pin) {
 		return fmt.Errorf("the token is not of the server at %s: %w", c.t.endpoint, pin)
@@ -266,11 +268,8 @@ func (c *Client) TrustPassword(ctx context.Context, password string, opts *Trust
 	if info.Family == Incus {
 		return fmt.Errorf("join %s: %w: it has no trust passwords; ask for a token and call Trust", c.t.endpoint, ErrUnsupported)
 	}
-	body := map[string]any{"type": "client", "password": password}
-	if o.Name != "" {
-		body["name"] = o.Name
-	}
-	return c.join(ctx, c.t, body, &TrustError{Problem: "the server does not take the password; it is wrong, or the server has none"})
+	post := &wire.CertificatePost{Type: "client", Password: password, Name: o.Name}
+	return c.join(ctx, c.t, post, &TrustError{Problem: "the server does not take the password; it is wrong, or the server has none"})
 }
 
 // joinable tells what the server is, anew, and refuses clients that cannot
@@ -287,9 +286,9 @@ func (c *Client) joinable(ctx context.Context) (*Server, error) {
 
 // join sends the request by way of t, and reads anew what the server thinks of
 // this client. refused is the error where the server does not want to.
-func (c *Client) join(ctx context.Context, t *transport, body map[string]any, refused *TrustError) error {
+func (c *Client) join(ctx context.Context, t *transport, post *wire.CertificatePost, refused *TrustError) error {
 	refused.Endpoint = c.t.endpoint
-	req := &request{method: http.MethodPost, path: path("certificates"), json: body}
+	req := &request{method: http.MethodPost, path: path("certificates"), json: post}
 	if _, err := t.call(ctx, req, nil); err != nil {
 		var pin *PinError
 		if errors.As(err, &pin) {

@@ -118,14 +118,13 @@ func (s *Secrets) words(text string) string {
 		return text
 	}
 	s.prepare.Do(func() {
+		// A URL within another one's query is escaped twice.
 		var forms []string
-		for _, v := range s.values {
-			for _, form := range []string{v, url.QueryEscape(v), url.PathEscape(v), url.User(v).String()} {
-				quoted, ascii := strconv.Quote(form), strconv.QuoteToASCII(form)
-				forms = append(forms, form, quoted[1:len(quoted)-1], ascii[1:len(ascii)-1])
-				if data, err := json.Marshal(form); err == nil {
-					forms = append(forms, string(data[1:len(data)-1]))
-				}
+		for _, form := range escaped(escaped(s.values)) {
+			quoted, ascii := strconv.Quote(form), strconv.QuoteToASCII(form)
+			forms = append(forms, form, quoted[1:len(quoted)-1], ascii[1:len(ascii)-1])
+			if data, err := json.Marshal(form); err == nil {
+				forms = append(forms, string(data[1:len(data)-1]))
 			}
 		}
 		// Of two that begin at one place the longer one is taken.
@@ -137,6 +136,16 @@ func (s *Secrets) words(text string) string {
 		s.replacer = strings.NewReplacer(pairs...)
 	})
 	return s.replacer.Replace(text)
+}
+
+// escaped adds what texts are like in a URL.
+func escaped(texts []string) []string {
+	var all []string
+	for _, text := range texts {
+		all = append(all, text, url.QueryEscape(text), url.PathEscape(text), url.User(text).String())
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // address finds URLs in a text, without the punctuation behind them.
