@@ -21,6 +21,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/golxd/lxd/internal/redact"
 	"github.com/golxd/lxd/internal/wire"
 )
 
@@ -182,13 +183,13 @@ func New(endpoint string, opts *Options) (*Client, error) {
 		u, err := url.Parse(endpoint)
 		switch {
 		case err != nil:
-			return nil, invalid("endpoint", "is not a URL: %v", err)
+			return nil, invalid("endpoint", "is not a URL")
 		case u.Host == "" || u.Hostname() == "":
-			return nil, invalid("endpoint", "%q has no host", endpoint)
+			return nil, invalid("endpoint", "%q has no host", redact.URL(u))
 		case u.User != nil:
 			return nil, invalid("endpoint", "holds a user name; use a client certificate or Options.Token")
 		case strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "":
-			return nil, invalid("endpoint", "%q holds more than a host and a port", endpoint)
+			return nil, invalid("endpoint", "for %q holds more than a host and a port", u.Host)
 		}
 		if u.Port() == "" {
 			u.Host = net.JoinHostPort(u.Hostname(), "8443")
@@ -203,11 +204,11 @@ func New(endpoint string, opts *Options) (*Client, error) {
 		}
 		dial = throughProxy(dial, proxy)
 	case strings.HasPrefix(endpoint, "http://"):
-		return nil, invalid("endpoint", "%q is plain http; the daemons speak https (or a unix socket)", endpoint)
+		return nil, invalid("endpoint", "%q is plain http; the daemons speak https (or a unix socket)", redact.URL(endpoint))
 	default:
 		path, ok := strings.CutPrefix(endpoint, "unix://")
 		if !ok && strings.Contains(endpoint, "://") {
-			return nil, invalid("endpoint", "%q is not unix://path or https://host:port", endpoint)
+			return nil, invalid("endpoint", "%q is not unix://path or https://host:port", redact.URL(endpoint))
 		}
 		if !ok {
 			path = strings.TrimPrefix(endpoint, "unix:")
@@ -215,15 +216,19 @@ func New(endpoint string, opts *Options) (*Client, error) {
 		if path == "" {
 			return nil, invalid("endpoint", "%q has no path of a socket", endpoint)
 		}
+		if first, _, _ := strings.Cut(path, "/"); strings.ContainsAny(strings.TrimPrefix(first, "@"), ":@") {
+			// It is a host, perhaps with a password before it.
+			return nil, invalid("endpoint", "is not the path of a unix socket, unix://path or https://host:port")
+		}
 		t.endpoint, t.base, t.unix = "unix://"+path, "http://unix", true
 		network := dial
 		dial = func(ctx context.Context, _, _ string) (net.Conn, error) { return network(ctx, "unix", path) }
 	}
-	t.conns.dial, t.conns.lazy, t.conns.tls = dial, t.unix, tlsConfig
-	t.pool = newPool(&t.conns)
+	t.conns, t.tls = &connections{dial: dial, lazy: t.unix}, tlsConfig
+	t.pool = newPool(t.conns, tlsConfig)
 	t.http = t.pool
-	if o.Transport != nil {
-		t.http = o.Transport(t.pool)
+	if t.wrap = o.Transport; t.wrap != nil {
+		t.http = t.wrap(t.pool)
 	}
 	return newClient(t, &serverCache{turn: make(chan struct{}, 1)}, o.Project, o.PublicOnly), nil
 }
@@ -317,17 +322,25 @@ func (o *Options) tlsConfig(host string, seen func(*x509.Certificate)) (*tls.Con
 	}
 	config.InsecureSkipVerify = want != "" // the pin below is stricter
 	config.VerifyConnection = func(state tls.ConnectionState) error {
-		if len(state.PeerCertificates) == 0 {
-			return errors.New("the server showed no certificate")
+		if err := checkPin(state, want); err != nil {
+			return err
 		}
-		shown := state.PeerCertificates[0]
-		if got := certificateFingerprint(shown.Raw); want != "" && got != want {
-			return &PinError{Want: want, Got: got}
-		}
-		seen(shown)
+		seen(state.PeerCertificates[0])
 		return nil
 	}
 	return config, nil
+}
+
+// checkPin errors where a server has shown another certificate than the one of
+// a fingerprint, which "" does not ask for.
+func checkPin(state tls.ConnectionState, want string) error {
+	if len(state.PeerCertificates) == 0 {
+		return errors.New("the server showed no certificate")
+	}
+	if got := certificateFingerprint(state.PeerCertificates[0].Raw); want != "" && got != want {
+		return &PinError{Want: want, Got: got}
+	}
+	return nil
 }
 
 func parseCertificate(data []byte) (*x509.Certificate, error) {
@@ -455,10 +468,13 @@ func (d *localDaemon) first(ctx context.Context) (c net.Conn, path string, err e
 
 // Server is what a server says of itself.
 type Server struct {
+	// Family is "" where the server does not tell this client: Incus 7 and up
+	// tell a client that they do not trust neither their extensions nor their
+	// version.
 	Family     Family
-	Version    string // such as "5.0.2"
-	APIVersion string // "1.0"
-	Extensions []string
+	Version    string   // such as "5.0.2"; "" where the server does not tell
+	APIVersion string   // "1.0"
+	Extensions []string // of the API; nil where the server does not tell
 	// Trusted says whether the server trusts this client.
 	Trusted bool
 	// Auth is the server's word for it: "trusted" or "untrusted".
@@ -477,19 +493,53 @@ type Server struct {
 	Clustered              bool
 }
 
-// Has says whether the server has an API extension.
+// Has says whether the server tells that it has an API extension.
 func (s *Server) Has(extension string) bool { return slices.Contains(s.Extensions, extension) }
 
-// headers is what the names of the family's image headers begin with.
-func (s *Server) headers() string {
-	if s.Family == Incus {
-		return "X-Incus-"
+// need returns the error for an extension that the server does not tell to
+// have: ErrUnsupported, or ErrForbidden where it does not tell its extensions to
+// this client.
+func (s *Server) need(what, extension string) error {
+	switch {
+	case s.Has(extension):
+		return nil
+	case s.Extensions == nil:
+		return fmt.Errorf("%s: %w: the server tells its API extensions only to clients that it trusts; give Options a client certificate or token that it trusts", what, ErrForbidden)
 	}
-	return "X-LXD-"
+	return fmt.Errorf("%s: %w: it lacks the API extension %q", what, ErrUnsupported, extension)
 }
 
-// protocol is what the family calls its own protocol as a source of images.
+// headers are what the names of the family's image headers begin with. Each
+// family ignores the other's, so that a server of an unknown one gets both.
+func (s *Server) headers() []string {
+	switch s.Family {
+	case LXD:
+		return []string{"X-LXD-"}
+	case Incus:
+		return []string{"X-Incus-"}
+	}
+	return []string{"X-LXD-", "X-Incus-"}
+}
+
+// protocol is what the family calls its own protocol as a source of images. The
+// servers take "" for their own.
 func (s *Server) protocol() string { return string(s.Family) }
+
+// familyOf tells LXD from Incus. A client that the server does not trust is not
+// told the environment, and by Incus 7 not the extensions either: then the
+// family is unknown. dev_incus_events is an extension of every Incus since 0.1
+// and of no LXD.
+func familyOf(answer *wire.Server) Family {
+	switch server := Family(answer.Environment.Server); {
+	case server == LXD, server == Incus:
+		return server
+	case slices.Contains(answer.APIExtensions, "dev_incus_events"):
+		return Incus
+	case len(answer.APIExtensions) > 0:
+		return LXD
+	}
+	return ""
+}
 
 // serverCache keeps what GET /1.0 said.
 type serverCache struct {
@@ -529,17 +579,10 @@ func (c *Client) serverInfo(ctx context.Context, again bool) (*Server, error) {
 	}
 	env := answer.Environment
 	info := &Server{
-		Family: LXD, Version: env.ServerVersion, APIVersion: answer.APIVersion, Extensions: answer.APIExtensions,
+		Family: familyOf(answer), Version: env.ServerVersion, APIVersion: answer.APIVersion, Extensions: answer.APIExtensions,
 		Trusted: answer.Auth == "trusted", Auth: answer.Auth, AuthMethods: answer.AuthMethods,
 		Addresses: env.Addresses, Certificate: env.Certificate, CertificateFingerprint: env.CertificateFingerprint,
 		Name: env.ServerName, Architectures: env.Architectures, Project: env.Project, Clustered: env.ServerClustered,
-	}
-	switch {
-	case env.Server == "incus":
-		info.Family = Incus
-	case env.Server == "" && slices.Contains(answer.APIExtensions, "instances_lxcfs_per_instance"):
-		// An untrusted client of Incus is not told the environment.
-		info.Family = Incus
 	}
 	c.server.info = info
 	return info, nil
@@ -555,19 +598,16 @@ func holdServer(server *wire.Server) error {
 
 // hasCredentials says whether the server may come to trust this client.
 func (c *Client) hasCredentials() bool {
-	return c.t.token != nil || (c.t.conns.tls != nil && c.t.conns.tls.GetClientCertificate != nil)
+	return c.t.token != nil || (c.t.tls != nil && c.t.tls.GetClientCertificate != nil)
 }
 
-// need gives ErrUnsupported where the server lacks an extension.
+// need is Server.need.
 func (c *Client) need(ctx context.Context, what, extension string) error {
 	s, err := c.serverInfo(ctx, false)
 	if err != nil {
 		return err
 	}
-	if !s.Has(extension) {
-		return unsupported(what, extension)
-	}
-	return nil
+	return s.need(what, extension)
 }
 
 // query is the project, where it is not the default one.

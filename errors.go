@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/golxd/lxd/internal/content"
+	"github.com/golxd/lxd/internal/redact"
 )
 
 // The kinds of failure, to be told apart with [errors.Is].
@@ -107,6 +108,12 @@ func (e *Error) Error() string {
 		b.WriteString(e.Hint)
 	}
 	return b.String()
+}
+
+// without takes secrets out of the server's words.
+func (e *Error) without(secrets *redact.Secrets) *Error {
+	e.Message, e.Hint = secrets.Text(e.Message), secrets.Text(e.Hint)
+	return e
 }
 
 // Is matches the sentinel errors of this package.
@@ -257,8 +264,3 @@ func (e *FingerprintError) Error() string {
 
 // Unwrap gives the reason of an early end, such as io.ErrUnexpectedEOF.
 func (e *FingerprintError) Unwrap() error { return e.Err }
-
-// unsupported is the error for an extension that the server does not have.
-func unsupported(what, extension string) error {
-	return fmt.Errorf("%s: %w: it lacks the API extension %q", what, ErrUnsupported, extension)
-}

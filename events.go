@@ -98,12 +98,13 @@ func (c *Client) Events(ctx context.Context, opts *EventsOptions) iter.Seq2[Even
 	}
 	return func(yield func(Event, error) bool) {
 		for connected, try := false, 0; ; try++ {
-			conn, err := c.dialEvents(ctx, &o)
+			req := c.eventsRequest(&o)
+			conn, err := c.dialEvents(ctx, req)
 			if err == nil {
 				connected, try = true, 0
 				more := yield(Event{Type: EventConnected, Timestamp: time.Now()}, nil)
 				if more {
-					more, err = c.readEvents(ctx, conn, &o, yield)
+					more, err = c.readEvents(ctx, conn, req, &o, yield)
 				}
 				_ = conn.Close()
 				if !more {
@@ -113,7 +114,7 @@ func (c *Client) Events(ctx context.Context, opts *EventsOptions) iter.Seq2[Even
 			closed := c.t.conns.isClosed()
 			if ctx.Err() != nil || closed || !errors.Is(err, ErrUnavailable) || (!connected && try >= c.t.retries) {
 				if ctx.Err() != nil {
-					err = c.t.connectionError(ctx, eventsRequest(nil), ctx.Err())
+					err = c.t.connectionError(ctx, req, ctx.Err())
 				}
 				yield(Event{}, err)
 				return
@@ -127,18 +128,14 @@ func (c *Client) Events(ctx context.Context, opts *EventsOptions) iter.Seq2[Even
 				wait = after
 			}
 			if cause := sleep(ctx, wait); cause != nil {
-				yield(Event{}, c.t.connectionError(ctx, eventsRequest(nil), cause))
+				yield(Event{}, c.t.connectionError(ctx, req, cause))
 				return
 			}
 		}
 	}
 }
 
-func eventsRequest(query url.Values) *request {
-	return &request{method: http.MethodGet, path: path("events"), query: query}
-}
-
-func (c *Client) dialEvents(ctx context.Context, o *EventsOptions) (*websocket.Conn, error) {
+func (c *Client) eventsRequest(o *EventsOptions) *request {
 	types := o.Types
 	if len(types) == 0 {
 		types = []EventType{EventOperation, EventLifecycle}
@@ -154,18 +151,21 @@ func (c *Client) dialEvents(ctx context.Context, o *EventsOptions) (*websocket.C
 	case c.project != "":
 		query.Set("project", c.project)
 	}
-	req := eventsRequest(query)
+	return &request{method: http.MethodGet, path: path("events"), query: query}
+}
+
+func (c *Client) dialEvents(ctx context.Context, req *request) (*websocket.Conn, error) {
 	t := c.t
 	if err := ctx.Err(); err != nil {
 		return nil, t.connectionError(ctx, req, err)
 	}
 	header := http.Header{"User-Agent": {t.agent}}
 	if t.token != nil {
-		bearer, err := t.bearer(ctx)
-		if err != nil {
+		var err error
+		if req.bearer, err = t.bearer(ctx); err != nil {
 			return nil, err
 		}
-		header.Set("Authorization", bearer)
+		header.Set("Authorization", "Bearer "+req.bearer)
 	}
 	stop := func() bool { return false }
 	defer func() { stop() }()
@@ -181,11 +181,11 @@ func (c *Client) dialEvents(ctx context.Context, o *EventsOptions) (*websocket.C
 			return conn, nil
 		},
 	}
-	if t.conns.tls != nil {
-		dialer.TLSClientConfig = t.conns.tls.Clone()
+	if t.tls != nil {
+		dialer.TLSClientConfig = t.tls.Clone()
 	}
 	// http://unix becomes ws://unix, https://host becomes wss://host.
-	conn, res, err := dialer.DialContext(ctx, "ws"+strings.TrimPrefix(t.base, "http")+req.path+"?"+query.Encode(), header)
+	conn, res, err := dialer.DialContext(ctx, "ws"+strings.TrimPrefix(t.base, "http")+req.path+"?"+req.query.Encode(), header)
 	if err == nil {
 		return conn, nil
 	}
@@ -204,13 +204,13 @@ func (c *Client) dialEvents(ctx context.Context, o *EventsOptions) (*websocket.C
 
 // readEvents yields events until the connection breaks (more is then true), or
 // the loop is left.
-func (c *Client) readEvents(ctx context.Context, conn *websocket.Conn, o *EventsOptions, yield func(Event, error) bool) (more bool, err error) {
+func (c *Client) readEvents(ctx context.Context, conn *websocket.Conn, req *request, o *EventsOptions, yield func(Event, error) bool) (more bool, err error) {
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 	conn.SetReadLimit(maxEvent)
 	alive := func() error { return conn.SetReadDeadline(time.Now().Add(eventSilence)) }
 	if err := alive(); err != nil {
-		return true, c.t.connectionError(ctx, eventsRequest(nil), err)
+		return true, c.t.connectionError(ctx, req, err)
 	}
 	pong := conn.PingHandler()
 	conn.SetPingHandler(func(data string) error {
@@ -225,14 +225,14 @@ func (c *Client) readEvents(ctx context.Context, conn *websocket.Conn, o *Events
 				Message: fmt.Sprintf("%v: an event takes more than %d MiB of memory", ErrTooLarge, maxEvent>>20),
 			}
 		case err != nil:
-			return true, c.t.connectionError(ctx, eventsRequest(nil), err)
+			return true, c.t.connectionError(ctx, req, err)
 		}
 		if err := alive(); err != nil {
-			return true, c.t.connectionError(ctx, eventsRequest(nil), err)
+			return true, c.t.connectionError(ctx, req, err)
 		}
 		event, wanted, err := decodeEvent(data, o)
 		if err != nil {
-			return true, err
+			return true, req.hidden().Error(err)
 		}
 		if wanted && !yield(event, nil) {
 			return false, nil

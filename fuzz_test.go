@@ -90,7 +90,7 @@ func FuzzOperation(f *testing.F) {
 		if wire.Unmarshal([]byte(body), &state) != nil {
 			return
 		}
-		op := answering(t, nil, 200, nil).operation(state, nil)
+		op := answering(t, nil, 200, nil).operation(state, nil, nil)
 		ended, err := op.result()
 		if ended != (state.StatusCode >= statusSuccess) || (err == nil && ended && state.StatusCode != statusSuccess) {
 			t.Fatalf("status %d: ended %v, %v", state.StatusCode, ended, err)

@@ -340,8 +340,8 @@ func (j *copying) pullFrom(ctx context.Context, addresses []string, from, to *Se
 		Certificate: j.source.client.certificate(from), ImageType: string(j.source.Type),
 	}
 	if j.source.Project != "default" {
-		if !to.Has("image_source_project") {
-			return nil, unsupported("pull an image out of a project", "image_source_project")
+		if err := to.need("pull an image out of a project", "image_source_project"); err != nil {
+			return nil, err
 		}
 		source.Project = j.source.Project
 	}
@@ -401,9 +401,14 @@ func (j *copying) push(ctx context.Context) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !from.Trusted {
+		// Not an ErrForbidden, after which no other way is tried: a relay needs
+		// no more than to read the image.
+		return nil, fmt.Errorf("the source does not trust this client, and so does not push for it: %w", ErrUnsupported)
+	}
 	for _, s := range []*Server{from, to} {
-		if !s.Has("images_push_relay") {
-			return nil, unsupported("push an image", "images_push_relay")
+		if err := s.need("push an image", "images_push_relay"); err != nil {
+			return nil, err
 		}
 	}
 	if from.Family != to.Family {
@@ -415,8 +420,10 @@ func (j *copying) push(ctx context.Context) (*Image, error) {
 		// takes it for one (LXD 5.0.2, Incus 6.0.4).
 		return nil, fmt.Errorf("the servers cannot push images of virtual machines: %w", ErrUnsupported)
 	}
-	if j.target.project != "" && !from.Has("images_target_project") {
-		return nil, unsupported("push an image into a project", "images_target_project")
+	if j.target.project != "" {
+		if err := from.need("push an image into a project", "images_target_project"); err != nil {
+			return nil, err
+		}
 	}
 	addresses := j.target.addresses(to)
 	if len(addresses) == 0 {
@@ -434,7 +441,7 @@ func (j *copying) push(ctx context.Context) (*Image, error) {
 		return nil, err
 	}
 	var op *Operation
-	export := wire.ImageExport{Secret: secret.Value, Certificate: c.certificate(to), Project: c.project, Profiles: j.want.Profiles, Aliases: []wire.Alias{}}
+	export := &wire.ImageExport{Secret: secret.Value, Certificate: c.certificate(to), Project: c.project, Profiles: j.want.Profiles, Aliases: []wire.Alias{}}
 	for _, address := range addresses {
 		export.Target = address
 		src := j.source.client

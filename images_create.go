@@ -417,8 +417,8 @@ func (u *upload) existing(ctx context.Context, image *Image) (*Image, error) {
 
 // supported errors where the server would ignore what is wanted.
 func (w *wanted) supported(server *Server) error {
-	if len(w.Profiles) > 0 && !slices.Equal(w.Profiles, []string{"default"}) && !server.Has("image_profiles") {
-		return unsupported("set the profiles of an image", "image_profiles")
+	if len(w.Profiles) > 0 && !slices.Equal(w.Profiles, []string{"default"}) {
+		return server.need("set the profiles of an image", "image_profiles")
 	}
 	return nil
 }
@@ -430,9 +430,11 @@ func (w *wanted) supported(server *Server) error {
 // its properties.
 func (w *wanted) headers(server *Server, fingerprint string) http.Header {
 	h := http.Header{}
-	prefix := server.headers()
 	set := func(name, value string) {
-		if value != "" {
+		if value == "" {
+			return
+		}
+		for _, prefix := range server.headers() {
 			h.Set(prefix+name, value)
 		}
 	}

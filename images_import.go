@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"strings"
 	"sync"
 	"time"
 
@@ -41,9 +40,6 @@ type importing struct {
 	client      func(context.Context) (*Image, error) // does it by the client
 	// resolve tells the fingerprint that the image will have.
 	resolve func(context.Context) (string, error)
-	// secrets are not to be seen in what the server says of its source: what
-	// to find, and what to put in its place.
-	secrets *strings.Replacer
 	meter   *progress.Meter
 	report  func(Progress) // for a later Image.Wait; nil for none
 
@@ -97,7 +93,6 @@ func (imp *importing) run(ctx context.Context, wait bool) (*Image, error) {
 	}
 	image, err := imp.server(ctx)
 	if err != nil {
-		err = imp.clean(err)
 		if !imp.mayFallBack(ctx, err) {
 			return nil, err
 		}
@@ -184,7 +179,6 @@ func (imp *importing) sentAliases() []Alias {
 // finish does what is left once the server's operation has ended.
 func (imp *importing) finish(ctx context.Context, op *Operation, failure error, m *progress.Meter) (*Image, error) {
 	if failure != nil && !imp.has(ctx, op.fingerprint()) {
-		failure = imp.clean(failure)
 		if !imp.mayFallBack(ctx, failure) {
 			return nil, failure
 		}
@@ -328,22 +322,6 @@ func (imp *importing) fallBack(ctx context.Context, cause error, wait bool) (*Im
 		return image, fmt.Errorf("by the client: %w (and by the server: %w)", err, cause)
 	}
 	return image, nil
-}
-
-// clean takes the secrets out of the server's own words.
-func (imp *importing) clean(err error) error {
-	if imp.secrets == nil {
-		return err
-	}
-	var failed *OperationError
-	var refused *Error
-	switch {
-	case errors.As(err, &failed):
-		failed.Message = imp.secrets.Replace(failed.Message)
-	case errors.As(err, &refused):
-		refused.Message = imp.secrets.Replace(refused.Message)
-	}
-	return err
 }
 
 // upload sends what the client fetches.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/golxd/lxd/internal/ctxerr"
+	"github.com/golxd/lxd/internal/redact"
 )
 
 // SourceError says what is wrong with the file that an image was to be fetched
@@ -61,7 +62,8 @@ type source struct {
 	client   *http.Client
 	own      bool
 	url      *url.URL
-	verified bool // its content will be compared with a fingerprint from elsewhere
+	secrets  *redact.Secrets // of its URLs
+	verified bool            // its content will be compared with a fingerprint from elsewhere
 	stall    time.Duration
 	retries  int
 
@@ -82,7 +84,7 @@ type source struct {
 }
 
 func newSource(o *CreateFromURLOptions, u *url.URL, retries int) *source {
-	s := &source{url: u, stall: o.StallTimeout, retries: retries, verified: o.Fingerprint != ""}
+	s := &source{url: u, secrets: redact.HideURL(u), stall: o.StallTimeout, retries: retries, verified: o.Fingerprint != ""}
 	if s.stall == 0 {
 		s.stall = defaultStallTimeout
 	}
@@ -91,7 +93,7 @@ func newSource(o *CreateFromURLOptions, u *url.URL, retries int) *source {
 		*s.client = *o.HTTPClient
 	} else {
 		s.own = true
-		pool := newPool(&connections{dial: defaultDialer().DialContext})
+		pool := newPool(&connections{dial: defaultDialer().DialContext}, nil)
 		pool.Proxy = http.ProxyFromEnvironment
 		s.client.Transport = pool
 	}
@@ -103,7 +105,7 @@ func newSource(o *CreateFromURLOptions, u *url.URL, retries int) *source {
 		case len(via) > maxRedirects:
 			return fmt.Errorf("%w: it is the %dth", errRedirect, len(via))
 		case req.URL.Scheme != "https" && first.Scheme == "https" && !s.verified:
-			return fmt.Errorf("%w: from https to %s; give Fingerprint to allow that", errRedirect, cleanURL(req.URL))
+			return fmt.Errorf("%w: from https to %s; give Fingerprint to allow that", errRedirect, redact.URL(req.URL))
 		case req.URL.User == nil && sameOrigin(req.URL, first):
 			req.URL.User = first.User
 		}
@@ -136,7 +138,7 @@ func (s *source) close() {
 }
 
 func (s *source) bad(problem string) error {
-	return &SourceError{URL: cleanURL(s.url), Problem: problem}
+	return &SourceError{URL: redact.URL(s.url), Problem: s.secrets.Text(problem)}
 }
 
 // probe asks the URL as the daemons do. Where the answer says that the image is
@@ -172,7 +174,7 @@ func (s *source) probe(ctx context.Context, target *Server) (fingerprint string,
 		if at.User == nil && sameOrigin(at, s.url) {
 			at.User = s.url.User
 		}
-		s.url = at
+		s.url, s.secrets = at, redact.Join(s.secrets, redact.HideURL(at))
 		return strings.ToLower(hash), nil
 	}
 	return "", nil
@@ -197,8 +199,9 @@ func (s *source) open(ctx context.Context) error {
 }
 
 func (s *source) refused(res *sourceAnswer) error {
+	at := res.Request.URL // another one after a redirect
 	return &SourceError{
-		URL: cleanURL(res.Request.URL), StatusCode: res.StatusCode, Problem: "its server answers " + res.Status,
+		URL: redact.URL(at), StatusCode: res.StatusCode, Problem: redact.Join(s.secrets, redact.HideURL(at)).Text("its server answers " + res.Status),
 		retryAfter: res.Header.Get("Retry-After"),
 	}
 }
@@ -274,14 +277,11 @@ func (s *source) askOnce(ctx context.Context, method string, header http.Header)
 
 // broken is the error of a transfer that did not go well.
 func (s *source) broken(ctx context.Context, problem string, err error) error {
-	var failed *url.Error
-	if errors.As(err, &failed) {
-		err = failed.Err // its text holds the whole URL
-	}
+	err = s.secrets.Error(redact.Error(err))
 	if ended := ctxerr.Of(ctx, errStalled); ended != nil {
 		err = ended
 	}
-	return &SourceError{URL: cleanURL(s.url), Problem: problem, Err: err}
+	return &SourceError{URL: redact.URL(s.url), Problem: problem, Err: err}
 }
 
 // Read gives the file's bytes.

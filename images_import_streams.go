@@ -93,15 +93,14 @@ func (m *Images) CreateFromSimplestreams(ctx context.Context, server, alias stri
 	if opts != nil {
 		o = *opts
 	}
-	u, err := checkSourceURL("server", server)
-	if err != nil {
+	if _, err := checkSourceURL("server", server); err != nil {
 		return nil, err
 	}
 	if err := o.check(alias); err != nil {
 		return nil, err
 	}
 	imp := &importing{
-		images: m, via: o.Via, secrets: urlSecrets(server, u),
+		images: m, via: o.Via,
 		updates: o.AutoUpdate,
 		want: wanted{
 			attributes: attributes{AutoUpdate: o.AutoUpdate, ExpiresAt: o.ExpiresAt, Profiles: o.Profiles, Properties: o.Properties, Public: o.Public}.clone(),

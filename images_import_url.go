@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/golxd/lxd/internal/content"
+	"github.com/golxd/lxd/internal/redact"
 	"github.com/golxd/lxd/internal/wire"
 )
 
@@ -88,7 +89,7 @@ func (m *Images) CreateFromURL(ctx context.Context, imageURL string, opts *Creat
 		return nil, err
 	}
 	imp := &importing{
-		images: m, via: o.Via, fingerprint: strings.ToLower(o.Fingerprint), secrets: urlSecrets(imageURL, u),
+		images: m, via: o.Via, fingerprint: strings.ToLower(o.Fingerprint),
 		want: wanted{
 			attributes: attributes{AutoUpdate: o.AutoUpdate, ExpiresAt: o.ExpiresAt, Profiles: o.Profiles, Properties: o.Properties, Public: o.Public}.clone(),
 			filename:   o.Filename, aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases,
@@ -126,36 +127,9 @@ func checkSourceURL(field, raw string) (*url.URL, error) {
 		return nil, invalid(field, "is not a URL")
 	}
 	if (u.Scheme != "http" && u.Scheme != "https") || u.Hostname() == "" {
-		return nil, invalid(field, "%q is not an http or https URL", cleanURL(u))
+		return nil, invalid(field, "%q is not an http or https URL", redact.URL(u))
 	}
 	return u, nil
-}
-
-// cleanURL is a URL without what may be secret in it.
-func cleanURL(u *url.URL) string {
-	clean := *u
-	clean.User, clean.RawQuery, clean.Fragment, clean.RawFragment = nil, "", "", ""
-	return clean.String()
-}
-
-// urlSecrets finds a URL's secrets in a server's words, which quote it.
-func urlSecrets(raw string, u *url.URL) *strings.Replacer {
-	if u.User == nil && u.RawQuery == "" {
-		return nil
-	}
-	redacted := *u
-	redacted.User = nil
-	hide := []string{raw, cleanURL(u), u.String(), cleanURL(u), u.Redacted(), cleanURL(u), redacted.String(), cleanURL(u)}
-	if u.User != nil {
-		hide = append(hide, u.User.String()+"@", "")
-		if password, ok := u.User.Password(); ok && password != "" {
-			hide = append(hide, password, "xxxxx")
-		}
-	}
-	if u.RawQuery != "" {
-		hide = append(hide, "?"+u.RawQuery, "")
-	}
-	return strings.NewReplacer(hide...)
 }
 
 // fetchURL streams the file at a URL to the server.
@@ -173,7 +147,7 @@ func (m *Images) fetchURL(ctx context.Context, u *url.URL, o *CreateFromURLOptio
 	switch {
 	case imp.fingerprint == "":
 	case fingerprint != "" && fingerprint != imp.fingerprint:
-		return nil, &FingerprintError{Want: imp.fingerprint, Got: fingerprint, Err: &SourceError{URL: cleanURL(u), Problem: "it announces another image"}}
+		return nil, &FingerprintError{Want: imp.fingerprint, Got: fingerprint, Err: &SourceError{URL: redact.URL(u), Problem: "it announces another image"}}
 	default:
 		fingerprint = imp.fingerprint
 	}

@@ -89,6 +89,7 @@ func (c *Client) startToken(ctx context.Context, req *request, image string) (*S
 		secret.end(ctx)
 		return nil, fmt.Errorf("token operation %s: %w: it holds no secret", op.ID(), ErrBadResponse)
 	}
+	op.hide(secret.Value)
 	return secret, nil
 }
 

@@ -41,7 +41,8 @@ type KeyPairOptions struct {
 
 // NewKeyPair makes a self-signed client certificate and its private key, both
 // PEM, for Options.ClientCertificate and Options.ClientKey. As client.crt and
-// client.key they serve the lxc and incus commands too. Keep the key where
+// client.key they serve the lxc and incus commands too. The certificate is valid
+// from a minute ago on, for servers whose clocks are behind. Keep the key where
 // nobody else can read it (mode 0600).
 func NewKeyPair(opts *KeyPairOptions) (certificate, key []byte, err error) {
 	var o KeyPairOptions
@@ -65,11 +66,13 @@ func NewKeyPair(opts *KeyPairOptions) (certificate, key []byte, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("make a serial number: %w", err)
 	}
+	// The servers refuse a certificate that is not valid yet, and their clocks may
+	// be behind this one.
 	now := time.Now()
 	template := &x509.Certificate{
 		SerialNumber: serial,
 		Subject:      pkix.Name{CommonName: o.Name},
-		NotBefore:    now,
+		NotBefore:    now.Add(-time.Minute),
 		NotAfter:     now.Add(o.Lifetime),
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},

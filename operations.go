@@ -18,6 +18,7 @@ import (
 
 	"github.com/golxd/lxd/internal/ctxerr"
 	"github.com/golxd/lxd/internal/progress"
+	"github.com/golxd/lxd/internal/redact"
 	"github.com/golxd/lxd/internal/wire"
 )
 
@@ -50,8 +51,9 @@ type Operation struct {
 	// tell any more: it returns nil if the work is seen to be done.
 	settle func(context.Context) error
 
-	mu    sync.Mutex
-	state wire.Operation
+	mu      sync.Mutex
+	state   wire.Operation // without secrets
+	secrets *redact.Secrets
 }
 
 // OperationStatus is what is known of an operation.
@@ -73,14 +75,48 @@ type OperationStatus struct {
 // Done says whether the operation has ended.
 func (s *OperationStatus) Done() bool { return s.StatusCode >= statusSuccess }
 
-func (c *Client) operation(state wire.Operation, settle func(context.Context) error) *Operation {
-	return &Operation{client: c, id: state.ID, query: c.query(), state: state, settle: settle}
+// operation makes one of its state. secrets are those that the server was given
+// for it: they are in nothing that is told of it.
+func (c *Client) operation(state wire.Operation, settle func(context.Context) error, secrets *redact.Secrets) *Operation {
+	return &Operation{client: c, id: state.ID, query: c.query(), state: without(state, secrets), settle: settle, secrets: secrets}
+}
+
+// without is an operation's state without secrets. The fingerprint of an image
+// stays: it is what the work is known by.
+func without(state wire.Operation, secrets *redact.Secrets) wire.Operation {
+	state.Err, state.Description, state.Status = secrets.Text(state.Err), secrets.Text(state.Description), secrets.Text(state.Status)
+	if state.Metadata == nil {
+		return state
+	}
+	fingerprint, _ := state.Metadata["fingerprint"].(string)
+	state.Metadata, _ = secrets.Value(state.Metadata).(map[string]any)
+	if checkFullFingerprint("", fingerprint) == nil {
+		state.Metadata["fingerprint"] = fingerprint
+	}
+	return state
+}
+
+// hide adds a secret that the operation must not tell.
+func (o *Operation) hide(secret string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.secrets = redact.Join(o.secrets, redact.Hide(secret))
+	o.state = without(o.state, o.secrets)
+}
+
+// hidden are the operation's secrets.
+func (o *Operation) hidden() *redact.Secrets {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.secrets
 }
 
 // ID is the operation's UUID.
 func (o *Operation) ID() string { return o.id }
 
 // Status is what was last seen of the operation, without asking the server.
+// Secrets that the server was given for it are not in it, nor are the users and
+// queries of URLs.
 func (o *Operation) Status() OperationStatus {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -107,7 +143,7 @@ func (o *Operation) Refresh(ctx context.Context) (OperationStatus, error) {
 // read gets the state, from the operation itself or from one of its
 // sub-resources.
 func (o *Operation) read(ctx context.Context, query string) error {
-	req := &request{method: http.MethodGet, path: path("operations", o.id), query: o.query}
+	req := &request{method: http.MethodGet, path: path("operations", o.id), query: o.query, secrets: o.hidden()}
 	if query != "" {
 		req.path = path("operations", o.id, "wait")
 		req.query = url.Values{"timeout": {query}}
@@ -123,7 +159,7 @@ func (o *Operation) read(ctx context.Context, query string) error {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.state = *state
+	o.state = without(*state, req.hidden())
 	return nil
 }
 
@@ -315,7 +351,7 @@ func (o *Operation) interrupted(ctx context.Context) error {
 // Cancel asks the server to end the operation. It is an error if the operation
 // has ended, or cannot be cancelled.
 func (o *Operation) Cancel(ctx context.Context) error {
-	_, err := o.client.t.call(ctx, &request{method: http.MethodDelete, path: path("operations", o.id), query: o.query}, nil)
+	_, err := o.client.t.call(ctx, &request{method: http.MethodDelete, path: path("operations", o.id), query: o.query, secrets: o.hidden()}, nil)
 	if errors.Is(err, errDeletedBefore) {
 		return nil
 	}
@@ -398,11 +434,11 @@ func (o *Operation) watch(ctx context.Context, m *progress.Meter) (stop func()) 
 	ctx, cancel := context.WithCancel(ctx)
 	tell := func(s *OperationStatus) {
 		if p, ok := s.Progress(); ok {
-			m.Server(p.Percent, p.Bytes, p.Text)
+			m.Server(p.Percent, p.Bytes, o.hidden().Text(p.Text))
 		}
 	}
 	ask := func() {
-		req := &request{method: http.MethodGet, path: path("operations", o.id), query: o.query, noRetry: true}
+		req := &request{method: http.MethodGet, path: path("operations", o.id), query: o.query, noRetry: true, secrets: o.hidden()}
 		if state, err := o.get(ctx, req); err == nil {
 			status := statusOf(state)
 			tell(&status)
@@ -454,7 +490,7 @@ func (c *Client) operations(ctx context.Context) ([]*Operation, *answer, error) 
 			if err := holdOperation(&state, ""); err != nil {
 				return unfit(err)
 			}
-			ops = append(ops, c.operation(state, nil))
+			ops = append(ops, c.operation(state, nil, nil))
 			return nil
 		},
 	})
@@ -471,5 +507,5 @@ func (c *Client) start(ctx context.Context, req *request, settle func(context.Co
 	if err != nil {
 		return nil, err
 	}
-	return c.operation(*state, settle), nil
+	return c.operation(*state, settle, req.hidden()), nil
 }

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/net/proxy"
+
+	"github.com/golxd/lxd/internal/redact"
 )
 
 // ProxyURL makes an [Options.Proxy] of one proxy. Its URL is http://, https://,
@@ -37,7 +39,6 @@ func ProxyURL(proxyURL, noProxy string) (func(*http.Request) (*url.URL, error), 
 	}
 	u, err := url.Parse(proxyURL)
 	if err != nil {
-		// The text of the error holds the URL, and that may hold a password.
 		return nil, invalid("proxy", "is not a URL")
 	}
 	if err := checkProxy(u); err != nil {
@@ -61,15 +62,14 @@ func ProxyURL(proxyURL, noProxy string) (func(*http.Request) (*url.URL, error), 
 }
 
 func checkProxy(u *url.URL) error {
+	if u.Hostname() == "" {
+		return invalid("proxy", "%q has no host", redact.URL(u))
+	}
 	switch u.Scheme {
 	case "http", "https", "socks5", "socks5h":
-	default:
-		return invalid("proxy", "has the scheme %q, not http, https, socks5 or socks5h", u.Scheme)
+		return nil
 	}
-	if u.Hostname() == "" {
-		return invalid("proxy", "%s has no host", u.Redacted())
-	}
-	return nil
+	return invalid("proxy", "has the scheme %q, not http, https, socks5 or socks5h", u.Scheme)
 }
 
 // noProxyRule is one entry of a NO_PROXY list.
@@ -140,10 +140,9 @@ func (rules noProxyRules) matches(host, port string) bool {
 	return false
 }
 
-// ProxyError says that a proxy did not make the connection. The proxy's
-// password is not in it.
+// ProxyError says that a proxy did not make the connection.
 type ProxyError struct {
-	Proxy      string // its URL
+	Proxy      string // its URL, without user name and password
 	Target     string // host:port
 	StatusCode int    // of the answer to CONNECT; 0 where there was none
 	Err        error
@@ -173,12 +172,7 @@ func throughProxy(dial dialFunc, choose func(*http.Request) (*url.URL, error)) d
 		}
 		u, err := choose(r)
 		if err != nil {
-			// The environment's text may hold a password.
-			var bad *url.Error
-			if errors.As(err, &bad) {
-				err = bad.Err
-			}
-			return nil, fmt.Errorf("choose the proxy: %w", err)
+			return nil, fmt.Errorf("choose the proxy: %w", redact.Error(err))
 		}
 		if u == nil {
 			return dial(ctx, network, addr)
@@ -190,7 +184,7 @@ func throughProxy(dial dialFunc, choose func(*http.Request) (*url.URL, error)) d
 		defer cancel()
 		conn, err := dialProxy(ctx, dial, u, addr)
 		if err != nil {
-			e := &ProxyError{Proxy: u.Redacted(), Target: addr, Err: err}
+			e := &ProxyError{Proxy: redact.URL(u), Target: addr, Err: redact.HideURL(u).Error(err)}
 			var refused *connectRefused
 			if errors.As(err, &refused) {
 				e.StatusCode = refused.code

@@ -78,7 +78,7 @@ func (r *Registries) Create(ctx context.Context, registry Registry) error {
 	if err := r.need(ctx); err != nil {
 		return err
 	}
-	return r.change(ctx, &request{method: http.MethodPost, path: path("image-registries"), json: wire.ImageRegistry{
+	return r.change(ctx, &request{method: http.MethodPost, path: path("image-registries"), json: &wire.ImageRegistry{
 		Name: registry.Name, Description: registry.Description, Protocol: registry.Protocol, Config: registry.Config,
 	}})
 }
@@ -92,7 +92,7 @@ func (r *Registries) change(ctx context.Context, req *request) error {
 		return err
 	}
 	id, _, _ := strings.Cut(ans.Operation[strings.LastIndexByte(ans.Operation, '/')+1:], "?")
-	return r.client.operation(wire.Operation{ID: id}, nil).Wait(ctx)
+	return r.client.operation(wire.Operation{ID: id}, nil, nil).Wait(ctx)
 }
 
 // Delete removes a registry, not the images that came from it.

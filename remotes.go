@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/golxd/lxd/internal/cliconfig"
+	"github.com/golxd/lxd/internal/redact"
 )
 
 // SimplestreamsProtocol is the [RemoteInfo.Protocol] of a server that only
@@ -25,7 +26,7 @@ const SimplestreamsProtocol = "simplestreams"
 // RemoteInfo is a remote of the lxc or incus command line.
 type RemoteInfo struct {
 	Name     string
-	Address  string // such as "unix://" or "https://10.0.0.7:8443"
+	Address  string // such as "unix://" or "https://10.0.0.7:8443"; as it is written, with a user if it has one
 	Protocol string // "lxd", "incus" or "simplestreams"
 	Project  string // that its commands work in; "" for the default one
 	AuthType string // "tls", "oidc" or "" for none
@@ -127,7 +128,7 @@ func Remote(name string, opts *Options) (*Client, error) {
 	case r.Addr == "":
 		return nil, fail(config.Dir, errors.New("the configuration holds no address for it"))
 	case r.Protocol == SimplestreamsProtocol:
-		return nil, fail("", fmt.Errorf("%w: %s is a simplestreams server, which images can only be had from; read it with package simplestreams or Images.CreateFromSimplestreams", ErrUnsupported, r.Addr))
+		return nil, fail("", fmt.Errorf("%w: %s is a simplestreams server, which images can only be had from; read it with package simplestreams or Images.CreateFromSimplestreams", ErrUnsupported, redact.URL(r.Addr)))
 	case r.Protocol != string(LXD) && r.Protocol != string(Incus):
 		return nil, fail("", fmt.Errorf("%w: the protocol %q is not known", ErrUnsupported, r.Protocol))
 	case r.AuthType == "candid":

@@ -90,11 +90,7 @@ func TestSecretsAreNotTold(t *testing.T) {
 
 	var secrets, told []string
 	secrets = append(secrets, bearer, password, "user-s3cr3t", "query-s3cr3t", strings.Split(string(key), "\n")[1])
-	tell := func(err error) {
-		if err != nil {
-			told = append(told, err.Error(), fmt.Sprintf("%+v", err), fmt.Sprintf("%#v", err))
-		}
-	}
+	tell := func(err error) { told = append(told, textsOf(err)...) }
 	faults := []*lxdtest.Fault{nil}
 	for _, f := range []lxdtest.Fault{
 		lxdtest.Reset(), lxdtest.HTML(), lxdtest.Status(400, "no"), lxdtest.LoseAnswer(), lxdtest.EndlessJSON(),

@@ -28,6 +28,7 @@ import (
 	"github.com/golxd/lxd/internal/content"
 	"github.com/golxd/lxd/internal/ctxerr"
 	"github.com/golxd/lxd/internal/netconn"
+	"github.com/golxd/lxd/internal/redact"
 	"github.com/golxd/lxd/internal/wire"
 )
 
@@ -57,13 +58,39 @@ type transport struct {
 	unix     bool
 	http     http.RoundTripper
 	pool     *http.Transport
+	wrap     func(http.RoundTripper) http.RoundTripper // Options.Transport; may be nil
 	token    func(context.Context) (string, error)
 	agent    string
 	retries  int
 	log      *slog.Logger
-	conns    connections
+	conns    *connections
+	tls      *tls.Config                      // nil for none
 	peer     atomic.Pointer[x509.Certificate] // that the server showed last
 	tokens   recentTokens
+}
+
+// pinned returns a transport to the same server, with connections of its own,
+// that must all show the certificate of this fingerprint, beside what else is
+// asked of one. Closing t closes them; release closes them before.
+func (t *transport) pinned(fingerprint string) (pinned *transport, release func()) {
+	config := t.tls.Clone()
+	config.ClientSessionCache = nil
+	verify := config.VerifyConnection
+	config.VerifyConnection = func(state tls.ConnectionState) error {
+		if err := checkPin(state, fingerprint); err != nil {
+			return err
+		}
+		return verify(state)
+	}
+	pinned = &transport{
+		endpoint: t.endpoint, base: t.base, token: t.token, agent: t.agent, retries: t.retries, log: t.log, conns: t.conns, tls: config,
+		pool: newPool(t.conns, config),
+	}
+	pinned.http = pinned.pool
+	if t.wrap != nil {
+		pinned.http = t.wrap(pinned.pool)
+	}
+	return pinned, pinned.pool.CloseIdleConnections
 }
 
 // request is one call of the API.
@@ -86,6 +113,20 @@ type request struct {
 	// repeatable makes a POST one that may be sent twice, because the second
 	// does no harm: the same content is the same image.
 	repeatable bool
+	// secrets are those that the server knows from before, such as of the
+	// request that has begun an operation.
+	secrets *redact.Secrets
+	bearer  string // that was sent last; may be empty
+}
+
+// hidden are the secrets that are not to be told of what comes of a request: all
+// that the server may put into its words.
+func (r *request) hidden() *redact.Secrets {
+	all := []*redact.Secrets{r.secrets, redact.Hide(r.bearer, r.query.Get("secret"))}
+	if body, ok := r.json.(interface{ Secrets() *redact.Secrets }); ok {
+		all = append(all, body.Secrets())
+	}
+	return redact.Join(all...)
 }
 
 // expected is the kind of answer that a request is to get.
@@ -231,18 +272,17 @@ func (t *transport) send(ctx context.Context, req *request) (*http.Response, err
 	}
 	hreq, err := http.NewRequestWithContext(ctx, req.method, target, nil)
 	if err != nil {
-		return nil, fmt.Errorf("%s %s: %w", req.method, req.path, err)
+		return nil, fmt.Errorf("%s %s: %w", req.method, req.path, redact.Error(err))
 	}
 	for name, values := range req.header {
 		hreq.Header[name] = values
 	}
 	hreq.Header.Set("User-Agent", t.agent)
 	if t.token != nil {
-		bearer, err := t.bearer(ctx)
-		if err != nil {
+		if req.bearer, err = t.bearer(ctx); err != nil {
 			return nil, err
 		}
-		hreq.Header.Set("Authorization", bearer)
+		hreq.Header.Set("Authorization", "Bearer "+req.bearer)
 	}
 	var sent *content.Body
 	switch {
@@ -306,16 +346,16 @@ func (t *transport) send(ctx context.Context, req *request) (*http.Response, err
 	return res, nil
 }
 
-// bearer is the Authorization header.
+// bearer asks for the bearer token.
 func (t *transport) bearer(ctx context.Context) (string, error) {
 	token, err := t.token(ctx)
 	switch {
 	case err != nil:
-		return "", fmt.Errorf("get the bearer token: %w", err)
+		return "", fmt.Errorf("get the bearer token: %w", redact.Error(err))
 	case token == "":
 		return "", invalid("Options.TokenSource", "gave an empty token")
 	}
-	return "Bearer " + token, nil
+	return token, nil
 }
 
 // roundTrip sends a request. net/http waits for a body's Read even when ctx has
@@ -437,7 +477,7 @@ func (t *transport) serverError(req *request, res *http.Response, env *wire.Enve
 			e.Hint = "the server wants a token of the OpenID Connect " + e.OIDC.String() + "; give it as Options.Token or TokenSource, or give a client certificate that it trusts"
 		}
 	}
-	return e
+	return e.without(req.hidden())
 }
 
 // badResponse says that res is not from an LXD server.
@@ -455,13 +495,13 @@ func (t *transport) badResponse(req *request, res *http.Response, err error) err
 		e.Message = err.Error()
 		e.Hint = fmt.Sprintf("the content type is %q; is %s the address of an LXD or Incus daemon?", kind, t.endpoint)
 	}
-	return e
+	return e.without(req.hidden())
 }
 
-// redirectTarget is the host of a redirect, as its query may hold a secret.
+// redirectTarget is where a redirect leads.
 func redirectTarget(res *http.Response) string {
 	if u, err := url.Parse(res.Header.Get("Location")); err == nil && u.Host != "" {
-		return u.Scheme + "://" + u.Host
+		return redact.URL(u)
 	}
 	return "another path"
 }
@@ -471,13 +511,15 @@ func (t *transport) connectionError(ctx context.Context, req *request, err error
 	if cause := ctxerr.Of(ctx); cause != nil {
 		return fmt.Errorf("%s %s: %w", req.method, req.path, cause)
 	}
+	cause := err
 	if errors.Is(err, io.EOF) {
 		// Nobody must take a broken connection for the end of something.
-		cut := fmt.Errorf("the connection was closed: %w", io.ErrUnexpectedEOF)
-		if neverSent(err) {
-			cut = &dialError{cut}
-		}
-		err = cut
+		err = fmt.Errorf("the connection was closed: %w", io.ErrUnexpectedEOF)
+	}
+	// A round tripper of the caller's may tell the URL, and a server anything.
+	err = req.hidden().Error(redact.Error(err))
+	if neverSent(cause) && !neverSent(err) {
+		err = &dialError{err}
 	}
 	return &ConnectionError{Endpoint: t.endpoint, Method: req.method, Path: req.path, Hint: t.hint(err), Err: err}
 }
@@ -716,7 +758,6 @@ type connections struct {
 	// lazy has a connection made when it is first written to. Every unix
 	// connection must be: see netconn.Lazy.
 	lazy bool
-	tls  *tls.Config // nil for none
 
 	mu     sync.Mutex
 	open   map[net.Conn]struct{}
@@ -736,12 +777,12 @@ func (s *connections) plain(ctx context.Context, network, addr string) (*netconn
 }
 
 // secure returns a connection after its TLS handshake.
-func (s *connections) secure(ctx context.Context, network, addr string) (*netconn.TLSConn, error) {
+func (s *connections) secure(ctx context.Context, network, addr string, config *tls.Config) (*netconn.TLSConn, error) {
 	c, closed, err := s.connect(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}
-	conn := netconn.TLS(c, s.tls, closed)
+	conn := netconn.TLS(c, config, closed)
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	if err := conn.HandshakeContext(ctx); err != nil {
@@ -808,7 +849,7 @@ func (s *connections) closeAll() {
 }
 
 // newPool makes the one connection pool of a client.
-func newPool(conns *connections) *http.Transport {
+func newPool(conns *connections, tlsConfig *tls.Config) *http.Transport {
 	pool := &http.Transport{
 		MaxIdleConnsPerHost:   64,
 		IdleConnTimeout:       90 * time.Second,
@@ -817,7 +858,7 @@ func newPool(conns *connections) *http.Transport {
 		DisableCompression:    true,
 		ReadBufferSize:        64 << 10,
 		WriteBufferSize:       16 << 10,
-		TLSClientConfig:       conns.tls,
+		TLSClientConfig:       tlsConfig,
 		Protocols:             http1Only(),
 	}
 	pool.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -827,9 +868,9 @@ func newPool(conns *connections) *http.Transport {
 		}
 		return c, nil
 	}
-	if conns.tls != nil {
+	if tlsConfig != nil {
 		pool.DialTLSContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
-			c, err := conns.secure(ctx, network, addr)
+			c, err := conns.secure(ctx, network, addr, tlsConfig)
 			if err != nil {
 				return nil, err
 			}

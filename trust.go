@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"github.com/golxd/lxd/internal/wire"
 )
 
 // TrustError says that a server did not take a token or a trust password. It is
@@ -202,8 +204,9 @@ func (c *Client) Trusted(ctx context.Context) (bool, error) {
 
 // Trust has the server trust this client's certificate by a token of its
 // administrator. The server must show the certificate whose fingerprint is in
-// the token, else this is a [*PinError] and the token is not sent: give New
-// that fingerprint as Options.ServerFingerprint, or use [Join], which does. It
+// the token on the connection that carries it, else this is a [*PinError] and
+// the token is not sent: give New that fingerprint as
+// Options.ServerFingerprint, or use [Join], which does. It
 // is no error when the server trusts the client already; the token is then not
 // used up. A token that was used, has expired or was revoked gives a
 // [*TrustError].
@@ -216,22 +219,25 @@ func (c *Client) Trust(ctx context.Context, token string) error {
 	if err != nil || info.Trusted {
 		return err
 	}
-	if peer := c.t.peer.Load(); peer == nil || certificateFingerprint(peer.Raw) != t.Fingerprint {
-		e := &PinError{Want: t.Fingerprint}
-		if peer != nil {
-			e.Got = certificateFingerprint(peer.Raw)
-		}
-		return fmt.Errorf("the token is not of the server at %s: %w", c.t.endpoint, e)
-	}
-	field := "password" // LXD 5.0.2
-	if info.Family == Incus || info.Has("explicit_trust_token") {
-		field = "trust_token"
+	// LXD 6.9 refuses a request that has a password too, so it is one of them:
+	// before explicit_trust_token (LXD 5.0.2) it is the password.
+	post := &wire.CertificatePost{Type: "client", TrustToken: text}
+	if info.Family == LXD && !info.Has("explicit_trust_token") {
+		post.Password, post.TrustToken = text, ""
 	}
 	problem := "the server does not take the token; it was used before, was revoked, or has expired"
 	if !t.ExpiresAt.IsZero() && time.Now().After(t.ExpiresAt) {
 		problem = "the token expired at " + t.ExpiresAt.Format(time.RFC3339)
 	}
-	return c.join(ctx, map[string]any{"type": "client", field: text}, &TrustError{Expires: t.ExpiresAt, Problem: problem})
+	// Which certificate was seen before says nothing of the next connection.
+	pinned, release := c.t.pinned(t.Fingerprint)
+	defer release()
+	err = c.join(ctx, pinned, post, &TrustError{Expires: t.ExpiresAt, Problem: problem})
+	var pin *PinError
+	if errors.As(err, &pin) {
+		return fmt.Errorf("the token is not of the server at %s: %w", c.t.endpoint, pin)
+	}
+	return err
 }
 
 // TrustPasswordOptions are what the server shall note of the client.
@@ -262,11 +268,8 @@ func (c *Client) TrustPassword(ctx context.Context, password string, opts *Trust
 	if info.Family == Incus {
 		return fmt.Errorf("join %s: %w: it has no trust passwords; ask for a token and call Trust", c.t.endpoint, ErrUnsupported)
 	}
-	body := map[string]any{"type": "client", "password": password}
-	if o.Name != "" {
-		body["name"] = o.Name
-	}
-	return c.join(ctx, body, &TrustError{Problem: "the server does not take the password; it is wrong, or the server has none"})
+	post := &wire.CertificatePost{Type: "client", Password: password, Name: o.Name}
+	return c.join(ctx, c.t, post, &TrustError{Problem: "the server does not take the password; it is wrong, or the server has none"})
 }
 
 // joinable tells what the server is, anew, and refuses clients that cannot
@@ -275,18 +278,22 @@ func (c *Client) joinable(ctx context.Context) (*Server, error) {
 	switch {
 	case c.t.unix:
 		return nil, invalid("endpoint", "is a unix socket, whose users the server trusts already")
-	case c.t.conns.tls.GetClientCertificate == nil:
+	case c.t.tls.GetClientCertificate == nil:
 		return nil, invalid("Options.ClientCertificate", "is missing; NewKeyPair makes one")
 	}
 	return c.serverInfo(ctx, true)
 }
 
-// join sends the request, and reads anew what the server thinks of this client.
-// refused is the error where the server does not want to.
-func (c *Client) join(ctx context.Context, body map[string]any, refused *TrustError) error {
+// join sends the request by way of t, and reads anew what the server thinks of
+// this client. refused is the error where the server does not want to.
+func (c *Client) join(ctx context.Context, t *transport, post *wire.CertificatePost, refused *TrustError) error {
 	refused.Endpoint = c.t.endpoint
-	req := &request{method: http.MethodPost, path: path("certificates"), json: body}
-	if _, err := c.t.call(ctx, req, nil); err != nil {
+	req := &request{method: http.MethodPost, path: path("certificates"), json: post}
+	if _, err := t.call(ctx, req, nil); err != nil {
+		var pin *PinError
+		if errors.As(err, &pin) {
+			return err // nothing was sent
+		}
 		var answer *Error
 		if errors.As(err, &answer) && (answer.StatusCode == http.StatusForbidden || answer.StatusCode == http.StatusUnauthorized) {
 			answer.Hint = "" // it is about the certificate that was to be trusted

@@ -1,13 +1,23 @@
 package lxd_test
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/json"
+	"io"
+	"log/slog"
+	"math/big"
 	"net"
+	"net/http"
+	"net/http/httptest"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -234,4 +244,110 @@ func TestNewKeyPair(t *testing.T) {
 	require.NoError(t, err)
 	require.Contains(t, pair.Leaf.Subject.CommonName, "@")
 	require.Greater(t, time.Until(pair.Leaf.NotAfter), 9*365*24*time.Hour)
+}
+
+// TestTrustPinsTheConnectionOfTheToken has a server, or what is before it, show
+// the token's certificate on its first connection and another on the next.
+func TestTrustPinsTheConnectionOfTheToken(t *testing.T) {
+	t.Parallel()
+	token := lxdtest.NewServer(&lxdtest.Options{TLS: true})
+	t.Cleanup(token.Close)
+	right, other := serverPair(t), serverPair(t)
+	text := changeToken(t, token.NewTrustToken("x"), func(c map[string]any) {
+		c["fingerprint"] = fingerprintOf(right.Certificate[0])
+	})
+	var connections atomic.Int32
+	var got atomic.Pointer[string]
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Connection", "close") // the next request needs another connection
+		if r.Method == http.MethodPost {
+			body, _ := io.ReadAll(r.Body)
+			got.Store(new(string(body)))
+		}
+		_, _ = io.WriteString(w, `{"type":"sync","metadata":{"auth":"untrusted","api_extensions":["explicit_trust_token"]}}`)
+	}))
+	server.TLS = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		shown := other
+		if connections.Add(1) == 1 {
+			shown = right
+		}
+		return &tls.Config{Certificates: []tls.Certificate{shown}, MinVersion: tls.VersionTLS12}, nil
+	}}
+	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	opts := joiner(t)
+	opts.RootCAs = x509.NewCertPool()
+	opts.RootCAs.AddCert(right.Leaf)
+	opts.RootCAs.AddCert(other.Leaf)
+	err := newClient(t, server.URL, opts).Trust(t.Context(), text)
+	require.Nil(t, got.Load(), "the token was sent to another server")
+	pin := errOf[*lxd.PinError](t, err)
+	require.Equal(t, fingerprintOf(right.Certificate[0]), pin.Want)
+	require.Equal(t, fingerprintOf(other.Certificate[0]), pin.Got)
+	require.EqualValues(t, 2, connections.Load())
+}
+
+// serverPair is a certificate for 127.0.0.1 that is its own authority.
+func serverPair(t *testing.T) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: rand.Text()}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	require.NoError(t, err)
+	leaf, err := x509.ParseCertificate(der)
+	require.NoError(t, err)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
+}
+
+// TestTrustSharesTheClientsLife: the connection that carries the token goes the
+// client's way, and is left to nobody.
+func TestTrustSharesTheClientsLife(t *testing.T) {
+	t.Parallel()
+	server := lxdtest.NewServer(&lxdtest.Options{TLS: true})
+	t.Cleanup(server.Close)
+	opts := joiner(t)
+	opts.ServerCertificate = server.Certificate()
+	var dialed, wrapped atomic.Int32
+	opts.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		dialed.Add(1)
+		return (&net.Dialer{}).DialContext(ctx, network, address)
+	}
+	opts.Transport = func(next http.RoundTripper) http.RoundTripper {
+		wrapped.Add(1)
+		return next
+	}
+	client := newClient(t, server.URL(), opts)
+	require.NoError(t, client.Trust(t.Context(), server.NewTrustToken("x")))
+	require.EqualValues(t, 2, dialed.Load())
+	require.EqualValues(t, 2, wrapped.Load())
+	require.Eventually(t, func() bool { return server.Open() == 1 }, 10*time.Second, time.Millisecond)
+
+	other := lxdtest.NewServer(&lxdtest.Options{TLS: true})
+	t.Cleanup(other.Close)
+	stalled := other.Inject(lxdtest.StallHeaders().On("POST", "/1.0/certificates"))
+	opts = joiner(t)
+	opts.ServerCertificate = other.Certificate()
+	client = newClient(t, other.URL(), opts)
+	ended := make(chan error, 1)
+	go func() { ended <- client.Trust(t.Context(), other.NewTrustToken("x")) }()
+	require.Eventually(t, func() bool { return stalled.Fired() == 1 }, 10*time.Second, time.Millisecond)
+	require.NoError(t, client.Close())
+	require.ErrorIs(t, <-ended, lxd.ErrUnavailable)
+}
+
+// TestNewKeyPairForgivesClocks: the servers refuse a certificate that is not
+// valid yet by their clock.
+func TestNewKeyPairForgivesClocks(t *testing.T) {
+	t.Parallel()
+	before := time.Now()
+	cert, key := newKeyPair(t, &lxd.KeyPairOptions{Lifetime: time.Hour})
+	pair, err := tls.X509KeyPair(cert, key)
+	require.NoError(t, err)
+	require.WithinDuration(t, before.Add(-time.Minute), pair.Leaf.NotBefore, 2*time.Second)
+	require.WithinDuration(t, before.Add(time.Hour), pair.Leaf.NotAfter, 2*time.Second)
 }

@@ -155,8 +155,13 @@ func (s *Server) serveAddCertificate(w http.ResponseWriter, r *http.Request) err
 	return nil
 }
 
+var errNoPasswords = fail(http.StatusNotImplemented, "Password authentication is no longer supported, please update your client")
+
 // admits checks the password or the token of an untrusted caller.
 func (s *Server) admits(post certificatePost) (token *operation, err error) {
+	if s.traits.refusesPassword && post.Password != "" {
+		return nil, errNoPasswords
+	}
 	// A token travels as the password before explicit_trust_token; Incus never
 	// had passwords.
 	var text string

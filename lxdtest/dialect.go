@@ -52,12 +52,13 @@ type traits struct {
 
 	never time.Time // how "never expires" is written
 
-	shortestPrefix int  // the shortest prefix that names an image
-	urlImport      bool // imports from a URL are done
-	publicAnywhere bool // images may be public outside the default project
-	bearer         bool // bearer tokens are taken
-	password       bool // a trust password is taken
-	hidesProgress  bool // GET of an operation leaves out its progress
+	shortestPrefix  int  // the shortest prefix that names an image
+	urlImport       bool // imports from a URL are done
+	publicAnywhere  bool // images may be public outside the default project
+	bearer          bool // bearer tokens are taken
+	password        bool // a trust password is taken
+	refusesPassword bool // a request to be trusted that has a password is not implemented
+	hidesProgress   bool // GET of an operation leaves out its progress
 
 	waitFailsAsError   bool // a failed wait is HTTP 200 with type error
 	waitFlushesHeaders bool // and its header is sent before the waiting
@@ -93,7 +94,7 @@ var dialects = [...]traits{
 	LXD69: {
 		family: "lxd", version: "6.9", extensions: strings.Fields(extensionsLXD69),
 		uploadHeader: "X-LXD-", importHeader: "LXD-",
-		shortestPrefix: 12, hidesProgress: true, bearer: true,
+		shortestPrefix: 12, hidesProgress: true, bearer: true, refusesPassword: true,
 		waitFailsAsError: true, waitFlushesHeaders: true,
 		imageProject: true, typedFilter: true, badProfile: 400, emptyResources: true,
 	},

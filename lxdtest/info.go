@@ -57,6 +57,9 @@ func (s *Server) serveInfo(w http.ResponseWriter, r *http.Request) error {
 		info.AuthMethods = append(info.AuthMethods, "bearer")
 	}
 	if !s.trusts(r) {
+		if s.opts.TellsStrangersNothing {
+			info.APIExtensions = nil
+		}
 		writeSync(w, info)
 		return nil
 	}

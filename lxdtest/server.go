@@ -43,6 +43,11 @@ type Options struct {
 	// WithExtensions are API extensions that the server names in addition.
 	WithExtensions []string
 
+	// TellsStrangersNothing has GET /1.0 leave out the extensions (null) and the
+	// version for clients that the server does not trust, as Incus 7 does. The
+	// dialects tell their extensions.
+	TellsStrangersNothing bool
+
 	// ForgetAfter is how long a finished operation can still be asked for.
 	// The default is the 5 seconds of the daemons; a negative value forgets
 	// operations at once.

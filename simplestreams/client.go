@@ -7,12 +7,15 @@ import (
 	"net/url"
 	"path"
 	"strings"
+
+	"github.com/golxd/lxd/internal/redact"
 )
 
 // Client reads one simplestreams server. It is safe for concurrent use.
 type Client struct {
 	options Options
 	server  *url.URL
+	secrets *redact.Secrets // of the server's URL
 	http    *http.Client
 	own     *http.Transport // nil if the caller's is used as it is
 
@@ -28,17 +31,17 @@ func New(server string, options *Options) (*Client, error) {
 
 	address, err := url.Parse(server)
 	if err != nil {
-		return nil, fmt.Errorf("simplestreams: server URL: %w", withoutURL(err))
+		return nil, fmt.Errorf("simplestreams: server URL: %w", redact.Error(err))
 	}
 	switch {
 	case address.Scheme != "https" && address.Scheme != "http":
-		return nil, fmt.Errorf("simplestreams: server URL %q: the scheme must be https", address.Redacted())
+		return nil, fmt.Errorf("simplestreams: server URL %q: the scheme must be https", redact.URL(address))
 	case address.Scheme == "http" && !set.AllowHTTP:
-		return nil, fmt.Errorf("simplestreams: server URL %q: %w (set AllowHTTP to permit it)", address.Redacted(), ErrInsecure)
+		return nil, fmt.Errorf("simplestreams: server URL %q: %w (set AllowHTTP to permit it)", redact.URL(address), ErrInsecure)
 	case address.Host == "":
-		return nil, fmt.Errorf("simplestreams: server URL %q: no host", address.Redacted())
+		return nil, fmt.Errorf("simplestreams: server URL %q: no host", redact.URL(address))
 	case address.RawQuery != "" || address.Fragment != "":
-		return nil, fmt.Errorf("simplestreams: server URL %q: a query or fragment has no meaning here", address.Redacted())
+		return nil, fmt.Errorf("simplestreams: server URL %q: a query or fragment has no meaning here", redact.URL(address))
 	}
 	switch set.Family {
 	case "", LXD, Incus:
@@ -51,7 +54,7 @@ func New(server string, options *Options) (*Client, error) {
 		return nil, err
 	}
 
-	return &Client{options: set, server: address, http: client, own: own, loading: make(chan struct{}, 1)}, nil
+	return &Client{options: set, server: address, secrets: redact.HideURL(address), http: client, own: own, loading: make(chan struct{}, 1)}, nil
 }
 
 // Close closes idle connections, but for those of a transport that the caller gave. Downloads that are under way go on,
@@ -64,8 +67,8 @@ func (c *Client) Close() error {
 	return nil
 }
 
-// URL returns the server's address as it was given, without a password.
-func (c *Client) URL() string { return c.server.Redacted() }
+// URL returns the server's address as it was given, without user name and password.
+func (c *Client) URL() string { return redact.URL(c.server) }
 
 // address returns the URL of a file on the server. The name is taken literally, so that a "%" or "?" in it stays part of
 // it, but without the "." and the double slashes that it may have.
@@ -77,9 +80,12 @@ func (c *Client) address(name string) *url.URL {
 	return &joined
 }
 
+// told returns the address of a file for errors and log records.
+func (c *Client) told(path string) string { return redact.URL(c.address(path)) }
+
 // fileError wraps the failure of one file.
 func (c *Client) fileError(path string, err error) error {
-	return &Error{URL: c.address(path).Redacted(), Err: err}
+	return &Error{URL: c.told(path), Err: c.secrets.Error(err)}
 }
 
 // checkPath refuses a path that does not lead to a file below the server's address.

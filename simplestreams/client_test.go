@@ -4,11 +4,16 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -43,33 +48,97 @@ func TestNewRefuses(t *testing.T) {
 	require.ErrorIs(t, err, simplestreams.ErrInsecure)
 }
 
-func TestPasswordIsNotShown(t *testing.T) {
-	server, _ := standard(t)
-	server.Fault(streamstest.IndexPath, streamstest.Status(http.StatusForbidden))
-	address, err := url.Parse(server.URL)
-	require.NoError(t, err)
-	address.User = url.UserPassword("user", "hunter2")
+// TestSecretsAreNotTold looks for all that is secret in the server's URL, and in where it redirects to, in all errors
+// and log records.
+func TestSecretsAreNotTold(t *testing.T) {
+	const redirect = "http://elsewhere.invalid/x?signature=s3cr3t"
 	var log bytes.Buffer
-	client, err := simplestreams.New(address.String(), &simplestreams.Options{
-		AllowHTTP: true, Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})),
-	})
-	require.NoError(t, err)
-	defer client.Close()
-
-	_, err = client.Resolve(t.Context(), "alpine", nil)
-	var failed *simplestreams.Error
-	require.ErrorAs(t, err, &failed)
-	require.Equal(t, http.StatusForbidden, failed.StatusCode)
-	require.NotEmpty(t, server.Requests()[0].Header.Get("Authorization"))
-	for _, text := range []string{err.Error(), client.URL(), log.String()} {
-		require.Contains(t, text, "user:xxxxx@")
-		require.NotContains(t, text, "hunter2")
+	var told []string
+	tell := func(err error) {
+		t.Helper()
+		require.Error(t, err)
+		for todo := []error{err}; len(todo) > 0; todo = todo[1:] {
+			told = append(told, todo[0].Error(), fmt.Sprintf("%+v", todo[0]), fmt.Sprintf("%#v", todo[0]))
+			switch e := todo[0].(type) {
+			case interface{ Unwrap() error }:
+				if cause := e.Unwrap(); cause != nil {
+					todo = append(todo, cause)
+				}
+			case interface{ Unwrap() []error }:
+				todo = append(todo, e.Unwrap()...)
+			}
+		}
+	}
+	for name, fault := range map[string]streamstest.Fault{
+		"forbidden": streamstest.Status(http.StatusForbidden),
+		"busy":      streamstest.Status(http.StatusServiceUnavailable),
+		"cut":       streamstest.Cut(10),
+		"page":      streamstest.HTML(),
+		"insecure":  streamstest.Redirect(redirect),
+		"loop":      streamstest.RedirectLoop(),
+		"no URL": func(*streamstest.Server, http.Handler) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Location", "https://elsewhere.invalid/%zz?signature=s3cr3t")
+				w.WriteHeader(http.StatusFound)
+			})
+		},
+		"told back": func(*streamstest.Server, http.Handler) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				user, password, _ := r.BasicAuth()
+				conn, _, err := http.NewResponseController(w).Hijack()
+				if err == nil {
+					_, _ = fmt.Fprintf(conn, "%s %s %s\r\n", r.Header.Get("Authorization"), user, password)
+					_ = conn.Close()
+				}
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := streamstest.NewTLSServer(streamstest.Tree(products("lxd"), nil))
+			defer server.Close()
+			server.Fault(streamstest.IndexPath, fault)
+			address, err := url.Parse(server.URL)
+			require.NoError(t, err)
+			address.User = url.UserPassword("user-s3cr3t", "password-s3cr3t")
+			client, err := simplestreams.New(address.String(), &simplestreams.Options{
+				Certificate: server.CA, Retries: 1, Cache: brokenCache{},
+				Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+			})
+			require.NoError(t, err)
+			defer client.Close()
+			told = append(told, client.URL())
+			_, err = client.Resolve(t.Context(), "alpine", nil)
+			var failed *simplestreams.Error
+			require.ErrorAs(t, err, &failed)
+			require.NotEmpty(t, server.Requests()[0].Header.Get("Authorization"))
+			tell(err)
+		})
+	}
+	for _, server := range []string{
+		"https://user-s3cr3t:password/s3cr3t@host", "https://user-s3cr3t:s3cr3t%zz@host", "https://host:s3cr3t", "ftp://user-s3cr3t@host",
+		"http://user-s3cr3t:password-s3cr3t@host?token=s3cr3t", "https://user-s3cr3t@host?token=s3cr3t", "https://user-s3cr3t@host/#s3cr3t",
+		"https://user-s3cr3t@", "user-s3cr3t:s3cr3t@host", "s3cr3t@host",
+	} {
+		_, err := simplestreams.New(server, nil)
+		tell(err)
 	}
 
-	_, err = simplestreams.New("https://user:hunter2@host:port", nil)
-	require.Error(t, err)
-	require.NotContains(t, err.Error(), "hunter2")
+	for _, want := range []string{"simplestreams request", "simplestreams retry", "simplestreams cache failed"} {
+		require.Contains(t, log.String(), want)
+	}
+	for _, text := range append(told, log.String()) {
+		require.NotContains(t, text, "s3cr3t")
+		require.NotContains(t, text, base64.StdEncoding.EncodeToString([]byte("user-s3cr3t:password-s3cr3t")))
+	}
 }
+
+// brokenCache keeps nothing.
+type brokenCache struct{}
+
+func (brokenCache) Open(string) (io.ReadCloser, error) {
+	return io.NopCloser(strings.NewReader("{")), nil
+}
+func (brokenCache) Store(string, io.Reader) error { return errors.New("no room") }
 
 func TestCertificates(t *testing.T) {
 	files := streamstest.Tree(products("lxd"), nil)

@@ -246,7 +246,7 @@ func (r *FileReader) take(p []byte) error {
 // verify returns io.EOF if the file, and with the last file the image, is what the index says.
 func (r *FileReader) verify() error {
 	r.hashing.finish()
-	url := r.client.address(r.File.Path).Redacted()
+	url := r.client.told(r.File.Path)
 	if r.File.SHA256 != "" {
 		if sum := hex.EncodeToString(r.hash.Sum(nil)); sum != r.File.SHA256 {
 			return &HashError{File: url, Expected: r.File.SHA256, Actual: sum}
@@ -257,7 +257,7 @@ func (r *FileReader) verify() error {
 	}
 	if sum := hex.EncodeToString(r.download.combined.Sum(nil)); sum != r.download.fingerprint {
 		if r.download.Rootfs != nil {
-			url = r.client.address(r.download.Metadata.File.Path).Redacted() + " followed by " + url
+			url = r.client.told(r.download.Metadata.File.Path) + " followed by " + url
 		}
 		return &HashError{File: url, Expected: r.download.fingerprint, Actual: sum}
 	}
@@ -328,7 +328,7 @@ func (r *FileReader) accept(response *answer) error {
 
 		return nil
 	case response.StatusCode != http.StatusOK:
-		return &Error{URL: r.client.address(r.File.Path).Redacted(), StatusCode: response.StatusCode, Err: invalidf("want status 200")}
+		return &Error{URL: r.client.told(r.File.Path), StatusCode: response.StatusCode, Err: invalidf("want status 200")}
 	}
 
 	if response.ContentLength >= 0 {

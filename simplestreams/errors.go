@@ -33,7 +33,7 @@ var (
 
 // Error says which file of which server failed, and why. The cause is found with [errors.Is] and [errors.As].
 type Error struct {
-	// URL is the file's address, without a password.
+	// URL is the file's address, without user name, password and query.
 	URL string
 
 	// StatusCode is the HTTP status of the answer, or 0 if there was none or the status was not at fault.

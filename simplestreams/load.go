@@ -151,7 +151,7 @@ func fetch[T any](ctx context.Context, c *Client, path string, known *document[T
 		c.storeStamp(ctx, path, same.stamp)
 		return &same, nil
 	case response.StatusCode != http.StatusOK:
-		return nil, &Error{URL: c.address(path).Redacted(), StatusCode: response.StatusCode, Err: invalidf("want status 200")}
+		return nil, &Error{URL: c.told(path), StatusCode: response.StatusCode, Err: invalidf("want status 200")}
 	case response.ContentLength > c.options.MaxMetadataSize:
 		return nil, c.fileError(path, fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, response.ContentLength, c.options.MaxMetadataSize))
 	}
@@ -196,7 +196,7 @@ func fetch[T any](ctx context.Context, c *Client, path string, known *document[T
 
 // withoutCache returns a client for one request past a failing cache.
 func (c *Client) withoutCache() *Client {
-	plain := &Client{options: c.options, server: c.server, http: c.http}
+	plain := &Client{options: c.options, server: c.server, secrets: c.secrets, http: c.http}
 	plain.options.Cache = nil
 
 	return plain
@@ -250,10 +250,10 @@ func (c *Client) storeStamp(ctx context.Context, path string, s stamp) {
 }
 
 func (c *Client) cacheFailed(ctx context.Context, path string, err error) {
-	c.options.Logger.WarnContext(ctx, "simplestreams cache failed", "url", c.address(path).Redacted(), "error", err)
+	c.options.Logger.WarnContext(ctx, "simplestreams cache failed", "url", c.told(path), "error", err)
 }
 
-// key returns the cache's key for a file of this server.
+// key returns the cache's key for a file of this server. It is a hash, which tells users apart.
 func (c *Client) key(path, kind string) string {
 	sum := sha256.Sum256([]byte(c.address(path).Redacted()))
 	return "simplestreams-" + hex.EncodeToString(sum[:16]) + "." + kind

@@ -71,7 +71,7 @@ type Options struct {
 	// default is 3. Negative means never.
 	Retries int
 
-	// Logger gets a debug line for each request and a warning for each retry, without passwords. The default logs
+	// Logger gets a debug line for each request and a warning for each retry, without user names and passwords. The default logs
 	// nothing.
 	Logger *slog.Logger
 }

@@ -9,11 +9,11 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
-	"net/url"
 	"strconv"
 	"time"
 
 	"github.com/golxd/lxd/internal/ctxerr"
+	"github.com/golxd/lxd/internal/redact"
 )
 
 const maxRedirects = 10
@@ -65,7 +65,7 @@ func newHTTPClient(o *Options) (*http.Client, *http.Transport, error) {
 			return fmt.Errorf("%w: %d", ErrRedirect, len(via))
 		}
 		if request.URL.Scheme != "https" && !o.AllowHTTP {
-			return fmt.Errorf("redirected to %s: %w", request.URL.Redacted(), ErrInsecure)
+			return fmt.Errorf("redirected to %s: %w", redact.URL(request.URL), ErrInsecure)
 		}
 		if next != nil {
 			return next(request, via)
@@ -115,7 +115,7 @@ func (c *Client) request(ctx context.Context, method, path string, header http.H
 	request, err := http.NewRequestWithContext(ctx, method, c.address(path).String(), nil)
 	if err != nil {
 		cancel(nil)
-		return nil, c.fileError(path, withoutURL(err))
+		return nil, c.fileError(path, redact.Error(err))
 	}
 	for name, values := range header {
 		request.Header[name] = values
@@ -127,12 +127,12 @@ func (c *Client) request(ctx context.Context, method, path string, header http.H
 	response, err := c.http.Do(request) //nolint:bodyclose // It is closed by way of the watchedBody around it.
 	watch.stop()
 	if err != nil {
-		err = cause(ctx, withoutURL(err))
+		err = cause(ctx, redact.Error(err))
 		cancel(nil)
 		return nil, c.fileError(path, err)
 	}
 	c.options.Logger.DebugContext(ctx, "simplestreams request",
-		"method", method, "url", request.URL.Redacted(), "status", response.StatusCode)
+		"method", method, "url", redact.URL(request.URL), "status", response.StatusCode)
 
 	body := &watchedBody{body: response.Body, watch: watch, ctx: ctx, cancel: cancel}
 	if response.StatusCode/100 == 2 || response.StatusCode == http.StatusNotModified {
@@ -140,7 +140,7 @@ func (c *Client) request(ctx context.Context, method, path string, header http.H
 	}
 	_ = body.Close()
 
-	return nil, &Error{URL: c.address(path).Redacted(), StatusCode: response.StatusCode, Err: statusError(response)}
+	return nil, &Error{URL: c.told(path), StatusCode: response.StatusCode, Err: statusError(response)}
 }
 
 // statusError returns the cause for an unwanted status.
@@ -293,16 +293,6 @@ func (b *watchedBody) Close() error {
 func cause(ctx context.Context, err error) error {
 	if ended := ctxerr.Of(ctx, ErrStalled); ended != nil {
 		return ended
-	}
-
-	return err
-}
-
-// withoutURL strips net/http's own mention of the URL, which may hold a password.
-func withoutURL(err error) error {
-	var wrapped *url.Error
-	if errors.As(err, &wrapped) {
-		return wrapped.Err
 	}
 
 	return err

@@ -1,6 +1,13 @@
 package wire
 
-import "time"
+import (
+	"encoding/base64"
+	"time"
+
+	"github.com/golxd/lxd/internal/redact"
+)
+
+// The bodies that carry secrets tell them by a method Secrets.
 
 // ImagePost is the body of POST /1.0/images.
 type ImagePost struct {
@@ -33,6 +40,14 @@ type ImageSource struct {
 	ImageRegistry string `json:"image_registry,omitempty"`
 }
 
+// Secrets are the image's secret, and those of the source's URL.
+func (p *ImagePost) Secrets() *redact.Secrets {
+	if p.Source == nil {
+		return nil
+	}
+	return redact.Join(redact.Hide(p.Source.Secret), redact.HideURL(p.Source.URL), redact.HideURL(p.Source.Server))
+}
+
 // ImagePut is the body of PUT /1.0/images/{fingerprint}.
 type ImagePut struct {
 	AutoUpdate bool              `json:"auto_update"`
@@ -50,6 +65,11 @@ type ImageExport struct {
 	Aliases     []Alias  `json:"aliases"`
 	Project     string   `json:"project,omitempty"`
 	Profiles    []string `json:"profiles,omitempty"`
+}
+
+// Secrets are that of the token, and those of the target's URL.
+func (e *ImageExport) Secrets() *redact.Secrets {
+	return redact.Join(redact.Hide(e.Secret), redact.HideURL(e.Target))
 }
 
 // Alias is an alias in a request.
@@ -73,6 +93,9 @@ type ImageRegistry struct {
 	Config      map[string]string `json:"config"`
 }
 
+// Secrets are those of the registry's URL.
+func (r *ImageRegistry) Secrets() *redact.Secrets { return redact.HideURL(r.Config["url"]) }
+
 // CertificatePost is the body of POST /1.0/certificates.
 type CertificatePost struct {
 	Type        string   `json:"type"`
@@ -82,4 +105,18 @@ type CertificatePost struct {
 	TrustToken  string   `json:"trust_token,omitempty"`
 	Restricted  bool     `json:"restricted,omitzero"`
 	Projects    []string `json:"projects,omitempty"`
+}
+
+// Secrets are the password, and the token with the secret within.
+func (p *CertificatePost) Secrets() *redact.Secrets {
+	all := redact.Hide(p.Password, p.TrustToken)
+	for _, text := range []string{p.Password, p.TrustToken} {
+		var token struct {
+			Secret string `json:"secret"`
+		}
+		if data, err := base64.StdEncoding.DecodeString(text); err == nil && Unmarshal(data, &token) == nil {
+			all = redact.Join(all, redact.Hide(token.Secret))
+		}
+	}
+	return all
 }

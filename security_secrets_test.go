@@ -1,0 +1,563 @@
+package lxd_test
+
+import (
+	"bufio"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/streamstest"
+	"github.com/golxd/lxd/lxdtest"
+)
+
+// textsOf is all that an error tells, with each error that it wraps.
+func textsOf(err error) []string {
+	var texts []string
+	for todo := []error{err}; len(todo) > 0; todo = todo[1:] {
+		if todo[0] == nil {
+			continue
+		}
+		texts = append(texts, todo[0].Error(), fmt.Sprintf("%v", todo[0]), fmt.Sprintf("%+v", todo[0]), fmt.Sprintf("%#v", todo[0]))
+		switch e := todo[0].(type) { //nolint:errorlint // the tree is walked by hand
+		case interface{ Unwrap() error }:
+			todo = append(todo, e.Unwrap())
+		case interface{ Unwrap() []error }:
+			todo = append(todo, e.Unwrap()...)
+		}
+	}
+	return texts
+}
+
+// parrot stands before a server and tells whoever asks all that it was sent.
+type parrot struct {
+	next  http.RoundTripper
+	squad *squad
+	name  string
+}
+
+// squad are the parrots of one test.
+type squad struct {
+	mu      sync.Mutex
+	manner  string // how they tell it; "" for not
+	who     string // which of them does
+	begun   map[string]string
+	secrets []string // that went by
+	spoken  int
+}
+
+func (s *squad) set(who, manner string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.who, s.manner = who, manner
+}
+
+// manners are the ways of a parrot to tell.
+var manners = []string{"refusal", "forbidden", "operation", "wait", "page", "redirect", "broken"}
+
+func (p *parrot) RoundTrip(r *http.Request) (*http.Response, error) {
+	words, body := p.words(r)
+	s := p.squad
+	s.mu.Lock()
+	manner := s.manner
+	id := strings.Split(strings.TrimPrefix(r.URL.Path, "/1.0/operations/"), "/")[0]
+	before, mine := s.begun[id]
+	speaks := manner != "" && s.who == p.name && !passes(r, body)
+	if mine || speaks {
+		s.spoken++
+	}
+	s.mu.Unlock()
+	answer := func(status int, header, value, body string) (*http.Response, error) {
+		if r.Body != nil {
+			_ = r.Body.Close()
+		}
+		h := http.Header{"Content-Type": {"application/json"}}
+		h.Set(header, value)
+		return &http.Response{
+			StatusCode: status, Status: http.StatusText(status), Header: h, Request: r,
+			Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, ContentLength: int64(len(body)), Body: io.NopCloser(strings.NewReader(body)),
+		}, nil
+	}
+	quote := func(text string) string { data, _ := json.Marshal(text); return string(data) }
+	failure := func(status int, text string) string {
+		return fmt.Sprintf(`{"type":"error","error_code":%d,"error":%s}`, status, quote(text))
+	}
+	state := func(id string, status int, text string) string {
+		return fmt.Sprintf(`{"id":%q,"class":"task","description":%s,"status":"Failure","status_code":%d,"err":%s,"metadata":{"a_progress":%s,"b":{"c":[%s]}}}`,
+			id, quote(text), status, quote(text), quote(text), quote(text))
+	}
+	switch {
+	case mine && r.Method == http.MethodDelete:
+		return answer(400, "X-A", "b", failure(400, words+before))
+	case mine && manner == "wait" && strings.HasSuffix(r.URL.Path, "/wait"):
+		return answer(200, "X-A", "b", failure(500, words+before))
+	case mine:
+		return answer(200, "X-A", "b", `{"type":"sync","metadata":`+state(id, 400, words+before)+`}`)
+	case !speaks:
+		return p.next.RoundTrip(r)
+	}
+	switch manner {
+	case "forbidden":
+		return answer(403, "X-LXD-OIDC-issuer", "https://provider", failure(403, words))
+	case "operation", "wait":
+		if r.Method == http.MethodPost && r.URL.Path != "/1.0/certificates" && r.URL.Path != "/1.0/image-registries" {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			id := fmt.Sprintf("00000000-0000-0000-0000-%012d", len(s.begun))
+			s.begun[id] = words
+			return answer(202, "X-A", "b", `{"type":"async","operation":"/1.0/operations/`+id+`","metadata":`+state(id, 103, words)+`}`)
+		}
+	case "page":
+		return answer(200, "Content-Type", "text/html; of="+url.QueryEscape(words), "<html>"+words)
+	case "redirect":
+		return answer(307, "Location", "https://user:"+url.QueryEscape(words)+"@elsewhere.invalid/?words="+url.QueryEscape(words), "")
+	case "broken":
+		if r.Body != nil {
+			_ = r.Body.Close()
+		}
+		return nil, &url.Error{Op: "Post", URL: r.URL.String(), Err: errors.New(words)}
+	}
+	return answer(400, "X-A", "b", failure(400, words))
+}
+
+// passes says what reaches the server whatever the parrot is like: it tells no
+// secret, or makes one.
+func passes(r *http.Request, body string) bool {
+	switch {
+	case r.URL.Path == "/1.0", strings.HasSuffix(r.URL.Path, "/secret"), strings.Contains(body, `"mode":"push"`):
+		return true
+	case r.URL.Path == "/1.0/images" && r.Method == http.MethodGet:
+		return false
+	}
+	return r.Method == http.MethodGet && r.URL.Query().Get("secret") == "" && !strings.HasSuffix(r.URL.Path, "/export")
+}
+
+// words are all that a request holds, in the forms that a server may write it.
+func (p *parrot) words(r *http.Request) (words, body string) {
+	parts := []string{strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")}
+	for _, values := range r.URL.Query() {
+		parts = append(parts, values...)
+	}
+	if secret := r.URL.Query().Get("secret"); secret != "" {
+		p.keep(secret)
+	}
+	if r.GetBody != nil {
+		reader, err := r.GetBody()
+		if err == nil {
+			data, _ := io.ReadAll(reader)
+			_ = reader.Close()
+			body = string(data)
+			var value any
+			_ = json.Unmarshal(data, &value)
+			parts = append(parts, p.strings(value)...)
+		}
+	}
+	all := []string{"asked for", r.URL.String(), body}
+	for _, part := range parts {
+		all = append(all, part, url.QueryEscape(part), url.PathEscape(part), fmt.Sprintf("%q", part))
+		if u, err := url.Parse(part); err == nil && u.User != nil {
+			password, _ := u.User.Password()
+			all = append(all, u.Redacted(), u.User.String(), u.User.Username(), password, u.RawQuery, u.Fragment)
+			for _, values := range u.Query() {
+				all = append(all, values...)
+			}
+		}
+	}
+	return strings.Join(all, " ") + " ", body
+}
+
+// strings are those in a decoded value.
+func (p *parrot) strings(value any) (all []string) {
+	switch v := value.(type) {
+	case string:
+		return []string{v}
+	case []any:
+		for _, element := range v {
+			all = append(all, p.strings(element)...)
+		}
+	case map[string]any:
+		for name, element := range v {
+			if text, ok := element.(string); ok && name == "secret" {
+				p.keep(text)
+			}
+			all = append(all, p.strings(element)...)
+		}
+	}
+	return all
+}
+
+func (p *parrot) keep(secret string) {
+	p.squad.mu.Lock()
+	defer p.squad.mu.Unlock()
+	p.squad.secrets = append(p.squad.secrets, secret)
+}
+
+// ear hears what is told.
+type ear struct {
+	log     *recorder
+	texts   []string
+	secrets []string
+}
+
+func (e *ear) tell(texts ...string) { e.texts = append(e.texts, texts...) }
+
+func (e *ear) err(err error) { e.tell(textsOf(err)...) }
+
+// operation hears all that there is to an operation.
+func (e *ear) operation(t *testing.T, op *lxd.Operation) {
+	t.Helper()
+	if op == nil {
+		return
+	}
+	e.tell(fmt.Sprintf("%+v", op.Status()))
+	e.err(op.Wait(t.Context()))
+	status, err := op.Refresh(t.Context())
+	e.err(err)
+	e.err(op.Cancel(t.Context()))
+	e.tell(fmt.Sprintf("%+v", status), fmt.Sprintf("%+v", op.Status()))
+}
+
+// image hears what becomes of one.
+func (e *ear) image(t *testing.T, image *lxd.Image, err error) {
+	t.Helper()
+	e.err(err)
+	if image != nil {
+		e.operation(t, image.Operation())
+		e.err(image.Wait(t.Context()))
+		e.operation(t, image.Operation())
+	}
+}
+
+// check fails for each secret that was heard.
+func (e *ear) check(t *testing.T) {
+	t.Helper()
+	require.NotEmpty(t, e.texts)
+	for _, text := range append(slices.Clone(e.texts), strings.Split(e.log.String(), "\n")...) {
+		for _, secret := range e.secrets {
+			require.Greater(t, len(secret), 5)
+			if strings.Contains(text, secret) {
+				t.Fatalf("%q is told: %s", secret, text)
+			}
+		}
+	}
+}
+
+func newEar(secrets ...string) *ear {
+	return &ear{log: &recorder{}, secrets: append(secrets, "s3cr3t", base64.StdEncoding.EncodeToString([]byte("user-s3cr3t:password-s3cr3t")))}
+}
+
+func (e *ear) logger() *slog.Logger {
+	return slog.New(slog.NewTextHandler(e.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+// secretURL is a URL of which no secret must be told.
+func secretURL(t *testing.T, raw string) string {
+	t.Helper()
+	u, err := url.Parse(raw)
+	require.NoError(t, err)
+	u.User, u.RawQuery = url.UserPassword("user-s3cr3t", "password-s3cr3t"), url.Values{"token": {`query-s3cr3t/+"`}}.Encode()
+	return u.String()
+}
+
+// TestServersTellSecrets has each server speak about each secret that it is
+// sent, in each of its ways to speak.
+func TestServersTellSecrets(t *testing.T) {
+	t.Parallel()
+	const bearer, password = "bearer-s3cr3t+/=", `password-s3cr3t "&%`
+	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60} {
+		t.Run(dialect.String(), func(t *testing.T) {
+			t.Parallel()
+			ear := newEar()
+			flock := &squad{begun: map[string]string{}}
+			connect := func(name string, s *lxdtest.Server, opts *lxd.Options) *lxd.Client {
+				opts.ServerCertificate, opts.Token, opts.Retries, opts.Logger = s.Certificate(), bearer, -1, ear.logger()
+				opts.Transport = func(next http.RoundTripper) http.RoundTripper { return &parrot{next, flock, name} }
+				return newClient(t, s.URL(), opts)
+			}
+			server := func(name string) (*lxdtest.Server, *lxd.Client) {
+				s := lxdtest.NewServer(&lxdtest.Options{Dialect: dialect, TLS: true, BearerTokens: []string{bearer}})
+				t.Cleanup(s.Close)
+				cert, key := s.ClientCertificate()
+				return s, connect(name, s, &lxd.Options{ClientCertificate: cert, ClientKey: key})
+			}
+			source, from := server("source")
+			target, to := server("target")
+			stranger := connect("target", target, joiner(t))
+			token := target.NewTrustToken("x")
+			var inside struct{ Secret string }
+			data, err := base64.StdEncoding.DecodeString(token)
+			require.NoError(t, err)
+			require.NoError(t, json.Unmarshal(data, &inside))
+			ear.secrets = append(ear.secrets, token, url.QueryEscape(token), inside.Secret)
+			_, key := source.ClientCertificate()
+			ear.secrets = append(ear.secrets, strings.Split(string(key), "\n")[1])
+
+			for _, who := range []string{"source", "target"} {
+				for _, manner := range manners {
+					flock.set("", "")
+					before := flock.spoken
+					fingerprint, err := source.AddImage(lxdtest.UnifiedImage(who+manner, 0), nil)
+					require.NoError(t, err)
+					image, err := from.Images.Get(t.Context(), fingerprint)
+					require.NoError(t, err)
+					secret, err := image.Secret(t.Context())
+					require.NoError(t, err)
+					ear.secrets = append(ear.secrets, secret.Value)
+					read, err := from.Images.GetWithSecret(t.Context(), fingerprint, secret.Value)
+					require.NoError(t, err)
+
+					flock.set(who, manner)
+					for _, c := range []*lxd.Client{from, to} {
+						_, err = c.Images.All(t.Context(), nil)
+						ear.err(err)
+						for _, err := range c.Events(t.Context(), &lxd.EventsOptions{Types: []lxd.EventType{"none"}}) {
+							ear.err(err)
+							break
+						}
+					}
+					_, err = from.Images.GetWithSecret(t.Context(), fingerprint, secret.Value)
+					ear.err(err)
+					export, err := read.Export(t.Context(), nil)
+					ear.err(err)
+					if err == nil {
+						require.NoError(t, export.Close())
+					}
+					for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush, lxd.CopyRelay, lxd.CopyAuto} {
+						for _, wait := range []bool{false, true} {
+							copied, err := image.Copy(t.Context(), to, &lxd.CopyOptions{Mode: mode, Wait: wait, Progress: func(p lxd.Progress) { ear.tell(p.Text) }})
+							if copied == nil {
+								copied = &lxd.Copied{}
+							}
+							ear.image(t, copied.Image, err)
+							for _, attempt := range copied.NotTaken {
+								ear.err(attempt.Err)
+							}
+							if there, err := to.Images.Get(t.Context(), fingerprint); err == nil {
+								flock.set("", "")
+								require.NoError(t, there.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
+								flock.set(who, manner)
+							}
+						}
+					}
+					for _, via := range []lxd.Via{lxd.ViaAuto, lxd.ViaServer, lxd.ViaClient} {
+						for _, wait := range []bool{false, true} {
+							at := secretURL(t, "http://127.0.0.1:1/image")
+							made, err := to.Images.CreateFromURL(t.Context(), at, &lxd.CreateFromURLOptions{Via: via, Wait: wait})
+							require.True(t, made != nil || err != nil)
+							ear.image(t, made, err)
+							made, err = to.Images.CreateFromSimplestreams(t.Context(), at, "alpine", &lxd.CreateFromSimplestreamsOptions{Via: via, Wait: wait, AllowHTTP: true})
+							require.True(t, made != nil || err != nil)
+							ear.image(t, made, err)
+						}
+					}
+					registry := lxd.Registry{Name: "r", Protocol: "simplestreams", Config: map[string]string{"url": secretURL(t, "https://127.0.0.1:1")}}
+					ear.err(to.Registries.Create(t.Context(), registry))
+					ear.err(stranger.TrustPassword(t.Context(), password, nil))
+					ear.err(stranger.Trust(t.Context(), token))
+					ear.tell(fmt.Sprintf("%+v", secret.Operation().Status()))
+					_, err = secret.Operation().Refresh(t.Context())
+					ear.err(err)
+					ear.tell(fmt.Sprintf("%+v", secret.Operation().Status()))
+					ear.err(secret.Revoke(t.Context()))
+					require.Greater(t, flock.spoken, before+5, "%s %s", who, manner)
+				}
+			}
+			require.Contains(t, ear.log.String(), "/1.0/images") // the log was on
+			ear.secrets = append(ear.secrets, flock.secrets...)
+			require.Greater(t, len(flock.secrets), 2*len(manners))
+			ear.check(t)
+		})
+	}
+}
+
+// TestSourcesTellSecrets has the server that an image is fetched from speak, and
+// the daemon that fetches it.
+func TestSourcesTellSecrets(t *testing.T) {
+	t.Parallel()
+	ear := newEar()
+	elsewhere := "http://elsewhere.invalid/?signature=s3cr3t"
+	var location string
+	plain := streamstest.NewServer(nil)
+	t.Cleanup(plain.Close)
+	manners := map[string]func(http.ResponseWriter, *http.Request, string){
+		"status": func(w http.ResponseWriter, _ *http.Request, words string) {
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err == nil {
+				_, _ = fmt.Fprintf(conn, "HTTP/1.1 403 %s\r\nContent-Length: 0\r\n\r\n", words)
+				_ = conn.Close()
+			}
+		},
+		"garbage": func(w http.ResponseWriter, _ *http.Request, words string) {
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err == nil {
+				_, _ = fmt.Fprintf(conn, "%s\r\n", words)
+				_ = conn.Close()
+			}
+		},
+		"hash": func(w http.ResponseWriter, _ *http.Request, words string) {
+			w.Header().Set("LXD-Image-Hash", words)
+			w.Header().Set("Incus-Image-Hash", words)
+		},
+		"insecure": func(w http.ResponseWriter, r *http.Request, _ string) {
+			http.Redirect(w, r, elsewhere, http.StatusFound)
+		},
+		"no URL": func(w http.ResponseWriter, _ *http.Request, _ string) {
+			w.Header().Set("Location", "https://elsewhere/%zz?signature=s3cr3t")
+			w.WriteHeader(http.StatusFound)
+		},
+		"announced": func(w http.ResponseWriter, r *http.Request, words string) {
+			if r.URL.Query().Get("signature") != "" {
+				if !strings.Contains(r.Header.Get("User-Agent"), "golxd") {
+					words = "no" // to the daemon, which tells the URL itself
+				}
+				conn, _, err := http.NewResponseController(w).Hijack()
+				if err == nil {
+					_, _ = fmt.Fprintf(conn, "HTTP/1.1 403 %s\r\nContent-Length: 0\r\n\r\n", words)
+					_ = conn.Close()
+				}
+				return
+			}
+			for _, family := range []string{"LXD", "Incus"} {
+				w.Header().Set(family+"-Image-Hash", strings.Repeat("ab", 32))
+				w.Header().Set(family+"-Image-URL", location+"?signature=announced-s3cr3t")
+			}
+		},
+		"cut": func(w http.ResponseWriter, r *http.Request, words string) {
+			if r.Header.Get("Range") != "" {
+				w.Header().Set("Content-Range", words)
+				w.WriteHeader(http.StatusPartialContent)
+				return
+			}
+			w.Header().Set("Content-Length", "1000000")
+			w.Header().Set("Etag", `"x"`)
+			w.WriteHeader(http.StatusOK)
+			if r.Method == http.MethodGet {
+				_, _ = w.Write(make([]byte, 100_000))
+				panic(http.ErrAbortHandler)
+			}
+		},
+	}
+	for name, manner := range manners {
+		server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			user, password, _ := r.BasicAuth()
+			query := r.URL.Query().Get("token") + r.URL.Query().Get("signature")
+			manner(w, r, strings.Join([]string{user, password, query, url.QueryEscape(query), r.URL.String(), r.Header.Get("Authorization")}, " "))
+		}))
+		server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+		server.StartTLS()
+		t.Cleanup(server.Close)
+		location = server.URL
+		for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.Incus60} {
+			roots := server.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs
+			target := startFakeWith(t, &lxdtest.Options{Dialect: dialect, RootCAs: roots}, &lxd.Options{Logger: ear.logger(), Retries: 1})
+			for _, via := range []lxd.Via{lxd.ViaAuto, lxd.ViaServer, lxd.ViaClient} {
+				image, err := target.Client.Images.CreateFromURL(t.Context(), secretURL(t, server.URL), &lxd.CreateFromURLOptions{Via: via, HTTPClient: server.Client()})
+				ear.image(t, image, err)
+				image, err = target.Client.Images.CreateFromURL(t.Context(), secretURL(t, server.URL), &lxd.CreateFromURLOptions{Via: via, HTTPClient: server.Client(), Wait: true})
+				require.Error(t, err, name)
+				ear.image(t, image, err)
+			}
+		}
+	}
+	ear.check(t)
+}
+
+// TestProxiesTellSecrets has a proxy speak about its user.
+func TestProxiesTellSecrets(t *testing.T) {
+	t.Parallel()
+	ear := newEar()
+	for _, answer := range []string{"HTTP/1.1 407 %s %s %s\r\n\r\n", "%s %s %s\r\n\r\n"} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		var work sync.WaitGroup
+		work.Go(func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				r, err := http.ReadRequest(bufio.NewReader(conn))
+				if err == nil {
+					given := strings.TrimPrefix(r.Header.Get("Proxy-Authorization"), "Basic ")
+					plain, _ := base64.StdEncoding.DecodeString(given)
+					user, password, _ := strings.Cut(string(plain), ":")
+					_, _ = fmt.Fprintf(conn, answer, user, url.QueryEscape(password), given)
+				}
+				_ = conn.Close()
+			}
+		})
+		proxy, err := lxd.ProxyURL("http://user-s3cr3t:password-s3cr3t@"+l.Addr().String(), "")
+		require.NoError(t, err)
+		client := newClient(t, "https://127.0.0.1:1", &lxd.Options{Proxy: proxy, Retries: 1, Logger: ear.logger()})
+		_, err = client.Images.All(t.Context(), nil)
+		errOf[*lxd.ProxyError](t, err)
+		ear.err(err)
+		for _, err := range client.Events(t.Context(), nil) {
+			ear.err(err)
+		}
+		require.NoError(t, l.Close())
+		work.Wait()
+	}
+	for _, proxy := range []string{
+		"http://user-s3cr3t:password-s3cr3t@", "ftp://user-s3cr3t@host", "http://user-s3cr3t:s3/cr3t@host", "user-s3cr3t:%zz@host", "http://host:s3cr3t",
+		"http://user-s3cr3t@:8080",
+	} {
+		_, err := lxd.ProxyURL(proxy, "")
+		require.Error(t, err, proxy)
+		ear.err(err)
+		client := newClient(t, "https://127.0.0.1:1", &lxd.Options{Retries: -1, Proxy: func(*http.Request) (*url.URL, error) { return url.Parse(proxy) }})
+		_, err = client.Images.All(t.Context(), nil)
+		ear.err(err)
+	}
+	ear.check(t)
+}
+
+// TestAddressesAreNotTold refuses addresses with secrets in them.
+func TestAddressesAreNotTold(t *testing.T) {
+	t.Parallel()
+	ear := newEar()
+	addresses := []string{
+		"https://user-s3cr3t:password-s3cr3t@host:8443", "https://user-s3cr3t@host", "https://host?token=s3cr3t", "https://host/path?token=s3cr3t", "https://host/#s3cr3t",
+		"https://user:s3/cr3t@host", "https://host:s3cr3t", "https://user:s3cr3t%zz@host", "https://user-s3cr3t@", "https:///?s3cr3t",
+		"http://user-s3cr3t:password-s3cr3t@host:8443/?token=s3cr3t", "http://host?token=s3cr3t", "http://user:s3/cr3t@host",
+		"HTTPS://user-s3cr3t:password-s3cr3t@host", "ftp://user-s3cr3t@host", "user-s3cr3t:password-s3cr3t@host:8443", "s3cr3t@host", "s3cr3t:x@host/path",
+	}
+	config := "remotes:\n"
+	for n, address := range addresses {
+		_, err := lxd.New(address, nil)
+		require.ErrorIs(t, err, lxd.ErrInvalid, address)
+		ear.err(err)
+		config += fmt.Sprintf("  lxd%d: {addr: %q, protocol: lxd, public: true}\n  streams%d: {addr: %q, protocol: simplestreams}\n", n, address, n, address)
+		fake := startFake(t)
+		_, err = fake.Client.Images.CreateFromURL(t.Context(), address, &lxd.CreateFromURLOptions{Via: lxd.ViaServer})
+		ear.err(err)
+		_, err = fake.Client.Images.CreateFromSimplestreams(t.Context(), address, "x", &lxd.CreateFromSimplestreamsOptions{Via: lxd.ViaClient})
+		require.Error(t, err)
+		ear.err(err)
+	}
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "config.yml"), []byte(config), 0o600))
+	for n := range addresses {
+		for _, name := range []string{"lxd", "streams"} {
+			_, err := lxd.Remote(fmt.Sprint(name, n), &lxd.Options{ConfigDir: dir})
+			errOf[*lxd.RemoteError](t, err)
+			ear.err(err)
+		}
+	}
+	ear.check(t)
+}
