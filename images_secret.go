@@ -133,13 +133,17 @@ func (r *recentTokens) has(id string) bool {
 // request that the server has not seen, and another program's token of the same
 // few milliseconds that is not used at once: that token is ended.
 func (c *Client) endLostToken(ctx context.Context, req *request, image string, began time.Time) {
+	limit := tokenCleanup / 4
+	if ctx.Err() != nil {
+		limit = tokenGrace / 2
+	}
 	ctx, cancel := outlast(ctx, tokenCleanup)
 	defer cancel()
 	// A second token tells the time by the server's clock.
 	lost, now, received := 1, time.Time{}, time.Time{}
 	again := *req
 	again.noRetry = true
-	short, stop := context.WithTimeout(ctx, tokenGrace/2)
+	short, stop := context.WithTimeout(ctx, limit)
 	marker, err := c.start(short, &again, nil)
 	stop()
 	switch {
