@@ -49,6 +49,7 @@ type Export struct {
 
 	filename string
 	size     int64
+	left     int64 // bytes that the image still has, where its size is known
 	split    bool
 	form     *multipart.Reader
 	part     int // 0, and 1 for the rootfs of a split image
@@ -82,7 +83,7 @@ func (i *Image) Export(ctx context.Context, opts *ExportOptions) (*Export, error
 // meter is the caller's to stop.
 func (i *Image) export(ctx context.Context, h hash.Hash, offset int64, m *progress.Meter) (*Export, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	e := &Export{image: i, ctx: ctx, cancel: cancel, hash: h, meter: m, stop: func() {}}
+	e := &Export{image: i, ctx: ctx, cancel: cancel, hash: h, meter: m, stop: func() {}, left: i.Size - offset}
 	if err := e.open(offset); err != nil {
 		cancel()
 		return nil, err
@@ -156,6 +157,9 @@ func (e *Export) open(offset int64) error {
 	case res.StatusCode != http.StatusOK:
 		defer func() { _ = res.Body.Close() }()
 		return e.image.client.t.badResponse(req, res, errors.New("it is a part of what was asked for"))
+	case size >= 0 && e.image.Size > 0 && size != e.image.Size:
+		_ = res.Body.Close()
+		return &FingerprintError{Want: e.image.Fingerprint, Err: fmt.Errorf("%w: the server sends %d bytes, the image has %d", ErrBadResponse, size, e.image.Size)}
 	}
 	e.size = size
 	e.filename = dispositionName(res.Header.Get("Content-Disposition"))
@@ -177,8 +181,26 @@ func (e *Export) begin() error {
 		e.filename = dispositionName(part.Header.Get("Content-Disposition"))
 		src = part
 	}
+	if e.image.Size > 0 {
+		src = &atMost{src, &e.left}
+	}
 	e.pump = pump.Start(src, e.hash, e.meter.Counter())
 	return nil
+}
+
+// atMost reads no more than the image has: what a server sends without a length
+// could fill the disk before its hash shows that it is wrong.
+type atMost struct {
+	r    io.Reader
+	left *int64
+}
+
+func (a *atMost) Read(p []byte) (int, error) {
+	n, err := a.r.Read(p)
+	if *a.left -= int64(n); *a.left < 0 {
+		return n + int(*a.left), fmt.Errorf("%w: the server sends more than the image has", ErrBadResponse)
+	}
+	return n, err
 }
 
 // Split says whether the image is two files, the metadata tarball and the

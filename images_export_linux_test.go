@@ -207,6 +207,80 @@ func TestExportToWithoutPermission(t *testing.T) {
 	require.Empty(t, filesIn(t, dir))
 }
 
+// TestExportToCannotReplace has a partial file that others can write to, in a
+// directory in which this user cannot remove it.
+func TestExportToCannotReplace(t *testing.T) {
+	t.Parallel()
+	x := newExportTest(t, 0, lxdtest.UnifiedImage("replace", 0), nil)
+	for _, finished := range []bool{false, true} {
+		dir := t.TempDir()
+		path := partialPath(dir, x.image)
+		if finished {
+			path = filepath.Join(dir, x.image.Fingerprint+".tar.gz")
+		}
+		require.NoError(t, os.WriteFile(path, x.data, 0o600))
+		require.NoError(t, os.Chmod(path, 0o666))
+		require.NoError(t, os.Chmod(dir, 0o555))
+		t.Cleanup(func() { _ = os.Chmod(dir, 0o700) })
+		x.ForgetRequests()
+		err := withoutPermission(func() error {
+			_, err := x.image.ExportTo(t.Context(), dir, nil)
+			return err
+		})
+		require.ErrorIs(t, err, os.ErrPermission)
+		require.ErrorContains(t, err, path+" may be written to by others (mode 0666)")
+		if !finished {
+			require.ErrorContains(t, err, "remove it, or use a directory in which nobody else may write")
+		}
+		require.Empty(t, x.Requests())
+		require.Equal(t, []string{path}, filesIn(t, dir))
+	}
+}
+
+// TestExportToReservesRoom looks at the partial file when a quarter has come.
+func TestExportToReservesRoom(t *testing.T) {
+	t.Parallel()
+	const size, came = 4 << 20, 1 << 20
+	metadata, rootfs := lxdtest.SplitImage("room", size)
+	for _, c := range []struct {
+		data, rootfs []byte
+		path         func(dir string, image *lxd.Image) string
+	}{
+		{lxdtest.UnifiedImage("room", size), nil, partialPath},
+		{metadata, rootfs, rootfsPartialPath},
+	} {
+		x := newExportTest(t, 0, c.data, c.rootfs)
+		dir := t.TempDir()
+		stalled := x.Inject(lxdtest.StallResponse(came).On("GET", exportPattern))
+		ended := make(chan error)
+		go func() {
+			_, err := x.image.ExportTo(t.Context(), dir, nil)
+			ended <- err
+		}()
+		var stat unix.Stat_t
+		reserved := func() bool {
+			return unix.Stat(c.path(dir, x.image), &stat) == nil && stat.Blocks*512 >= size
+		}
+		require.Eventually(t, func() bool { return stalled.Fired() == 1 }, exportWait, exportTick)
+		if !canReserve(t) {
+			reserved = func() bool { return true }
+		}
+		require.Eventually(t, reserved, exportWait, exportTick)
+		require.Less(t, stat.Size, int64(size), "it has not come yet")
+		stalled.Release()
+		require.NoError(t, <-ended)
+	}
+}
+
+// canReserve says whether the file system of temporary files reserves room.
+func canReserve(t *testing.T) bool {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "file"))
+	require.NoError(t, err)
+	defer f.Close()
+	return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, 1) == nil
+}
+
 // TestExportToFindsFilesInReadOnlyFolder has the files of an earlier call, or
 // what only looks like them.
 func TestExportToFindsFilesInReadOnlyFolder(t *testing.T) {

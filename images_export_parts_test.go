@@ -3,6 +3,7 @@ package lxd_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -240,6 +241,34 @@ func TestExportToOverConnectionsInBadWeather(t *testing.T) {
 		require.Len(t, corrupt.Got, 64)
 		require.Empty(t, filesIn(t, dir))
 		require.Len(t, x.ranges(), 3, "what is wrong is not asked for again")
+	})
+	t.Run("one part fails, the others would not end", func(t *testing.T) {
+		t.Parallel()
+		x := newExportTest(t, -1, data, nil)
+		dir := t.TempDir()
+		stalled := x.Inject(lxdtest.StallResponse(100<<10).On("GET", exportPattern))
+		defer stalled.Remove()
+		x.between(func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
+			if req.Header.Get("Range") == fmt.Sprintf("bytes=%d-%d", len(data)*2/3, len(data)-1) {
+				for stalled.Fired() < 2 && req.Context().Err() == nil {
+					time.Sleep(exportTick)
+				}
+				return nil, errors.New("broken")
+			}
+			return next.RoundTrip(req)
+		})
+		ended := make(chan error)
+		go func() {
+			_, err := x.image.ExportTo(t.Context(), dir, options())
+			ended <- err
+		}()
+		select {
+		case err := <-ended:
+			require.ErrorContains(t, err, "broken")
+			require.NoError(t, t.Context().Err())
+		case <-time.After(exportWait):
+			t.Fatal("it waits for the other parts")
+		}
 	})
 	t.Run("cancelled", func(t *testing.T) {
 		t.Parallel()

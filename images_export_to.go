@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/golxd/lxd/internal/partfile"
@@ -20,10 +18,13 @@ type ExportToOptions struct {
 	// Name is what the files are called, without the extension. Default: the
 	// fingerprint. It must be a plain file name. It is for one image: of two
 	// that are exported under one name, the second replaces those files of the
-	// first whose extension is the same, and leaves the others.
+	// first whose extension is the same, and leaves the others. A name that the
+	// file system or Windows does not take is an [ErrInvalid].
 	Name string
-	// Sync makes the files durable (fsync) before they get their final names.
-	// Default: that is left to the system.
+	// Sync makes the files durable (fsync) before they get their final names,
+	// and the names (fsync of the directory) before ExportTo returns; so too if
+	// they are there already. Windows does the first only. Default: that is left
+	// to the system.
 	Sync bool
 	// Connections is how many connections fetch a unified image at once, each
 	// a part of it by a Range request. Default: 1; at most 64. More pay on a
@@ -52,23 +53,35 @@ type ExportedFiles struct {
 	Rootfs string
 }
 
-// ExportTo writes the image into files of a folder that exists: NAME.tar.gz for
-// a unified image, NAME.meta.tar.xz and NAME.squashfs (or .qcow2, .tar.xz) for
-// a split one; the extensions follow the content. They are verified, and get
+// ExportTo writes the image into files of a directory that exists: NAME.tar.gz
+// for a unified image, NAME.meta.tar.xz and NAME.squashfs (or .qcow2, .tar.xz)
+// for a split one; the extensions follow the content. They are verified, and get
 // these names only when they are whole. If they are there already, they are
-// verified and nothing is fetched; the folder may be read-only then.
+// verified and nothing is fetched; the directory may be read-only then.
 //
-// On Linux the room for a file is reserved before it is written, where the file
-// system knows how and the content comes over one connection: if there is too
-// little, the error wraps syscall.ENOSPC, or syscall.EDQUOT where that is a
-// quota's, and nothing of that file was written.
+// The files of a public image have the mode 0644, less the umask, those of
+// another image 0600. While it arrives the content is in FINGERPRINT.partial,
+// the rootfs of a split image in FINGERPRINT.rootfs.partial. If the transfer of
+// a unified image ends early, or the process does, its file stays, and the next
+// ExportTo into the directory goes on from it. A split image starts over, within
+// one call as often as Options.Retries says. Of two calls for one image and
+// directory at once, one waits and finds the files of the other.
 //
-// While it arrives the content is in FINGERPRINT.partial, the rootfs of a
-// split image in FINGERPRINT.rootfs.partial. If the transfer of a unified
-// image ends early, or the process does, its file stays, and the next ExportTo
-// into the folder goes on from it. A split image starts over, within one call
-// as often as Options.Retries says. Of two calls for one image and folder at
-// once, one waits and finds the files of the other.
+// Files that others can change are neither gone on from nor taken for the
+// image: new ones take their place, and what they were is not touched. A
+// partial file must be this user's, have one name and give nobody else the
+// permission to write; a finished file must give nobody else that permission, and
+// be this user's, root's or the directory's owner's. (On Windows only links are
+// looked at; the directory's access list decides who may write.) Whoever may
+// write to the directory can still replace files after they were verified: use
+// one of your own.
+//
+// A content that is not as long as the image is a [*FingerprintError]; if its
+// length is announced, nothing is written. On Linux the room for a file is
+// reserved before it is written, where the file system knows how and the content
+// comes over one connection: if there is too little, the error wraps
+// syscall.ENOSPC, or syscall.EDQUOT where that is a quota's, and nothing of that
+// file was written.
 func (i *Image) ExportTo(ctx context.Context, dir string, opts *ExportToOptions) (*ExportedFiles, error) {
 	if err := i.check(); err != nil {
 		return nil, err
@@ -82,14 +95,17 @@ func (i *Image) ExportTo(ctx context.Context, dir string, opts *ExportToOptions)
 		return nil, invalid("dir", "is empty")
 	case o.Name == "":
 		o.Name = i.Fingerprint
-	case o.Name == "." || o.Name == ".." || strings.ContainsAny(o.Name, `/\`) || filepath.Base(o.Name) != o.Name || checkFilename("", o.Name) != nil:
+	case checkFilename("", o.Name) != nil:
 		return nil, invalid("ExportToOptions.Name", "%q is not a plain file name", o.Name)
+	}
+	if why := partfile.CheckName(dir, o.Name); why != "" {
+		return nil, invalid("ExportToOptions.Name", "%q %s", o.Name, why)
 	}
 	if o.Connections < 0 || o.Connections > maxConnections {
 		return nil, invalid("ExportToOptions.Connections", "%d is not between 0 and %d", o.Connections, maxConnections)
 	}
 	x := &exportTo{ExportToOptions: o, ctx: ctx, image: i}
-	x.files = &partfile.Image{Dir: dir, Name: o.Name, Fingerprint: i.Fingerprint, Size: i.Size, Sync: o.Sync, Verifying: x.verifying}
+	x.files = &partfile.Image{Dir: dir, Name: o.Name, Fingerprint: i.Fingerprint, Size: i.Size, Public: i.Public, Sync: o.Sync, Verifying: x.verifying}
 	partial, err := x.files.Open(ctx)
 	if err != nil {
 		return x.presentOr(fmt.Errorf("open the partial file: %w", err)) //nolint:contextcheck // It is in x.
@@ -134,6 +150,9 @@ func (x *exportTo) verifying(size int64) (count func(int)) {
 
 func (x *exportTo) run() (*partfile.Files, error) {
 	files, err := x.files.Find(x.ctx)
+	if errors.Is(err, partfile.ErrNotOurs) {
+		err = nil // they are replaced
+	}
 	if err != nil || files != nil {
 		if files != nil {
 			x.partial.Remove()
@@ -218,7 +237,7 @@ func (x *exportTo) fetch() (*partfile.Files, error) {
 	if export.Split() {
 		return x.split(export)
 	}
-	if err := x.partial.Reserve(x.ctx, export.Size()-have); err != nil {
+	if err := x.partial.Reserve(x.ctx, x.image.Size-have); err != nil {
 		return nil, err
 	}
 	if _, err := export.WriteTo(x.partial); err != nil {

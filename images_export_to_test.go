@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/http"
 	"os"
@@ -372,10 +373,73 @@ func TestExportToIntoFolderThatIsNotThere(t *testing.T) {
 	x.ForgetRequests()
 	_, err := x.image.ExportTo(t.Context(), filepath.Join(t.TempDir(), "missing"), nil)
 	require.ErrorIs(t, err, fs.ErrNotExist)
-	for _, name := range []string{"..", "a/b", `a\b`, "a\nb"} {
+	for _, name := range []string{"..", "a/b", `a\b`, "a\nb", strings.Repeat("n", 256)} {
 		_, err = x.image.ExportTo(t.Context(), t.TempDir(), &lxd.ExportToOptions{Name: name})
 		require.ErrorIs(t, err, lxd.ErrInvalid)
 		require.True(t, strings.HasPrefix(err.Error(), "ExportToOptions.Name "), err)
 	}
 	require.Empty(t, x.Requests())
 }
+
+// TestExportToRefusesAnotherLength has a server that announces, or sends, another
+// length than the image's.
+func TestExportToRefusesAnotherLength(t *testing.T) {
+	t.Parallel()
+	data := lxdtest.UnifiedImage("length", 1<<20)
+	metadata, rootfs := lxdtest.SplitImage("length", 1<<20)
+	length := func(n int64) func(*http.Response) {
+		return func(res *http.Response) {
+			res.ContentLength = n
+			res.Header.Set("Content-Length", fmt.Sprint(n))
+		}
+	}
+	endless := func(res *http.Response) {
+		length(-1)(res)
+		body := res.Body
+		res.Body = struct {
+			io.Reader
+			io.Closer
+		}{io.MultiReader(io.LimitReader(body, 512<<10), endlessReader{}), body}
+	}
+	for _, c := range []struct {
+		name         string
+		data, rootfs []byte
+		change       func(*http.Response)
+	}{
+		{"a huge one", data, nil, length(9e18)},
+		{"one more", data, nil, length(int64(len(data)) + 1)},
+		{"one less", data, nil, length(int64(len(data)) - 1)},
+		{"none, and no end", data, nil, endless},
+		{"split, and no end", metadata, rootfs, endless},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			x := newExportTest(t, -1, c.data, c.rootfs)
+			x.between(func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
+				res, err := next.RoundTrip(req)
+				if err == nil {
+					c.change(res)
+				}
+				return res, err
+			})
+			dir := t.TempDir()
+			_, err := x.image.ExportTo(t.Context(), dir, nil)
+			var failed *lxd.FingerprintError
+			require.ErrorAs(t, err, &failed)
+			require.ErrorIs(t, err, lxd.ErrBadResponse)
+			for _, path := range filesIn(t, dir) {
+				require.Contains(t, c.name, "no end")
+				info, err := os.Stat(path)
+				require.NoError(t, err)
+				require.LessOrEqual(t, info.Size(), x.image.Size)
+			}
+			_, err = readExport(t, x.image)
+			require.ErrorAs(t, err, &failed)
+			require.ErrorIs(t, err, lxd.ErrBadResponse)
+		})
+	}
+}
+
+type endlessReader struct{}
+
+func (endlessReader) Read(p []byte) (int, error) { return len(p), nil }

@@ -17,8 +17,8 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// TestExportToFollowsNoLink has symbolic links where the partial files are to
-// be.
+// TestExportToFollowsNoLink has symbolic and hard links where the partial files
+// are to be.
 func TestExportToFollowsNoLink(t *testing.T) {
 	t.Parallel()
 	metadata, rootfs := lxdtest.SplitImage("link", 1<<20)
@@ -26,21 +26,27 @@ func TestExportToFollowsNoLink(t *testing.T) {
 		name         string
 		data, rootfs []byte
 		path         func(dir string, image *lxd.Image) string
+		link         func(from, to string) error
 	}{
-		{"unified", lxdtest.UnifiedImage("link", 1<<20), nil, partialPath},
-		{"metadata", metadata, rootfs, partialPath},
-		{"rootfs", metadata, rootfs, rootfsPartialPath},
+		{"unified", lxdtest.UnifiedImage("link", 1<<20), nil, partialPath, os.Symlink},
+		{"metadata", metadata, rootfs, partialPath, os.Symlink},
+		{"rootfs", metadata, rootfs, rootfsPartialPath, os.Symlink},
+		{"unified, hard link", lxdtest.UnifiedImage("link", 1<<20), nil, partialPath, os.Link},
+		{"rootfs, hard link", metadata, rootfs, rootfsPartialPath, os.Link},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			x := newExportTest(t, 0, c.data, c.rootfs)
 			dir, other := t.TempDir(), filepath.Join(t.TempDir(), "other")
 			require.NoError(t, os.WriteFile(other, []byte("other"), 0o600))
-			link := c.path(dir, x.image)
-			require.NoError(t, os.Symlink(other, link))
-			_, err := x.image.ExportTo(t.Context(), dir, nil)
-			require.ErrorContains(t, err, link+" is a symbolic link")
-			require.Equal(t, []string{link}, filesIn(t, dir))
+			require.NoError(t, c.link(other, c.path(dir, x.image)))
+			files, err := x.image.ExportTo(t.Context(), dir, nil)
+			require.NoError(t, err)
+			if c.rootfs == nil {
+				requireExported(t, dir, files, c.data)
+			} else {
+				requireExported(t, dir, files, c.data, c.rootfs)
+			}
 			got, err := os.ReadFile(other)
 			require.NoError(t, err)
 			require.Equal(t, "other", string(got))
@@ -93,4 +99,48 @@ func TestExportToTellsOfItsContext(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestExportToTrustsOnlyItsOwn has files that another user can write to where
+// the image's are to be, and keeps such a file open.
+func TestExportToTrustsOnlyItsOwn(t *testing.T) {
+	t.Parallel()
+	data := lxdtest.UnifiedImage("own", 1<<20)
+	for name, path := range map[string]func(dir string, image *lxd.Image) string{
+		"partial":  partialPath,
+		"finished": func(dir string, image *lxd.Image) string { return filepath.Join(dir, image.Fingerprint+".tar.gz") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			x := newExportTest(t, 0, data, nil)
+			dir := t.TempDir()
+			theirs, err := os.Create(path(dir, x.image))
+			require.NoError(t, err)
+			defer theirs.Close()
+			require.NoError(t, theirs.Chmod(0o666))
+			_, err = theirs.Write(data)
+			require.NoError(t, err)
+			files, err := x.image.ExportTo(t.Context(), dir, nil)
+			require.NoError(t, err)
+			require.Equal(t, []string{""}, x.ranges(), "it was fetched")
+			_, err = theirs.WriteAt([]byte("changed"), 0)
+			require.NoError(t, err)
+			requireExported(t, dir, files, data)
+			info, err := os.Stat(files.Image)
+			require.NoError(t, err)
+			require.EqualValues(t, 0o600, info.Mode().Perm(), "the image is not public")
+		})
+	}
+}
+
+func TestExportToOfPublicImage(t *testing.T) {
+	t.Parallel()
+	x := newExportTest(t, 0, lxdtest.UnifiedImage("public", 0), nil)
+	x.image.Public = true
+	files, err := x.image.ExportTo(t.Context(), t.TempDir(), nil)
+	require.NoError(t, err)
+	info, err := os.Stat(files.Image)
+	require.NoError(t, err)
+	require.NotZero(t, info.Mode().Perm()&0o044)
+	require.Zero(t, info.Mode().Perm()&0o022)
 }

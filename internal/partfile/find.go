@@ -5,36 +5,48 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 )
+
+// ErrNotOurs says that files of the right names are there which others can
+// change after they were verified.
+var ErrNotOurs = errors.New("others can change it")
 
 // Find returns the finished files of an earlier transfer, whose content it
 // verifies, or nil. Files of these names with other content are not those of the
-// image.
+// image. Neither are files that may be written to by others, or whose owner is
+// neither this user, nor root, nor the owner of the directory: if they are all
+// that is there, the error is an [ErrNotOurs].
 func (i *Image) Find(ctx context.Context) (*Files, error) {
-	for _, path := range i.candidates(i.Name) {
-		same, err := i.holds(ctx, path)
-		if err != nil {
+	var notOurs error
+	try := func(files *Files, paths ...string) (*Files, error) {
+		same, err := i.holds(ctx, paths...)
+		switch {
+		case errors.Is(err, ErrNotOurs):
+			notOurs = err
+			return nil, nil
+		case err != nil || !same:
 			return nil, err
 		}
-		if same {
-			return &Files{Image: path}, nil
+		return files, nil
+	}
+	for _, path := range i.candidates(i.Name) {
+		if files, err := try(&Files{Image: path}, path); files != nil || err != nil {
+			return files, err
 		}
 	}
 	for _, metadata := range i.candidates(i.Name + metaSuffix) {
 		for _, rootfs := range i.candidates(i.Name) {
-			same, err := i.holds(ctx, metadata, rootfs)
-			if err != nil {
-				return nil, err
-			}
-			if same {
-				return &Files{Image: metadata, Rootfs: rootfs}, nil
+			if files, err := try(&Files{Image: metadata, Rootfs: rootfs}, metadata, rootfs); files != nil || err != nil {
+				return files, err
 			}
 		}
 	}
-	return nil, nil
+	return nil, notOurs
 }
 
 // MayBeThere says whether Find has something to look at.
@@ -51,35 +63,61 @@ func (i *Image) candidates(name string) []string {
 	return found
 }
 
-// holds says whether the files are the image. The length is looked at first, as
-// hashing takes long.
+// holds says whether the files are the image, and makes them durable where that
+// is asked for. The length is looked at first, as hashing takes long.
 func (i *Image) holds(ctx context.Context, paths ...string) (bool, error) {
 	var size int64
+	var files []*os.File
+	defer func() {
+		for _, f := range files {
+			_ = f.Close()
+		}
+	}()
+	var notOurs error
 	for _, path := range paths {
-		info, err := os.Stat(path)
+		f, err := os.OpenFile(path, os.O_RDONLY|noFollow, 0)
 		if errors.Is(err, fs.ErrNotExist) {
 			return false, nil
 		}
+		if errors.Is(err, fs.ErrPermission) {
+			return false, fmt.Errorf("%w: %w", err, ErrNotOurs)
+		}
 		if err != nil {
 			return false, err
+		}
+		files = append(files, f)
+		info, err := f.Stat()
+		if err != nil {
+			return false, err
+		}
+		if why := changeable(info, i.Dir); why != "" {
+			notOurs = fmt.Errorf("%s %s: %w", path, why, ErrNotOurs)
 		}
 		size += info.Size()
 	}
 	if i.Size > 0 && size != i.Size {
 		return false, nil
 	}
+	if notOurs != nil {
+		return false, notOurs
+	}
 	count := i.Verifying(size)
 	sum := sha256.New()
-	for _, path := range paths {
-		f, err := os.Open(path)
-		if err != nil {
-			return false, err
-		}
-		err = hashFile(ctx, sum, f, count)
-		_ = f.Close()
-		if err != nil {
+	for _, f := range files {
+		if err := hashFile(ctx, sum, f, count); err != nil {
 			return false, err
 		}
 	}
-	return hex.EncodeToString(sum.Sum(nil)) == i.Fingerprint, nil
+	if hex.EncodeToString(sum.Sum(nil)) != i.Fingerprint {
+		return false, nil
+	}
+	if i.Sync && runtime.GOOS != "windows" { // it syncs only what is open for writing
+		for _, f := range files {
+			if err := syncFile(ctx, f); err != nil {
+				return false, err
+			}
+		}
+		return true, i.syncDir(ctx)
+	}
+	return true, nil
 }

@@ -18,53 +18,110 @@ var errLocked = errors.New("file is locked")
 // cannot be ended by a context.
 const poll = 50 * time.Millisecond
 
-// lock opens or creates the file at path for reading and writing and waits
-// until no other process, and no other goroutine of this one, has it. The lock
-// ends with the process, however that ends. It refuses what is not a regular
-// file, and follows no symbolic link.
+// lock opens the file at path for reading and writing and waits until no other
+// process, and no other goroutine of this one, has it. The lock ends with the
+// process, however that ends.
+//
+// Whoever else can write to a file can change it after its content was verified,
+// and what is written to one with several names, or through a link, changes
+// another. So what is at path is used only if it is a regular file of this user,
+// with one name, that nobody else may write to. Otherwise, and if nothing is
+// there, lock puts a new file with the permissions perm, before the umask, in
+// its place, without opening the other.
 func lock(ctx context.Context, path string, perm fs.FileMode) (*os.File, error) {
 	for {
 		if err := ctxerr.Of(ctx); err != nil {
 			return nil, err
 		}
-		if err := refuse(path); err != nil {
-			return nil, err
-		}
-		f, err := openLocked(path, perm)
-		if err == nil {
+		f, err := openOwn(path, perm)
+		switch {
+		case err == nil:
 			// Whoever had it may have renamed or removed it meanwhile.
 			if same(f, path) {
 				return f, nil
 			}
 			_ = f.Close()
-			continue
-		}
-		if !errors.Is(err, errLocked) {
+		case errors.Is(err, errChanging):
+		case errors.Is(err, errLocked):
+			timer := time.NewTimer(poll)
+			select {
+			case <-timer.C:
+			case <-ctx.Done():
+				timer.Stop()
+			}
+		default:
 			return nil, err
-		}
-		timer := time.NewTimer(poll)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
 		}
 	}
 }
 
-// refuse returns an error if something is at path that is not a regular file.
-func refuse(path string) error {
+// errChanging says that somebody else changed what is at the path.
+var errChanging = errors.New("file is changing")
+
+// openOwn opens and locks what is at path, or creates it.
+func openOwn(path string, perm fs.FileMode) (*os.File, error) {
 	info, err := os.Lstat(path)
-	if err != nil || info.Mode().IsRegular() {
-		return nil // openLocked says what is wrong, if anything is
+	if errors.Is(err, fs.ErrNotExist) {
+		f, err := openLocked(path, perm, true)
+		if errors.Is(err, fs.ErrExist) {
+			return nil, errChanging
+		}
+		return f, err
 	}
-	kind := "not a regular file"
+	if err != nil {
+		return nil, err
+	}
+	if why := foreign(info); why != "" {
+		return nil, replace(path, why, info.IsDir())
+	}
+	f, err := openLocked(path, perm, false)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errChanging
+	}
+	if err != nil {
+		return nil, err
+	}
+	if info, err = f.Stat(); err == nil {
+		if why := foreign(info); why != "" {
+			err = errChanging
+		} else if why := linked(f); why != "" {
+			_ = f.Close() // or it cannot be removed
+			return nil, replace(path, why, false)
+		}
+	}
+	if err == nil && info.Mode().Perm()&^perm != 0 {
+		// It was begun for an image that was public then.
+		err = f.Chmod(info.Mode().Perm() & perm)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// replace removes the name of a file that is not to be used.
+func replace(path, why string, dir bool) error {
+	if dir {
+		return fmt.Errorf("%s %s: remove it", path, why)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s %s, and cannot be replaced: %w; remove it, or use a directory in which nobody else may write", path, why, err)
+	}
+	return errChanging
+}
+
+// foreign returns why a file is not to be written to, or "".
+func foreign(info fs.FileInfo) string {
 	switch {
 	case info.Mode()&fs.ModeSymlink != 0:
-		kind = "a symbolic link, which is not followed"
+		return "is a symbolic link"
 	case info.IsDir():
-		kind = "a directory"
+		return "is a directory"
+	case !info.Mode().IsRegular():
+		return "is not a regular file"
 	}
-	return fmt.Errorf("%s is %s: remove it", path, kind)
+	return foreignOwner(info)
 }
 
 // same says whether f is the regular file at path, and not what a link there

@@ -8,6 +8,10 @@ import (
 )
 
 // openLocked takes no lock where the standard library knows none.
-func openLocked(path string, perm fs.FileMode) (*os.File, error) {
-	return os.OpenFile(path, os.O_RDWR|os.O_CREATE, perm)
+func openLocked(path string, perm fs.FileMode, create bool) (*os.File, error) {
+	flags := os.O_RDWR | noFollow
+	if create {
+		flags |= os.O_CREATE | os.O_EXCL
+	}
+	return os.OpenFile(path, flags, perm)
 }

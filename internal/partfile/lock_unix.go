@@ -10,11 +10,19 @@ import (
 	"syscall"
 )
 
-func openLocked(path string, perm fs.FileMode) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, perm)
+// beforeFlock is called, in tests, when a file was opened and is not yet locked.
+var beforeFlock = func() {}
+
+func openLocked(path string, perm fs.FileMode, create bool) (*os.File, error) {
+	flags := os.O_RDWR | noFollow
+	if create {
+		flags |= os.O_CREATE | os.O_EXCL
+	}
+	f, err := os.OpenFile(path, flags, perm)
 	if err != nil {
 		return nil, err
 	}
+	beforeFlock()
 	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if err == nil {
 		return f, nil

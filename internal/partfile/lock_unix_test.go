@@ -3,44 +3,180 @@
 package partfile
 
 import (
+	"errors"
+	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 )
 
-func TestLockRefusesWhatIsNotRegular(t *testing.T) {
-	const link = "a symbolic link, which is not followed"
-	for name, c := range map[string]struct {
-		create func(path, target string) error
-		kind   string
-	}{
-		"link": {func(path, target string) error {
-			if err := os.WriteFile(target, []byte("other"), 0o600); err != nil {
-				return err
-			}
-			return os.Symlink(target, path)
-		}, link},
-		"link to nothing": {func(path, target string) error { return os.Symlink(target, path) }, link},
-		"link to itself":  {func(path, _ string) error { return os.Symlink(path, path) }, link},
-		"pipe":            {func(path, _ string) error { return syscall.Mkfifo(path, 0o600) }, "not a regular file"},
+// TestLockReplacesWhatIsNotItsOwn has something at the path that others can
+// change, or through which others are changed.
+func TestLockReplacesWhatIsNotItsOwn(t *testing.T) {
+	const content = "other"
+	file := func(path string, perm os.FileMode) error {
+		return errors.Join(os.WriteFile(path, []byte(content), perm), os.Chmod(path, perm))
+	}
+	for name, create := range map[string]func(path, target string) error{
+		"link": func(path, target string) error {
+			return errors.Join(file(target, 0o600), os.Symlink(target, path))
+		},
+		"link to nothing": func(path, target string) error { return os.Symlink(target+".none", path) },
+		"link to itself":  func(path, _ string) error { return os.Symlink(path, path) },
+		"pipe":            func(path, _ string) error { return syscall.Mkfifo(path, 0o600) },
+		"hard link": func(path, target string) error {
+			return errors.Join(file(target, 0o600), os.Link(target, path))
+		},
+		"writable by the group":  func(path, _ string) error { return file(path, 0o620) },
+		"writable by all":        func(path, _ string) error { return file(path, 0o602) },
+		"another user's, and so": func(path, _ string) error { return file(path, 0o600) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			path, target := filepath.Join(dir, "file"), filepath.Join(dir, "target")
-			require.NoError(t, c.create(path, target))
-			before, err := os.ReadDir(dir)
+			require.NoError(t, create(path, target))
+			if name == "another user's, and so" {
+				geteuid = func() int { return os.Geteuid() + 1 }
+				defer func() { geteuid = os.Geteuid }()
+			}
+			f, err := lock(t.Context(), path, 0o600)
 			require.NoError(t, err)
-			_, err = lock(t.Context(), path, 0o600)
-			require.EqualError(t, err, path+" is "+c.kind+": remove it")
-			after, err := os.ReadDir(dir)
+			defer f.Close()
+			after, err := os.Lstat(path)
 			require.NoError(t, err)
-			require.Len(t, after, len(before), "nothing was created")
+			require.True(t, after.Mode().IsRegular())
+			require.EqualValues(t, 0o600, after.Mode().Perm())
+			require.Zero(t, after.Size())
+			_, err = f.WriteString("new")
+			require.NoError(t, err)
+			if got, err := os.ReadFile(target); err == nil {
+				require.Equal(t, content, string(got))
+			}
+			require.NoFileExists(t, target+".none")
 		})
 	}
 }
+
+// TestLockKeepsItsOwn goes on with a file that is this user's alone, without
+// the permissions that it should not have any more.
+func TestLockKeepsItsOwn(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(path, []byte("own"), 0o600))
+	require.NoError(t, os.Chmod(path, 0o644))
+	f, err := lock(t.Context(), path, 0o600)
+	require.NoError(t, err)
+	defer f.Close()
+	got, err := io.ReadAll(f)
+	require.NoError(t, err)
+	require.Equal(t, "own", string(got))
+	info, err := f.Stat()
+	require.NoError(t, err)
+	require.EqualValues(t, 0o600, info.Mode().Perm())
+}
+
+// TestLockOfFileThatIsRenamed has the other process, between the opening and the
+// locking, give the file its final name and put nothing, or a new one, in its
+// place.
+func TestLockOfFileThatIsRenamed(t *testing.T) {
+	for _, again := range []bool{false, true} {
+		path := filepath.Join(t.TempDir(), "file")
+		require.NoError(t, os.WriteFile(path, []byte("whole"), 0o600))
+		var once sync.Once
+		beforeFlock = func() {
+			once.Do(func() {
+				require.NoError(t, os.Rename(path, path+".final"))
+				if again {
+					require.NoError(t, os.WriteFile(path, nil, 0o600))
+				}
+			})
+		}
+		f, err := lock(t.Context(), path, 0o600)
+		beforeFlock = func() {}
+		require.NoError(t, err)
+		_, err = f.WriteString("new")
+		require.NoError(t, err)
+		require.NoError(t, f.Close())
+		for name, want := range map[string]string{path + ".final": "whole", path: "new"} {
+			got, err := os.ReadFile(name)
+			require.NoError(t, err)
+			require.Equal(t, want, string(got))
+		}
+	}
+}
+
+// TestPermissions are those before the umask, and of a private image none for
+// others.
+func TestPermissions(t *testing.T) {
+	for _, c := range []struct {
+		public bool
+		umask  int
+		want   os.FileMode
+	}{
+		{false, 0, 0o600},
+		{true, 0, 0o644},
+		{true, 0o027, 0o640},
+	} {
+		old := syscall.Umask(c.umask)
+		defer syscall.Umask(old)
+		metadata, rootfs := []byte("metadata"), []byte("rootfs")
+		image := imageOf(t, "web", metadata, rootfs)
+		image.Public = c.public
+		f := splitIn(t, image, metadata, rootfs)
+		for _, name := range namesIn(t, image.Dir) {
+			requirePerm(t, c.want, filepath.Join(image.Dir, name))
+		}
+		files, err := f.Publish(t.Context())
+		require.NoError(t, err)
+		require.NoError(t, f.Close())
+		requirePerm(t, c.want, files.Image)
+		requirePerm(t, c.want, files.Rootfs)
+	}
+}
+
+func requirePerm(t *testing.T, want os.FileMode, path string) {
+	t.Helper()
+	info, err := os.Stat(path)
+	require.NoError(t, err)
+	require.EqualValues(t, want, info.Mode().Perm(), path)
+}
+
+// TestFindOfWhatOthersCanChange has the whole image in files that somebody else
+// can change when they were verified.
+func TestFindOfWhatOthersCanChange(t *testing.T) {
+	data := []byte("\x1f\x8b and more")
+	image := imageOf(t, "web", data)
+	path := filepath.Join(image.Dir, "web.tar.gz")
+	require.NoError(t, os.WriteFile(path, data, 0o600))
+	find := func() (*Files, error) { return image.Find(t.Context()) }
+	files, err := find()
+	require.NoError(t, err)
+	require.NotNil(t, files)
+
+	require.NoError(t, os.Chmod(path, 0o620))
+	files, err = find()
+	require.Nil(t, files)
+	require.ErrorIs(t, err, ErrNotOurs)
+	require.ErrorContains(t, err, path+" may be written to by others (mode 0620)")
+	require.NoError(t, os.Chmod(path, 0o600))
+
+	stranger := fs.FileInfo(strangers{})
+	require.Equal(t, "belongs to the user 4242", changeable(stranger, image.Dir))
+	require.NoError(t, os.Link(path, path+".backup"), "another name does no harm to what is only read")
+	files, err = find()
+	require.NoError(t, err)
+	require.NotNil(t, files)
+}
+
+// strangers is a file of a user who is neither this one nor root.
+type strangers struct{ fs.FileInfo }
+
+func (strangers) Mode() fs.FileMode { return 0o644 }
+func (strangers) Sys() any          { return &syscall.Stat_t{Uid: 4242, Nlink: 1} }
 
 // TestLinkThatComesLate is there after lock has looked.
 func TestLinkThatComesLate(t *testing.T) {
@@ -52,6 +188,6 @@ func TestLinkThatComesLate(t *testing.T) {
 	require.NoError(t, os.Symlink(target, path))
 	require.False(t, same(f, path))
 	require.NoError(t, f.Close())
-	_, err = openLocked(path, 0o600)
+	_, err = openLocked(path, 0o600, false)
 	require.Error(t, err)
 }

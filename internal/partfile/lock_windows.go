@@ -10,14 +10,19 @@ import (
 // errSharingViolation is ERROR_SHARING_VIOLATION.
 const errSharingViolation = syscall.Errno(32)
 
-// openLocked asks for the file without sharing it, but for renaming and removing.
-func openLocked(path string, _ fs.FileMode) (*os.File, error) {
+// openLocked asks for the file without sharing it, but for renaming and
+// removing. A new file has the permissions that its directory gives it.
+func openLocked(path string, _ fs.FileMode, create bool) (*os.File, error) {
 	name, err := syscall.UTF16PtrFromString(path)
 	if err != nil {
 		return nil, err
 	}
+	disposition := uint32(syscall.OPEN_EXISTING)
+	if create {
+		disposition = syscall.CREATE_NEW
+	}
 	handle, err := syscall.CreateFile(name, syscall.GENERIC_READ|syscall.GENERIC_WRITE, 0x4 /* FILE_SHARE_DELETE */, nil,
-		syscall.OPEN_ALWAYS, syscall.FILE_ATTRIBUTE_NORMAL, 0)
+		disposition, syscall.FILE_ATTRIBUTE_NORMAL|syscall.FILE_FLAG_OPEN_REPARSE_POINT, 0)
 	if errors.Is(err, errSharingViolation) {
 		return nil, errLocked
 	}

@@ -13,14 +13,18 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
 	"github.com/golxd/lxd/internal/ctxerr"
 )
 
-// perm are the permissions of the files, before the umask.
-const perm = 0o644
+// The permissions of the files, before the umask.
+const (
+	publicPerm  = 0o644
+	privatePerm = 0o600
+)
 
 // Image is an image that is, or is to be, in the files of a directory.
 type Image struct {
@@ -28,7 +32,8 @@ type Image struct {
 	Name        string // of the finished files, without the extension
 	Fingerprint string // the SHA-256 of the content, in lower-case hex
 	Size        int64  // of the content in bytes; not positive if unknown
-	Sync        bool   // make the files durable before they get their names
+	Public      bool   // others may read the files: mode 0644 in place of 0600, before the umask
+	Sync        bool   // make the files durable before they get their names, and the names then
 
 	// Verifying is called before files are hashed, with their length in bytes.
 	// The function that it returns is called with the length of every piece.
@@ -52,13 +57,18 @@ type File struct {
 }
 
 // Open opens the partial file, or creates it, and waits until no other process,
-// and no other goroutine of this one, has it. It must be closed.
+// and no other goroutine of this one, has it. It must be closed. A file that is
+// not this user's alone is not gone on from: a new one takes its place.
 func (i *Image) Open(ctx context.Context) (*File, error) {
 	return i.open(ctx, i.Fingerprint+".partial")
 }
 
 func (i *Image) open(ctx context.Context, name string) (*File, error) {
 	path := filepath.Join(i.Dir, name)
+	var perm fs.FileMode = privatePerm
+	if i.Public {
+		perm = publicPerm
+	}
 	f, err := lock(ctx, path, perm)
 	if err != nil {
 		return nil, err

@@ -5,8 +5,11 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -213,4 +216,129 @@ func TestPublishMixesNoPair(t *testing.T) {
 	}
 	require.NoError(t, f.Close())
 	require.Equal(t, []string{"web.meta.tar.gz", "web.tar.gz"}, namesIn(t, image.Dir))
+}
+
+// TestPublishOfHalfAPair has the second of the two final names refused.
+func TestPublishOfHalfAPair(t *testing.T) {
+	metadata, rootfs := []byte("\x1f\x8b metadata"), []byte("\x1f\x8b rootfs")
+	image := imageOf(t, "web", metadata, rootfs)
+	f := splitIn(t, image, metadata, rootfs)
+	refused := errors.New("refused")
+	rename = func(from, to string) error {
+		if strings.Contains(to, ".meta.") {
+			return refused
+		}
+		return os.Rename(from, to)
+	}
+	defer func() { rename = os.Rename }()
+	_, err := f.Publish(t.Context())
+	require.ErrorIs(t, err, refused)
+	require.NoError(t, f.Close())
+	require.Empty(t, namesIn(t, image.Dir))
+}
+
+// TestPublishOnlyWhatWasWritten has another file under the partial file's name.
+func TestPublishOnlyWhatWasWritten(t *testing.T) {
+	t.Parallel()
+	image := imageOf(t, "web", []byte("content"))
+	f := open(t, image)
+	write(t, f, []byte("content"))
+	require.NoError(t, os.Remove(image.partialPath()))
+	require.NoError(t, os.WriteFile(image.partialPath(), []byte("another"), 0o600))
+	_, err := f.Publish(t.Context())
+	require.ErrorContains(t, err, "is not the file any more that was written")
+	require.NoError(t, f.Close())
+	require.Equal(t, []string{filepath.Base(image.partialPath())}, namesIn(t, image.Dir))
+}
+
+// TestSync counts what is made durable: the files, before they have their names,
+// and then the directory.
+func TestSync(t *testing.T) {
+	metadata, rootfs := []byte("metadata"), []byte("rootfs")
+	image := imageOf(t, "web", metadata, rootfs)
+	var mu sync.Mutex
+	var synced [][]string // what was in the directory then
+	fsync = func(f *os.File) error {
+		mu.Lock()
+		defer mu.Unlock()
+		synced = append(synced, append([]string{filepath.Base(f.Name())}, namesIn(t, image.Dir)...))
+		return f.Sync()
+	}
+	defer func() { fsync = (*os.File).Sync }()
+	first, second := image.Fingerprint+".partial", image.Fingerprint+".rootfs.partial"
+	f := splitIn(t, image, metadata, rootfs)
+	_, err := f.Publish(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
+	_, err = image.Find(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, synced, "nobody asked for it")
+
+	for _, name := range namesIn(t, image.Dir) {
+		require.NoError(t, os.Remove(filepath.Join(image.Dir, name)))
+	}
+	image.Sync = true
+	f = splitIn(t, image, metadata, rootfs)
+	_, err = f.Publish(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
+	dir := filepath.Base(image.Dir)
+	require.Equal(t, [][]string{{first, first, second}, {second, first, second}, {dir, "web.img", "web.lock.partial", "web.meta.img"}}, synced)
+
+	synced = nil
+	files, err := image.Find(t.Context())
+	require.NoError(t, err)
+	require.NotNil(t, files)
+	require.Equal(t, []string{"web.meta.img", "web.img", dir}, []string{synced[0][0], synced[1][0], synced[2][0]}, "an earlier call may not have done it")
+
+	broken := errors.New("broken")
+	fsync = func(*os.File) error { return broken }
+	_, err = image.Find(t.Context())
+	require.ErrorIs(t, err, broken)
+}
+
+// TestSyncObeysContext has a disk that does not come to an end.
+func TestSyncObeysContext(t *testing.T) {
+	image := imageOf(t, "web", []byte("content"))
+	image.Sync = true
+	f := open(t, image)
+	write(t, f, []byte("content"))
+	shutdown := errors.New("shutdown")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	goOn := make(chan struct{})
+	fsync = func(*os.File) error {
+		cancel(shutdown)
+		<-goOn
+		return nil
+	}
+	defer func() { fsync = (*os.File).Sync }()
+	defer close(goOn)
+	_, err := f.Publish(ctx)
+	require.ErrorIs(t, err, shutdown)
+	require.NoError(t, f.Close())
+	require.Equal(t, []string{filepath.Base(image.partialPath())}, namesIn(t, image.Dir))
+}
+
+func TestCheckName(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for name, want := range map[string]string{
+		"web":                    "",
+		"..":                     "is not a plain file name",
+		"a/b":                    "is not a plain file name",
+		`a\b`:                    "is not a plain file name",
+		"a\x00b":                 "is not a plain file name",
+		strings.Repeat("n", 241): "",
+		strings.Repeat("n", 242): "is too long for the file system",
+	} {
+		require.Equal(t, want, CheckName(dir, name), "%q", name)
+	}
+	for name, want := range map[string]string{
+		"web": "", "console": "", "com": "", "com10": "", "nul2": "",
+		"NUL": "is the name of a device on Windows", "con": "is the name of a device on Windows", "Aux .x": "is the name of a device on Windows",
+		"com1": "is the name of a device on Windows", "LPT².web": "is the name of a device on Windows",
+		"a:b": `has one of the characters <>:"|?*, which Windows does not allow`,
+	} {
+		require.Equal(t, want, checkWindowsName(name), "%q", name)
+	}
 }

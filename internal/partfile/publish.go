@@ -20,14 +20,14 @@ func (p *File) Publish(ctx context.Context) (*Files, error) {
 	if p.rootfs != nil {
 		return p.pair(ctx)
 	}
-	path, err := p.finish(p.image.Name)
+	path, err := p.finish(ctx, p.image.Name)
 	if err != nil {
 		return nil, err
 	}
 	if err := p.rename(path); err != nil {
 		return nil, err
 	}
-	return &Files{Image: path}, nil
+	return &Files{Image: path}, p.synced(ctx)
 }
 
 // pair publishes the two files of a split image. Those of another image must
@@ -37,13 +37,13 @@ func (p *File) Publish(ctx context.Context) (*Files, error) {
 func (p *File) pair(ctx context.Context) (*Files, error) {
 	var files Files
 	var err error
-	if files.Image, err = p.finish(p.image.Name + metaSuffix); err != nil {
+	if files.Image, err = p.finish(ctx, p.image.Name+metaSuffix); err != nil {
 		return nil, err
 	}
-	if files.Rootfs, err = p.rootfs.finish(p.image.Name); err != nil {
+	if files.Rootfs, err = p.rootfs.finish(ctx, p.image.Name); err != nil {
 		return nil, err
 	}
-	name, err := lock(ctx, filepath.Join(p.image.Dir, p.image.Name+lockSuffix), perm)
+	name, err := lock(ctx, filepath.Join(p.image.Dir, p.image.Name+lockSuffix), privatePerm)
 	if err != nil {
 		return nil, fmt.Errorf("lock the name %s: %w", p.image.Name, err)
 	}
@@ -60,18 +60,22 @@ func (p *File) pair(ctx context.Context) (*Files, error) {
 	if err := p.rename(files.Image); err != nil {
 		return nil, errors.Join(err, os.Remove(files.Rootfs))
 	}
-	return &files, nil
+	return &files, p.synced(ctx)
 }
 
 // finish does for a whole file what comes before it gets its final path, and
 // returns that.
-func (p *File) finish(name string) (string, error) {
+func (p *File) finish(ctx context.Context, name string) (string, error) {
+	if !same(p.f, p.path) {
+		// It must not get the final name in place of what was verified.
+		return "", fmt.Errorf("%s is not the file any more that was written; use a directory in which nobody else may write", p.path)
+	}
 	ext, err := extension(p.f)
 	if err != nil {
 		return "", err
 	}
 	if p.image.Sync {
-		if err := p.f.Sync(); err != nil {
+		if err := syncFile(ctx, p.f); err != nil {
 			return "", err
 		}
 	}
@@ -79,9 +83,17 @@ func (p *File) finish(name string) (string, error) {
 }
 
 func (p *File) rename(path string) error {
-	if err := os.Rename(p.path, path); err != nil {
+	if err := rename(p.path, path); err != nil {
 		return err
 	}
 	p.done = true
 	return nil
+}
+
+// synced makes the final names durable where that is asked for.
+func (p *File) synced(ctx context.Context) error {
+	if !p.image.Sync {
+		return nil
+	}
+	return p.image.syncDir(ctx)
 }

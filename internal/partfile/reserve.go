@@ -22,13 +22,19 @@ const reserveStep = 64 << 20
 // nothing. The error wraps syscall.ENOSPC or syscall.EDQUOT if there is no such
 // room, and that of ctx if it ends.
 //
+// No more is asked for than the file system has: others would find it full
+// meanwhile.
+//
 // What is not written, after an error too, stays reserved until the file is
 // truncated, be it to the size that it has.
 func reserve(ctx context.Context, f *os.File, offset, n int64) error {
-	for done := int64(0); done < n; done += reserveStep {
+	for done := int64(0); done < n; done += min(n-done, reserveStep) {
 		err := ctxerr.Of(ctx)
 		if err == nil {
 			err = allocate(f, offset+done, min(n-done, reserveStep))
+		}
+		if err == nil && done == 0 && n > reserveStep {
+			err = room(f, n-reserveStep)
 		}
 		switch {
 		case errors.Is(err, errors.ErrUnsupported):

@@ -58,6 +58,20 @@ func TestReserveObeysContext(t *testing.T) {
 	require.Zero(t, roomOf(t, f))
 }
 
+// TestReserveMoreThanThereIs has a length that no disk has: it must not be taken
+// from others until that shows.
+func TestReserveMoreThanThereIs(t *testing.T) {
+	t.Parallel()
+	f := create(t)
+	if err := syscall.Fallocate(int(f.Fd()), keepSize, 0, 1); err != nil {
+		require.ErrorIs(t, err, syscall.EOPNOTSUPP)
+		require.NoError(t, reserve(t.Context(), f, 0, 9e18))
+		return
+	}
+	require.ErrorIs(t, reserve(t.Context(), f, 0, 9e18), syscall.ENOSPC)
+	require.LessOrEqual(t, roomOf(t, f), int64(reserveStep+1<<20))
+}
+
 // TestReserveWhereItIsNotKnown is about files that nothing can be reserved for:
 // writing to them tells what is wrong, if anything is.
 func TestReserveWhereItIsNotKnown(t *testing.T) {
