@@ -99,17 +99,12 @@ func (c *Client) Events(ctx context.Context, opts *EventsOptions) iter.Seq2[Even
 	return func(yield func(Event, error) bool) {
 		for connected, try := false, 0; ; try++ {
 			req := c.eventsRequest(&o)
-			conn, err := c.dialEvents(ctx, req)
-			if err == nil {
+			more, began, err := c.oneEvents(ctx, req, &o, yield)
+			if began {
 				connected, try = true, 0
-				more := yield(Event{Type: EventConnected, Timestamp: time.Now()}, nil)
-				if more {
-					more, err = c.readEvents(ctx, conn, req, &o, yield)
-				}
-				_ = conn.Close()
-				if !more {
-					return
-				}
+			}
+			if !more {
+				return
 			}
 			closed := c.t.conns.isClosed()
 			if ctx.Err() != nil || closed || !errors.Is(err, ErrUnavailable) || (!connected && try >= c.t.retries) {
@@ -133,6 +128,22 @@ func (c *Client) Events(ctx context.Context, opts *EventsOptions) iter.Seq2[Even
 			}
 		}
 	}
+}
+
+// oneEvents yields the events of one connection. began says that there was one,
+// more is false if the loop was left. A panic in the loop closes the connection
+// too.
+func (c *Client) oneEvents(ctx context.Context, req *request, o *EventsOptions, yield func(Event, error) bool) (more, began bool, err error) {
+	conn, err := c.dialEvents(ctx, req)
+	if err != nil {
+		return true, false, err
+	}
+	defer func() { _ = conn.Close() }()
+	if !yield(Event{Type: EventConnected, Timestamp: time.Now()}, nil) {
+		return false, true, nil
+	}
+	more, err = c.readEvents(ctx, conn, req, o, yield)
+	return more, true, err
 }
 
 func (c *Client) eventsRequest(o *EventsOptions) *request {

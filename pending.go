@@ -63,12 +63,7 @@ func (p *pending) wait(ctx context.Context, image *Image, m *progress.Meter) err
 		defer m.Stop()
 	}
 	m.Phase(PhaseServer, 0, p.size)
-	stop := func() {}
-	if p.watched {
-		stop = p.op.watch(ctx, m)
-	}
-	failure := p.op.Wait(ctx)
-	stop()
+	failure := p.waitWatched(ctx, m)
 	var failed *OperationError
 	if failure != nil && !errors.As(failure, &failed) {
 		if errors.Is(failure, ErrOutcomeUnknown) {
@@ -95,6 +90,14 @@ func (p *pending) wait(ctx context.Context, image *Image, m *progress.Meter) err
 	}
 	p.done, p.image = err == nil, is
 	return err
+}
+
+// waitWatched waits for the operation's end, and tells how far it is.
+func (p *pending) waitWatched(ctx context.Context, m *progress.Meter) error {
+	if p.watched {
+		defer p.op.watch(ctx, m)() // after a panic too
+	}
+	return p.op.Wait(ctx)
 }
 
 // taken says whether the work is finished; image then has what has become of it.
