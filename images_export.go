@@ -11,6 +11,7 @@ import (
 	"io"
 	"mime"
 	"mime/multipart"
+	"net"
 	"net/http"
 	"net/url"
 	gopath "path"
@@ -37,7 +38,8 @@ type ExportOptions struct {
 // A split image is two files. Read ends with io.EOF after each, Next goes on to
 // the second. What is wrong with the content shows at the end of the last.
 //
-// An Export must be closed. It is for one goroutine at a time.
+// An Export must be closed. Close may be called at any time and from any
+// goroutine; the other methods are for one goroutine at a time.
 type Export struct {
 	image  *Image
 	ctx    context.Context //nolint:containedctx // of the transfer, which is what an Export is
@@ -45,7 +47,7 @@ type Export struct {
 	source io.ReadCloser
 	hash   hash.Hash
 	meter  *progress.Meter
-	stop   func() // makes the last report
+	own    bool // the meter is the export's to stop
 
 	filename string
 	size     int64
@@ -53,8 +55,11 @@ type Export struct {
 	split    bool
 	form     *multipart.Reader
 	part     int // 0, and 1 for the rootfs of a split image
-	pump     *pump.Pump
-	err      error // what every later Read gives
+
+	mu     sync.Mutex // guards what follows, as Close may come from elsewhere
+	closed bool
+	pump   *pump.Pump
+	err    error // what every later Read returns
 }
 
 // Export begins to fetch the image's content. It returns when the server has
@@ -75,7 +80,7 @@ func (i *Image) Export(ctx context.Context, opts *ExportOptions) (*Export, error
 		m.Stop()
 		return nil, err
 	}
-	e.stop = m.Stop
+	e.own = true
 	return e, nil
 }
 
@@ -83,7 +88,7 @@ func (i *Image) Export(ctx context.Context, opts *ExportOptions) (*Export, error
 // meter is the caller's to stop.
 func (i *Image) export(ctx context.Context, h hash.Hash, offset int64, m *progress.Meter) (*Export, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	e := &Export{image: i, ctx: ctx, cancel: cancel, hash: h, meter: m, stop: func() {}, left: i.Size - offset}
+	e := &Export{image: i, ctx: ctx, cancel: cancel, hash: h, meter: m, left: i.Size - offset}
 	if err := e.open(offset); err != nil {
 		cancel()
 		return nil, err
@@ -184,8 +189,38 @@ func (e *Export) begin() error {
 	if e.image.Size > 0 {
 		src = &atMost{src, &e.left}
 	}
-	e.pump = pump.Start(src, e.hash, e.meter.Counter())
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return e.errClosed()
+	}
+	e.pump, e.err = pump.Start(src, e.hash, e.meter.Counter()), nil
 	return nil
+}
+
+// current is what Read and WriteTo read from, or the error that there is
+// nothing.
+func (e *Export) current() (*pump.Pump, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.pump, e.err
+}
+
+// ended notes the error that ended the reading of a file, and returns what is to
+// be said of it: where the export was closed meanwhile, that is why.
+func (e *Export) ended(err error) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		err = e.errClosed()
+	}
+	e.err = err
+	return err
+}
+
+// errClosed is what the methods return after Close.
+func (e *Export) errClosed() error {
+	return fmt.Errorf("export of image %s: %w", e.image.Fingerprint, net.ErrClosed)
 }
 
 // atMost reads no more than the image has: what a server sends without a length
@@ -217,37 +252,38 @@ func (e *Export) Size() int64 { return e.size }
 
 // Read reads the current file.
 func (e *Export) Read(p []byte) (int, error) {
-	if e.err != nil {
-		return 0, e.err
-	}
-	n, err := e.pump.Read(p)
+	pump, err := e.current()
 	if err != nil {
-		e.err = e.end(err)
+		return 0, err
 	}
-	return n, e.err
+	n, err := pump.Read(p)
+	if err != nil {
+		err = e.ended(e.end(err))
+	}
+	return n, err
 }
 
 // WriteTo writes the rest of the current file to w, in large blocks.
 func (e *Export) WriteTo(w io.Writer) (int64, error) {
-	if e.err != nil {
-		if e.err == io.EOF {
-			return 0, nil
-		}
-		return 0, e.err
+	pump, err := e.current()
+	if err == io.EOF {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
 	}
 	var toErr error
-	n, err := e.pump.WriteTo(writerErr{w, &toErr})
+	n, err := pump.WriteTo(writerErr{w, &toErr})
 	switch {
 	case toErr != nil:
 		return n, toErr // of w: the transfer itself is well
 	case err == nil:
 		err = io.EOF
 	}
-	e.err = e.end(err)
-	if e.err == io.EOF {
-		return n, nil
+	if err = e.ended(e.end(err)); err == io.EOF {
+		err = nil
 	}
-	return n, e.err
+	return n, err
 }
 
 // writerErr tells an error of the writer from one of the source.
@@ -269,19 +305,17 @@ func (w writerErr) Write(p []byte) (int, error) {
 // metadata. It gives io.EOF if there is no further file; the content as a whole
 // was then verified.
 func (e *Export) Next() error {
-	if e.err == nil {
-		if _, err := e.WriteTo(io.Discard); err != nil {
-			return err
-		}
-	}
-	if e.err != io.EOF || !e.split || e.part > 0 {
-		return e.err
-	}
-	e.pump.Close()
-	e.part, e.err = 1, nil
-	if err := e.begin(); err != nil {
-		e.err = err
+	if _, err := e.WriteTo(io.Discard); err != nil {
 		return err
+	}
+	pump, err := e.current()
+	if err != io.EOF || !e.split || e.part > 0 {
+		return err
+	}
+	pump.Close()
+	e.part = 1
+	if err := e.begin(); err != nil {
+		return e.ended(err)
 	}
 	return nil
 }
@@ -303,7 +337,9 @@ func (e *Export) end(err error) error {
 			return e.incomplete(err)
 		}
 	}
-	e.stop()
+	if e.own {
+		e.meter.Stop()
+	}
 	if got := hex.EncodeToString(e.hash.Sum(nil)); got != e.image.Fingerprint {
 		return &FingerprintError{Want: e.image.Fingerprint, Got: got}
 	}
@@ -327,16 +363,31 @@ func (i *Image) incomplete(ctx context.Context, err error) error {
 	return &FingerprintError{Want: i.Fingerprint, Err: err}
 }
 
-// Close ends the transfer. Closing before the end is not an error.
+// Close ends the transfer, at any time: a Read, WriteTo or Next that goes on in
+// another goroutine returns soon, and it and every later one with an error that
+// wraps [net.ErrClosed], unless the content had ended before. A Write of the
+// writer that was given to WriteTo is not interrupted. Close may be called more
+// than once, also by Progress; it waits for no Progress that goes on, and none
+// begins after it. Closing before the end is not an error.
 func (e *Export) Close() error {
+	e.mu.Lock()
+	if e.closed {
+		e.mu.Unlock()
+		return nil
+	}
+	e.closed = true
+	if e.err == nil {
+		e.err = e.errClosed()
+	}
+	pump := e.pump
+	e.mu.Unlock()
 	e.cancel() // ends a Read of the source that blocks
-	if e.pump != nil {
-		e.pump.Close()
+	if pump != nil {
+		pump.Close()
 	}
 	_ = e.source.Close()
-	e.stop()
-	if e.err == nil {
-		e.err = errors.New("the export is closed")
+	if e.own {
+		e.meter.Leave()
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime/multipart"
 	"net"
 	"net/http"
 	"strings"
@@ -327,4 +328,219 @@ func TestExportEndsWithItsContext(t *testing.T) {
 	_, err = io.Copy(io.Discard, export)
 	require.ErrorIs(t, err, context.Canceled)
 	require.NotErrorIs(t, err, io.EOF)
+}
+
+// TestExportClosedFromElsewhere closes while another goroutine reads, as a
+// context.AfterFunc does.
+func TestExportClosedFromElsewhere(t *testing.T) {
+	t.Parallel()
+	metadata, rootfs := lxdtest.SplitImage("elsewhere", 4<<20)
+	unified := lxdtest.UnifiedImage("elsewhere", 4<<20)
+	consume := map[string]func(*lxd.Export) error{
+		"Read":    func(e *lxd.Export) error { _, err := io.Copy(io.Discard, struct{ io.Reader }{e}); return err },
+		"WriteTo": func(e *lxd.Export) error { _, err := io.Copy(io.Discard, e); return err },
+		"Next": func(e *lxd.Export) error {
+			err := e.Next()
+			for ; err == nil; err = e.Next() {
+			}
+			return err
+		},
+	}
+	for name, read := range consume {
+		for _, split := range []bool{false, true} {
+			for _, stalls := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s, split: %v, stalls: %v", name, split, stalls), func(t *testing.T) {
+					t.Parallel()
+					data, second := unified, []byte(nil)
+					if split {
+						data, second = metadata, rootfs
+					}
+					x := newExportTest(t, 0, data, second)
+					runs := 10
+					if stalls {
+						runs = 1
+						stalled := x.Inject(lxdtest.StallResponse(1<<20).On("GET", exportPattern))
+						defer stalled.Remove()
+					}
+					for n := range runs {
+						export, err := x.image.Export(t.Context(), nil)
+						require.NoError(t, err)
+						ended := make(chan error, 1)
+						go func() {
+							err := errors.New("nothing read")
+							for range 3 { // the error stays
+								err = read(export)
+							}
+							ended <- err
+						}()
+						time.Sleep(time.Duration(n) * time.Millisecond)
+						require.NoError(t, export.Close())
+						require.NoError(t, export.Close())
+						select {
+						case err := <-ended:
+							if err != nil && !errors.Is(err, io.EOF) {
+								require.ErrorIs(t, err, net.ErrClosed)
+							} else {
+								require.False(t, stalls)
+							}
+						case <-time.After(exportWait):
+							t.Fatal("it reads on")
+						}
+					}
+				})
+			}
+		}
+	}
+}
+
+// TestExportCloseEndsRequest closes while the export asks for the rest after a
+// cut.
+func TestExportCloseEndsRequest(t *testing.T) {
+	t.Parallel()
+	x := newExportTest(t, 1, lxdtest.UnifiedImage("request", 2<<20), nil)
+	x.Inject(lxdtest.CutResponse(1<<20).On("GET", exportPattern).Times(1))
+	asked, ended := make(chan struct{}), make(chan struct{})
+	x.between(func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
+		if req.Header.Get("Range") == "" {
+			return next.RoundTrip(req)
+		}
+		close(asked)
+		<-req.Context().Done()
+		close(ended)
+		return nil, req.Context().Err()
+	})
+	export, err := x.image.Export(t.Context(), nil)
+	require.NoError(t, err)
+	read := make(chan error)
+	go func() {
+		_, err := io.Copy(io.Discard, export)
+		read <- err
+	}()
+	<-asked
+	require.NoError(t, export.Close())
+	select {
+	case <-ended:
+	case <-time.After(exportWait):
+		t.Fatal("the request goes on")
+	}
+	require.ErrorIs(t, <-read, net.ErrClosed)
+}
+
+// TestCloseWithinProgress closes what is reported on.
+func TestCloseWithinProgress(t *testing.T) {
+	t.Parallel()
+	data := lxdtest.UnifiedImage("within", 1<<20)
+	within := func(t *testing.T, f func()) {
+		t.Helper()
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			f()
+		}()
+		select {
+		case <-ended:
+		case <-time.After(exportWait):
+			t.Fatal("it does not end")
+		}
+	}
+	for _, last := range []bool{false, true} {
+		t.Run(fmt.Sprintf("Export, last report: %v", last), func(t *testing.T) {
+			t.Parallel()
+			x := newExportTest(t, 0, data, nil)
+			if !last {
+				stalled := x.Inject(lxdtest.StallResponse(512<<10).On("GET", exportPattern))
+				defer stalled.Remove()
+			}
+			ready := make(chan struct{})
+			var export *lxd.Export
+			var err error
+			reports := 0
+			export, err = x.image.Export(t.Context(), &lxd.ExportOptions{Progress: func(lxd.Progress) {
+				<-ready
+				reports++
+				_ = export.Close()
+			}})
+			require.NoError(t, err)
+			close(ready)
+			within(t, func() {
+				_, err = io.Copy(io.Discard, export)
+				_ = export.Close()
+			})
+			if !last {
+				require.ErrorIs(t, err, net.ErrClosed)
+				require.Equal(t, 1, reports)
+			}
+		})
+	}
+	t.Run("Client, in ExportTo, Create and Copy", func(t *testing.T) {
+		t.Parallel()
+		x := newExportTest(t, 0, data, nil)
+		other := newExportTest(t, 0, data, nil)
+		for name, call := range map[string]func(*lxd.Client, func(lxd.Progress)) error{
+			"ExportTo": func(c *lxd.Client, progress func(lxd.Progress)) error {
+				image, err := c.Images.Get(t.Context(), x.image.Fingerprint)
+				require.NoError(t, err)
+				_, err = image.ExportTo(t.Context(), t.TempDir(), &lxd.ExportToOptions{Progress: progress})
+				return err
+			},
+			"Create": func(c *lxd.Client, progress func(lxd.Progress)) error {
+				_, err := c.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true, Dedupe: true, Progress: progress})
+				return err
+			},
+			"Copy": func(c *lxd.Client, progress func(lxd.Progress)) error {
+				image, err := c.Images.Get(t.Context(), x.image.Fingerprint)
+				require.NoError(t, err)
+				_, err = image.Copy(t.Context(), other.client, &lxd.CopyOptions{Mode: lxd.CopyRelay, Wait: true, Progress: progress})
+				return err
+			},
+		} {
+			client := newClient(t, x.Endpoint(), nil)
+			closed := false
+			within(t, func() {
+				_ = call(client, func(lxd.Progress) {
+					closed = true
+					_ = client.Close()
+				})
+			})
+			require.True(t, closed, name)
+		}
+	})
+}
+
+// TestExportRefusesThirdFile has a split image with one file more, behind the
+// two that make up the image.
+func TestExportRefusesThirdFile(t *testing.T) {
+	t.Parallel()
+	metadata, rootfs := lxdtest.SplitImage("third", 64<<10)
+	for _, files := range []int{2, 3} {
+		x := newExportTest(t, -1, metadata, rootfs)
+		x.between(func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
+			res, err := next.RoundTrip(req)
+			if err != nil {
+				return nil, err
+			}
+			_ = res.Body.Close()
+			var body bytes.Buffer
+			form := multipart.NewWriter(&body)
+			for n, data := range [][]byte{metadata, rootfs, nil}[:files] {
+				part, err := form.CreateFormFile("file", fmt.Sprint(n))
+				if err != nil {
+					return nil, err
+				}
+				_, _ = part.Write(data)
+			}
+			_ = form.Close()
+			res.Body, res.ContentLength = io.NopCloser(&body), -1
+			res.Header.Set("Content-Type", form.FormDataContentType())
+			return res, nil
+		})
+		_, err := readExport(t, x.image)
+		if files == 2 {
+			require.NoError(t, err)
+			continue
+		}
+		var failed *lxd.FingerprintError
+		require.ErrorAs(t, err, &failed)
+		require.ErrorContains(t, err, "there is a third file in it")
+	}
 }

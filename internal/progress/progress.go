@@ -30,10 +30,11 @@ type Meter struct {
 	total   int64
 	percent int
 	text    string
-	last    State
-	once    sync.Once
-	stop    chan struct{}
-	stopped chan struct{}
+	ended   bool // no report begins any more, but the last
+
+	reporting chan struct{} // holds an element during a report
+	last      State         // guarded by reporting
+	stop      chan struct{}
 }
 
 // Start begins to report. It gives nil where report is nil. Every Meter must be
@@ -42,25 +43,34 @@ func Start(phase string, total int64, report func(State)) *Meter {
 	if report == nil {
 		return nil
 	}
-	m := &Meter{report: report, phase: phase, total: total, percent: -1, stop: make(chan struct{}), stopped: make(chan struct{})}
+	m := &Meter{report: report, phase: phase, total: total, percent: -1, reporting: make(chan struct{}, 1), stop: make(chan struct{})}
 	go m.run()
 	return m
 }
 
 func (m *Meter) run() {
-	defer close(m.stopped)
 	ticker := time.NewTicker(Interval)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ticker.C:
-			if now := m.state(); now != m.last {
-				m.last = now
-				m.report(now)
-			}
+			m.tell()
 		case <-m.stop:
 			return
 		}
+	}
+}
+
+// tell reports what has changed.
+func (m *Meter) tell() {
+	m.reporting <- struct{}{}
+	defer func() { <-m.reporting }()
+	m.mu.Lock()
+	ended := m.ended
+	m.mu.Unlock()
+	if now := m.state(); !ended && now != m.last {
+		m.last = now
+		m.report(now)
 	}
 }
 
@@ -112,15 +122,39 @@ func (m *Meter) Server(percent int, done int64, text string) {
 	m.done.Store(done)
 }
 
-// Stop makes the last report and returns when no other will follow.
+// Stop makes the last report and returns when no other will follow. It must not
+// be called by what is reported to; that is what Leave is for.
 func (m *Meter) Stop() {
-	if m == nil {
+	if m == nil || !m.end() {
 		return
 	}
-	m.once.Do(func() {
-		close(m.stop)
-		<-m.stopped
-		now := m.state()
-		m.report(now)
-	})
+	m.reporting <- struct{}{}
+	defer func() { <-m.reporting }()
+	m.report(m.state())
+}
+
+// Leave ends the reports like Stop, but waits for none that goes on, as that may
+// be what calls it: then it was the last.
+func (m *Meter) Leave() {
+	if m == nil || !m.end() {
+		return
+	}
+	select {
+	case m.reporting <- struct{}{}:
+		defer func() { <-m.reporting }()
+		m.report(m.state())
+	default:
+	}
+}
+
+// end says whether it was this call that ended the reports.
+func (m *Meter) end() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.ended {
+		return false
+	}
+	m.ended = true
+	close(m.stop)
+	return true
 }

@@ -69,6 +69,63 @@ func TestReportsOneAtATime(t *testing.T) {
 	})
 }
 
+// TestLeaveWithinAReport is what a report does that closes the transfer.
+func TestLeaveWithinAReport(t *testing.T) {
+	t.Parallel()
+	for _, last := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			var m *Meter
+			n := 0
+			m = Start("send", 100, func(State) {
+				n++
+				m.Leave()
+			})
+			if !last {
+				m.Add(1)
+				time.Sleep(2 * Interval)
+				synctest.Wait()
+			}
+			m.Stop()
+			m.Leave()
+			time.Sleep(time.Minute)
+			require.Equal(t, 1, n)
+		})
+	}
+}
+
+// TestLeaveDuringAReport waits for none that goes on elsewhere, and lets none
+// begin.
+func TestLeaveDuringAReport(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var n atomic.Int32
+		goOn := make(chan struct{})
+		m := Start("send", 100, func(State) {
+			n.Add(1)
+			<-goOn
+		})
+		m.Add(1)
+		time.Sleep(2 * Interval)
+		m.Leave()
+		close(goOn)
+		m.Add(1)
+		time.Sleep(time.Minute)
+		require.EqualValues(t, 1, n.Load())
+	})
+}
+
+func TestLeaveReportsTheEnd(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var reports []State
+		m := Start("send", 100, func(s State) { reports = append(reports, s) })
+		m.Add(7)
+		m.Leave()
+		time.Sleep(time.Minute)
+		require.Equal(t, []State{{Phase: "send", Done: 7, Total: 100, Percent: 7}}, reports)
+	})
+}
+
 func TestPhases(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -99,5 +156,6 @@ func TestNobodyIsTold(t *testing.T) {
 		m.Phase("x", 0, 0)
 		m.Server(1, 1, "")
 		m.Stop()
+		m.Leave()
 	}))
 }

@@ -29,17 +29,26 @@ type block struct {
 	uses atomic.Int32 // of the hasher and the consumer
 }
 
+// ErrClosed is what a Read or WriteTo returns when the pump is, or was, closed.
+var ErrClosed = errors.New("closed")
+
 // Pump is a stream that is hashed while it is consumed by Read or WriteTo,
 // from one goroutine.
 type Pump struct {
+	// A block is in one of the three, or with the one who has taken it out. As
+	// each has room for all blocks, putting one back never waits.
 	free   chan *block
 	toHash chan *block
 	toRead chan *block
-	stop   chan struct{}
-	ended  sync.WaitGroup
-	once   sync.Once
-	srcErr error // set before toRead is closed; nil at a plain end
 
+	stop    chan struct{} // closed by Close
+	once    sync.Once
+	running atomic.Int32  // of fill and hash
+	ended   chan struct{} // closed when both have ended
+	srcErr  error         // set before toRead is closed; nil at a plain end
+
+	// Of the consumer. What it still has when the pump is closed goes to nobody
+	// else.
 	cur *block
 	pos int
 }
@@ -49,19 +58,19 @@ type Pump struct {
 func Start(src io.Reader, h hash.Hash, count func(int)) *Pump {
 	p := &Pump{
 		free: make(chan *block, blocks), toHash: make(chan *block, blocks), toRead: make(chan *block, blocks),
-		stop: make(chan struct{}),
+		stop: make(chan struct{}), ended: make(chan struct{}),
 	}
 	for range blocks {
 		p.free <- &block{}
 	}
-	p.ended.Add(2)
+	p.running.Store(2)
 	go p.fill(src, count)
 	go p.hash(h)
 	return p
 }
 
 func (p *Pump) fill(src io.Reader, count func(int)) {
-	defer p.ended.Done()
+	defer p.leave()
 	defer close(p.toRead)
 	defer close(p.toHash)
 	for {
@@ -69,7 +78,7 @@ func (p *Pump) fill(src io.Reader, count func(int)) {
 		select {
 		case b = <-p.free:
 		case <-p.stop:
-			p.srcErr = errors.New("closed")
+			p.srcErr = ErrClosed
 			return
 		}
 		if b.buf == nil {
@@ -104,7 +113,7 @@ func readFull(r io.Reader, b []byte, count func(int)) (n int, err error) {
 }
 
 func (p *Pump) hash(h hash.Hash) {
-	defer p.ended.Done()
+	defer p.leave()
 	for b := range p.toHash {
 		h.Write((*b.buf)[:b.n])
 		p.release(b)
@@ -117,6 +126,28 @@ func (p *Pump) release(b *block) {
 	}
 }
 
+func (p *Pump) closed() bool {
+	select {
+	case <-p.stop:
+		return true
+	default:
+		return false
+	}
+}
+
+// end is what there is behind the last block, when the hash is complete.
+func (p *Pump) end() error {
+	select {
+	case <-p.ended:
+	case <-p.stop:
+		return ErrClosed
+	}
+	if p.srcErr != nil {
+		return p.srcErr
+	}
+	return io.EOF
+}
+
 // next makes cur a block with something left in it.
 func (p *Pump) next() error {
 	for p.cur == nil || p.pos == p.cur.n {
@@ -124,15 +155,18 @@ func (p *Pump) next() error {
 			p.release(p.cur)
 			p.cur, p.pos = nil, 0
 		}
-		b, ok := <-p.toRead
-		if !ok {
-			p.ended.Wait() // the hash is complete now
-			if p.srcErr != nil {
-				return p.srcErr
-			}
-			return io.EOF
+		if p.closed() {
+			return ErrClosed
 		}
-		p.cur, p.pos = b, 0
+		select {
+		case b, ok := <-p.toRead:
+			if !ok {
+				return p.end()
+			}
+			p.cur, p.pos = b, 0
+		case <-p.stop:
+			return ErrClosed
+		}
 	}
 	return nil
 }
@@ -173,24 +207,44 @@ func (p *Pump) WriteTo(w io.Writer) (int64, error) {
 	}
 }
 
-// Close ends both goroutines and waits for them. A source that blocks must be
-// closed before. Nothing may be read afterwards.
+// Close ends the stream, from any goroutine and at any time: a Read or WriteTo
+// that goes on, and every later one, returns ErrClosed. It waits for nothing; a
+// source that blocks must be ended by the caller.
 func (p *Pump) Close() {
 	p.once.Do(func() {
 		close(p.stop)
-		for b := range p.toRead {
-			p.release(b)
+		select {
+		case <-p.ended:
+			p.recycle()
+		default: // leave does it
 		}
-		p.ended.Wait()
-		if p.cur != nil {
-			p.release(p.cur)
-			p.cur = nil
+	})
+}
+
+// leave is the end of fill, or of hash.
+func (p *Pump) leave() {
+	if p.running.Add(-1) == 0 {
+		close(p.ended)
+		if p.closed() {
+			p.recycle()
 		}
-		close(p.free)
-		for b := range p.free {
+	}
+}
+
+// recycle gives away the buffers that nobody uses any more: fill and hash have
+// ended, and the consumer takes no other block.
+func (p *Pump) recycle() {
+	for b := range p.toRead { // closed by fill
+		buffers.Put(b.buf)
+	}
+	for {
+		select {
+		case b := <-p.free:
 			if b.buf != nil {
 				buffers.Put(b.buf)
 			}
+		default:
+			return
 		}
-	})
+	}
 }

@@ -57,6 +57,8 @@ func TestPumpHandsOnAndHashes(t *testing.T) {
 				require.Equal(t, io.EOF, err)
 				p.Close()
 				p.Close()
+				_, err = p.Read(make([]byte, 1))
+				require.Equal(t, ErrClosed, err)
 			}
 		}
 	}
@@ -132,12 +134,108 @@ func TestPumpStopsReadingWhenNobodyConsumes(t *testing.T) {
 		<-first
 	}
 	p.Close() // it ends the goroutines although the source never ends
+	<-p.ended
 	require.LessOrEqual(t, read, blocks*blockSize)
 }
 
 type endless struct{}
 
 func (endless) Read(p []byte) (int, error) { return len(p), nil }
+
+// TestPumpClosedFromElsewhere closes while the consumer waits, or is at work.
+func TestPumpClosedFromElsewhere(t *testing.T) {
+	t.Parallel()
+	read := func(p *Pump) error { _, err := io.Copy(io.Discard, struct{ io.Reader }{p}); return err }
+	writeTo := func(p *Pump) error { _, err := p.WriteTo(io.Discard); return err }
+	for name, consume := range map[string]func(*Pump) error{"Read": read, "WriteTo": writeTo} {
+		t.Run(name+", of a source that blocks", func(t *testing.T) {
+			t.Parallel()
+			src, w := io.Pipe()
+			p := Start(src, sha256.New(), nil)
+			ended := make(chan error)
+			go func() { ended <- consume(p) }()
+			_, err := w.Write(make([]byte, blockSize+1)) // the consumer has, or will have, a block
+			require.NoError(t, err)
+			p.Close()
+			require.Equal(t, ErrClosed, <-ended)
+			require.NoError(t, src.Close())
+			<-p.ended
+		})
+		t.Run(name+", at full speed", func(t *testing.T) {
+			t.Parallel()
+			for range 50 {
+				p := Start(endless{}, sha256.New(), nil)
+				ended := make(chan error)
+				go func() { ended <- consume(p) }()
+				p.Close()
+				require.Equal(t, ErrClosed, <-ended)
+			}
+		})
+	}
+}
+
+// TestPumpGivesAwayWhatNobodyUses has other pumps write to the buffers that
+// closed ones have given back, while a consumer and a source of those are still
+// at work. It is of use with the race detector, and sees what it detects itself.
+func TestPumpGivesAwayWhatNobodyUses(t *testing.T) {
+	t.Parallel()
+	for n := range 10 {
+		fill := byte(n)
+		src := &slowSource{fill: fill, inside: make(chan struct{}), goOn: make(chan struct{})}
+		p := Start(src, sha256.New(), nil)
+		var held []byte
+		holding, check, checked := make(chan struct{}), make(chan struct{}), make(chan error)
+		go func() {
+			_, err := p.WriteTo(writerFunc(func(b []byte) (int, error) {
+				held = b
+				close(holding)
+				<-check
+				if bytes.Count(held, []byte{fill}) != len(held) {
+					return 0, errors.New("the block was overwritten")
+				}
+				return len(b), nil
+			}))
+			checked <- err
+		}()
+		<-holding
+		<-src.inside
+		p.Close()
+		other := Start(bytes.NewReader(bytes.Repeat([]byte{fill + 1}, 2*blocks*blockSize)), sha256.New(), nil)
+		close(src.goOn) // writes to the buffer that it was given before
+		_, err := other.WriteTo(writerFunc(func(b []byte) (int, error) {
+			if bytes.Count(b, []byte{fill + 1}) != len(b) {
+				return 0, errors.New("the other's block was overwritten")
+			}
+			return len(b), nil
+		}))
+		require.NoError(t, err)
+		other.Close()
+		close(check)
+		require.Equal(t, ErrClosed, <-checked)
+		<-p.ended
+	}
+}
+
+// slowSource fills one block, and is in the middle of the next until it is told
+// to go on.
+type slowSource struct {
+	fill   byte
+	calls  int
+	inside chan struct{}
+	goOn   chan struct{}
+}
+
+func (s *slowSource) Read(p []byte) (int, error) {
+	if s.calls++; s.calls == 2 {
+		close(s.inside)
+		<-s.goOn
+	}
+	return copy(p, bytes.Repeat([]byte{s.fill}, len(p))), nil
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 
 func TestPumpTellsShortWrites(t *testing.T) {
 	t.Parallel()
