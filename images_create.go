@@ -72,9 +72,10 @@ type CreateOptions struct {
 	Type ImageType
 
 	// Size and RootfsSize are the lengths in bytes of readers that are not
-	// seekable, if known. A reader that holds more is an [ErrBodyChanged], one
-	// that holds less an io.ErrUnexpectedEOF. Default: 0, unknown; the body is
-	// then sent in chunks.
+	// seekable, if known. So much is read and no more: a connection may stay
+	// open behind it. A reader that gives more together with the last byte is
+	// an [ErrBodyChanged], one that holds less an io.ErrUnexpectedEOF. Default: 0,
+	// unknown; the body is then sent in chunks.
 	Size       int64
 	RootfsSize int64
 
@@ -126,7 +127,11 @@ type CreateOptions struct {
 // Create uploads an image from a reader: a unified tarball, or with
 // [CreateOptions.Rootfs] a split image. It begins where the reader stands. A
 // reader that is also an [io.Seeker] is sent with its length, and again if the
-// connection breaks; a file is sent by the kernel where that is possible.
+// connection breaks; a file is sent by the kernel where that is possible. It is
+// not read any more when Create has returned, unless ctx has ended while a Read
+// of it blocked: that is then the last one, and the reader must be left alone
+// until it returns. A server's refusal, too, is returned when the Read that
+// goes on has ended.
 //
 // Without Wait, the Image has its fingerprint and what the options say, and
 // Image.Wait completes it. Where an image was made but an alias could not be,
@@ -348,7 +353,7 @@ func (u *upload) run(ctx context.Context, wait bool) (*Image, error) {
 		body: content.Options{Sent: u.meter.Counter(), Hash: hash},
 		opened: func(b *content.Body) {
 			if u.body != nil {
-				u.body.Discard()
+				u.body.Discard(ctx)
 			}
 			if u.sent++; u.sent == 1 {
 				u.began = time.Now()
@@ -360,7 +365,7 @@ func (u *upload) run(ctx context.Context, wait bool) (*Image, error) {
 	op, err := c.start(ctx, req, u.settle)
 	if err != nil {
 		if u.body != nil {
-			u.body.Discard()
+			u.body.Discard(ctx)
 		}
 		if errors.Is(err, ErrUnavailable) && ctx.Err() == nil && !u.content.Replayable() && u.content.Used() {
 			err = fmt.Errorf("%w: %w", ErrNotReplayable, err)
@@ -368,12 +373,15 @@ func (u *upload) run(ctx context.Context, wait bool) (*Image, error) {
 		return nil, err
 	}
 	u.accepted = time.Now()
+	if u.body != nil {
+		u.body.Finish(ctx)
+	}
 	image := u.want.image(c, u.fingerprint)
 	image.Size = max(u.content.SourceSize(), 0)
 	if hash {
 		sum, err := u.body.Fingerprint(ctx)
 		if err != nil {
-			u.body.Discard()
+			u.body.Discard(ctx)
 			return nil, fmt.Errorf("hash the image: %w", err)
 		}
 		image.Fingerprint = sum

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -234,4 +235,112 @@ func TestWaitFailsAgain(t *testing.T) {
 	require.NoError(t, image.DeleteAlias(t.Context(), "prod"))
 	require.NoError(t, image.Wait(t.Context()), "it has ended")
 	require.Empty(t, image.Aliases)
+}
+
+// watchedReader notes reads that end after the call that it was given to.
+type watchedReader struct {
+	blockAt  int // bytes after which a Read waits for goOn
+	read     int
+	goOn     chan struct{}
+	blocked  chan struct{}
+	returned atomic.Bool // the call
+	late     atomic.Bool // a Read ended, or began, after it
+}
+
+func (r *watchedReader) Read(p []byte) (int, error) {
+	if r.read >= r.blockAt && r.blocked != nil {
+		close(r.blocked)
+		r.blocked = nil
+		<-r.goOn
+	}
+	r.read += len(p)
+	if r.returned.Load() {
+		r.late.Store(true)
+	}
+	return len(p), nil
+}
+
+// TestCreateReadsNoMoreWhenItHasReturned has a server that refuses an upload in
+// the middle, while the reader is being read: what it has more is the next
+// caller's.
+func TestCreateReadsNoMoreWhenItHasReturned(t *testing.T) {
+	t.Parallel()
+	s := lxdtest.NewServer(nil)
+	t.Cleanup(s.Close)
+	s.Inject(lxdtest.EarlyAnswer(1<<20, http.StatusInsufficientStorage, "the disk is full").On("POST", "/1.0/images"))
+	refused := make(chan struct{}, 1)
+	client := newClient(t, s.Endpoint(), &lxd.Options{Transport: func(next http.RoundTripper) http.RoundTripper {
+		return roundTripFunc(func(req *http.Request) (*http.Response, error) {
+			res, err := next.RoundTrip(req)
+			if req.Method == http.MethodPost {
+				refused <- struct{}{}
+			}
+			return res, err
+		})
+	}})
+	for _, size := range []int64{0, 1 << 40} {
+		r := &watchedReader{blockAt: 2 << 20, goOn: make(chan struct{}), blocked: make(chan struct{})}
+		go func() {
+			<-refused
+			// So much later a call that does not wait has returned.
+			time.AfterFunc(100*time.Millisecond, func() { close(r.goOn) })
+		}()
+		_, err := client.Images.Create(t.Context(), r, &lxd.CreateOptions{Size: size})
+		r.returned.Store(true)
+		var failed *lxd.Error
+		require.ErrorAs(t, err, &failed)
+		require.Equal(t, http.StatusInsufficientStorage, failed.StatusCode)
+		read := r.read
+		time.Sleep(50 * time.Millisecond)
+		require.False(t, r.late.Load())
+		require.Equal(t, read, r.read)
+	}
+
+	// A Read that does not end is left alone when the context has ended.
+	r := &watchedReader{blockAt: 2 << 20, goOn: make(chan struct{}), blocked: make(chan struct{})}
+	defer close(r.goOn)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-refused
+		cancel()
+	}()
+	_, err := client.Images.Create(ctx, r, nil)
+	require.Error(t, err)
+}
+
+// TestDedupeObeysContext has a seekable reader that blocks.
+func TestDedupeObeysContext(t *testing.T) {
+	t.Parallel()
+	s := lxdtest.NewServer(nil)
+	t.Cleanup(s.Close)
+	client := newClient(t, s.Endpoint(), nil)
+	r := &watchedReader{goOn: make(chan struct{}), blocked: make(chan struct{})}
+	defer close(r.goOn)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func(inside <-chan struct{}) {
+		<-inside
+		cancel()
+	}(r.blocked)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := client.Images.Create(ctx, seekableReader{r}, &lxd.CreateOptions{Dedupe: true})
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		require.ErrorIs(t, err, context.Canceled)
+	case <-time.After(5 * time.Second):
+		t.Fatal("it waits for the reader")
+	}
+	require.Empty(t, s.Requests())
+}
+
+// seekableReader has a megabyte.
+type seekableReader struct{ io.Reader }
+
+func (seekableReader) Seek(offset int64, whence int) (int64, error) {
+	if whence == io.SeekEnd {
+		return 1<<20 + offset, nil
+	}
+	return offset, nil
 }

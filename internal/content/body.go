@@ -23,9 +23,10 @@ type Body struct {
 	content *Content
 	sent    func(int)
 
-	// mu is held while the caller's reader is read, which may block: Close and
-	// Err, which come from other goroutines, do not wait for it.
-	mu     sync.Mutex
+	// turn holds an element while a source is read, or sent by the connection,
+	// which may block: Close and Err, which come from other goroutines, do not
+	// wait for it, and Finish does under a context.
+	turn   chan struct{}
 	closed atomic.Bool
 	whole  atomic.Bool // everything was read
 
@@ -54,7 +55,7 @@ func (c *Content) Open(ctx context.Context, opts Options) (*Body, error) {
 			}
 		}
 	}
-	b := &Body{content: c, sent: opts.Sent}
+	b := &Body{content: c, sent: opts.Sent, turn: make(chan struct{}, 1)}
 	if opts.Hash {
 		if c.readableAt() {
 			b.beside = hashBeside(c)
@@ -89,46 +90,98 @@ func (b *Body) Fingerprint(ctx context.Context) (string, error) {
 	return "", errors.New("no hash was asked for")
 }
 
-// Close ends the sending. It does not close the caller's readers, and does not
-// wait for a Read that blocks in one.
+// Close ends the sending: no other Read of a source begins. It does not close
+// the caller's readers, and does not wait for a Read that goes on in one.
 func (b *Body) Close() error {
 	b.closed.Store(true)
-	b.stopHasher()
+	if b.tryLock() {
+		b.unlock()
+	}
 	return nil
 }
 
-// stopHasher ends the hashing of a body that is closed. Where a Read goes on,
-// that does it when it is through.
-func (b *Body) stopHasher() {
-	if b.hasher != nil && b.mu.TryLock() {
-		b.hasher.stop()
-		b.mu.Unlock()
+// Finish closes the body and waits until no source is read any more. It gives up
+// soon after ctx has ended: then a Read that blocks goes on, as the last, and
+// comes to its end with the reader. The connection must be free to end: a body
+// that is being written to one is waited for too.
+func (b *Body) Finish(ctx context.Context) {
+	_ = b.Close()
+	free := make(chan struct{})
+	gaveUp := make(chan struct{})
+	go func() {
+		select {
+		case b.turn <- struct{}{}:
+			b.unlock()
+			close(free)
+		case <-gaveUp:
+		}
+	}()
+	await(ctx, free)
+	close(gaveUp)
+}
+
+// grace is how long a Read may take to end when the context has ended: most do
+// at once.
+const grace = 100 * time.Millisecond
+
+// await returns when done is closed, or soon after ctx has ended. It says whether
+// done was closed.
+func await(ctx context.Context, done <-chan struct{}) bool {
+	select {
+	case <-done:
+		return true
+	case <-ctx.Done():
+	}
+	timer := time.NewTimer(grace)
+	defer timer.Stop()
+	select {
+	case <-done:
+		return true
+	case <-timer.C:
+		return false
 	}
 }
 
-// unlock ends a reading of the sources.
+func (b *Body) lock() { b.turn <- struct{}{} }
+
+func (b *Body) tryLock() bool {
+	select {
+	case b.turn <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+// unlock ends a reading of the sources. Where the body was closed meanwhile, it
+// ends the hashing too.
 func (b *Body) unlock() {
 	if b.part == len(b.content.parts) {
 		b.whole.Store(true)
 	}
-	b.mu.Unlock()
-	if b.closed.Load() {
-		b.stopHasher()
+	if b.hasher != nil && b.closed.Load() {
+		b.hasher.stop()
+	}
+	<-b.turn
+	// Close may have come between the two.
+	if b.hasher != nil && b.closed.Load() && b.tryLock() {
+		b.hasher.stop()
+		<-b.turn
 	}
 }
 
-// Discard ends the hashing of a sending that failed.
-func (b *Body) Discard() {
-	_ = b.Close()
+// Discard finishes a sending that failed, and ends its hashing.
+func (b *Body) Discard(ctx context.Context) {
+	b.Finish(ctx)
 	if b.beside != nil {
-		b.beside.cancel()
+		b.beside.cancel(ctx)
 	}
 }
 
 // Err gives the error of the caller's own reader that ended the sending, if one
 // did. net/http wraps it in words of its own.
 func (b *Body) Err() error {
-	if !b.mu.TryLock() {
+	if !b.tryLock() {
 		return nil // a Read goes on, so none has failed
 	}
 	defer b.unlock()
@@ -139,7 +192,7 @@ var errClosed = errors.New("body is closed")
 
 // Read reads through user space.
 func (b *Body) Read(p []byte) (int, error) {
-	b.mu.Lock()
+	b.lock()
 	defer b.unlock()
 	n, err := b.read(p)
 	if n > 0 && b.sent != nil {
@@ -183,6 +236,7 @@ func (b *Body) read(p []byte) (int, error) {
 }
 
 func (b *Body) readSource(s *Source, p []byte) (n int, err error) {
+	last := false
 	if s.size >= 0 {
 		rest := s.size - b.offset
 		if rest == 0 {
@@ -194,56 +248,61 @@ func (b *Body) readSource(s *Source, p []byte) (n int, err error) {
 			if err := s.unchanged(); err != nil {
 				return 0, b.fail(err)
 			}
+			if last = s.seeker == nil && rest == 1; s.seeker == nil && rest > 1 {
+				p = p[:rest-1]
+			}
 		}
 	}
-	if s.at != nil {
+	switch {
+	case s.at != nil:
 		n, err = s.at.ReadAt(p, s.start+b.offset)
-	} else {
-		// In this order, so that who closes and then asks for it knows.
-		s.used.Store(true)
-		s.reading <- struct{}{}
-		if b.closed.Load() {
-			<-s.reading
-			return 0, errClosed
-		}
-		n, err = s.r.Read(p)
-		<-s.reading
+	case last:
+		n, err = b.readLast(s, p)
+	default:
+		n, err = b.readOnce(s, p)
 	}
 	b.offset += int64(n)
 	switch {
-	case err == io.EOF:
-		if s.size < 0 {
-			b.next()
-			return n, nil
-		}
-		if b.offset < s.size {
-			return n, b.fail(fmt.Errorf("read %d of %d bytes: %w", b.offset, s.size, io.ErrUnexpectedEOF))
-		}
-		return b.endOf(s, n)
-	case err != nil:
+	case err == errClosed:
+		return 0, err
+	case err == io.EOF && s.size < 0:
+		b.next()
+		return n, nil
+	case err == io.EOF && b.offset < s.size:
+		return n, b.fail(fmt.Errorf("read %d of %d bytes: %w", b.offset, s.size, io.ErrUnexpectedEOF))
+	case err != nil && err != io.EOF:
 		return n, b.fail(err)
 	}
-	return b.endOf(s, n)
+	if b.offset == s.size {
+		b.next()
+	}
+	return n, nil
 }
 
-// endOf goes on to the next part where the n bytes that were read are the last
-// of a source. They are held back from a server where the reader holds more
-// than its stated size: the rest would be lost without a word.
-func (b *Body) endOf(s *Source, n int) (int, error) {
-	if b.offset != s.size {
-		return n, nil
+// readOnce is one Read of the caller's reader.
+func (b *Body) readOnce(s *Source, p []byte) (int, error) {
+	// In this order, so that who closes and then asks for it knows.
+	s.used.Store(true)
+	s.reading <- struct{}{}
+	defer func() { <-s.reading }()
+	if b.closed.Load() {
+		return 0, errClosed
 	}
-	if s.seeker == nil {
-		var one [1]byte
-		switch more, err := io.ReadFull(s.r, one[:]); {
-		case more > 0:
-			return 0, b.fail(fmt.Errorf("%w: the reader holds more than the given size of %d bytes", ErrChanged, s.size))
-		case err != io.EOF:
-			return 0, b.fail(err)
-		}
+	return s.r.Read(p)
+}
+
+// readLast reads the last byte of a reader whose size the caller has stated, with
+// room for one more: where that comes with it, the reader holds more than its
+// size, and the rest would be lost without a word, so the last byte is held back
+// from the server. There is no other Read to look for more: of a connection that
+// stays open it would not return, and take what is not the image's.
+func (b *Body) readLast(s *Source, p []byte) (int, error) {
+	var two [2]byte
+	n, err := b.readOnce(s, two[:])
+	if n > 1 {
+		return 0, fmt.Errorf("%w: the reader holds more than the given size of %d bytes", ErrChanged, s.size)
 	}
-	b.next()
-	return n, nil
+	return copy(p, two[:n]), err
 }
 
 func (b *Body) next() { b.part, b.offset = b.part+1, 0 }
@@ -257,9 +316,9 @@ func (b *Body) fail(err error) error {
 // means.
 func (b *Body) SendTo(w netconn.FileWriter, n int64) (done int64, err error) {
 	for done < n {
-		b.mu.Lock()
+		b.lock()
 		closed, failed, at := b.closed.Load(), b.failed, b.part
-		b.mu.Unlock()
+		b.unlock()
 		switch {
 		case closed:
 			return done, errClosed
@@ -288,15 +347,18 @@ func (b *Body) SendTo(w netconn.FileWriter, n int64) (done int64, err error) {
 const lastStretch = 64 << 10
 
 func (b *Body) sendFile(w netconn.FileWriter, s *Source, n int64) (int64, error) {
+	b.lock()
+	defer b.unlock()
+	if b.closed.Load() {
+		return 0, errClosed
+	}
 	rest := s.size - b.offset
 	if rest > lastStretch {
 		rest -= lastStretch
 	} else if err := s.unchanged(); err != nil {
-		return 0, b.failLocked(err)
+		return 0, b.fail(err)
 	}
 	done, err := w.WriteFile(s.file, s.start+b.offset, min(rest, n), b.sent)
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	b.offset += done
 	switch {
 	case errors.Is(err, io.ErrUnexpectedEOF):
@@ -313,12 +375,6 @@ func (b *Body) sendFile(w netconn.FileWriter, s *Source, n int64) (int64, error)
 	return done, nil
 }
 
-func (b *Body) failLocked(err error) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.fail(err)
-}
-
 // onePart reads a body up to the end of one part.
 type onePart struct {
 	b    *Body
@@ -326,7 +382,7 @@ type onePart struct {
 }
 
 func (r onePart) Read(p []byte) (int, error) {
-	r.b.mu.Lock()
+	r.b.lock()
 	defer r.b.unlock()
 	if r.b.part != r.part {
 		return 0, io.EOF
@@ -461,16 +517,8 @@ func (b *beside) wait(ctx context.Context) (string, error) {
 	}
 }
 
-// cancelGrace is how long a hashing may take to end, which has to wait for a
-// read that goes on.
-const cancelGrace = 100 * time.Millisecond
-
-func (b *beside) cancel() {
+// cancel ends the hashing, and waits for a read that goes on as Finish does.
+func (b *beside) cancel(ctx context.Context) {
 	b.once.Do(func() { close(b.stop) })
-	grace := time.NewTimer(cancelGrace)
-	defer grace.Stop()
-	select {
-	case <-b.done:
-	case <-grace.C:
-	}
+	await(ctx, b.done)
 }

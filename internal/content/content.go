@@ -215,8 +215,23 @@ func (c *Content) Used() bool {
 }
 
 // HashAhead hashes the sources one after another without sending anything.
-// They must be replayable.
+// They must be replayable. Soon after ctx has ended it returns, also if a Read
+// blocks: that is then the last, and comes to its end with the reader.
 func (c *Content) HashAhead(ctx context.Context, count func(int)) (string, error) {
+	var sum string
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		sum, err = c.hashAhead(ctx, count)
+	}()
+	if !await(ctx, done) {
+		return "", ctxerr.Of(ctx)
+	}
+	return sum, err
+}
+
+func (c *Content) hashAhead(ctx context.Context, count func(int)) (string, error) {
 	sum := sha256.New()
 	for _, p := range c.parts {
 		if p.source == nil {
@@ -243,7 +258,9 @@ func hashSource(ctx context.Context, sum hash.Hash, s *Source, count func(int)) 
 		if err := ctxerr.Of(ctx); err != nil {
 			return err
 		}
+		s.reading <- struct{}{}
 		got, err := r.Read(block)
+		<-s.reading
 		sum.Write(block[:got])
 		n += int64(got)
 		if count != nil {

@@ -12,8 +12,10 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -200,14 +202,14 @@ func TestReaderThatFailsOrHoldsAnotherLength(t *testing.T) {
 		{iotest.ErrReader(broken), 10, broken},
 		{io.MultiReader(bytes.NewReader(make([]byte, 5)), iotest.ErrReader(broken)), -1, broken},
 		{iotest.HalfReader(bytes.NewReader(make([]byte, 5))), 10, io.ErrUnexpectedEOF},
-		{iotest.HalfReader(bytes.NewReader(make([]byte, 11))), 10, ErrChanged},
+		{struct{ io.Reader }{bytes.NewReader(make([]byte, 11))}, 10, ErrChanged},
 	} {
 		b, err := Unified(source(t, c.r, c.size)).Open(t.Context(), Options{Hash: true})
 		require.NoError(t, err)
 		_, err = io.Copy(io.Discard, struct{ io.Reader }{b})
 		require.ErrorIs(t, err, c.want)
 		require.ErrorIs(t, b.Err(), c.want)
-		b.Discard()
+		b.Discard(t.Context())
 	}
 }
 
@@ -301,8 +303,135 @@ func TestContextEndsHash(t *testing.T) {
 	cancel()
 	_, err = b.Fingerprint(ctx)
 	require.ErrorIs(t, err, context.Canceled)
-	b.Discard()
+	b.Discard(ctx)
 	close(r.goOn)
 	_, err = b.Fingerprint(t.Context())
 	require.ErrorIs(t, err, errClosed)
+}
+
+// TestFinishWaitsForRead has a Read go on, and others ready to follow it.
+func TestFinishWaitsForRead(t *testing.T) {
+	t.Parallel()
+	r := newBlocking(make([]byte, 1<<20))
+	b, err := Unified(source(t, struct{ io.Reader }{r}, -1)).Open(t.Context(), Options{Hash: true})
+	require.NoError(t, err)
+	sent := make(chan int64)
+	go func() {
+		n, _ := io.Copy(io.Discard, b)
+		sent <- n
+	}()
+	<-r.inside
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	b.Finish(ctx) // gives up
+	finished := make(chan struct{})
+	go func() {
+		defer close(finished)
+		b.Finish(context.Background())
+	}()
+	select {
+	case <-finished:
+		t.Fatal("it did not wait")
+	case <-time.After(10 * time.Millisecond):
+	}
+	close(r.goOn)
+	<-finished
+	left := r.Len()
+	<-sent
+	require.Equal(t, left, r.Len(), "it is not read any more")
+	require.NotZero(t, left)
+}
+
+// TestReaderThatStaysOpen has nothing more behind its stated size, and does not
+// say so.
+func TestReaderThatStaysOpen(t *testing.T) {
+	t.Parallel()
+	data := []byte("0123456789")
+	for way, do := range send {
+		r, w := io.Pipe()
+		go func() {
+			for n := range data {
+				_, _ = w.Write(data[n : n+1])
+			}
+		}()
+		c := Unified(source(t, r, int64(len(data))))
+		b, err := c.Open(t.Context(), Options{Hash: true})
+		require.NoError(t, err)
+		var got fileWriter
+		ended := make(chan error)
+		go func() { ended <- do(b, &got, c.Size()) }()
+		select {
+		case err := <-ended:
+			require.NoError(t, err, way)
+		case <-time.After(10 * time.Second):
+			t.Fatal(way, ": it waits for more")
+		}
+		require.Equal(t, string(data), got.String())
+		fingerprint, err := b.Fingerprint(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, sum(data), fingerprint)
+		next := make(chan byte)
+		go func() {
+			var one [1]byte
+			_, _ = r.Read(one[:])
+			next <- one[0]
+		}()
+		_, err = w.Write([]byte("n"))
+		require.NoError(t, err)
+		require.Equal(t, byte('n'), <-next, "what comes later is not the image's")
+	}
+}
+
+// TestHashAheadObeysContext has readers that block, and that have no end.
+func TestHashAheadObeysContext(t *testing.T) {
+	t.Parallel()
+	blocks := newBlocking(make([]byte, 1<<20))
+	t.Cleanup(func() { close(blocks.goOn) })
+	for name, r := range map[string]io.ReadSeeker{
+		"blocks":                 struct{ io.ReadSeeker }{blocks},
+		"blocks, read by offset": newBlockingUntil(t),
+		"long":                   &longReader{},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			time.AfterFunc(10*time.Millisecond, cancel)
+			began := time.Now()
+			_, err := Unified(source(t, r, -1)).HashAhead(ctx, nil)
+			require.ErrorIs(t, err, context.Canceled)
+			require.Less(t, time.Since(began), time.Second)
+			if long, ok := r.(*longReader); ok {
+				reads := long.reads.Load()
+				time.Sleep(10 * time.Millisecond)
+				require.Equal(t, reads, long.reads.Load(), "it is not read any more")
+			}
+		})
+	}
+}
+
+func newBlockingUntil(t *testing.T) *blocking {
+	t.Helper()
+	b := newBlocking(make([]byte, 1<<20))
+	t.Cleanup(func() { close(b.goOn) })
+	return b
+}
+
+// longReader takes very long to be read.
+type longReader struct {
+	at    int64
+	reads atomic.Int64
+}
+
+func (r *longReader) Read(p []byte) (int, error) {
+	r.reads.Add(1)
+	return len(p), nil
+}
+
+func (r *longReader) Seek(offset int64, whence int) (int64, error) {
+	switch whence {
+	case io.SeekStart:
+		r.at = offset
+	case io.SeekEnd:
+		r.at = 1<<60 + offset
+	}
+	return r.at, nil
 }
