@@ -130,7 +130,8 @@ func (p *parrot) RoundTrip(r *http.Request) (*http.Response, error) {
 		if r.Body != nil {
 			_ = r.Body.Close()
 		}
-		return nil, &url.Error{Op: "Post", URL: r.URL.String(), Err: errors.New(words)}
+		// As a round tripper of the caller's that asks somebody else.
+		return nil, &url.Error{Op: "Post", URL: "https://collector.invalid/?key=own-s3cr3t", Err: errors.New(words)}
 	}
 	return answer(400, "X-A", "b", failure(400, words))
 }
@@ -169,6 +170,10 @@ func (p *parrot) words(r *http.Request) (words, body string) {
 	}
 	all := []string{"asked for", r.URL.String(), body}
 	for _, part := range parts {
+		var token map[string]any
+		if data, err := base64.StdEncoding.DecodeString(part); err == nil && json.Unmarshal(data, &token) == nil {
+			all = append(all, p.strings(token)...)
+		}
 		all = append(all, part, url.QueryEscape(part), url.PathEscape(part), fmt.Sprintf("%q", part))
 		if u, err := url.Parse(part); err == nil && u.User != nil {
 			password, _ := u.User.Password()
@@ -285,7 +290,7 @@ func TestServersTellSecrets(t *testing.T) {
 			ear := newEar()
 			flock := &squad{begun: map[string]string{}}
 			connect := func(name string, s *lxdtest.Server, opts *lxd.Options) *lxd.Client {
-				opts.ServerCertificate, opts.Token, opts.Retries, opts.Logger = s.Certificate(), bearer, -1, ear.logger()
+				opts.ServerCertificate, opts.Retries, opts.Logger = s.Certificate(), -1, ear.logger()
 				opts.Transport = func(next http.RoundTripper) http.RoundTripper { return &parrot{next, flock, name} }
 				return newClient(t, s.URL(), opts)
 			}
@@ -293,17 +298,10 @@ func TestServersTellSecrets(t *testing.T) {
 				s := lxdtest.NewServer(&lxdtest.Options{Dialect: dialect, TLS: true, BearerTokens: []string{bearer}})
 				t.Cleanup(s.Close)
 				cert, key := s.ClientCertificate()
-				return s, connect(name, s, &lxd.Options{ClientCertificate: cert, ClientKey: key})
+				return s, connect(name, s, &lxd.Options{ClientCertificate: cert, ClientKey: key, Token: bearer})
 			}
 			source, from := server("source")
 			target, to := server("target")
-			stranger := connect("target", target, joiner(t))
-			token := target.NewTrustToken("x")
-			var inside struct{ Secret string }
-			data, err := base64.StdEncoding.DecodeString(token)
-			require.NoError(t, err)
-			require.NoError(t, json.Unmarshal(data, &inside))
-			ear.secrets = append(ear.secrets, token, url.QueryEscape(token), inside.Secret)
 			_, key := source.ClientCertificate()
 			ear.secrets = append(ear.secrets, strings.Split(string(key), "\n")[1])
 
@@ -367,7 +365,14 @@ func TestServersTellSecrets(t *testing.T) {
 					}
 					registry := lxd.Registry{Name: "r", Protocol: "simplestreams", Config: map[string]string{"url": secretURL(t, "https://127.0.0.1:1")}}
 					ear.err(to.Registries.Create(t.Context(), registry))
+					stranger := connect("target", target, joiner(t))
 					ear.err(stranger.TrustPassword(t.Context(), password, nil))
+					token := target.NewTrustToken("x")
+					data, err := base64.StdEncoding.DecodeString(token)
+					require.NoError(t, err)
+					var inside struct{ Secret string }
+					require.NoError(t, json.Unmarshal(data, &inside))
+					ear.secrets = append(ear.secrets, token, url.QueryEscape(token), inside.Secret)
 					ear.err(stranger.Trust(t.Context(), token))
 					ear.tell(fmt.Sprintf("%+v", secret.Operation().Status()))
 					_, err = secret.Operation().Refresh(t.Context())
@@ -427,7 +432,7 @@ func TestSourcesTellSecrets(t *testing.T) {
 				}
 				conn, _, err := http.NewResponseController(w).Hijack()
 				if err == nil {
-					_, _ = fmt.Fprintf(conn, "HTTP/1.1 403 %s\r\nContent-Length: 0\r\n\r\n", words)
+					_, _ = fmt.Fprintf(conn, "%s\r\n", words)
 					_ = conn.Close()
 				}
 				return
@@ -522,6 +527,7 @@ func TestProxiesTellSecrets(t *testing.T) {
 		ear.err(err)
 		client := newClient(t, "https://127.0.0.1:1", &lxd.Options{Retries: -1, Proxy: func(*http.Request) (*url.URL, error) { return url.Parse(proxy) }})
 		_, err = client.Images.All(t.Context(), nil)
+		require.ErrorContains(t, err, "proxy")
 		ear.err(err)
 	}
 	ear.check(t)

@@ -118,15 +118,9 @@ func (s *Secrets) words(text string) string {
 		return text
 	}
 	s.prepare.Do(func() {
-		// A URL within another one's query is escaped twice.
-		var forms []string
-		for _, form := range escaped(escaped(s.values)) {
-			quoted, ascii := strconv.Quote(form), strconv.QuoteToASCII(form)
-			forms = append(forms, form, quoted[1:len(quoted)-1], ascii[1:len(ascii)-1])
-			if data, err := json.Marshal(form); err == nil {
-				forms = append(forms, string(data[1:len(data)-1]))
-			}
-		}
+		// What is written once is often written again: a URL within another one's
+		// query, JSON within a text that is quoted.
+		forms := written(written(s.values))
 		// Of two that begin at one place the longer one is taken.
 		slices.SortFunc(forms, func(a, b string) int { return len(b) - len(a) })
 		var pairs []string
@@ -138,11 +132,15 @@ func (s *Secrets) words(text string) string {
 	return s.replacer.Replace(text)
 }
 
-// escaped adds what texts are like in a URL.
-func escaped(texts []string) []string {
+// written adds to texts what they are like within a URL, a quoted text and JSON.
+func written(texts []string) []string {
 	var all []string
 	for _, text := range texts {
-		all = append(all, text, url.QueryEscape(text), url.PathEscape(text), url.User(text).String())
+		quoted, ascii := strconv.Quote(text), strconv.QuoteToASCII(text)
+		all = append(all, text, url.QueryEscape(text), url.PathEscape(text), url.User(text).String(), quoted[1:len(quoted)-1], ascii[1:len(ascii)-1])
+		if data, err := json.Marshal(text); err == nil {
+			all = append(all, string(data[1:len(data)-1]))
+		}
 	}
 	slices.Sort(all)
 	return slices.Compact(all)
