@@ -2,6 +2,7 @@ package lxd_test
 
 import (
 	"bufio"
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -19,6 +20,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/gorilla/websocket"
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
@@ -410,7 +412,7 @@ func TestSourcesTellSecrets(t *testing.T) {
 		"garbage": func(w http.ResponseWriter, _ *http.Request, words string) {
 			conn, _, err := http.NewResponseController(w).Hijack()
 			if err == nil {
-				_, _ = fmt.Fprintf(conn, "%s\r\n", words)
+				_, _ = fmt.Fprintf(conn, "%s\r\n", strings.ReplaceAll(words, " ", "|"))
 				_ = conn.Close()
 			}
 		},
@@ -432,7 +434,7 @@ func TestSourcesTellSecrets(t *testing.T) {
 				}
 				conn, _, err := http.NewResponseController(w).Hijack()
 				if err == nil {
-					_, _ = fmt.Fprintf(conn, "%s\r\n", words)
+					_, _ = fmt.Fprintf(conn, "%s\r\n", strings.ReplaceAll(words, " ", "|"))
 					_ = conn.Close()
 				}
 				return
@@ -562,6 +564,43 @@ func TestAddressesAreNotTold(t *testing.T) {
 		for _, name := range []string{"lxd", "streams"} {
 			_, err := lxd.Remote(fmt.Sprint(name, n), &lxd.Options{ConfigDir: dir})
 			errOf[*lxd.RemoteError](t, err)
+			ear.err(err)
+		}
+	}
+	ear.check(t)
+}
+
+// TestEventsTellSecrets has the socket of the events tell the token: in a
+// refusal, and in its last words.
+func TestEventsTellSecrets(t *testing.T) {
+	t.Parallel()
+	ear := newEar()
+	for _, accepts := range []bool{false, true} {
+		server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			bearer := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
+			if !accepts {
+				w.WriteHeader(http.StatusForbidden)
+				_, _ = fmt.Fprintf(w, `{"type":"error","error_code":403,"error":%q}`, bearer)
+				return
+			}
+			conn, err := (&websocket.Upgrader{}).Upgrade(w, r, nil)
+			if err == nil {
+				_ = conn.WriteMessage(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.ClosePolicyViolation, bearer))
+				_ = conn.Close()
+			}
+		}))
+		t.Cleanup(server.Close)
+		asked := 0
+		client := newClient(t, server.URL, &lxd.Options{
+			ServerFingerprint: fingerprintOf(server.Certificate().Raw), Retries: -1, Logger: ear.logger(),
+			TokenSource: func(context.Context) (string, error) {
+				if asked++; asked > 1 {
+					return "", &url.Error{Op: "Post", URL: "https://provider.invalid/?key=s3cr3t", Err: errors.New("not twice")}
+				}
+				return "bearer-s3cr3t", nil
+			},
+		})
+		for _, err := range client.Events(t.Context(), nil) {
 			ear.err(err)
 		}
 	}
