@@ -237,23 +237,33 @@ func TestWaitFailsAgain(t *testing.T) {
 	require.Empty(t, image.Aliases)
 }
 
-// watchedReader notes reads that end after the call that it was given to.
+// watchedReader has no end, blocks once, and notes reads that end after the call
+// that it was given to.
 type watchedReader struct {
 	blockAt  int // bytes after which a Read waits for goOn
-	read     int
 	goOn     chan struct{}
-	blocked  chan struct{}
+	blocked  chan struct{} // closed when it does
+	wentOn   chan struct{} // closed at the end of that Read
+	read     atomic.Int64
 	returned atomic.Bool // the call
-	late     atomic.Bool // a Read ended, or began, after it
+	late     atomic.Bool // a Read ended after it
+}
+
+func newWatchedReader(blockAt int) *watchedReader {
+	return &watchedReader{blockAt: blockAt, goOn: make(chan struct{}), blocked: make(chan struct{}), wentOn: make(chan struct{})}
 }
 
 func (r *watchedReader) Read(p []byte) (int, error) {
-	if r.read >= r.blockAt && r.blocked != nil {
-		close(r.blocked)
-		r.blocked = nil
-		<-r.goOn
+	before := r.read.Add(int64(len(p))) - int64(len(p))
+	select {
+	case <-r.blocked:
+	default:
+		if before >= int64(r.blockAt) {
+			close(r.blocked)
+			<-r.goOn
+			defer close(r.wentOn)
+		}
 	}
-	r.read += len(p)
 	if r.returned.Load() {
 		r.late.Store(true)
 	}
@@ -279,25 +289,23 @@ func TestCreateReadsNoMoreWhenItHasReturned(t *testing.T) {
 		})
 	}})
 	for _, size := range []int64{0, 1 << 40} {
-		r := &watchedReader{blockAt: 2 << 20, goOn: make(chan struct{}), blocked: make(chan struct{})}
+		r := newWatchedReader(1 << 20)
 		go func() {
 			<-refused
 			// So much later a call that does not wait has returned.
-			time.AfterFunc(100*time.Millisecond, func() { close(r.goOn) })
+			time.AfterFunc(300*time.Millisecond, func() { close(r.goOn) })
 		}()
 		_, err := client.Images.Create(t.Context(), r, &lxd.CreateOptions{Size: size})
 		r.returned.Store(true)
 		var failed *lxd.Error
 		require.ErrorAs(t, err, &failed)
 		require.Equal(t, http.StatusInsufficientStorage, failed.StatusCode)
-		read := r.read
-		time.Sleep(50 * time.Millisecond)
+		<-r.wentOn
 		require.False(t, r.late.Load())
-		require.Equal(t, read, r.read)
 	}
 
 	// A Read that does not end is left alone when the context has ended.
-	r := &watchedReader{blockAt: 2 << 20, goOn: make(chan struct{}), blocked: make(chan struct{})}
+	r := newWatchedReader(1 << 20)
 	defer close(r.goOn)
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
@@ -314,13 +322,13 @@ func TestDedupeObeysContext(t *testing.T) {
 	s := lxdtest.NewServer(nil)
 	t.Cleanup(s.Close)
 	client := newClient(t, s.Endpoint(), nil)
-	r := &watchedReader{goOn: make(chan struct{}), blocked: make(chan struct{})}
+	r := newWatchedReader(0)
 	defer close(r.goOn)
 	ctx, cancel := context.WithCancel(t.Context())
-	go func(inside <-chan struct{}) {
-		<-inside
+	go func() {
+		<-r.blocked
 		cancel()
-	}(r.blocked)
+	}()
 	ended := make(chan error, 1)
 	go func() {
 		_, err := client.Images.Create(ctx, seekableReader{r}, &lxd.CreateOptions{Dedupe: true})

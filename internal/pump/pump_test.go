@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 	"testing/iotest"
+	"testing/synctest"
 
 	"github.com/stretchr/testify/require"
 )
@@ -150,16 +151,21 @@ func TestPumpClosedFromElsewhere(t *testing.T) {
 	for name, consume := range map[string]func(*Pump) error{"Read": read, "WriteTo": writeTo} {
 		t.Run(name+", of a source that blocks", func(t *testing.T) {
 			t.Parallel()
-			src, w := io.Pipe()
-			p := Start(src, sha256.New(), nil)
-			ended := make(chan error)
-			go func() { ended <- consume(p) }()
-			_, err := w.Write(make([]byte, blockSize+1)) // the consumer has, or will have, a block
-			require.NoError(t, err)
-			p.Close()
-			require.Equal(t, ErrClosed, <-ended)
-			require.NoError(t, src.Close())
-			<-p.ended
+			synctest.Test(t, func(t *testing.T) {
+				src, w := io.Pipe()
+				p := Start(src, sha256.New(), nil)
+				ended := make(chan error, 1)
+				go func() { ended <- consume(p) }()
+				_, err := w.Write(make([]byte, blockSize+1))
+				require.NoError(t, err)
+				synctest.Wait() // the consumer waits for the second block
+				p.Close()
+				synctest.Wait()
+				require.Len(t, ended, 1)
+				require.Equal(t, ErrClosed, <-ended)
+				require.NoError(t, src.Close())
+				<-p.ended
+			})
 		})
 		t.Run(name+", at full speed", func(t *testing.T) {
 			t.Parallel()
