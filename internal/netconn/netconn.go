@@ -159,6 +159,12 @@ func large(c net.Conn) {
 	}
 }
 
+// Write sends a request, or a part of one.
+func (c *Conn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	return n, c.answer.writeError(err)
+}
+
 // ReadFrom sends a request's body.
 func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 	n, err := readFrom(c, r)
@@ -235,6 +241,7 @@ func (a *answerWait) writeError(err error) error {
 	select {
 	case <-a.ch():
 	case <-timer.C:
+		a.close() // once is enough
 	}
 	return err
 }

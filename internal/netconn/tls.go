@@ -37,7 +37,8 @@ func TLS(c net.Conn, config *tls.Config, closed func()) *TLSConn {
 // Write sends b in few writes to the socket.
 func (c *TLSConn) Write(b []byte) (int, error) {
 	if len(b) <= 16<<10 {
-		return c.Conn.Write(b)
+		n, err := c.Conn.Write(b)
+		return n, c.answer.writeError(err)
 	}
 	c.gathered.Add(1)
 	defer c.gathered.Add(-1)
@@ -46,7 +47,7 @@ func (c *TLSConn) Write(b []byte) (int, error) {
 	if ferr := c.socket.release(); err == nil {
 		err = ferr
 	}
-	return n, err
+	return n, c.answer.writeError(err)
 }
 
 // Read notes that the server has said something.
