@@ -75,12 +75,17 @@ func (i *Image) Export(ctx context.Context, opts *ExportOptions) (*Export, error
 		o = *opts
 	}
 	m := meter(PhaseReceive, max(i.Size, -1), o.Progress)
+	own := false
+	defer func() {
+		if !own {
+			m.Stop()
+		}
+	}()
 	e, err := i.export(ctx, sha256.New(), 0, m)
 	if err != nil {
-		m.Stop()
 		return nil, err
 	}
-	e.own = true
+	own, e.own = true, true
 	return e, nil
 }
 

@@ -111,6 +111,7 @@ func (i *Image) ExportTo(ctx context.Context, dir string, opts *ExportToOptions)
 		return x.presentOr(fmt.Errorf("open the partial file: %w", err)) //nolint:contextcheck // It is in x.
 	}
 	x.partial = partial
+	defer func() { _ = partial.Close() }() // after a panic, of a callback, too
 	x.meter = meter(PhaseReceive, max(i.Size, -1), o.Progress)
 	defer x.meter.Stop()
 	files, err := x.run() //nolint:contextcheck // It is in x.

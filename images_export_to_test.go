@@ -443,3 +443,25 @@ func TestExportToRefusesAnotherLength(t *testing.T) {
 type endlessReader struct{}
 
 func (endlessReader) Read(p []byte) (int, error) { return len(p), nil }
+
+// TestPanicInAnExport has a callback of the caller's panic: nothing is left
+// locked or running.
+func TestPanicInAnExport(t *testing.T) {
+	t.Parallel()
+	x := newExportTest(t, 0, lxdtest.UnifiedImage("panic", 1<<20), nil)
+	dir := t.TempDir()
+	x.between(func(*http.Request, http.RoundTripper) (*http.Response, error) { panic("in a callback") })
+	require.PanicsWithValue(t, "in a callback", func() {
+		_, _ = x.image.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Progress: func(lxd.Progress) {}})
+	})
+	require.PanicsWithValue(t, "in a callback", func() {
+		_, _ = x.image.Export(t.Context(), &lxd.ExportOptions{Progress: func(lxd.Progress) {}})
+	})
+	x.between(nil)
+	require.Empty(t, filesIn(t, dir))
+	ctx, cancel := context.WithTimeout(t.Context(), exportWait)
+	defer cancel()
+	files, err := x.image.ExportTo(ctx, dir, nil)
+	require.NoError(t, err)
+	requireExported(t, dir, files, x.data)
+}
