@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -270,6 +271,20 @@ func (r *watchedReader) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// heldConn is a client's connection that hands on a refusal only when it may.
+type heldConn struct {
+	net.Conn
+	mayGoOn func() <-chan struct{}
+}
+
+func (c heldConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if bytes.Contains(p[:n], []byte("507 Insufficient Storage")) {
+		<-c.mayGoOn()
+	}
+	return n, err
+}
+
 // TestCreateReadsNoMoreWhenItHasReturned has a server that refuses an upload in
 // the middle, while the reader is being read: what it has more is the next
 // caller's.
@@ -279,17 +294,26 @@ func TestCreateReadsNoMoreWhenItHasReturned(t *testing.T) {
 	t.Cleanup(s.Close)
 	s.Inject(lxdtest.EarlyAnswer(1<<20, http.StatusInsufficientStorage, "the disk is full").On("POST", "/1.0/images"))
 	refused := make(chan struct{}, 1)
-	client := newClient(t, s.Endpoint(), &lxd.Options{Transport: func(next http.RoundTripper) http.RoundTripper {
-		return roundTripFunc(func(req *http.Request) (*http.Response, error) {
-			res, err := next.RoundTrip(req)
-			if req.Method == http.MethodPost {
-				refused <- struct{}{}
-			}
-			return res, err
-		})
-	}})
+	var current atomic.Pointer[watchedReader]
+	client := newClient(t, s.Endpoint(), &lxd.Options{
+		// The refusal comes while the reader is being read.
+		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
+			return heldConn{conn, func() <-chan struct{} { return current.Load().blocked }}, err
+		},
+		Transport: func(next http.RoundTripper) http.RoundTripper {
+			return roundTripFunc(func(req *http.Request) (*http.Response, error) {
+				res, err := next.RoundTrip(req)
+				if req.Method == http.MethodPost {
+					refused <- struct{}{}
+				}
+				return res, err
+			})
+		},
+	})
 	for _, size := range []int64{0, 1 << 40} {
 		r := newWatchedReader(1 << 20)
+		current.Store(r)
 		go func() {
 			<-refused
 			// So much later a call that does not wait has returned.
@@ -306,6 +330,7 @@ func TestCreateReadsNoMoreWhenItHasReturned(t *testing.T) {
 
 	// A Read that does not end is left alone when the context has ended.
 	r := newWatchedReader(1 << 20)
+	current.Store(r)
 	defer close(r.goOn)
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
