@@ -59,7 +59,8 @@ type squad struct {
 	manner  string // how they tell it; "" for not
 	who     string // which of them does
 	begun   map[string]string
-	secrets []string // that went by
+	ended   map[string]bool // the tokens whose end was refused once, and then is not
+	secrets []string        // that went by
 	spoken  int
 }
 
@@ -80,6 +81,9 @@ func (p *parrot) RoundTrip(r *http.Request) (*http.Response, error) {
 	id := strings.Split(strings.TrimPrefix(r.URL.Path, "/1.0/operations/"), "/")[0]
 	before, mine := s.begun[id]
 	speaks := manner != "" && s.who == p.name && !passes(r, body)
+	if speaks && r.Method == http.MethodDelete && strings.HasPrefix(r.URL.Path, "/1.0/operations/") {
+		speaks, s.ended[id] = !s.ended[id], true
+	}
 	if mine || speaks {
 		s.spoken++
 	}
@@ -290,7 +294,7 @@ func TestServersTellSecrets(t *testing.T) {
 		t.Run(dialect.String(), func(t *testing.T) {
 			t.Parallel()
 			ear := newEar()
-			flock := &squad{begun: map[string]string{}}
+			flock := &squad{begun: map[string]string{}, ended: map[string]bool{}}
 			connect := func(name string, s *lxdtest.Server, opts *lxd.Options) *lxd.Client {
 				opts.ServerCertificate, opts.Retries, opts.Logger = s.Certificate(), -1, ear.logger()
 				opts.Transport = func(next http.RoundTripper) http.RoundTripper { return &parrot{next, flock, name} }
