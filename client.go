@@ -21,6 +21,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/golxd/lxd/internal/daemon"
 	"github.com/golxd/lxd/internal/redact"
 	"github.com/golxd/lxd/internal/wire"
 )
@@ -509,37 +510,8 @@ func (s *Server) need(what, extension string) error {
 	return fmt.Errorf("%s: %w: it lacks the API extension %q", what, ErrUnsupported, extension)
 }
 
-// headers are what the names of the family's image headers begin with. Each
-// family ignores the other's, so that a server of an unknown one gets both.
-func (s *Server) headers() []string {
-	switch s.Family {
-	case LXD:
-		return []string{"X-LXD-"}
-	case Incus:
-		return []string{"X-Incus-"}
-	}
-	return []string{"X-LXD-", "X-Incus-"}
-}
-
-// protocol is what the family calls its own protocol as a source of images. The
-// servers take "" for their own.
-func (s *Server) protocol() string { return string(s.Family) }
-
-// familyOf tells LXD from Incus. A client that the server does not trust is not
-// told the environment, and by Incus 7 not the extensions either: then the
-// family is unknown. dev_incus_events is an extension of every Incus since 0.1
-// and of no LXD.
-func familyOf(answer *wire.Server) Family {
-	switch server := Family(answer.Environment.Server); {
-	case server == LXD, server == Incus:
-		return server
-	case slices.Contains(answer.APIExtensions, "dev_incus_events"):
-		return Incus
-	case len(answer.APIExtensions) > 0:
-		return LXD
-	}
-	return ""
-}
+// daemon is the row of the server's family in the table of what differs.
+func (s *Server) daemon() *daemon.Family { return daemon.Named(string(s.Family)) }
 
 // serverCache keeps what GET /1.0 said.
 type serverCache struct {
@@ -579,7 +551,7 @@ func (c *Client) serverInfo(ctx context.Context, again bool) (*Server, error) {
 	}
 	env := answer.Environment
 	info := &Server{
-		Family: familyOf(answer), Version: env.ServerVersion, APIVersion: answer.APIVersion, Extensions: answer.APIExtensions,
+		Family: Family(daemon.Of(env.Server, answer.APIExtensions).Name), Version: env.ServerVersion, APIVersion: answer.APIVersion, Extensions: answer.APIExtensions,
 		Trusted: answer.Auth == "trusted", Auth: answer.Auth, AuthMethods: answer.AuthMethods,
 		Addresses: env.Addresses, Certificate: env.Certificate, CertificateFingerprint: env.CertificateFingerprint,
 		Name: env.ServerName, Architectures: env.Architectures, Project: env.Project, Clustered: env.ServerClustered,

@@ -15,6 +15,7 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/golxd/lxd/internal/daemon"
 	"github.com/golxd/lxd/internal/wire"
 )
 
@@ -217,8 +218,12 @@ func (c *Client) demandTrust() http.Header {
 	if c.t.unix || c.public {
 		return nil
 	}
-	// Each family ignores the other's; both are sent to spare a GET /1.0.
-	return http.Header{"X-LXD-authenticated": {"true"}, "X-Incus-authenticated": {"true"}}
+	// Those of all families are sent, to spare a GET /1.0.
+	header := http.Header{}
+	for _, prefix := range daemon.Unknown.Prefixes() {
+		header.Set("X-"+prefix+"-authenticated", "true")
+	}
+	return header
 }
 
 // checkTrust tells a server without private images from one that hides them:

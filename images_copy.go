@@ -336,7 +336,7 @@ func (j *copying) pull(ctx context.Context) (*Image, error) {
 
 func (j *copying) pullFrom(ctx context.Context, addresses []string, from, to *Server) (*Image, error) {
 	source := &wire.ImageSource{
-		Type: "image", Mode: "pull", Server: addresses[0], Protocol: to.protocol(), Fingerprint: j.source.Fingerprint,
+		Type: "image", Mode: "pull", Server: addresses[0], Protocol: to.daemon().Name, Fingerprint: j.source.Fingerprint,
 		Certificate: j.source.client.certificate(from), ImageType: string(j.source.Type),
 	}
 	if j.source.Project != "default" {

@@ -442,8 +442,8 @@ func (w *wanted) headers(server *Server, fingerprint string) http.Header {
 		if value == "" {
 			return
 		}
-		for _, prefix := range server.headers() {
-			h.Set(prefix+name, value)
+		for _, prefix := range server.daemon().Prefixes() {
+			h.Set("X-"+prefix+"-"+name, value)
 		}
 	}
 	if w.Public {

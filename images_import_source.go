@@ -145,14 +145,11 @@ func (s *source) bad(problem string) error {
 // elsewhere, the source is that file from then on; the fingerprint is what the
 // answer announces. A URL that announces nothing is taken for the image itself.
 func (s *source) probe(ctx context.Context, target *Server) (fingerprint string, err error) {
-	families := []string{"LXD", "Incus"}
-	if target.Family == Incus {
-		families = []string{"Incus", "LXD"}
-	}
+	families := target.daemon().Preferred()
 	header := http.Header{}
 	for _, family := range families {
-		header.Set(family+"-Server-Version", target.Version)
-		header.Set(family+"-Server-Architectures", strings.Join(target.Architectures, ", "))
+		header.Set(family.Prefix+"-Server-Version", target.Version)
+		header.Set(family.Prefix+"-Server-Architectures", strings.Join(target.Architectures, ", "))
 	}
 	res, err := s.ask(ctx, http.MethodHead, header)
 	if err != nil {
@@ -160,16 +157,16 @@ func (s *source) probe(ctx context.Context, target *Server) (fingerprint string,
 	}
 	_ = res.Close()
 	for _, family := range families {
-		hash, location := res.Header.Get(family+"-Image-Hash"), res.Header.Get(family+"-Image-URL")
+		hash, location := res.Header.Get(family.Prefix+"-Image-Hash"), res.Header.Get(family.Prefix+"-Image-URL")
 		if hash == "" && location == "" {
 			continue
 		}
 		if checkFullFingerprint("", hash) != nil {
-			return "", s.bad(fmt.Sprintf("%s-Image-Hash is %q, not a whole SHA-256", family, hash))
+			return "", s.bad(fmt.Sprintf("%s-Image-Hash is %q, not a whole SHA-256", family.Prefix, hash))
 		}
 		at, err := url.Parse(location)
 		if err != nil || (at.Scheme != "http" && at.Scheme != "https") || at.Hostname() == "" {
-			return "", s.bad(family + "-Image-URL is not an absolute http or https URL")
+			return "", s.bad(family.Prefix + "-Image-URL is not an absolute http or https URL")
 		}
 		if at.User == nil && sameOrigin(at, s.url) {
 			at.User = s.url.User

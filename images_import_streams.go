@@ -193,14 +193,10 @@ func (m *Images) resolveStream(ctx context.Context, server, alias string, o *Cre
 	if err != nil {
 		return nil, nil, err
 	}
-	families := []simplestreams.Family{simplestreams.LXD, simplestreams.Incus}
-	if info.Family == Incus {
-		slices.Reverse(families)
-	}
 	var first error
-	for _, family := range families {
+	for _, family := range info.daemon().Preferred() {
 		streams, err := simplestreams.New(server, &simplestreams.Options{
-			Family: family, AllowHTTP: o.AllowHTTP, Certificate: o.Certificate, Cache: o.Cache, HTTPClient: o.HTTPClient,
+			Family: simplestreams.Family(family.Name), AllowHTTP: o.AllowHTTP, Certificate: o.Certificate, Cache: o.Cache, HTTPClient: o.HTTPClient,
 			StallTimeout: o.StallTimeout, Retries: cmp.Or(m.client.t.retries, -1), UserAgent: m.client.t.agent, Logger: m.client.t.log,
 		})
 		if err != nil {

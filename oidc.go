@@ -3,6 +3,8 @@ package lxd
 import (
 	"net/http"
 	"strings"
+
+	"github.com/golxd/lxd/internal/daemon"
 )
 
 // OIDCProvider is what a server says of the OpenID Connect provider whose
@@ -31,7 +33,8 @@ func (p *OIDCProvider) String() string {
 
 // oidcProvider reads the headers of either family; nil without any.
 func oidcProvider(h http.Header) *OIDCProvider {
-	for _, prefix := range []string{"X-LXD-OIDC-", "X-Incus-OIDC-"} {
+	for _, family := range daemon.Unknown.Prefixes() {
+		prefix := "X-" + family + "-OIDC-"
 		p := OIDCProvider{
 			Issuer:   h.Get(prefix + "issuer"),
 			ClientID: h.Get(prefix + "clientid"),

@@ -219,10 +219,8 @@ func (c *Client) Trust(ctx context.Context, token string) error {
 	if err != nil || info.Trusted {
 		return err
 	}
-	// LXD 6.9 refuses a request that has a password too, so it is one of them:
-	// before explicit_trust_token (LXD 5.0.2) it is the password.
 	post := &wire.CertificatePost{Type: "client", TrustToken: text}
-	if info.Family == LXD && !info.Has("explicit_trust_token") {
+	if info.daemon().TokenIsPassword(info.Extensions) {
 		post.Password, post.TrustToken = text, ""
 	}
 	problem := "the server does not take the token; it was used before, was revoked, or has expired"
@@ -265,7 +263,7 @@ func (c *Client) TrustPassword(ctx context.Context, password string, opts *Trust
 	if err != nil || info.Trusted {
 		return err
 	}
-	if info.Family == Incus {
+	if info.daemon().NoTrustPasswords {
 		return fmt.Errorf("join %s: %w: it has no trust passwords; ask for a token and call Trust", c.t.endpoint, ErrUnsupported)
 	}
 	post := &wire.CertificatePost{Type: "client", Password: password, Name: o.Name}
