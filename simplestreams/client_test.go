@@ -59,7 +59,7 @@ func TestSecretsAreNotTold(t *testing.T) {
 		require.Error(t, err)
 		for todo := []error{err}; len(todo) > 0; todo = todo[1:] {
 			told = append(told, todo[0].Error(), fmt.Sprintf("%+v", todo[0]), fmt.Sprintf("%#v", todo[0]))
-			switch e := todo[0].(type) {
+			switch e := todo[0].(type) { //nolint:errorlint // It walks the tree.
 			case interface{ Unwrap() error }:
 				if cause := e.Unwrap(); cause != nil {
 					todo = append(todo, cause)

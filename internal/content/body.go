@@ -263,7 +263,7 @@ func (b *Body) readSource(s *Source, p []byte) (n int, err error) {
 	}
 	b.offset += int64(n)
 	switch {
-	case err == errClosed:
+	case errors.Is(err, errClosed):
 		return 0, err
 	case err == io.EOF && s.size < 0:
 		b.next()

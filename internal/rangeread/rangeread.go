@@ -47,9 +47,9 @@ type Options struct {
 	// Without it, only a response that carries the same ETag or Last-Modified as
 	// the first continues a transfer.
 	Verified bool
-	// Skip reads over what is there already where the server ignores the Range
-	// header. Otherwise that is ErrNoRange.
-	Skip bool
+	// ReadOver reads over what is there already where the server ignores the
+	// Range header. Otherwise that is ErrNoRange.
+	ReadOver bool
 
 	// Retry is how often a transfer goes on. It counts anew when a byte has come.
 	Retry retry.Policy
@@ -89,7 +89,7 @@ type Reader struct {
 func Start(ctx context.Context, o Options) (*Reader, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	r := &Reader{o: o, ctx: ctx, cancel: cancel, retries: o.Retry.Begin(), offset: o.From, resumable: true}
-	if err := r.connect(nil); err != nil {
+	if err := r.connect(nil); err != nil { //nolint:contextcheck // It is in r.
 		cancel()
 		return nil, err
 	}
@@ -227,7 +227,7 @@ func (r *Reader) ask() error {
 	header := r.header()
 	ctx, watch := stall.New(r.ctx, r.o.StallTimeout)
 	watch.Start()
-	res, err := r.o.Open(ctx, header)
+	res, err := r.o.Open(ctx, header) //nolint:bodyclose // Close does.
 	watch.Stop()
 	if err != nil {
 		if !errors.Is(err, stall.Err) {
@@ -283,7 +283,7 @@ func (r *Reader) accept(res *http.Response, body io.Reader, asked http.Header) e
 			return err
 		}
 	default:
-		if asked != nil && !r.o.Skip {
+		if asked != nil && !r.o.ReadOver {
 			return ErrNoRange
 		}
 		if length := res.ContentLength; length >= 0 {

@@ -144,7 +144,7 @@ func TestResumes(t *testing.T) {
 			opts: func(o *Options) { o.From, o.To = 4, 9 }, script: []step{cut(1)}, ranges: []string{"bytes=4-8", "bytes=5-8"}, want: text[4:9],
 		},
 		"ranges ignored": {
-			opts: func(o *Options) { o.Skip = true }, server: func(s *server) { s.noRange = true },
+			opts: func(o *Options) { o.ReadOver = true }, server: func(s *server) { s.noRange = true },
 			script: []step{cut(6), cut(3), cut(8)}, ranges: []string{"", "bytes=6-", "bytes=6-", "bytes=8-"},
 		},
 		"other dates are no matter where a hash decides": {

