@@ -208,42 +208,6 @@ func (a *Aliases) assign(ctx context.Context, aliases []Alias, fingerprint strin
 	return nil
 }
 
-func checkAlias(field, name string) error {
-	if name == "" {
-		return invalid(field, "is empty")
-	}
-	return nil
-}
-
-func checkAliases(field string, aliases []Alias) error {
-	seen := make(map[string]bool, len(aliases))
-	for i, alias := range aliases {
-		if err := checkAlias(fmt.Sprintf("%s[%d].Name", field, i), alias.Name); err != nil {
-			return err
-		}
-		if seen[alias.Name] {
-			return invalid(fmt.Sprintf("%s[%d].Name", field, i), "%q is given twice", alias.Name)
-		}
-		seen[alias.Name] = true
-	}
-	return nil
-}
-
-func checkFingerprint(field, fingerprint string) error {
-	if fingerprint == "" {
-		return invalid(field, "is empty")
-	}
-	if len(fingerprint) > 64 {
-		return invalid(field, "is longer than the 64 digits of a SHA-256")
-	}
-	for _, r := range fingerprint {
-		if (r < '0' || r > '9') && (r < 'a' || r > 'f') && (r < 'A' || r > 'F') {
-			return invalid(field, "%q is not hexadecimal; for an alias there is GetByAlias", fingerprint)
-		}
-	}
-	return nil
-}
-
 func wireAliases(aliases []Alias) []wire.Alias {
 	out := make([]wire.Alias, len(aliases))
 	for i, a := range aliases {

@@ -2,20 +2,13 @@ package lxd
 
 import (
 	"context"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
-	"mime"
-	"net"
 	"net/http"
 	"slices"
-	"strings"
-	"sync"
 	"time"
 
-	"github.com/golxd/lxd/internal/formname"
 	"github.com/golxd/lxd/internal/progress"
 	"github.com/golxd/lxd/internal/wire"
 )
@@ -250,6 +243,7 @@ func (j *copying) failed(mode CopyMode, err error, only bool) error {
 type copyError struct{ err error }
 
 func (e *copyError) Error() string { return e.err.Error() }
+
 func (e *copyError) Unwrap() error { return e.err }
 
 // goOn says whether another way may do better. Where the caller has ended it,
@@ -282,39 +276,6 @@ func (j *copying) begin(ctx context.Context, mode CopyMode) (*Image, error) {
 	default:
 		return j.relay(ctx)
 	}
-}
-
-// addresses are the URLs at which another server may reach this client's.
-func (c *Client) addresses(s *Server) []string {
-	var urls []string
-	add := func(u string) {
-		if !slices.Contains(urls, u) {
-			urls = append(urls, u)
-		}
-	}
-	if !c.t.unix {
-		add(c.t.base)
-	}
-	for _, a := range s.Addresses {
-		host, _, err := net.SplitHostPort(a)
-		if ip := net.ParseIP(host); err != nil || (ip != nil && ip.IsLinkLocalUnicast()) {
-			continue
-		}
-		add("https://" + a)
-	}
-	return urls
-}
-
-// certificate is the server's, PEM, as another server is to be told it.
-func (c *Client) certificate(s *Server) string {
-	if s.Certificate != "" {
-		return s.Certificate
-	}
-	// An untrusted client is not told, but has seen it.
-	if peer := c.t.peer.Load(); peer != nil {
-		return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: peer.Raw}))
-	}
-	return ""
 }
 
 // pull has the target fetch the image, from the first address that works.
@@ -470,144 +431,4 @@ func (j *copying) expected() *Image {
 	s, image := j.source, j.want.image(j.target, j.source.Fingerprint)
 	image.Size, image.Type, image.Architecture, image.CreatedAt = s.Size, s.Type, s.Architecture, s.CreatedAt
 	return image
-}
-
-// relay streams the image through this client: the source's answer is the
-// target's request, and the target verifies the fingerprint.
-func (j *copying) relay(ctx context.Context) (*Image, error) {
-	c := j.target
-	to, err := c.serverInfo(ctx, false)
-	if err != nil {
-		return nil, err
-	}
-	body := &relayBody{image: j.source, filename: j.want.filename, meter: j.meter}
-	defer body.close()
-	req := &request{
-		method: http.MethodPost, path: path("images"), query: c.query(), header: j.want.headers(to, j.source.Fingerprint), raw: body, repeatable: true,
-	}
-	op, err := c.start(ctx, req, j.settle)
-	if err != nil {
-		return nil, err
-	}
-	image := j.expected()
-	image.pending = newPending(op, j.source.Size, func(ctx context.Context, failure error, _ *progress.Meter) (*Image, error) {
-		if failure != nil {
-			if op.fingerprint() != j.source.Fingerprint {
-				return nil, body.explain(failure)
-			}
-			// Somebody else has brought it there meanwhile.
-			if j.ifExists == ErrorIfExists {
-				return nil, fmt.Errorf("image %s: %w", j.source.Fingerprint, ErrExists)
-			}
-		}
-		if _, err := c.Images.made(ctx, op, op.fingerprint(), j.source.Fingerprint); err != nil {
-			return nil, err
-		}
-		return j.want.complete(ctx, c.Images, op, j.source.Fingerprint)
-	})
-	return image, nil
-}
-
-// relayBody is the content of an image of one server on its way to another.
-type relayBody struct {
-	image    *Image
-	filename string // of the copy
-	meter    *progress.Meter
-
-	mu     sync.Mutex
-	reader *relayReader // the last that was opened, until it is closed
-	err    error        // that ended it
-}
-
-func (r *relayBody) open(ctx context.Context) (_ io.ReadCloser, mediaType string, size int64, err error) {
-	r.close()
-	// A target may refuse before it has read everything; the reading, which goes
-	// on elsewhere, must not take the end of the body for a cut then.
-	ctx, cancel := context.WithCancel(ctx)
-	defer func() {
-		if err != nil {
-			cancel()
-		}
-	}()
-	req := r.image.exportRequest(0, 0)
-	res, err := r.image.client.t.stream(ctx, req)
-	if err != nil {
-		return nil, "", 0, err
-	}
-	mediaType, size = res.Header.Get("Content-Type"), res.ContentLength
-	kind, params, err := mime.ParseMediaType(mediaType)
-	if err != nil || (kind != "application/octet-stream" && !strings.HasPrefix(kind, "multipart/")) {
-		_ = res.Body.Close()
-		return nil, "", 0, r.image.client.t.badResponse(req, res, errors.New("it is not an image"))
-	}
-	var body io.ReadCloser = res.Body
-	if kind == "application/octet-stream" {
-		body = &resuming{ctx: ctx, image: r.image, body: res.Body, size: size, left: r.image.client.t.retries}
-	} else if r.filename != "" {
-		// The server takes the image's name from the rootfs.
-		body = struct {
-			io.Reader
-			io.Closer
-		}{formname.Rename(res.Body, params["boundary"], r.filename), res.Body}
-		size = -1
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.reader, r.err = &relayReader{ctx, cancel, r, body, req}, nil
-	r.meter.Phase(PhaseSend, 0, max(r.image.Size, size))
-	return r.reader, mediaType, size, nil
-}
-
-func (r *relayBody) failed() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.err
-}
-
-func (r *relayBody) close() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.reader != nil {
-		_ = r.reader.Close()
-		r.reader = nil
-	}
-}
-
-// explain adds what the source's side knows to what the target says.
-func (r *relayBody) explain(err error) error {
-	if cause := r.failed(); cause != nil {
-		return errors.Join(err, cause)
-	}
-	return err
-}
-
-type relayReader struct {
-	ctx    context.Context //nolint:containedctx // of the transfer
-	cancel context.CancelFunc
-	r      *relayBody
-	body   io.ReadCloser
-	req    *request
-}
-
-func (r *relayReader) Read(p []byte) (int, error) {
-	n, err := r.body.Read(p)
-	r.r.meter.Add(n)
-	if err != nil && err != io.EOF && r.ctx.Err() == nil {
-		cause := err
-		var answer *Error
-		var connection *ConnectionError
-		if !errors.As(err, &answer) && !errors.As(err, &connection) && !errors.Is(err, ErrBadResponse) {
-			// One that a copy may be begun anew after.
-			cause = r.r.image.client.t.connectionError(r.ctx, r.req, err)
-		}
-		r.r.mu.Lock()
-		r.r.err = cause
-		r.r.mu.Unlock()
-	}
-	return n, err
-}
-
-func (r *relayReader) Close() error {
-	r.cancel()
-	return r.body.Close()
 }

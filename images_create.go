@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,7 +15,6 @@ import (
 
 	"github.com/golxd/lxd/internal/content"
 	"github.com/golxd/lxd/internal/progress"
-	"github.com/golxd/lxd/internal/wire"
 )
 
 // IfExists says what creating an image does where the server has it already.
@@ -29,37 +27,6 @@ const (
 	// ErrorIfExists makes it an [ErrExists].
 	ErrorIfExists IfExists = "error"
 )
-
-// Phases of a transfer, as Progress tells them.
-const (
-	PhaseHash    = "hash"    // the client reads and hashes
-	PhaseSend    = "send"    // the client sends
-	PhaseServer  = "server"  // the server works
-	PhaseReceive = "receive" // the client receives
-	PhaseVerify  = "verify"  // the client hashes files that are on its disk
-)
-
-// Progress tells how far a transfer is. It is reported at most ten times a
-// second and once at the end, never by two goroutines at once; what is reported
-// to must return soon. A phase that is over sooner than that may not be reported
-// at all, and the last that is reported of a phase may be less than all of it.
-type Progress struct {
-	Phase   string // one of the Phase constants
-	Done    int64  // bytes, -1 where unknown
-	Total   int64  // bytes, -1 where unknown
-	Percent int    // of the phase, from 0 to 100, -1 where unknown
-	// Text is what the server says of its own work, such as
-	// "rootfs: 45% (12.00MB/s)"; only in the phase server, and often empty.
-	Text string
-}
-
-// meter starts to report to a user's function.
-func meter(phase string, total int64, report func(Progress)) *progress.Meter {
-	if report == nil {
-		return nil
-	}
-	return progress.Start(phase, total, func(s progress.State) { report(Progress(s)) })
-}
 
 // CreateOptions describe an image to upload.
 type CreateOptions struct {
@@ -210,38 +177,6 @@ func (o *CreateOptions) check(image io.Reader) error {
 	return checkAliases("CreateOptions.Aliases", o.Aliases)
 }
 
-// isNil says whether there is no reader, or the file of an os.Open that failed.
-func isNil(r io.Reader) bool {
-	f, isFile := r.(*os.File)
-	return r == nil || isFile && f == nil
-}
-
-func checkFullFingerprint(field, fingerprint string) error {
-	if err := checkFingerprint(field, fingerprint); err != nil {
-		return err
-	}
-	if len(fingerprint) != 64 {
-		return invalid(field, "has %d digits, not the 64 of a whole SHA-256", len(fingerprint))
-	}
-	return nil
-}
-
-func checkFilename(field, name string) error {
-	if strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f }) {
-		return invalid(field, "holds a control character")
-	}
-	return nil
-}
-
-func checkNames(field string, names []string) error {
-	for n, name := range names {
-		if name == "" {
-			return invalid(fmt.Sprintf("%s[%d]", field, n), "is empty")
-		}
-	}
-	return nil
-}
-
 // filename is the given one, or that of the file that names the image.
 func (o *CreateOptions) filename(image io.Reader) string {
 	if o.Filename != "" {
@@ -292,17 +227,6 @@ func (o *CreateOptions) content(image io.Reader) (*content.Content, error) {
 		field, name = "rootfs.img", cmp.Or(o.filename(image), "rootfs.img")
 	}
 	return content.Split(first, cmp.Or(fileBase(image), "metadata"), second, field, name)
-}
-
-// wanted are the attributes that a new image is to have. Zero fields are left
-// to the server.
-type wanted struct {
-	attributes
-	filename string
-	aliases  []Alias
-	reuse    bool
-	// exact makes the image like this also where a field is zero: a copy.
-	exact bool
 }
 
 // upload is one sending of an image to a server.
@@ -396,15 +320,6 @@ func (u *upload) run(ctx context.Context, wait bool) (*Image, error) {
 	return outcome(image, image.pending.wait(ctx, image, u.meter))
 }
 
-// outcome returns the image beside an error only where it is there: then an
-// alias or an attribute is not.
-func outcome(image *Image, err error) (*Image, error) {
-	if err != nil && image.UploadedAt.IsZero() {
-		return nil, err
-	}
-	return image, err
-}
-
 // existing is the outcome where the server has the image.
 func (u *upload) existing(ctx context.Context, image *Image) (*Image, error) {
 	if u.ifExists == ErrorIfExists {
@@ -421,38 +336,6 @@ func (u *upload) existing(ctx context.Context, image *Image) (*Image, error) {
 	}
 	u.meter.Phase(PhaseSend, image.Size, image.Size)
 	return image, nil
-}
-
-// supported errors where the server would ignore what is wanted.
-func (w *wanted) supported(server *Server) error {
-	if len(w.Profiles) > 0 && !slices.Equal(w.Profiles, []string{"default"}) {
-		return server.need("set the profiles of an image", "image_profiles")
-	}
-	return nil
-}
-
-// headers are what an upload says of the image beside its content. The
-// properties are never among them: where the image's metadata has none, they end
-// the whole daemon (LXD 4.0 to 6.9, Incus 0.1 to 7.3). The names are not either,
-// although Incus takes them: nobody must find the image by a name before it has
-// its properties.
-func (w *wanted) headers(server *Server, fingerprint string) http.Header {
-	h := http.Header{}
-	set := func(name, value string) {
-		if value == "" {
-			return
-		}
-		for _, prefix := range server.daemon().Prefixes() {
-			h.Set("X-"+prefix+"-"+name, value)
-		}
-	}
-	if w.Public {
-		set("public", "true")
-	}
-	set("filename", w.filename)
-	set("fingerprint", fingerprint)
-	set("profiles", url.Values{"profile": w.Profiles}.Encode())
-	return h
 }
 
 // settle looks for the image whose operation the server has forgotten.
@@ -548,166 +431,4 @@ func (u *upload) sentFingerprint(ctx context.Context) (string, error) {
 		return u.body.Fingerprint(ctx)
 	}
 	return u.content.HashAhead(ctx, nil)
-}
-
-// complete reads a new image and gives it the attributes that it did not get
-// with the upload or import: no upload carries properties, expiry or aliases, and
-// LXD ignores its profiles. The aliases come last, when all else is right.
-//
-// It returns the image beside an error where only an alias could not be given. op
-// is the operation that has found or made it; nil for none.
-func (w *wanted) complete(ctx context.Context, m *Images, op *Operation, fingerprint string) (*Image, error) {
-	c := m.client
-	now, etag, err := c.Images.get(ctx, fingerprint, nil)
-	if err != nil {
-		return nil, err
-	}
-	to, differs := w.attributes.over(now.attributes(), w.exact)
-	for try := 0; differs; try++ {
-		err := c.putAttributes(ctx, fingerprint, to, now.attributes(), etag)
-		lost := maybeSeen(err) && try < c.t.retries
-		switch {
-		case lost:
-			// The image tells whether the change was made.
-			if err := pause(ctx, backoff(try), err); err != nil {
-				return nil, err
-			}
-		case err != nil:
-			var refused *Error
-			if errors.As(err, &refused) && refused.StatusCode < http.StatusInternalServerError && !errors.Is(err, ErrConflict) && !errors.Is(err, ErrUnavailable) && now.isNewOf(op) {
-				// An image without what was asked for is not left behind.
-				return nil, errors.Join(err, now.Delete(ctx, &DeleteOptions{Wait: true}))
-			}
-			return nil, err
-		}
-		if now, etag, err = c.Images.get(ctx, fingerprint, nil); err != nil {
-			return nil, err
-		}
-		if !lost {
-			break
-		}
-		to, differs = w.attributes.over(now.attributes(), w.exact)
-	}
-	return now, now.assign(ctx, w.aliases, w.reuse)
-}
-
-// made is the image that an operation has made: what is told, or where nothing
-// is the wanted one. Another than the wanted one is refused; "" is any.
-func (m *Images) made(ctx context.Context, op *Operation, told, want string) (string, error) {
-	switch {
-	case told == "":
-		return want, nil
-	case want != "" && told != want:
-		return "", m.refuse(ctx, op, want, told)
-	}
-	if err := holdFingerprint(told); err != nil {
-		return "", fmt.Errorf("operation %s: %w: %w", op.ID(), ErrBadResponse, err)
-	}
-	return told, nil
-}
-
-// refuse deletes an image that is not the one that is wanted, unless it was
-// there before.
-func (m *Images) refuse(ctx context.Context, op *Operation, want, got string) error {
-	mismatch := &FingerprintError{Want: want, Got: got}
-	if holdFingerprint(got) != nil {
-		return mismatch // there is no such image
-	}
-	other, err := m.Get(ctx, got)
-	if err == nil && other.isNewOf(op) {
-		err = other.Delete(ctx, &DeleteOptions{Wait: true})
-	}
-	if err != nil && !errors.Is(err, ErrNotFound) {
-		return errors.Join(mismatch, err)
-	}
-	return mismatch
-}
-
-// isNewOf says whether the image was made by the operation, rather than there
-// before. An operation that does not say when it began has made nothing.
-func (i *Image) isNewOf(op *Operation) bool {
-	if op == nil {
-		return false
-	}
-	began := op.Status().CreatedAt
-	return !began.IsZero() && !i.UploadedAt.Before(began)
-}
-
-// assign gives the image the aliases that it does not have.
-func (i *Image) assign(ctx context.Context, aliases []Alias, reuse bool) error {
-	var missing []Alias
-	for _, want := range aliases {
-		has := slices.ContainsFunc(i.Aliases, func(a Alias) bool {
-			return a.Name == want.Name && (want.Description == "" || a.Description == want.Description)
-		})
-		if !has {
-			missing = append(missing, want)
-		}
-	}
-	if len(missing) == 0 {
-		return nil
-	}
-	for _, want := range missing {
-		named := slices.ContainsFunc(i.Aliases, func(a Alias) bool { return a.Name == want.Name })
-		// A name that is the image's already only lacks its description.
-		if err := i.client.Aliases.assign(ctx, []Alias{want}, i.Fingerprint, reuse || named); err != nil {
-			return err
-		}
-		i.Aliases = slices.DeleteFunc(i.Aliases, func(a Alias) bool { return a.Name == want.Name })
-		i.Aliases = append(i.Aliases, Alias{Name: want.Name, Description: want.Description})
-	}
-	return nil
-}
-
-// image is what is known of an image before the server has it.
-func (w *wanted) image(c *Client, fingerprint string) *Image {
-	image := &Image{Fingerprint: fingerprint, Filename: w.filename}
-	w.attributes.clone().set(image)
-	return image.adopt(c)
-}
-
-// post makes the server fetch or make an image from a source, with the aliases
-// that post has. finish is called when that has ended.
-func (m *Images) post(ctx context.Context, post *wire.ImagePost, w *wanted, settle func(context.Context) error, finish func(context.Context, *Operation, error, *progress.Meter) (*Image, error)) (*Image, error) {
-	c := m.client
-	w.attributes.post(post)
-	post.Filename = w.filename
-	op, err := c.start(ctx, &request{method: http.MethodPost, path: path("images"), query: c.query(), json: post}, settle)
-	if err != nil {
-		return nil, err
-	}
-	image := w.image(c, post.Source.Fingerprint)
-	image.pending = newPending(op, -1, func(ctx context.Context, failure error, m *progress.Meter) (*Image, error) {
-		return finish(ctx, op, failure, m)
-	})
-	image.pending.watched = true
-	return image, nil
-}
-
-// importImage makes the server fetch or make an image, and gives it all that is
-// wanted when that has ended.
-func (m *Images) importImage(ctx context.Context, post *wire.ImagePost, w *wanted, settle func(context.Context) error) (*Image, error) {
-	if !w.reuse {
-		post.Aliases = wireAliases(w.aliases)
-	}
-	return m.post(ctx, post, w, settle, func(ctx context.Context, op *Operation, failure error, _ *progress.Meter) (*Image, error) {
-		if failure != nil {
-			return nil, failure
-		}
-		fingerprint, err := m.made(ctx, op, op.fingerprint(), post.Source.Fingerprint)
-		if err != nil {
-			return nil, err
-		}
-		if fingerprint == "" && len(w.aliases) > 0 {
-			alias, err := m.client.Aliases.Get(ctx, w.aliases[0].Name)
-			if err != nil {
-				return nil, err
-			}
-			fingerprint = alias.Target
-		}
-		if fingerprint == "" {
-			return nil, fmt.Errorf("operation %s does not tell the image: %w", op.ID(), ErrOutcomeUnknown)
-		}
-		return w.complete(ctx, m, op, fingerprint)
-	})
 }

@@ -1,0 +1,84 @@
+package lxd
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+)
+
+// holdFingerprint checks that what a server sent is a whole fingerprint.
+func holdFingerprint(fingerprint string) error {
+	if checkFullFingerprint("", fingerprint) != nil {
+		return fmt.Errorf("its fingerprint is %.80q, not a SHA-256", fingerprint)
+	}
+	return nil
+}
+
+// isNil says whether there is no reader, or the file of an os.Open that failed.
+func isNil(r io.Reader) bool {
+	f, isFile := r.(*os.File)
+	return r == nil || isFile && f == nil
+}
+
+func checkFullFingerprint(field, fingerprint string) error {
+	if err := checkFingerprint(field, fingerprint); err != nil {
+		return err
+	}
+	if len(fingerprint) != 64 {
+		return invalid(field, "has %d digits, not the 64 of a whole SHA-256", len(fingerprint))
+	}
+	return nil
+}
+
+func checkFilename(field, name string) error {
+	if strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		return invalid(field, "holds a control character")
+	}
+	return nil
+}
+
+func checkNames(field string, names []string) error {
+	for n, name := range names {
+		if name == "" {
+			return invalid(fmt.Sprintf("%s[%d]", field, n), "is empty")
+		}
+	}
+	return nil
+}
+
+func checkAlias(field, name string) error {
+	if name == "" {
+		return invalid(field, "is empty")
+	}
+	return nil
+}
+
+func checkAliases(field string, aliases []Alias) error {
+	seen := make(map[string]bool, len(aliases))
+	for i, alias := range aliases {
+		if err := checkAlias(fmt.Sprintf("%s[%d].Name", field, i), alias.Name); err != nil {
+			return err
+		}
+		if seen[alias.Name] {
+			return invalid(fmt.Sprintf("%s[%d].Name", field, i), "%q is given twice", alias.Name)
+		}
+		seen[alias.Name] = true
+	}
+	return nil
+}
+
+func checkFingerprint(field, fingerprint string) error {
+	if fingerprint == "" {
+		return invalid(field, "is empty")
+	}
+	if len(fingerprint) > 64 {
+		return invalid(field, "is longer than the 64 digits of a SHA-256")
+	}
+	for _, r := range fingerprint {
+		if (r < '0' || r > '9') && (r < 'a' || r > 'f') && (r < 'A' || r > 'F') {
+			return invalid(field, "%q is not hexadecimal; for an alias there is GetByAlias", fingerprint)
+		}
+	}
+	return nil
+}
