@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -239,6 +241,48 @@ func TestLostAnswersKeepProperties(t *testing.T) {
 					return r.Method == http.MethodDelete
 				}))
 			}
+		}
+	}
+}
+
+// TestPropertiesBesideAnotherWriter has somebody else change a new image before
+// it gets its attributes: both changes are made.
+func TestPropertiesBesideAnotherWriter(t *testing.T) {
+	t.Parallel()
+	from, to := startFakeWith(t, &lxdtest.Options{TLS: true}, nil), startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	source := upload(t, from.Client, &lxd.CreateOptions{Properties: map[string]string{"os": "changed"}, ExpiresAt: time.Now().Add(time.Hour)})
+	for name, create := range map[string]func(*lxd.Client) (*lxd.Image, error){
+		"upload": func(c *lxd.Client) (*lxd.Image, error) {
+			return c.Images.Create(t.Context(), bytes.NewReader(unified(t, 0)), &lxd.CreateOptions{
+				Wait: true, Properties: map[string]string{"os": "changed"}, Aliases: []lxd.Alias{{Name: unique("beside")}},
+			})
+		},
+		"copy": func(c *lxd.Client) (*lxd.Image, error) {
+			copied, err := source.Copy(t.Context(), c, &lxd.CopyOptions{Mode: lxd.CopyRelay, Wait: true, Aliases: []lxd.Alias{{Name: unique("beside")}}})
+			if err != nil {
+				return nil, err
+			}
+			return copied.Image, nil
+		},
+	} {
+		changes := 0
+		client := rewriting(t, "unix://"+to.Socket(), func(req *http.Request) {
+			fingerprint, found := strings.CutPrefix(req.URL.Path, "/1.0/images/")
+			if found && req.Method == http.MethodPut && changes < 2 {
+				changes++
+				image, err := to.Client.Images.Get(t.Context(), fingerprint)
+				require.NoError(t, err)
+				image.Properties["theirs"] = strconv.Itoa(changes)
+				require.NoError(t, image.Update(t.Context(), nil))
+			}
+		}, nil)
+		image, err := create(client)
+		require.NoError(t, err, name)
+		require.Equal(t, 2, changes, name)
+		require.Equal(t, "changed", image.Properties["os"], name)
+		require.Len(t, image.Aliases, 1, name)
+		if name == "upload" {
+			require.Equal(t, "2", image.Properties["theirs"], name)
 		}
 	}
 }

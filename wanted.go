@@ -79,10 +79,11 @@ func (w *wanted) complete(ctx context.Context, m *Images, op *Operation, fingerp
 	to, differs := w.attributes.over(now.attributes(), w.exact)
 	for try := 0; differs; try++ {
 		err := c.putAttributes(ctx, fingerprint, to, now.attributes(), etag)
-		lost := maybeSeen(err) && try < c.t.retries
+		// Where the response was lost, the image tells whether the change was made.
+		// Where somebody else has changed the image, what is wanted is put over that.
+		again := (maybeSeen(err) || errors.Is(err, ErrConflict)) && try < c.t.retries
 		switch {
-		case lost:
-			// The image tells whether the change was made.
+		case again:
 			if err := pause(ctx, backoff(try), err); err != nil {
 				return nil, err
 			}
@@ -97,7 +98,7 @@ func (w *wanted) complete(ctx context.Context, m *Images, op *Operation, fingerp
 		if now, etag, err = c.Images.get(ctx, fingerprint, nil); err != nil {
 			return nil, err
 		}
-		if !lost {
+		if !again {
 			break
 		}
 		to, differs = w.attributes.over(now.attributes(), w.exact)
