@@ -19,7 +19,7 @@ import (
 type Secret struct {
 	Value string
 	op    *Operation
-	ended atomic.Bool
+	ended atomic.Bool // or given up
 }
 
 // Secret makes a secret with which somebody without any other right can read
@@ -233,12 +233,14 @@ func (s *Secret) Revoke(ctx context.Context) error {
 }
 
 // end revokes a secret whatever became of ctx, and tries again where that fails.
-func (s *Secret) end(ctx context.Context) {
+// Where it has had its time, the next call does nothing: who ends a secret, for
+// certain, more than once must not wait for each.
+func (s *Secret) end(caller context.Context) {
 	if s == nil || s.ended.Load() {
 		return
 	}
 	t := s.op.client.t
-	ctx, cancel := outlast(ctx, tokenCleanup)
+	ctx, cancel := outlast(caller, tokenCleanup)
 	defer cancel()
 	for try := 0; ; try++ {
 		err := s.Revoke(ctx)
@@ -249,6 +251,9 @@ func (s *Secret) end(ctx context.Context) {
 		again := errors.Is(err, ErrUnavailable) || errors.Is(err, ErrBadResponse) || errors.As(err, &refused) && refused.StatusCode >= http.StatusInternalServerError
 		if !again || t.conns.isClosed() || sleep(ctx, backoff(try)) != nil {
 			t.log.WarnContext(ctx, "lxd token is left on the server", "operation", s.op.ID(), "error", err)
+			if caller.Err() == nil {
+				s.ended.Store(true)
+			}
 			return
 		}
 	}

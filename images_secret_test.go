@@ -1,8 +1,10 @@
 package lxd_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -420,4 +422,20 @@ func TestOwnTokensStay(t *testing.T) {
 		require.Equal(t, 1, lost)
 		require.Empty(t, server.Tokens())
 	}
+}
+
+// TestTokenThatCannotBeEnded is given up once: a copy ends its token in more
+// places than one, and must not wait in each.
+func TestTokenThatCannotBeEnded(t *testing.T) {
+	t.Parallel()
+	source, target := startFakeWith(t, &lxdtest.Options{TLS: true}, nil), startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	var logged bytes.Buffer
+	client := newClient(t, "unix://"+source.Socket(), &lxd.Options{Logger: slog.New(slog.NewTextHandler(&logged, nil))})
+	image, err := client.Images.Get(t.Context(), source.image(t).Fingerprint)
+	require.NoError(t, err)
+	copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: lxd.CopyPull})
+	require.NoError(t, err)
+	require.NoError(t, client.Close()) // which ends every attempt at once
+	require.NoError(t, copied.Wait(t.Context()))
+	require.Equal(t, 1, strings.Count(logged.String(), "token is left"), logged.String())
 }
