@@ -394,6 +394,18 @@ func TestClose(t *testing.T) {
 	require.NoError(t, export.Close())
 }
 
+// TestDialWithoutConnection is an error, and not a panic in a goroutine that
+// nobody can recover from.
+func TestDialWithoutConnection(t *testing.T) {
+	t.Parallel()
+	for _, endpoint := range []string{"", "unix:///s", "https://127.0.0.1:1"} {
+		client := newClient(t, endpoint, &lxd.Options{Dial: func(context.Context, string, string) (net.Conn, error) { return nil, nil }})
+		_, err := client.Server(t.Context())
+		require.ErrorIs(t, err, lxd.ErrInvalid, endpoint)
+		require.ErrorContains(t, err, "Options.Dial", endpoint)
+	}
+}
+
 // TestOptionsAreNotTouched also proves that New sends nothing.
 func TestOptionsAreNotTouched(t *testing.T) {
 	f := startFake(t)

@@ -797,6 +797,9 @@ func (s *connections) secure(ctx context.Context, network, addr string, config *
 func (s *connections) connect(ctx context.Context, network, addr string) (c net.Conn, closed func(), err error) {
 	dial := func(ctx context.Context) (net.Conn, error) {
 		c, err := s.dial(ctx, network, addr)
+		if err == nil && c == nil {
+			err = invalid("Options.Dial", "gave no connection and no error")
+		}
 		if err != nil {
 			return nil, &dialError{err}
 		}
