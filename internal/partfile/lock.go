@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/golxd/lxd/internal/ctxerr"
@@ -71,8 +72,8 @@ func openOwn(path string, perm fs.FileMode) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if why := foreign(info); why != "" {
-		return nil, replace(path, why, info.IsDir())
+	if foreign(info) != "" {
+		return nil, replace(path, foreign)
 	}
 	f, err := openLocked(path, perm, false)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -86,7 +87,7 @@ func openOwn(path string, perm fs.FileMode) (*os.File, error) {
 			err = errChanging
 		} else if why := linked(f); why != "" {
 			_ = f.Close() // or it cannot be removed
-			return nil, replace(path, why, false)
+			return nil, replace(path, func(fs.FileInfo) string { return why })
 		}
 	}
 	if err == nil && info.Mode().Perm()&^perm != 0 {
@@ -100,13 +101,36 @@ func openOwn(path string, perm fs.FileMode) (*os.File, error) {
 	return f, nil
 }
 
-// replace removes the name of a file that is not to be used.
-func replace(path, why string, dir bool) error {
-	if dir {
-		return fmt.Errorf("%s %s: remove it", path, why)
+// beforeReplace is called, in tests, when a file was seen not to be used and is
+// not yet looked at again.
+var beforeReplace = func() {}
+
+// replace removes the name of a file that is not to be used: why says for what
+// reason, or "". Who comes second must not remove what the first has put there
+// in the meantime, so the file is looked at again while nobody else replaces one.
+func replace(path string, why func(fs.FileInfo) string) error {
+	beforeReplace()
+	unlock, err := lockDirectory(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return errChanging
+	case err != nil:
+		return err
+	}
+	reason := why(info)
+	switch {
+	case reason == "":
+		return errChanging
+	case info.IsDir():
+		return fmt.Errorf("%s %s: remove it", path, reason)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s %s, and cannot be replaced: %w; remove it, or use a directory in which nobody else may write", path, why, err)
+		return fmt.Errorf("%s %s, and cannot be replaced: %w; remove it, or use a directory in which nobody else may write", path, reason, err)
 	}
 	return errChanging
 }

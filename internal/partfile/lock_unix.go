@@ -33,3 +33,19 @@ func openLocked(path string, perm fs.FileMode, create bool) (*os.File, error) {
 	}
 	return nil, fmt.Errorf("lock %s: %w", path, err)
 }
+
+// lockDirectory lets one at a time replace files in a directory. Where the
+// directory cannot be read, or its file system has no such locks, it locks
+// nothing.
+func lockDirectory(path string) (unlock func(), err error) {
+	dir, err := os.Open(path)
+	if err != nil {
+		return func() {}, nil //nolint:nilerr // as said
+	}
+	unlock = func() { _ = dir.Close() }
+	if errors.Is(syscall.Flock(int(dir.Fd()), syscall.LOCK_EX|syscall.LOCK_NB), syscall.EWOULDBLOCK) {
+		unlock()
+		return nil, errLocked
+	}
+	return unlock, nil
+}

@@ -3,6 +3,7 @@
 package partfile
 
 import (
+	"context"
 	"errors"
 	"io"
 	"io/fs"
@@ -107,6 +108,31 @@ func TestLockOfFileThatIsRenamed(t *testing.T) {
 			require.Equal(t, want, string(got))
 		}
 	}
+}
+
+// TestLockKeepsWhatAnotherHasReplaced has another process, between the first look
+// and the replacing, put its own file in the place of one that is not to be used.
+func TestLockKeepsWhatAnotherHasReplaced(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(path, nil, 0o600))
+	require.NoError(t, os.Chmod(path, 0o666))
+	var other *os.File
+	defer func() { beforeReplace = func() {} }()
+	beforeReplace = func() {
+		beforeReplace = func() {}
+		var err error
+		other, err = lock(t.Context(), path, 0o600)
+		require.NoError(t, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 4*poll)
+	defer cancel()
+	_, err := lock(ctx, path, 0o600)
+	require.ErrorIs(t, err, context.DeadlineExceeded, "the other has it")
+	require.True(t, same(other, path))
+	require.NoError(t, other.Close())
+	f, err := lock(t.Context(), path, 0o600)
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
 }
 
 // TestPermissions are those before the umask, and of a private image none for

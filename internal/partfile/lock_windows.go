@@ -31,3 +31,6 @@ func openLocked(path string, _ fs.FileMode, create bool) (*os.File, error) {
 	}
 	return os.NewFile(uintptr(handle), path), nil
 }
+
+// lockDirectory locks nothing: there is no such lock.
+func lockDirectory(string) (unlock func(), err error) { return func() {}, nil }
