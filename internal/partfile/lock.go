@@ -91,8 +91,9 @@ func openOwn(path string, perm fs.FileMode) (*os.File, error) {
 		}
 	}
 	if err == nil && info.Mode().Perm()&^perm != 0 {
-		// It was begun for an image that was public then.
-		err = f.Chmod(info.Mode().Perm() & perm)
+		// It was begun for an image that was public then. Its owner is refused only
+		// by file systems without modes, where a new file would have the same.
+		_ = chmod(f, info.Mode().Perm()&perm)
 	}
 	if err != nil {
 		_ = f.Close()
@@ -100,6 +101,9 @@ func openOwn(path string, perm fs.FileMode) (*os.File, error) {
 	}
 	return f, nil
 }
+
+// chmod is replaced in tests.
+var chmod = (*os.File).Chmod
 
 // beforeReplace is called, in tests, when a file was seen not to be used and is
 // not yet looked at again.

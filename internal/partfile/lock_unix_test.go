@@ -135,6 +135,22 @@ func TestLockKeepsWhatAnotherHasReplaced(t *testing.T) {
 	require.NoError(t, f.Close())
 }
 
+// TestLockWithoutModes goes on from a file on a file system that has one mode for
+// all files, and refuses to change it.
+func TestLockWithoutModes(t *testing.T) {
+	chmod = func(*os.File, fs.FileMode) error { return syscall.EPERM }
+	defer func() { chmod = (*os.File).Chmod }()
+	path := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(path, []byte("begun"), 0o600))
+	require.NoError(t, os.Chmod(path, 0o644))
+	f, err := lock(t.Context(), path, 0o600)
+	require.NoError(t, err)
+	got, err := io.ReadAll(f)
+	require.NoError(t, err)
+	require.Equal(t, "begun", string(got))
+	require.NoError(t, f.Close())
+}
+
 // TestPermissions are those before the umask, and of a private image none for
 // others.
 func TestPermissions(t *testing.T) {
