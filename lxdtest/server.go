@@ -99,7 +99,7 @@ type Server struct {
 
 	ctx    context.Context // ends with the server's life
 	cancel context.CancelFunc
-	tasks  sync.WaitGroup // goroutines of operations and of the HTTP servers
+	tasks  sync.WaitGroup // goroutines of operations, of the HTTP servers and of their connections
 
 	mu        sync.Mutex
 	closed    bool
@@ -217,6 +217,7 @@ func (s *Server) start() error {
 	s.http = &http.Server{
 		Handler:     s.handler(),
 		ConnContext: withConn,
+		ConnState:   s.connState,
 		ErrorLog:    s.log,
 		BaseContext: func(net.Listener) context.Context { return s.ctx },
 	}
@@ -280,6 +281,19 @@ func (s *Server) serve(inner net.Listener, local bool) {
 	s.tasks.Go(func() { _ = server.Serve(l) })
 }
 
+// connState counts the goroutine of a connection among what Close waits for:
+// net/http's own Close does not, and the goroutine of a connection that is
+// refused early sleeps for 500 ms. A hijacked one is its handler's, which is
+// counted itself. Serve calls this with StateNew, and is counted until it ends.
+func (s *Server) connState(_ net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		s.tasks.Add(1)
+	case http.StateHijacked, http.StateClosed:
+		s.tasks.Done()
+	}
+}
+
 // stopListening closes the listeners; the caller holds the lock.
 func (s *Server) stopListening() {
 	for _, l := range s.listeners {
@@ -317,7 +331,9 @@ func (s *Server) stop() {
 }
 
 // Close ends the server, its connections and its operations, and removes its
-// files. A second Close does nothing.
+// files. It returns once no goroutine of the server is left: that of a
+// connection whose request was not read to its end takes 500 ms. A second Close
+// does nothing.
 func (s *Server) Close() {
 	s.mu.Lock()
 	if s.closed {

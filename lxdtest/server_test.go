@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/stretchr/testify/require"
 )
@@ -163,4 +164,18 @@ func dialUnix(s *Server) func(ctx context.Context, network, addr string) (net.Co
 	return func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", s.Socket())
 	}
+}
+
+// TestCloseWaitsForConnections refuses a body that is too long to be read to its
+// end: net/http keeps the connection's goroutine for a while. The bubble panics
+// where a goroutine is left.
+func TestCloseWaitsForConnections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewServer(&Options{InMemory: true})
+		res, err := s.Client().Post("http://lxd/1.0/none", "", bytes.NewReader(make([]byte, 1<<20)))
+		require.NoError(t, err)
+		require.Equal(t, http.StatusNotFound, res.StatusCode)
+		require.NoError(t, res.Body.Close())
+		s.Close()
+	})
 }
