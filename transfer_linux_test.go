@@ -206,25 +206,6 @@ func TestTLSUsesLargePieces(t *testing.T) {
 	require.Equal(t, 256<<10, slices.Max(reads))
 }
 
-// TestOneConnectionForManyCalls counts what the server accepts.
-func TestOneConnectionForManyCalls(t *testing.T) {
-	t.Parallel()
-	s := lxdtest.NewServer(&lxdtest.Options{TLS: true})
-	t.Cleanup(s.Close)
-	cert, key := s.ClientCertificate()
-	client := newClient(t, s.URL(), &lxd.Options{ClientCertificate: cert, ClientKey: key, ServerCertificate: s.Certificate()})
-	image, err := client.Images.Create(t.Context(), bytes.NewReader(lxdtest.UnifiedImage("one", 0)), &lxd.CreateOptions{Wait: true})
-	require.NoError(t, err)
-	for range 200 {
-		_, err := client.Images.Get(t.Context(), image.Fingerprint)
-		require.NoError(t, err)
-	}
-	_, err = readExport(t, image)
-	require.NoError(t, err)
-	require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
-	require.Equal(t, 1, s.Accepted())
-}
-
 // gate is a connection that stops in the middle of what is sent. A server that
 // stops reading is not enough to stop a client over TCP: the kernels' buffers may
 // be as large as the image.
