@@ -143,7 +143,7 @@ func ExampleImage_ExportTo() {
 		log.Fatal(err)
 	}
 	fmt.Println(filepath.Base(files.Image))
-	// Output: example.tar.gz
+	// Output: example.tar
 }
 
 func ExampleImage_Copy() {

@@ -216,7 +216,7 @@ func TestExportToCannotReplace(t *testing.T) {
 		dir := t.TempDir()
 		path := partialPath(dir, x.image)
 		if finished {
-			path = filepath.Join(dir, x.image.Fingerprint+".tar.gz")
+			path = filepath.Join(dir, x.image.Fingerprint+".tar")
 		}
 		require.NoError(t, os.WriteFile(path, x.data, 0o600))
 		require.NoError(t, os.Chmod(path, 0o666))

@@ -62,7 +62,7 @@ func TestExportToFetchesOnce(t *testing.T) {
 	dir := t.TempDir()
 	files, err := x.image.ExportTo(t.Context(), dir, nil)
 	require.NoError(t, err)
-	require.Equal(t, filepath.Join(dir, x.image.Fingerprint+".tar.gz"), files.Image)
+	require.Equal(t, filepath.Join(dir, x.image.Fingerprint+".tar"), files.Image)
 	requireExported(t, dir, files, x.data)
 	x.ForgetRequests()
 	again, err := x.image.ExportTo(t.Context(), dir, nil)
@@ -91,7 +91,7 @@ func TestExportToOfSplitImage(t *testing.T) {
 	require.NoError(t, err, "it starts over")
 	require.Equal(t, 2, cut.Fired())
 	require.Equal(t, []string{"", "", ""}, x.ranges())
-	require.Equal(t, filepath.Join(dir, "web.meta.tar.gz"), files.Image)
+	require.Equal(t, filepath.Join(dir, "web.meta.tar"), files.Image)
 	requireExported(t, dir, files, metadata, rootfs)
 	x.ForgetRequests()
 	again, err := x.image.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Name: "web"})
@@ -343,8 +343,8 @@ func TestExportToOfSplitImageThatCannotBePublished(t *testing.T) {
 		earlier string
 		kept    bool
 	}{
-		{"no metadata", "web.meta.tar.gz", "web.tar.gz", true},
-		{"no rootfs", "web.tar.gz", "web.meta.tar.gz", false}, // it could be taken for that of a new rootfs
+		{"no metadata", "web.meta.tar", "web.tar", true},
+		{"no rootfs", "web.tar", "web.meta.tar", false}, // it could be taken for that of a new rootfs
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -108,7 +108,7 @@ func TestExportToTrustsOnlyItsOwn(t *testing.T) {
 	data := lxdtest.UnifiedImage("own", 1<<20)
 	for name, path := range map[string]func(dir string, image *lxd.Image) string{
 		"partial":  partialPath,
-		"finished": func(dir string, image *lxd.Image) string { return filepath.Join(dir, image.Fingerprint+".tar.gz") },
+		"finished": func(dir string, image *lxd.Image) string { return filepath.Join(dir, image.Fingerprint+".tar") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -84,16 +84,16 @@ func TestCommandLine(t *testing.T) {
 		one, two, three := Fingerprint(unified), Fingerprint(meta, root), Fingerprint(vmMeta, disk)
 
 		require.Regexp(t, `server_version: "?`+d.Version(), c.run("info"))
-		u := c.file("u.tar.gz", unified)
+		u := c.file("u.tar", unified)
 		c.run("image", "import", u, "--alias", "one", "foo=bar")
-		c.run("image", "import", c.file("m.tar.gz", meta), c.file("r.tar.gz", root), "--alias", "two", "--public")
-		c.run("image", "import", c.file("vm.tar.gz", vmMeta), c.file("d.qcow2", disk), "--alias", "three")
+		c.run("image", "import", c.file("m.tar", meta), c.file("r.tar", root), "--alias", "two", "--public")
+		c.run("image", "import", c.file("vm.tar", vmMeta), c.file("d.qcow2", disk), "--alias", "three")
 		require.Equal(t, map[string]string{"one": one, "two": two, "three": three}, s.Aliases())
 		c.fails("Image with same fingerprint already exists", "image", "import", u)
-		c.fails("Metadata tarball is missing metadata.yaml", "image", "import", filepath.Join(c.dir, "r.tar.gz"))
+		c.fails("Metadata tarball is missing metadata.yaml", "image", "import", filepath.Join(c.dir, "r.tar"))
 		img, _ := s.Image(one)
 		require.Equal(t, "bar", img.Properties["foo"])
-		require.Equal(t, "u.tar.gz", img.Filename)
+		require.Equal(t, "u.tar", img.Filename)
 		img, _ = s.Image(two)
 		require.True(t, img.Public)
 
@@ -116,9 +116,9 @@ func TestCommandLine(t *testing.T) {
 		require.NotContains(t, s.Aliases(), "c")
 
 		for alias, files := range map[string]map[string][]byte{
-			"one":   {one + ".tar.gz": unified},
-			"two":   {"meta-" + two + ".tar.gz": meta, two + ".tar.gz": root},
-			"three": {"meta-" + three + ".tar.gz": vmMeta, three + ".qcow2": disk},
+			"one":   {one + ".tar": unified},
+			"two":   {"meta-" + two + ".tar": meta, two + ".tar": root},
+			"three": {"meta-" + three + ".tar": vmMeta, three + ".qcow2": disk},
 		} {
 			into := t.TempDir()
 			c.run("image", "export", alias, into)

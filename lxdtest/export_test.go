@@ -39,7 +39,7 @@ func TestExportInRanges(t *testing.T) {
 		res, data, err := c.get(path)
 		require.NoError(t, err)
 		require.Equal(t, file, data)
-		require.Equal(t, "inline;filename="+fingerprint+".tar.gz", res.Header.Get("Content-Disposition"))
+		require.Equal(t, "inline;filename="+fingerprint+".tar", res.Header.Get("Content-Disposition"))
 		require.Equal(t, "application/octet-stream", res.Header.Get("Content-Type"))
 		require.EqualValues(t, len(file), res.ContentLength)
 		modified := res.Header.Get("Last-Modified")
@@ -91,7 +91,7 @@ func TestSplitExport(t *testing.T) {
 		require.EqualValues(t, -1, res.ContentLength)
 		names, files := parts(t, res, res.Body)
 		require.NoError(t, res.Body.Close())
-		require.Equal(t, []string{"metadata meta-" + fingerprint + ".tar.gz", "rootfs.img " + fingerprint + ".qcow2"}, names)
+		require.Equal(t, []string{"metadata meta-" + fingerprint + ".tar", "rootfs.img " + fingerprint + ".qcow2"}, names)
 		require.Equal(t, meta, files[0])
 		if fault.Fired() == 1 && len(files[1]) == 100 {
 			fault.Remove()

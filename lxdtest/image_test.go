@@ -22,7 +22,7 @@ func TestImagesHaveTheirSize(t *testing.T) {
 			require.InDelta(t, size, n, float64(size)/10)
 		}
 	}
-	require.Less(t, len(UnifiedImage("s", 0)), 1000)
+	require.Less(t, len(UnifiedImage("s", 0)), 4096)
 }
 
 func TestAwkwardSeedsMakeValidMetadata(t *testing.T) {

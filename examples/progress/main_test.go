@@ -14,7 +14,7 @@ func TestUploadAndExport(t *testing.T) {
 	defer server.Close()
 	t.Setenv("LXD_SOCKET", server.Socket())
 	content := lxdtest.UnifiedImage("progress", 1<<20)
-	path := filepath.Join(t.TempDir(), "image.tar.gz")
+	path := filepath.Join(t.TempDir(), "image.tar")
 	if err := os.WriteFile(path, content, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -25,7 +25,7 @@ func TestUploadAndExport(t *testing.T) {
 	if err := run(t.Context(), []string{"export", fingerprint, folder}); err != nil {
 		t.Fatal(err)
 	}
-	exported, err := os.ReadFile(filepath.Join(folder, fingerprint+".tar.gz"))
+	exported, err := os.ReadFile(filepath.Join(folder, fingerprint+".tar"))
 	if err != nil {
 		t.Fatal(err)
 	}
