@@ -3,6 +3,7 @@ package lxd_test
 import (
 	"context"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -57,8 +58,10 @@ func TestPanicInALoop(t *testing.T) {
 	t.Parallel()
 	s := lxdtest.NewServer(nil)
 	t.Cleanup(s.Close)
+	// Too long a list for net/http to read its rest and keep the connection.
+	long := &lxdtest.AddOptions{Properties: map[string]string{"long": strings.Repeat("x", 1<<20)}}
 	for n := range 3 {
-		_, err := s.AddImage(lxdtest.UnifiedImage("panic"+string(rune('a'+n)), 0), nil)
+		_, err := s.AddImage(lxdtest.UnifiedImage("panic"+string(rune('a'+n)), 0), long)
 		require.NoError(t, err)
 	}
 	for name, loop := range map[string]func(*lxd.Client){
