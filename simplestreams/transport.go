@@ -59,8 +59,8 @@ func newHTTPClient(o *Options) (*http.Client, *http.Transport, error) {
 
 	next := client.CheckRedirect
 	client.CheckRedirect = func(request *http.Request, via []*http.Request) error {
-		if len(via) >= maxRedirects {
-			return fmt.Errorf("%w: %d", ErrRedirect, len(via))
+		if len(via) > maxRedirects {
+			return fmt.Errorf("%w: more than %d", ErrRedirect, maxRedirects)
 		}
 		if request.URL.Scheme != "https" && !o.AllowHTTP {
 			return fmt.Errorf("redirected to %s: %w", redact.URL(request.URL), ErrInsecure)
