@@ -88,6 +88,15 @@ func (c *Client) fileError(path string, err error) error {
 	return &Error{URL: c.told(path), Err: c.secrets.Error(err)}
 }
 
+// errorOf is fileError for an error that may be one of its making already.
+func (c *Client) errorOf(path string, err error) error {
+	if _, ready := err.(*Error); ready { //nolint:errorlint // One that is wrapped does not name the file first.
+		return err
+	}
+
+	return c.fileError(path, err)
+}
+
 // checkPath refuses a path that does not lead to a file below the server's address.
 func checkPath(name string) error {
 	switch {

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -101,7 +102,7 @@ func TestSecretsAreNotTold(t *testing.T) {
 			require.NoError(t, err)
 			address.User = url.UserPassword("user-s3cr3t", "password-s3cr3t")
 			client, err := simplestreams.New(address.String(), &simplestreams.Options{
-				Certificate: server.CA, Retries: 1, Cache: brokenCache{},
+				Certificate: server.CA, RetryTimeout: 200 * time.Millisecond, Cache: brokenCache{},
 				Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 			})
 			require.NoError(t, err)

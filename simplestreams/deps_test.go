@@ -15,7 +15,10 @@ func TestDependencies(t *testing.T) {
 	out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", ".").Output()
 	require.NoError(t, err)
 	const module = "github.com/golxd/lxd/"
-	own := []string{module + "simplestreams", module + "internal/ctxerr", module + "internal/redact"}
+	own := []string{module + "simplestreams"}
+	for _, name := range []string{"ctxerr", "rangeread", "redact", "retry", "stall"} {
+		own = append(own, module+"internal/"+name)
+	}
 	others := slices.DeleteFunc(strings.Fields(string(out)), func(path string) bool {
 		return slices.Contains(own, path) || strings.HasPrefix(path, "github.com/go-json-experiment/json/")
 	})

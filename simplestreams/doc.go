@@ -40,12 +40,21 @@
 // Each file's SHA-256 is checked, and that of the whole image. The mismatch, a [*HashError], takes the place of
 // [io.EOF]: a reader that comes to io.EOF has had the right bytes, and no error of a corrupt download matches io.EOF.
 //
-// # Waiting and trying again
+// # Timeouts and retries
 //
-// Every call ends when its context ends. A request that fails to connect, meets a 429 or a 5xx, is cut, or gets nothing
-// for [Options.StallTimeout] is made again [Options.Retries] times, with pauses that double, or as Retry-After says. A
-// download goes on where it was: it asks for the rest with Range and If-Range, skips what it has on servers without
-// ranges, and gives up if the file was replaced meanwhile.
+// Every call ends when its context ends. A request fails when the server sends nothing for [Options.StallTimeout]. A
+// failure that may pass is retried: the statuses 429, 502, 503 and 504, and a connection that cannot be made, breaks or
+// stalls; not a host name that does not exist, nor a TLS handshake that is refused. Retries go on for
+// [Options.RetryTimeout] after the first failure, or after the last new byte of an image. The pauses double from 100 ms
+// to 5 s. A Retry-After of the server is obeyed up to ten minutes, and may outlast RetryTimeout once; a longer one makes
+// the call fail at once. See [Error.Transient] and [Error.RetryAfter].
+//
+// A download continues where it broke: it asks for the rest with Range, and skips what it has on servers without ranges.
+// Since the hash decides whether the content is right, the responses may have different ETags and dates, as those of
+// mirrors do; one with another length ends the download.
+//
+// HEAD is sent only for a root filesystem whose size the index does not give. If the server refuses it, the size is
+// unknown.
 //
 // # Memory and caching
 //

@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"github.com/golxd/lxd/internal/ctxerr"
+	"github.com/golxd/lxd/internal/rangeread"
 )
 
 // DownloadOptions changes how an image is downloaded.
@@ -47,7 +48,8 @@ type Download struct {
 //
 // A file is hashed while it is read. Its last Read returns io.EOF only if the hash in the index fits and, for the last
 // file, if the fingerprint fits too; else it returns a *HashError. A download that is cut or stalls goes on where it was,
-// with a Range request, as long as new bytes come: see [Options.Retries].
+// with a Range request, and is retried for [Options.RetryTimeout] after its last new byte. No file is continued more than
+// a hundred times.
 func (c *Client) Open(ctx context.Context, image *Image, options *DownloadOptions) (*Download, error) {
 	if image == nil || len(image.Files) < 1 || len(image.Files) > 2 {
 		return nil, errors.New("simplestreams: an image has one or two files")
@@ -73,7 +75,7 @@ func (c *Client) Open(ctx context.Context, image *Image, options *DownloadOption
 		d.progress = options.Progress
 	}
 	d.Metadata = c.reader(ctx, d, image.Files[0], image.Split())
-	if err := d.Metadata.connect(); err != nil {
+	if err := d.Metadata.start(); err != nil {
 		cancel()
 		return nil, err
 	}
@@ -96,14 +98,13 @@ func (c *Client) Open(ctx context.Context, image *Image, options *DownloadOption
 	return d, nil
 }
 
-// Close ends the download, a Read that is under way too. Closing early is no error.
+// Close ends the download, and a Read that is under way in another goroutine, with [context.Canceled]. Progress may call
+// it. Closing early is no error.
 func (d *Download) Close() error {
 	d.cancel()
 	for _, r := range []*FileReader{d.Metadata, d.Rootfs} {
-		// A Read that holds the lock meets the end of the context; so may one whose Progress calls Close.
-		if r != nil && r.mu.TryLock() {
+		if r != nil {
 			r.close()
-			r.mu.Unlock()
 		}
 	}
 
@@ -113,7 +114,7 @@ func (d *Download) Close() error {
 // last reports whether the image ends with the file.
 func (d *Download) last(r *FileReader) bool { return d.Rootfs == nil || r == d.Rootfs }
 
-// FileReader reads one file of an image.
+// FileReader reads one file of an image. It is for one goroutine at a time.
 type FileReader struct {
 	// File is the file's description in the index.
 	File File
@@ -123,23 +124,17 @@ type FileReader struct {
 	download *Download
 	size     int64 // -1 if not known
 
-	mu     sync.Mutex // guards what follows against Close
-	offset int64
+	mu     sync.Mutex        // guards source against Close
+	source *rangeread.Reader // nil before the first request
 
-	hash    hash.Hash
-	hashing hashing
-
-	response  *answer
-	etag      string
-	modified  string
-	attempts  int // without a new byte
-	reconnect int // in all
-	cut       error
+	hash      hash.Hash
+	hashing   hashing
+	responses int
 	err       error
 }
 
-// maxReconnects bounds how often one file is asked for, whatever comes in between.
-const maxReconnects = 100
+// maxResponses bounds how many responses make one file: a server that sends a byte in each would be asked for ever.
+const maxResponses = 101
 
 func (c *Client) reader(ctx context.Context, d *Download, file File, split bool) *FileReader {
 	r := &FileReader{File: file, client: c, ctx: ctx, download: d, size: file.Size, hash: sha256.New()}
@@ -165,8 +160,6 @@ func (r *FileReader) Size() int64 { return r.size }
 
 // Read reads the next bytes of the file. After an error it returns the same error again.
 func (r *FileReader) Read(p []byte) (int, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	if r.err != nil {
 		return 0, r.err
 	}
@@ -179,37 +172,26 @@ func (r *FileReader) Read(p []byte) (int, error) {
 	if err := ctxerr.Of(r.ctx); err != nil {
 		return 0, r.fail(r.client.fileError(r.File.Path, err))
 	}
-
-	for {
-		if r.response == nil {
-			if err := r.connect(); err != nil {
-				return 0, r.fail(err)
-			}
-		}
-		n, err := r.response.body.Read(p)
-		if n > 0 {
-			if err := r.take(p[:n]); err != nil {
-				return 0, r.fail(err)
-			}
-		}
-		switch {
-		case err == io.EOF && (r.size < 0 || r.offset == r.size):
-			r.close()
-			return n, r.fail(r.verify())
-		case err == io.EOF:
-			err = io.ErrUnexpectedEOF
-			fallthrough
-		case err != nil:
-			r.close()
-			r.cut = r.client.fileError(r.File.Path, fmt.Errorf("%w after %d bytes", err, r.offset))
-			if r.ctx.Err() != nil {
-				return n, r.fail(r.cut)
-			}
-		}
-		if n > 0 {
-			return n, nil
+	if r.source == nil {
+		if err := r.start(); err != nil {
+			return 0, r.fail(err)
 		}
 	}
+
+	n, err := r.source.Read(p)
+	r.take(p[:n])
+	if err == nil && r.source.Offset() == r.source.Size() {
+		// What was found out comes with the last bytes: who knows the size may read no further.
+		_, err = r.source.Read(make([]byte, 1))
+	}
+	switch {
+	case err == io.EOF:
+		return n, r.fail(r.verify())
+	case err != nil:
+		return n, r.fail(r.failure(err))
+	}
+
+	return n, nil
 }
 
 // fail makes the error the last one of this reader.
@@ -221,26 +203,23 @@ func (r *FileReader) fail(err error) error {
 }
 
 func (r *FileReader) close() {
-	if r.response != nil {
-		_ = r.response.body.Close()
-		r.response = nil
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.source != nil {
+		_ = r.source.Close()
 	}
 }
 
 // take accounts for new bytes.
-func (r *FileReader) take(p []byte) error {
-	if r.size >= 0 && r.offset+int64(len(p)) > r.size {
-		return r.client.fileError(r.File.Path, invalidf("the file is longer than its %d bytes", r.size))
+func (r *FileReader) take(p []byte) {
+	if len(p) == 0 {
+		return
 	}
-	r.offset += int64(len(p))
-	r.attempts = 0
 	_, _ = r.hashing.Write(p)
 	r.download.done += int64(len(p))
 	if r.download.progress != nil {
 		r.download.progress(r.download.done, r.download.Size)
 	}
-
-	return nil
 }
 
 // verify returns io.EOF if the file, and with the last file the image, is what the index says.
@@ -265,95 +244,88 @@ func (r *FileReader) verify() error {
 	return io.EOF
 }
 
-// connect asks for the rest of the file, as often as the options allow.
-func (r *FileReader) connect() error {
-	for {
-		err := r.cut
-		r.cut = nil
-		if err == nil {
-			if err = r.connectOnce(); err == nil {
+// start asks for the file.
+func (r *FileReader) start() error {
+	source, err := rangeread.Start(r.ctx, rangeread.Options{
+		Open: r.open, Size: r.size, Verified: true, ReadOver: true,
+		Retry: r.client.policy(), StallTimeout: r.client.options.StallTimeout,
+		Broken: func(offset int64, err error) error { return fmt.Errorf("%w after %d bytes", err, offset) },
+		Retrying: func(_ int64, err error) {
+			r.client.logRetry(r.ctx, r.File.Path, err)
+		},
+	})
+	if err != nil {
+		return r.failure(err)
+	}
+	r.size = source.Size()
+	r.mu.Lock()
+	r.source = source
+	r.mu.Unlock()
+	if r.ctx.Err() != nil {
+		// A Close that came before has not seen the source.
+		r.close()
+	}
+
+	return nil
+}
+
+// open sends one request for the file or, as the header says, for the rest of it.
+func (r *FileReader) open(ctx context.Context, header http.Header) (*http.Response, error) {
+	if header == nil {
+		header = http.Header{}
+	}
+	header.Set("Accept-Encoding", "identity")
+	response, err := r.client.send(ctx, http.MethodGet, r.File.Path, header)
+	if err != nil {
+		return nil, err
+	}
+	switch whole := response.StatusCode == http.StatusOK; {
+	case !whole && response.StatusCode != http.StatusPartialContent:
+		err = &Error{URL: r.client.told(r.File.Path), StatusCode: response.StatusCode, Err: invalidf("want status 200")}
+	case whole && r.File.Size > 0 && response.ContentLength >= 0 && response.ContentLength != r.File.Size:
+		err = r.client.fileError(r.File.Path, invalidf("the server has %d bytes, the index says %d", response.ContentLength, r.File.Size))
+	}
+	if err != nil {
+		_ = response.Body.Close()
+		return nil, err
+	}
+	if r.responses++; r.responses >= maxResponses && r.source != nil {
+		r.source.NoResume()
+	}
+
+	return response, nil
+}
+
+// failure returns the error of this package for one of the source.
+func (r *FileReader) failure(err error) error {
+	switch {
+	case errors.Is(err, rangeread.ErrClosed):
+		err = ctxerr.Of(r.ctx)
+	case errors.Is(err, rangeread.ErrChanged), errors.Is(err, rangeread.ErrRange):
+		err = invalidf("%w", err)
+	}
+
+	return r.client.errorOf(r.File.Path, err)
+}
+
+// learnSize asks the server for the length of a file for which the index has none. Where HEAD is refused, or tells no
+// length, GET decides.
+func (r *FileReader) learnSize() error {
+	return r.client.retry(r.ctx, r.File.Path, func() error {
+		response, err := r.client.request(r.ctx, http.MethodHead, r.File.Path, http.Header{"Accept-Encoding": {"identity"}})
+		if err != nil {
+			var failed *Error
+			if errors.As(err, &failed) && failed.StatusCode != 0 && !failed.Transient() && !errors.Is(err, ErrNotFound) {
 				return nil
 			}
-		}
-		if !mayRetry(err) || r.attempts >= r.client.options.Retries || r.reconnect >= maxReconnects {
 			return err
 		}
-		if pause := r.client.pause(r.ctx, r.attempts, err); pause != nil {
-			return r.client.fileError(r.File.Path, pause)
-		}
-		r.attempts++
-		r.reconnect++
-	}
-}
-
-func (r *FileReader) connectOnce() error {
-	header := http.Header{"Accept-Encoding": {"identity"}}
-	if r.offset > 0 {
-		header.Set("Range", fmt.Sprintf("bytes=%d-", r.offset))
-		switch {
-		case r.etag != "" && !strings.HasPrefix(r.etag, "W/"):
-			header.Set("If-Range", r.etag)
-		case r.modified != "":
-			header.Set("If-Range", r.modified)
-		}
-	}
-	response, err := r.client.request(r.ctx, http.MethodGet, r.File.Path, header)
-	if err != nil {
-		return err
-	}
-	if err := r.accept(response); err != nil {
-		_ = response.body.Close()
-		return err
-	}
-	r.response = response
-
-	return nil
-}
-
-// accept checks that a response is the rest of the file, or skips what of it is already here.
-func (r *FileReader) accept(response *answer) error {
-	etag, modified := response.Header.Get("ETag"), response.Header.Get("Last-Modified")
-	if r.offset > 0 && (etag != r.etag || modified != r.modified) {
-		return r.client.fileError(r.File.Path, invalidf("the file was replaced while it was downloaded"))
-	}
-	r.etag, r.modified = etag, modified
-
-	switch {
-	case response.StatusCode == http.StatusPartialContent && r.offset > 0:
-		var from, to int64
-		content := response.Header.Get("Content-Range")
-		if n, _ := fmt.Sscanf(content, "bytes %d-%d/", &from, &to); n != 2 || from != r.offset {
-			return r.client.fileError(r.File.Path, invalidf("asked for the bytes from %d on and got %q", r.offset, content))
+		if response.StatusCode == http.StatusOK && response.ContentLength > 0 {
+			r.size = response.ContentLength
 		}
 
-		return nil
-	case response.StatusCode != http.StatusOK:
-		return &Error{URL: r.client.told(r.File.Path), StatusCode: response.StatusCode, Err: invalidf("want status 200")}
-	}
-
-	if response.ContentLength >= 0 {
-		if r.size >= 0 && r.size != response.ContentLength {
-			return r.client.fileError(r.File.Path, invalidf("the server has %d bytes, the index says %d", response.ContentLength, r.size))
-		}
-		r.size = response.ContentLength
-	}
-	// A server without ranges sends all of it again. The hash at the end covers what comes from both answers.
-	if _, err := io.CopyN(io.Discard, response.body, r.offset); err != nil {
-		return r.client.fileError(r.File.Path, fmt.Errorf("%w while skipping the first %d bytes", noEOF(err), r.offset))
-	}
-
-	return nil
-}
-
-// learnSize asks the server for the length of a file for which the index has none.
-func (r *FileReader) learnSize() error {
-	response, err := r.client.requestRetrying(r.ctx, http.MethodHead, r.File.Path, http.Header{"Accept-Encoding": {"identity"}})
-	if err != nil {
-		return err
-	}
-	r.size = response.ContentLength
-
-	return response.body.Close()
+		return response.Body.Close()
+	})
 }
 
 // isHash reports whether text is a SHA-256 hash in lower-case hexadecimal.

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -133,7 +135,7 @@ func TestResume(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			server, client, image, want := big(t, func(o *simplestreams.Options) {
-				o.Retries = 3
+				o.RetryTimeout = 0
 				o.StallTimeout = time.Second
 			})
 			server.Fault(bigRoot, test.fault)
@@ -164,7 +166,7 @@ func TestDownloadFails(t *testing.T) {
 		"cut":               {bigRoot, streamstest.Cut(1000), io.ErrUnexpectedEOF, "after 1000 bytes"},
 		"cut, chunked":      {bigRoot, streamstest.Together(streamstest.NoLength(), streamstest.Truncate(1000)), io.ErrUnexpectedEOF, "after 1000 bytes"},
 		"stalled":           {bigRoot, streamstest.Stall(1000), simplestreams.ErrStalled, "after 1000 bytes"},
-		"stalled headers":   {bigRoot, streamstest.Stall(-1), simplestreams.ErrStalled, "stalled"},
+		"stalled headers":   {bigRoot, streamstest.Stall(-1), simplestreams.ErrStalled, "no byte was sent"},
 		"redirect loop":     {bigRoot, streamstest.RedirectLoop(), simplestreams.ErrRedirect, "too many redirects"},
 		"corrupt":           {bigRoot, streamstest.Corrupt(1 << 20), simplestreams.ErrInvalid, "SHA-256 is"},
 		"corrupt last byte": {bigRoot, streamstest.Corrupt(2<<20 + 332), simplestreams.ErrInvalid, "SHA-256 is"},
@@ -233,6 +235,42 @@ func TestHashError(t *testing.T) {
 	})
 }
 
+func TestTheLastBytesTellTheOutcome(t *testing.T) {
+	for name, fault := range map[string]streamstest.Fault{"with a length": nil, "in chunks": streamstest.NoLength()} {
+		for _, corrupt := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, corrupt %v", name, corrupt), func(t *testing.T) {
+				server, client, image, _ := big(t, nil)
+				faults := []streamstest.Fault{}
+				if fault != nil {
+					faults = append(faults, fault)
+				}
+				if corrupt {
+					faults = append(faults, streamstest.Corrupt(2<<20))
+				}
+				server.Fault(bigRoot, streamstest.Together(faults...))
+				d, err := client.Open(t.Context(), image, nil)
+				require.NoError(t, err)
+				defer d.Close()
+				for _, r := range []*simplestreams.FileReader{d.Metadata, d.Rootfs} {
+					var n, got int
+					for buffer := make([]byte, 100<<10); int64(got) < r.Size(); got += n {
+						require.NoError(t, err)
+						n, err = r.Read(buffer)
+						require.Positive(t, n)
+					}
+					if corrupt && r == d.Rootfs {
+						var wrong *simplestreams.HashError
+						require.ErrorAs(t, err, &wrong)
+						return
+					}
+					require.Equal(t, io.EOF, err)
+					err = nil
+				}
+			})
+		}
+	}
+}
+
 func TestSizeIsLearned(t *testing.T) {
 	server, client, image, want := big(t, nil)
 	image.Files[0].Size, image.Files[1].Size = 0, 0
@@ -254,7 +292,7 @@ func TestSizeIsLearned(t *testing.T) {
 	require.ErrorIs(t, err, simplestreams.ErrNotFound)
 
 	server.Fault(bigRoot, streamstest.Times(1, streamstest.Status(http.StatusBadGateway)))
-	patient := newClient(t, server, func(o *simplestreams.Options) { o.Retries = 1 })
+	patient := newClient(t, server, func(o *simplestreams.Options) { o.RetryTimeout = 0 })
 	require.Equal(t, want, readAll(t, patient, image))
 }
 
@@ -264,33 +302,60 @@ func TestLongerThanTheIndexSays(t *testing.T) {
 	image.Files[1].Size = 1000
 	_, err := download(t.Context(), client, image, nil)
 	require.ErrorIs(t, err, simplestreams.ErrInvalid)
-	require.ErrorContains(t, err, "longer than its 1000 bytes")
+	require.ErrorContains(t, err, "more than 1000 bytes")
 }
 
 func TestReplacedWhileDownloading(t *testing.T) {
-	server, client, image, _ := big(t, func(o *simplestreams.Options) { o.Retries = 3 })
-	server.Fault(bigRoot, streamstest.Times(1, streamstest.Cut(1000)))
-	d, err := client.Open(t.Context(), image, nil)
-	require.NoError(t, err)
-	defer d.Close()
-	_, err = io.Copy(io.Discard, d.Metadata)
-	require.NoError(t, err)
-	_, err = io.ReadFull(d.Rootfs, make([]byte, 1000))
-	require.NoError(t, err)
-	server.Set(bigRoot, make([]byte, image.Files[1].Size))
-	_, err = io.Copy(io.Discard, d.Rootfs)
-	require.ErrorIs(t, err, simplestreams.ErrInvalid)
-	require.ErrorContains(t, err, "replaced")
+	for name, test := range map[string]struct {
+		change func(root []byte) []byte
+		check  func(t *testing.T, err error)
+	}{
+		"same content, another ETag and date": {func(root []byte) []byte { return root }, func(t *testing.T, err error) { require.NoError(t, err) }},
+		"other content": {func(root []byte) []byte { return make([]byte, len(root)) }, func(t *testing.T, err error) {
+			var wrong *simplestreams.HashError
+			require.ErrorAs(t, err, &wrong)
+			require.ErrorContains(t, err, bigRoot)
+		}},
+		"another length": {func(root []byte) []byte { return root[:len(root)-1] }, func(t *testing.T, err error) {
+			require.ErrorIs(t, err, simplestreams.ErrInvalid)
+			require.ErrorContains(t, err, "replaced")
+			require.ErrorContains(t, err, bigRoot)
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server, client, image, want := big(t, func(o *simplestreams.Options) { o.RetryTimeout = 0 })
+			server.Fault(bigRoot, streamstest.Times(1, streamstest.Cut(1000)))
+			d, err := client.Open(t.Context(), image, nil)
+			require.NoError(t, err)
+			defer d.Close()
+			_, err = io.Copy(io.Discard, d.Metadata)
+			require.NoError(t, err)
+			_, err = io.ReadFull(d.Rootfs, make([]byte, 1000))
+			require.NoError(t, err)
+			server.Set(bigRoot, test.change(want[700:]))
+			server.Fault(bigRoot, streamstest.Together(
+				streamstest.Header("ETag", `"another"`), streamstest.Header("Last-Modified", "Mon, 02 Jan 2006 15:04:05 GMT")))
+			_, err = io.Copy(io.Discard, d.Rootfs)
+			test.check(t, err)
+			requests := server.Requests()
+			require.Equal(t, "bytes=1000-", requests[len(requests)-1].Header.Get("Range"))
+		})
+	}
 }
 
 func TestWrongRange(t *testing.T) {
-	for name, header := range map[string]string{"other start": "bytes 5-10/20", "none": "", "nonsense": "lines 1-2"} {
+	for name, header := range map[string]string{
+		"other start": "bytes 5-2097484/2097485", "none": "", "nonsense": "lines 1-2",
+	} {
 		t.Run(name, func(t *testing.T) {
-			server, client, image, _ := big(t, func(o *simplestreams.Options) { o.Retries = 3 })
+			server, client, image, _ := big(t, func(o *simplestreams.Options) { o.RetryTimeout = 0 })
 			server.Fault(bigRoot, streamstest.Together(streamstest.Times(1, streamstest.Cut(1000)), streamstest.Header("Content-Range", header)))
 			_, err := download(t.Context(), client, image, nil)
 			require.ErrorIs(t, err, simplestreams.ErrInvalid)
-			require.ErrorContains(t, err, "asked for the bytes from 1000 on")
+			require.ErrorIs(t, err, io.ErrUnexpectedEOF, "what made the range necessary")
+			require.ErrorContains(t, err, bigRoot)
+			require.ErrorContains(t, err, "after 1000 bytes")
+			require.ErrorContains(t, err, strconv.Quote(header))
 		})
 	}
 }
@@ -315,7 +380,7 @@ func TestRedirectToAnotherHost(t *testing.T) {
 
 	secure := streamstest.NewTLSServer(map[string][]byte{bigMeta: want[:700]})
 	defer secure.Close()
-	strict, err := simplestreams.New(secure.URL, &simplestreams.Options{Certificate: secure.CA, Retries: -1})
+	strict, err := simplestreams.New(secure.URL, &simplestreams.Options{Certificate: secure.CA, RetryTimeout: -1})
 	require.NoError(t, err)
 	defer strict.Close()
 	secure.Fault(bigMeta, streamstest.Redirect(server.URL+"/"+bigMeta))
@@ -326,7 +391,7 @@ func TestRedirectToAnotherHost(t *testing.T) {
 func TestContextEndsADownload(t *testing.T) {
 	for name, bytes := range map[string]int64{"in the body": 1000, "before the headers": -1} {
 		t.Run(name, func(t *testing.T) {
-			server, client, image, _ := big(t, func(o *simplestreams.Options) { o.Retries = 3 })
+			server, client, image, _ := big(t, func(o *simplestreams.Options) { o.RetryTimeout = 0 })
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			var ended time.Time
@@ -348,8 +413,8 @@ func TestContextEndsADownload(t *testing.T) {
 	}
 
 	t.Run("between attempts", func(t *testing.T) {
-		server, client, image, _ := big(t, func(o *simplestreams.Options) { o.Retries = 3 })
-		server.Fault(bigMeta, streamstest.Together(streamstest.Header("Retry-After", "3600"), streamstest.Status(http.StatusServiceUnavailable)))
+		server, client, image, _ := big(t, func(o *simplestreams.Options) { o.RetryTimeout = 0 })
+		server.Fault(bigMeta, streamstest.Together(streamstest.Header("Retry-After", "500"), streamstest.Status(http.StatusServiceUnavailable)))
 		stop := errors.New("enough")
 		ctx, cancel := context.WithCancelCause(t.Context())
 		go cancel(stop)

@@ -1,9 +1,15 @@
 package simplestreams
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"time"
+
+	"github.com/golxd/lxd/internal/retry"
+	"github.com/golxd/lxd/internal/stall"
 )
 
 var (
@@ -28,8 +34,11 @@ var (
 	ErrRedirect = errors.New("too many redirects")
 
 	// ErrStalled is matched when the server sent nothing for [Options.StallTimeout].
-	ErrStalled = errors.New("the server has stalled")
+	ErrStalled = stall.Err
 )
+
+// lasting are the causes that do not pass by themselves.
+var lasting = []error{ErrNotFound, ErrInvalid, ErrTooLarge, ErrInsecure, ErrRedirect, context.Canceled}
 
 // Error says which file of which server failed, and why. The cause is found with [errors.Is] and [errors.As].
 type Error struct {
@@ -41,6 +50,9 @@ type Error struct {
 
 	// Err is the cause.
 	Err error
+
+	retryAfter time.Duration
+	asked      bool // the response has a Retry-After header
 }
 
 // Error returns the address, the status where there is one, and the cause.
@@ -54,6 +66,29 @@ func (e *Error) Error() string {
 
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
+
+// Transient reports whether the same call may succeed later: after the statuses 429, 502, 503 and 504, and after a
+// connection that failed, was cut or stalled. It is false for all other statuses, for a host that does not exist, for a
+// TLS handshake that was refused, and after [context.Canceled]. By the time that a caller sees the error, the package has
+// retried it for [Options.RetryTimeout].
+func (e *Error) Transient() bool {
+	if e.StatusCode != 0 {
+		transient, _ := retry.Status(e.StatusCode)
+		return transient
+	}
+
+	return !slices.ContainsFunc(lasting, func(cause error) bool { return errors.Is(e.Err, cause) }) && retry.Transient(e.Err)
+}
+
+// RetryAfter returns how long the server asked to wait before the next request, counted from its response, and whether
+// it asked. A pause of more than ten minutes is not waited for: the call returns the error at once.
+func (e *Error) RetryAfter() (time.Duration, bool) {
+	if !e.asked {
+		return retry.After(e.Err)
+	}
+
+	return e.retryAfter, true
+}
 
 // HashError says that a file, or the image made of two files, is not the one that the index describes. It comes in the
 // place of [io.EOF], so whoever reads to the end cannot miss it.

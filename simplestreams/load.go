@@ -118,15 +118,13 @@ func get[T any](ctx context.Context, c *Client, path string, known *document[T],
 	if known != nil && !again && c.fresh(known.stamp.Checked) {
 		return known, nil
 	}
-	for attempt := 0; ; attempt++ {
-		got, err := fetch(ctx, c, path, known, parse)
-		if err == nil || !mayRetry(err) || attempt >= c.options.Retries {
-			return got, err
-		}
-		if err := c.pause(ctx, attempt, err); err != nil {
-			return nil, c.fileError(path, err)
-		}
-	}
+	var got *document[T]
+	err := c.retry(ctx, path, func() (err error) {
+		got, err = fetch(ctx, c, path, known, parse)
+		return err
+	})
+
+	return got, err
 }
 
 // fetch asks the server once.
@@ -142,7 +140,7 @@ func fetch[T any](ctx context.Context, c *Client, path string, known *document[T
 	if err != nil {
 		return nil, err
 	}
-	defer response.body.Close()
+	defer response.Body.Close()
 
 	switch {
 	case response.StatusCode == http.StatusNotModified && known != nil:
@@ -156,7 +154,7 @@ func fetch[T any](ctx context.Context, c *Client, path string, known *document[T
 		return nil, c.fileError(path, fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, response.ContentLength, c.options.MaxMetadataSize))
 	}
 
-	body := newMetadataReader(response.body, c.options.MaxMetadataSize)
+	body := newMetadataReader(response.Body, c.options.MaxMetadataSize)
 	got := &document[T]{stamp: stamp{ETag: response.Header.Get("ETag"), LastModified: response.Header.Get("Last-Modified"), Checked: now}}
 	if c.options.Cache == nil {
 		got.content, err = parseAll(body, parse)

@@ -41,8 +41,8 @@ func TestBadMetadata(t *testing.T) {
 		"redirect loop":        {streamstest.IndexPath, "", streamstest.RedirectLoop(), simplestreams.ErrRedirect, "redirects"},
 		"cut":                  {streamstest.ProductsPath, "", streamstest.Cut(100), io.ErrUnexpectedEOF, "unexpected EOF"},
 		"truncated":            {streamstest.ProductsPath, "", streamstest.Truncate(100), simplestreams.ErrInvalid, "unexpected EOF"},
-		"stalled":              {streamstest.ProductsPath, "", streamstest.Stall(100), simplestreams.ErrStalled, "stalled"},
-		"stalled headers":      {streamstest.IndexPath, "", streamstest.Stall(-1), simplestreams.ErrStalled, "stalled"},
+		"stalled":              {streamstest.ProductsPath, "", streamstest.Stall(100), simplestreams.ErrStalled, "no byte was sent"},
+		"stalled headers":      {streamstest.IndexPath, "", streamstest.Stall(-1), simplestreams.ErrStalled, "no byte was sent"},
 		"not JSON":             {streamstest.IndexPath, "index: yes", nil, simplestreams.ErrInvalid, "invalid"},
 		"empty":                {streamstest.IndexPath, " ", nil, simplestreams.ErrInvalid, "unexpected EOF"},
 		"null":                 {streamstest.IndexPath, "null", nil, simplestreams.ErrInvalid, "want an object"},
@@ -115,7 +115,7 @@ func TestMetadataIsTriedAgain(t *testing.T) {
 			t.Parallel()
 			server, _ := standard(t)
 			client := newClient(t, server, func(o *simplestreams.Options) {
-				o.Retries = 1
+				o.RetryTimeout = 0
 				o.StallTimeout = time.Second
 			})
 			server.Fault(streamstest.ProductsPath, streamstest.Times(1, fault))
@@ -303,9 +303,9 @@ func TestRetryAfter(t *testing.T) {
 	}{
 		"seconds":  {func() string { return "7" }, 7 * time.Second, 7 * time.Second},
 		"date":     {func() string { return time.Now().Add(time.Minute).UTC().Format(http.TimeFormat) }, 59 * time.Second, time.Minute},
-		"past":     {func() string { return time.Now().Add(-time.Minute).UTC().Format(http.TimeFormat) }, 100 * time.Millisecond, 200 * time.Millisecond},
-		"nonsense": {func() string { return "-5" }, 100 * time.Millisecond, 200 * time.Millisecond},
-		"none":     {func() string { return "" }, 100 * time.Millisecond, 200 * time.Millisecond},
+		"past":     {func() string { return time.Now().Add(-time.Minute).UTC().Format(http.TimeFormat) }, 50 * time.Millisecond, 100 * time.Millisecond},
+		"nonsense": {func() string { return "-5" }, 50 * time.Millisecond, 100 * time.Millisecond},
+		"none":     {func() string { return "" }, 50 * time.Millisecond, 100 * time.Millisecond},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -98,7 +98,7 @@ func serve(t *testing.T, files map[string][]byte) *streamstest.Server {
 // newClient returns a client for a server of these tests.
 func newClient(t *testing.T, server *streamstest.Server, change func(*simplestreams.Options)) *simplestreams.Client {
 	t.Helper()
-	options := &simplestreams.Options{AllowHTTP: true, Retries: -1}
+	options := &simplestreams.Options{AllowHTTP: true, RetryTimeout: -1}
 	if change != nil {
 		change(options)
 	}

@@ -63,13 +63,13 @@ type Options struct {
 	// memory only.
 	Cache Cache
 
-	// StallTimeout is how long a server may take to send the next byte, or the headers of its answer, before the
-	// attempt counts as failed. The default is 30 seconds. Negative means to wait as long as the context lets.
+	// StallTimeout is how long a server may take to send the next byte, or the headers of its response, before the
+	// attempt fails with [ErrStalled]. The default is one minute. Negative means no limit but the context's.
 	StallTimeout time.Duration
 
-	// Retries is how often a request that was refused, cut or stalled is made again without a new byte in between. The
-	// default is 3. Negative means never.
-	Retries int
+	// RetryTimeout is how long a failure that may pass is retried without a new byte. The default is 30 seconds. Negative
+	// means never. See the package documentation for what is retried, and for the pauses.
+	RetryTimeout time.Duration
 
 	// Logger gets a debug line for each request and a warning for each retry, without user names and passwords. The default logs
 	// nothing.
@@ -80,8 +80,7 @@ const (
 	defaultUserAgent       = "golxd-simplestreams/1"
 	defaultMaxMetadataSize = 128 << 20
 	defaultTTL             = time.Hour
-	defaultStallTimeout    = 30 * time.Second
-	defaultRetries         = 3
+	defaultStallTimeout    = time.Minute
 )
 
 // withDefaults returns a copy in which every zero field has its default.
@@ -101,9 +100,6 @@ func (o *Options) withDefaults() Options {
 	}
 	if set.StallTimeout == 0 {
 		set.StallTimeout = defaultStallTimeout
-	}
-	if set.Retries == 0 {
-		set.Retries = defaultRetries
 	}
 	if set.Logger == nil {
 		set.Logger = slog.New(slog.DiscardHandler)

@@ -177,8 +177,10 @@ func (r *Reader) end() int64 {
 	return r.o.Size
 }
 
+// mayResume does not ask for the size: whatever it is, an error other than
+// io.EOF is a cut.
 func (r *Reader) mayResume() bool {
-	return r.resumable && r.o.Size >= 0 && (r.o.Verified || r.etag != "" || r.lastModified != "")
+	return r.resumable && (r.o.Verified || r.etag != "" || r.lastModified != "")
 }
 
 func (r *Reader) broken(err error) error {
@@ -294,6 +296,9 @@ func (r *Reader) accept(res *http.Response, body io.Reader, asked http.Header) e
 		}
 		if asked != nil {
 			if _, err := io.CopyN(io.Discard, body, r.offset); err != nil {
+				if errors.Is(err, io.EOF) {
+					err = io.ErrUnexpectedEOF
+				}
 				return r.broken(err)
 			}
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -155,6 +156,14 @@ func TestResumes(t *testing.T) {
 			opts: func(o *Options) { o.Size = int64(len(text)) }, server: func(s *server) { s.noSize = true },
 			script: []step{cut(6)}, ranges: []string{"", "bytes=6-"},
 		},
+		"unknown size, sent in chunks": {
+			server: func(s *server) { s.noSize = true },
+			script: []step{cut(6), cut(3)}, ranges: []string{"", "bytes=6-", "bytes=9-"},
+		},
+		"unknown size, sent in chunks, ranges ignored": {
+			opts: func(o *Options) { o.ReadOver = true }, server: func(s *server) { s.noRange, s.noSize = true, true },
+			script: []step{cut(6), cut(8)}, ranges: []string{"", "bytes=6-", "bytes=8-"},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -237,6 +246,12 @@ func TestRefusesOtherContent(t *testing.T) {
 		"range ignored":     {script: []step{cut, {change: func(r *http.Response) { r.StatusCode = http.StatusOK }}}, want: ErrNoRange},
 		"not the size":      {opts: func(o *Options) { o.Size = 8 }, want: ErrChanged},
 		"longer, in chunks": {opts: func(o *Options) { o.Size = 6 }, script: []step{{change: func(r *http.Response) { r.ContentLength = -1 }}}, want: ErrChanged},
+		"shorter than what was read, for good": {
+			opts: func(o *Options) { o.ReadOver, o.Retry.Timeout = true, time.Second }, want: io.ErrUnexpectedEOF,
+			script: append([]step{cut}, slices.Repeat([]step{{change: func(r *http.Response) {
+				r.StatusCode, r.ContentLength, r.Body = http.StatusOK, -1, io.NopCloser(strings.NewReader("con"))
+			}}}, 100)...),
+		},
 		"shorter than its size, for good": {
 			opts: func(o *Options) { o.Retry.Timeout = -1 }, script: []step{{after: 2, broken: io.EOF}}, want: io.ErrUnexpectedEOF,
 		},

@@ -5,8 +5,8 @@
 // A failure is retried while it is transient (see [Transient] and [Status]),
 // for as long as the policy's Timeout lets, counted from the first failure since
 // there was progress. The pauses double from 100 ms to 5 s, with jitter. A
-// server that asks for a pause with Retry-After gets it, up to 10 minutes; it
-// may outlast the Timeout once. A longer one is the error at once.
+// server that asks for a longer pause with Retry-After gets it, up to 10 minutes;
+// it may outlast the Timeout once. Beyond 10 minutes it is the error at once.
 package retry
 
 import (
@@ -88,12 +88,10 @@ func (r *Retries) next(err error) (wait time.Duration, again bool) {
 	case asked && after > left && !r.extended:
 		r.extended = true
 		return after, true
-	case asked:
-		wait = after
 	default:
-		wait = backoff(r.failures)
-		// The last attempt is at the end of the time, not before it.
-		wait = min(wait, left)
+		// The last attempt is at the end of the time, not before it. A server
+		// that asks for no pause, or a short one, is not pressed either.
+		wait = max(min(backoff(r.failures), left), after)
 	}
 	r.failures++
 	return wait, left > 0 && wait <= left

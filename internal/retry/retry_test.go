@@ -124,6 +124,16 @@ func TestRetryAfter(t *testing.T) {
 			require.Equal(t, asked{0}, err)
 		})
 	})
+	t.Run("none", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			attempts, err := series(t, Policy{}, func(int) error { return asked{0} })
+			require.Equal(t, asked{0}, err)
+			require.Equal(t, DefaultTimeout, attempts[len(attempts)-1])
+			require.GreaterOrEqual(t, attempts[1], FirstPause/2)
+			require.Less(t, len(attempts), 30, "the pauses double all the same")
+		})
+	})
 	t.Run("too long", func(t *testing.T) {
 		t.Parallel()
 		_, err := wait(t, time.Hour, MaxAfter+time.Second)
