@@ -20,8 +20,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/golxd/lxd/internal/redact"
+	"github.com/golxd/lxd/internal/retry"
 	"github.com/golxd/lxd/internal/wire"
 )
 
@@ -98,9 +100,11 @@ type Options struct {
 	// ErrForbidden.
 	PublicOnly bool
 
-	// Retries is how often a request, or the rest of a transfer, is tried again
-	// after a failure that may pass. Default: 4. Negative: never.
-	Retries int
+	// RetryTimeout is how long a failure that may pass is retried without
+	// progress. Default: 30 seconds, which a restart of the daemon fits into.
+	// Negative: never. What is retried, and with which pauses, is said in the
+	// section Retries of this package.
+	RetryTimeout time.Duration
 
 	// UserAgent is put before this package's own. Default: only the latter.
 	UserAgent string
@@ -126,8 +130,6 @@ type Options struct {
 	Transport func(http.RoundTripper) http.RoundTripper
 }
 
-const defaultRetries = 4
-
 // New makes a client for a server; nothing is sent yet. The endpoint is
 //
 //   - "" for the local daemon. It is the first of these that exists when the
@@ -148,13 +150,7 @@ func New(endpoint string, opts *Options) (*Client, error) {
 	if opts != nil {
 		o = *opts
 	}
-	t := &transport{endpoint: endpoint, retries: o.Retries, log: o.Logger, token: o.TokenSource, agent: "golxd/" + Version}
-	switch {
-	case t.retries == 0:
-		t.retries = defaultRetries
-	case t.retries < 0:
-		t.retries = 0
-	}
+	t := &transport{endpoint: endpoint, retry: retry.Policy{Timeout: o.RetryTimeout}, log: o.Logger, token: o.TokenSource, agent: "golxd/" + Version}
 	if t.log == nil {
 		t.log = slog.New(slog.DiscardHandler)
 	}
@@ -279,6 +275,9 @@ type PinError struct {
 func (e *PinError) Error() string {
 	return fmt.Sprintf("the server's certificate has the SHA-256 fingerprint %s, not %s: it was renewed, or this is another server", e.Got, e.Want)
 }
+
+// Transient is false: the server shows the same certificate again.
+func (e *PinError) Transient() bool { return false }
 
 // tlsConfig is how an https endpoint is reached. seen receives the certificate
 // that the server shows, once it is accepted.

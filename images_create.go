@@ -563,13 +563,14 @@ func (w *wanted) complete(ctx context.Context, m *Images, op *Operation, fingerp
 		return nil, err
 	}
 	to, differs := w.attributes.over(now.attributes(), w.exact)
-	for try := 0; differs; try++ {
+	retries := c.t.retry.Begin()
+	for differs {
 		err := c.putAttributes(ctx, fingerprint, to, now.attributes(), etag)
-		lost := maybeSeen(err) && try < c.t.retries
+		lost := maybeSeen(err)
 		switch {
 		case lost:
 			// The image tells whether the change was made.
-			if err := pause(ctx, backoff(try), err); err != nil {
+			if err := retries.Pause(ctx, err); err != nil {
 				return nil, err
 			}
 		case err != nil:

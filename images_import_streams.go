@@ -197,11 +197,15 @@ func (m *Images) resolveStream(ctx context.Context, server, alias string, o *Cre
 	if info.Family == Incus {
 		slices.Reverse(families)
 	}
+	retries := 0 // the default
+	if m.client.t.retry.Timeout < 0 {
+		retries = -1
+	}
 	var first error
 	for _, family := range families {
 		streams, err := simplestreams.New(server, &simplestreams.Options{
 			Family: family, AllowHTTP: o.AllowHTTP, Certificate: o.Certificate, Cache: o.Cache, HTTPClient: o.HTTPClient,
-			StallTimeout: o.StallTimeout, Retries: cmp.Or(m.client.t.retries, -1), UserAgent: m.client.t.agent, Logger: m.client.t.log,
+			StallTimeout: o.StallTimeout, Retries: retries, UserAgent: m.client.t.agent, Logger: m.client.t.log,
 		})
 		if err != nil {
 			return nil, nil, err
