@@ -27,7 +27,7 @@ func startFakeWith(t *testing.T, server *lxdtest.Options, client *lxd.Options) *
 }
 
 // shortRetries is a retry timeout for a server that stays bad.
-const shortRetries = 300 * time.Millisecond
+const shortRetries = 100 * time.Millisecond
 
 // fingerprintOf is the SHA-256 of a certificate.
 func fingerprintOf(der []byte) string {

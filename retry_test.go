@@ -85,6 +85,21 @@ var retryPaths = []struct {
 		_, err := r.client.Images.Create(t.Context(), bytes.NewReader(lxdtest.UnifiedImage("other", 1000)), &lxd.CreateOptions{Wait: true})
 		return err
 	}},
+	{name: "upload, its properties", method: "PUT", pattern: "/1.0/images/*", run: func(t *testing.T, r *retryCase) error {
+		_, err := r.client.Images.Create(t.Context(), bytes.NewReader(lxdtest.UnifiedImage("other", 1000)), &lxd.CreateOptions{
+			Properties: map[string]string{"a": "b"}, Wait: true,
+		})
+		return err
+	}},
+	{name: "import by the client", method: "POST", pattern: "/1.0/images", run: func(t *testing.T, r *retryCase) error {
+		data := lxdtest.UnifiedImage("other", 1000)
+		web := &http.Client{Transport: roundTripper(func(req *http.Request) (*http.Response, error) {
+			body := io.NopCloser(bytes.NewReader(data))
+			return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: body, ContentLength: int64(len(data)), Request: req}, nil
+		})}
+		_, err := r.client.Images.CreateFromURL(t.Context(), "https://images.example/image", &lxd.CreateFromURLOptions{Via: lxd.ViaClient, Wait: true, HTTPClient: web})
+		return err
+	}},
 	{name: "export", method: "GET", pattern: exportPattern, run: func(t *testing.T, r *retryCase) error {
 		export, err := r.image.Export(t.Context(), nil)
 		if err != nil {
