@@ -23,6 +23,7 @@ import (
 // retryCase is a server in a bubble that has one image, with a client of it.
 type retryCase struct {
 	*lxdtest.Server
+	ctx         context.Context //nolint:containedctx // of the calls; it ends what would go on for ever
 	client      *lxd.Client
 	data        []byte
 	image       *lxd.Image
@@ -34,6 +35,9 @@ func inRetryCase(t *testing.T, opts *lxd.Options, play func(*testing.T, *retryCa
 	synctest.Test(t, func(t *testing.T) {
 		r := &retryCase{Server: lxdtest.NewServer(&lxdtest.Options{InMemory: true}), data: lxdtest.UnifiedImage("retry", 24_000)}
 		defer r.Close()
+		var cancel context.CancelFunc
+		r.ctx, cancel = context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
 		fingerprint, err := r.AddImage(r.data, nil)
 		require.NoError(t, err)
 		if opts == nil {
@@ -74,19 +78,19 @@ var retryPaths = []struct {
 	waits bool
 }{
 	{name: "read", method: "GET", pattern: "/1.0/images/*", run: func(t *testing.T, r *retryCase) error {
-		_, err := r.client.Images.Get(t.Context(), r.image.Fingerprint)
+		_, err := r.client.Images.Get(r.ctx, r.image.Fingerprint)
 		return err
 	}},
 	{name: "list", method: "GET", pattern: "/1.0/images", run: func(t *testing.T, r *retryCase) error {
-		_, err := r.client.Images.All(t.Context(), nil)
+		_, err := r.client.Images.All(r.ctx, nil)
 		return err
 	}},
 	{name: "upload", method: "POST", pattern: "/1.0/images", run: func(t *testing.T, r *retryCase) error {
-		_, err := r.client.Images.Create(t.Context(), bytes.NewReader(lxdtest.UnifiedImage("other", 1000)), &lxd.CreateOptions{Wait: true})
+		_, err := r.client.Images.Create(r.ctx, bytes.NewReader(lxdtest.UnifiedImage("other", 1000)), &lxd.CreateOptions{Wait: true})
 		return err
 	}},
 	{name: "upload, its properties", method: "PUT", pattern: "/1.0/images/*", run: func(t *testing.T, r *retryCase) error {
-		_, err := r.client.Images.Create(t.Context(), bytes.NewReader(lxdtest.UnifiedImage("other", 1000)), &lxd.CreateOptions{
+		_, err := r.client.Images.Create(r.ctx, bytes.NewReader(lxdtest.UnifiedImage("other", 1000)), &lxd.CreateOptions{
 			Properties: map[string]string{"a": "b"}, Wait: true,
 		})
 		return err
@@ -97,11 +101,11 @@ var retryPaths = []struct {
 			body := io.NopCloser(bytes.NewReader(data))
 			return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: body, ContentLength: int64(len(data)), Request: req}, nil
 		})}
-		_, err := r.client.Images.CreateFromURL(t.Context(), "https://images.example/image", &lxd.CreateFromURLOptions{Via: lxd.ViaClient, Wait: true, HTTPClient: web})
+		_, err := r.client.Images.CreateFromURL(r.ctx, "https://images.example/image", &lxd.CreateFromURLOptions{Via: lxd.ViaClient, Wait: true, HTTPClient: web})
 		return err
 	}},
 	{name: "export", method: "GET", pattern: exportPattern, run: func(t *testing.T, r *retryCase) error {
-		export, err := r.image.Export(t.Context(), nil)
+		export, err := r.image.Export(r.ctx, nil)
 		if err != nil {
 			return err
 		}
@@ -110,11 +114,11 @@ var retryPaths = []struct {
 		return err
 	}},
 	{name: "ExportTo over connections", method: "GET", pattern: exportPattern, run: func(t *testing.T, r *retryCase) error {
-		_, err := r.image.ExportTo(t.Context(), t.TempDir(), &lxd.ExportToOptions{Connections: 2})
+		_, err := r.image.ExportTo(r.ctx, t.TempDir(), &lxd.ExportToOptions{Connections: 2})
 		return err
 	}},
 	{name: "events", method: "GET", pattern: "/1.0/events", run: func(t *testing.T, r *retryCase) error {
-		for _, err := range r.client.Events(t.Context(), nil) {
+		for _, err := range r.client.Events(r.ctx, nil) {
 			return err
 		}
 		return errors.New("no event")
@@ -122,9 +126,9 @@ var retryPaths = []struct {
 	{name: "wait", method: "GET", pattern: "/1.0/operations/*/wait", waits: true, run: func(t *testing.T, r *retryCase) error {
 		held := r.Inject(lxdtest.StallOperations())
 		defer held.Remove()
-		image, err := r.client.Images.Create(t.Context(), bytes.NewReader(lxdtest.UnifiedImage("other", 1000)), nil)
+		image, err := r.client.Images.Create(r.ctx, bytes.NewReader(lxdtest.UnifiedImage("other", 1000)), nil)
 		require.NoError(t, err)
-		return image.Wait(t.Context())
+		return image.Wait(r.ctx)
 	}},
 }
 
