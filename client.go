@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/golxd/lxd/internal/redact"
+	"github.com/golxd/lxd/internal/retry"
 )
 
 // Version is the version of this package.
@@ -40,8 +41,6 @@ const (
 	Incus Family = "incus"
 )
 
-const defaultRetries = 4
-
 // New makes a client for a server; nothing is sent yet. The endpoint is
 //
 //   - "" for the local daemon. It is the first of these that exists when the
@@ -62,13 +61,7 @@ func New(endpoint string, opts *Options) (*Client, error) {
 	if opts != nil {
 		o = *opts
 	}
-	t := &transport{endpoint: endpoint, retries: o.Retries, log: o.Logger, token: o.TokenSource, agent: "golxd/" + Version}
-	switch {
-	case t.retries == 0:
-		t.retries = defaultRetries
-	case t.retries < 0:
-		t.retries = 0
-	}
+	t := &transport{endpoint: endpoint, retry: retry.Policy{Timeout: o.RetryTimeout}, log: o.Logger, token: o.TokenSource, agent: "golxd/" + Version}
 	if t.log == nil {
 		t.log = slog.New(slog.DiscardHandler)
 	}

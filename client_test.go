@@ -250,7 +250,7 @@ func TestLocalDaemonStaysTheSame(t *testing.T) {
 		}
 	}
 	open := func(m *machine) *lxd.Client {
-		return newClient(t, "", &lxd.Options{Dial: dial(m), Retries: -1})
+		return newClient(t, "", &lxd.Options{Dial: dial(m), RetryTimeout: -1})
 	}
 	family := func(c *lxd.Client) lxd.Family {
 		info, err := c.Server(t.Context())
@@ -332,8 +332,8 @@ func TestConnectionErrorsSayWhatToDo(t *testing.T) {
 		says     string
 	}{
 		"no socket":          {"/nowhere/unix.socket", lxd.Options{}, os.ErrNotExist, "is the daemon installed and running"},
-		"nobody listens":     {stale, lxd.Options{Retries: -1}, syscall.ECONNREFUSED, "start it"},
-		"no listener":        {"https://127.0.0.1:1", lxd.Options{Retries: -1}, syscall.ECONNREFUSED, "core.https_address"},
+		"nobody listens":     {stale, lxd.Options{RetryTimeout: -1}, syscall.ECONNREFUSED, "start it"},
+		"no listener":        {"https://127.0.0.1:1", lxd.Options{RetryTimeout: -1}, syscall.ECONNREFUSED, "core.https_address"},
 		"plain http":         {"https://" + strings.TrimPrefix(plain.URL, "http://"), lxd.Options{}, lxd.ErrUnavailable, "plain http port"},
 		"not trusted":        {server.URL(), lxd.Options{}, lxd.ErrUnavailable, "Options.ServerCertificate"},
 		"another pin":        {server.URL(), lxd.Options{ServerFingerprint: strings.Repeat("0", 64)}, lxd.ErrUnavailable, strings.Repeat("0", 64)},

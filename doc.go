@@ -31,15 +31,31 @@
 // have done is looked for, and where nothing tells, the error is
 // [ErrOutcomeUnknown].
 //
-// # Trying again
+// # Retries
 //
-// A request that fails to connect, or meets 429 or 503, is sent again up to
-// [Options].Retries times, with growing pauses or as Retry-After says; where
-// that is more than 10 minutes, the error is given at once. One whose answer
-// was lost is sent again if that does no harm: reading, deleting, replacing,
-// and uploading, as the same content is the same image. A body is sent again
-// if its reader is an [io.Seeker]; one that is not is never read twice. An
-// export of a unified image goes on where it was cut.
+// A failure that may pass is retried for [Options].RetryTimeout without
+// progress, 30 seconds unless set: a restart of the daemon fits into that. The
+// time counts from the first failure; a new byte of a transfer that goes on
+// where it was cut is progress, a request that is sent again from its start is
+// not. The pauses double from 100 ms to 5 s, with jitter, and the last attempt is
+// at the end of the time. A server that asks for a pause with Retry-After gets
+// it, up to 10 minutes, once also beyond the timeout; where it asks for more,
+// the error is returned at once. The errors tell by a method Transient whether
+// the same call may succeed later.
+//
+// Retried are the statuses 429 and 503, and connections that cannot be made.
+// A missing unix socket is waited for only once the client has reached the
+// daemon over it, as when a snap is refreshed. The statuses 502 and 504, and a
+// connection that breaks before the response is there, may hide that the server
+// has acted: such a request is sent again if that does no harm, as reading,
+// deleting, replacing, and uploading, as the same content is the same image. A
+// body is sent again if its reader is an [io.Seeker]; one that is not is never
+// read twice. An export of a unified image goes on where it was cut.
+//
+// The same rules hold for the event connection and for images that this client
+// fetches from a URL. Two things have another timeout: a wait for an operation
+// goes on for a minute without a response, and [Client.Events] for ever once it
+// was connected.
 //
 // # Verification
 //

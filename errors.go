@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/golxd/lxd/internal/content"
 	"github.com/golxd/lxd/internal/redact"
+	"github.com/golxd/lxd/internal/retry"
 )
 
 // The kinds of failure, to be told apart with [errors.Is].
@@ -88,9 +90,8 @@ type Error struct {
 	// provider when it refuses a caller; nil otherwise.
 	OIDC *OIDCProvider
 
-	kind error // a sentinel that the status code does not tell
-	// retryAfter is what the server asked for, in the words of the header.
-	retryAfter string
+	kind       error  // a sentinel that the status code does not tell
+	retryAfter string // the header Retry-After
 }
 
 // Error tells what was asked, what the daemon said and what to do.
@@ -145,20 +146,18 @@ func (e *Error) Is(target error) bool {
 	case ErrUnsupported:
 		return e.StatusCode == http.StatusNotImplemented
 	case ErrUnavailable:
-		return unavailableStatus(e.StatusCode)
+		return unavailable(e.StatusCode)
 	}
 	return false
 }
 
-// unavailableStatus says whether a server, or what is before it, is not able to
-// answer for the moment.
-func unavailableStatus(code int) bool {
-	switch code {
-	case http.StatusServiceUnavailable, http.StatusTooManyRequests, http.StatusBadGateway, http.StatusGatewayTimeout:
-		return true
-	}
-	return false
-}
+// Transient says whether the same call may succeed later: the status is 429,
+// 502, 503 or 504. After 502 and 504 the server may have acted on the request.
+func (e *Error) Transient() bool { return unavailable(e.StatusCode) }
+
+// RetryAfter returns for how long the server asks to wait before the next try,
+// by a Retry-After header; ok is false where it does not ask.
+func (e *Error) RetryAfter() (wait time.Duration, ok bool) { return retry.ParseAfter(e.retryAfter) }
 
 // InputError says which argument or option was refused, and why. Nothing was
 // sent. It is an [ErrInvalid].
@@ -172,6 +171,9 @@ func (e *InputError) Error() string { return e.Field + " " + e.Problem }
 
 // Is makes an InputError an [ErrInvalid].
 func (e *InputError) Is(target error) bool { return target == ErrInvalid }
+
+// Transient is false: the same call fails in the same way.
+func (e *InputError) Transient() bool { return false }
 
 func invalid(field, format string, args ...any) error {
 	return &InputError{Field: field, Problem: fmt.Sprintf(format, args...)}
@@ -202,6 +204,12 @@ func (e *ConnectionError) Unwrap() error { return e.Err }
 
 // Is makes a ConnectionError an [ErrUnavailable].
 func (e *ConnectionError) Is(target error) bool { return target == ErrUnavailable }
+
+// Transient says whether the same call may succeed later. It is false for a
+// failure that stays until somebody changes something: no permission, no socket
+// where there was none before, an unknown host name, a certificate that is not
+// trusted, a proxy that refuses, a client that is closed.
+func (e *ConnectionError) Transient() bool { return retry.Transient(e.Err) }
 
 // OperationError says that the server's background work ended badly.
 type OperationError struct {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"net"
 	"net/http"
 	"net/url"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/gorilla/websocket"
 
+	"github.com/golxd/lxd/internal/retry"
 	"github.com/golxd/lxd/internal/wire"
 )
 
@@ -76,6 +78,9 @@ type EventsOptions struct {
 	ImagesOnly bool
 }
 
+// endless is the retry policy of what goes on until ctx ends.
+var endless = retry.Policy{Timeout: math.MaxInt64}
+
 const (
 	// eventSilence is how long a connection may be silent: servers ping every
 	// 10 seconds (LXD 5.0.2, Incus 6.0.4).
@@ -85,11 +90,12 @@ const (
 
 // Events iterates over the server's events. The first is an [EventConnected]:
 // what happens after it is told. The order is the server's, which is not always
-// that of what happened. A broken connection is made again, without end, and
-// another EventConnected tells so. The loop ends when it is left, with ctx (its
-// error is the last thing yielded), when the server refuses, or with an event
-// that is none ([ErrBadResponse]) or too large ([ErrTooLarge]). Ranging again
-// connects anew.
+// that of what happened. A broken connection is made again, and another
+// EventConnected tells so: there is no timeout, the pauses are those of every
+// retry. The first connection is retried for Options.RetryTimeout. The loop ends
+// when it is left, with ctx (its error is the last thing yielded), with an error
+// that is not transient, such as a refusal, or with an event that is none
+// ([ErrBadResponse]) or too large ([ErrTooLarge]). Ranging again connects anew.
 func (c *Client) Events(ctx context.Context, opts *EventsOptions) iter.Seq2[Event, error] {
 	var o EventsOptions
 	if opts != nil {
@@ -97,35 +103,26 @@ func (c *Client) Events(ctx context.Context, opts *EventsOptions) iter.Seq2[Even
 		o.Types = slices.Clone(opts.Types)
 	}
 	return func(yield func(Event, error) bool) {
-		for connected, try := false, 0; ; try++ {
+		retries := c.t.retry.Begin()
+		for {
 			req := c.eventsRequest(&o)
 			more, began, err := c.oneEvents(ctx, req, &o, yield)
 			if began {
-				connected, try = true, 0
+				retries = endless.Begin()
 			}
 			if !more {
 				return
 			}
-			closed := c.t.conns.isClosed()
-			if ctx.Err() != nil || closed || !errors.Is(err, ErrUnavailable) || (!connected && try >= c.t.retries) {
-				if ctx.Err() != nil {
-					err = c.t.connectionError(ctx, req, ctx.Err())
+			if errors.Is(err, ErrUnavailable) && retry.Transient(err) && !c.t.conns.isClosed() {
+				if err = retries.Pause(ctx, err); err == nil {
+					continue
 				}
-				yield(Event{}, err)
-				return
 			}
-			wait := backoff(try)
-			if after, ok := retryAfter(err); ok {
-				if after > maxRetryAfter {
-					yield(Event{}, err)
-					return
-				}
-				wait = after
+			if ctx.Err() != nil {
+				err = c.t.connectionError(ctx, req, ctx.Err())
 			}
-			if cause := sleep(ctx, wait); cause != nil {
-				yield(Event{}, c.t.connectionError(ctx, req, cause))
-				return
-			}
+			yield(Event{}, err)
+			return
 		}
 	}
 }

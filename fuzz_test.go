@@ -24,7 +24,7 @@ import (
 func answering(tb testing.TB, header http.Header, status int, body []byte) *Client {
 	tb.Helper()
 	client, err := New("unix:///nowhere", &Options{
-		Retries: -1,
+		RetryTimeout: -1,
 		Dial: func(context.Context, string, string) (net.Conn, error) {
 			return nil, errors.New("nothing is dialed")
 		},

@@ -2,6 +2,7 @@ package lxd_test
 
 import (
 	"testing"
+	"time"
 
 	"github.com/golxd/lxd"
 	"github.com/golxd/lxd/lxdtest"
@@ -24,6 +25,9 @@ func startFakeWith(t *testing.T, server *lxdtest.Options, client *lxd.Options) *
 	t.Cleanup(s.Close)
 	return &fake{Server: s, Client: newClient(t, s.Endpoint(), client)}
 }
+
+// shortRetries is a retry timeout for a server that stays bad.
+const shortRetries = 100 * time.Millisecond
 
 // fingerprintOf is the SHA-256 of a certificate.
 func fingerprintOf(der []byte) string {

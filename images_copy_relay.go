@@ -84,7 +84,7 @@ func (r *relayBody) open(ctx context.Context) (_ io.ReadCloser, mediaType string
 	}
 	var body io.ReadCloser = res.Body
 	if kind == "application/octet-stream" {
-		body = &resuming{ctx: ctx, image: r.image, body: res.Body, size: size, left: r.image.client.t.retries}
+		body = &resuming{ctx: ctx, image: r.image, body: res.Body, size: size, retries: r.image.client.t.retry.Begin()}
 	} else if r.filename != "" {
 		// The server takes the image's name from the rootfs.
 		body = struct {

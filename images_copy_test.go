@@ -234,8 +234,8 @@ func TestEndedContextLeavesNoToken(t *testing.T) {
 // a cut: nothing may be asked of the source once Copy has returned.
 func TestRelayLeavesTheSourceAlone(t *testing.T) {
 	t.Parallel()
-	x := newExportTest(t, 4, lxdtest.UnifiedImage("relay", 8<<20), nil)
-	target := startFakeWith(t, nil, &lxd.Options{Retries: -1})
+	x := newExportTest(t, 0, lxdtest.UnifiedImage("relay", 8<<20), nil)
+	target := startFakeWith(t, nil, &lxd.Options{RetryTimeout: -1})
 	target.Inject(lxdtest.EarlyAnswer(1<<20, 400, "no room").On("POST", "/1.0/images"))
 	returned := make(chan struct{})
 	var late atomic.Int64

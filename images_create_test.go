@@ -103,7 +103,7 @@ func (l *lateReader) Seek(offset int64, whence int) (int64, error) {
 // Read of the caller's reader, which the second sending must not disturb.
 func TestRetryWaitsForTheReader(t *testing.T) {
 	t.Parallel()
-	server := startFakeWith(t, nil, &lxd.Options{Retries: 1})
+	server := startFakeWith(t, nil, nil)
 	refused := server.Inject(lxdtest.EarlyAnswer(1<<19, 503, "busy").On("POST", "/1.0/images").Times(1))
 	data := lxdtest.UnifiedImage("late", 2<<20)
 	var once sync.Once
@@ -193,7 +193,7 @@ func TestSplitImageHasTheSizeOfItsFiles(t *testing.T) {
 // upload: the image is there, and a second call may set them.
 func TestBusyServerKeepsUpload(t *testing.T) {
 	t.Parallel()
-	f := startFakeWith(t, nil, &lxd.Options{Retries: -1})
+	f := startFakeWith(t, nil, &lxd.Options{RetryTimeout: -1})
 	data := unified(t, 0)
 	f.Inject(lxdtest.TooManyRequests(0).On("PUT", "/1.0/images/*"))
 	_, err := f.Client.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{ExpiresAt: time.Now().Add(time.Hour), Wait: true})

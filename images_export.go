@@ -21,6 +21,7 @@ import (
 
 	"github.com/golxd/lxd/internal/progress"
 	"github.com/golxd/lxd/internal/pump"
+	"github.com/golxd/lxd/internal/retry"
 )
 
 // ExportOptions say how to export.
@@ -64,8 +65,8 @@ type Export struct {
 
 // Export begins to fetch the image's content. It returns when the server has
 // begun to send. After a cut, the content of a unified image is fetched from
-// there on, as often as Options.Retries says; a split image cannot be, the
-// error is then a [*FingerprintError] that wraps the cause.
+// there on, for Options.RetryTimeout without a new byte; a split image cannot be,
+// the error is then a [*FingerprintError] that wraps the cause.
 func (i *Image) Export(ctx context.Context, opts *ExportOptions) (*Export, error) {
 	if err := i.check(); err != nil {
 		return nil, err
@@ -173,7 +174,7 @@ func (e *Export) open(offset int64) error {
 	}
 	e.size = size
 	e.filename = dispositionName(res.Header.Get("Content-Disposition"))
-	e.source = &resuming{ctx: e.ctx, image: e.image, body: res.Body, offset: offset, size: size, left: e.image.client.t.retries}
+	e.source = &resuming{ctx: e.ctx, image: e.image, body: res.Body, offset: offset, size: size, retries: e.image.client.t.retry.Begin()}
 	return nil
 }
 
@@ -407,11 +408,9 @@ type resuming struct {
 	offset int64
 	size   int64 // of the image, -1 where unknown
 	end    int64 // where to stop if it is not the image's end, else 0
-	left   int   // retries
 	err    error // of the break
 
-	cut       int64 // offset of the last break
-	fruitless int   // breaks since anything came, which is what is waited longer for
+	retries *retry.Retries
 }
 
 func (r *resuming) Read(p []byte) (int, error) {
@@ -423,6 +422,9 @@ func (r *resuming) Read(p []byte) (int, error) {
 		}
 		n, err := r.body.Read(p)
 		r.offset += int64(n)
+		if n > 0 {
+			r.retries.Progress()
+		}
 		switch {
 		case err == nil:
 			return n, nil
@@ -440,19 +442,13 @@ func (r *resuming) Read(p []byte) (int, error) {
 
 func (r *resuming) resume() error {
 	c, ctx := r.image.client, r.ctx
-	if r.size < 0 || r.left <= 0 || ctx.Err() != nil {
+	if r.size < 0 || ctx.Err() != nil || !retry.Transient(r.err) {
 		return r.err
 	}
 	_ = r.body.Close()
-	if r.offset > r.cut {
-		r.fruitless = 0
+	if err := r.retries.Pause(ctx, r.err); err != nil {
+		return err
 	}
-	if wait := sleep(ctx, backoff(r.fruitless)); wait != nil {
-		return wait
-	}
-	r.left--
-	r.fruitless++
-	r.cut = r.offset
 	c.t.log.DebugContext(ctx, "lxd export goes on after a cut", "fingerprint", r.image.Fingerprint, "offset", r.offset, "error", r.err)
 	if r.offset == r.stop() {
 		return io.EOF

@@ -89,7 +89,7 @@ type partTransfer struct {
 func (x *exportTo) transfer(ctx context.Context, p *partfile.Part) *partTransfer {
 	return &partTransfer{
 		Part: p, x: x,
-		src: &resuming{ctx: ctx, image: x.image, offset: p.Next, size: x.image.Size, end: p.To, left: x.image.client.t.retries},
+		src: &resuming{ctx: ctx, image: x.image, offset: p.Next, size: x.image.Size, end: p.To, retries: x.image.client.t.retry.Begin()},
 	}
 }
 

@@ -84,7 +84,7 @@ func TestExportToOverConnectionsOfWhatHasNoParts(t *testing.T) {
 func TestExportToOverConnectionsResumes(t *testing.T) {
 	t.Parallel()
 	data := lxdtest.UnifiedImage("resumes", 8<<20)
-	x := newExportTest(t, 2, data, nil)
+	x := newExportTest(t, 0, data, nil)
 	dir := t.TempDir()
 	cut := x.Inject(lxdtest.CutResponse(1<<20).On("GET", exportPattern).Times(4))
 	x.between(func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
@@ -195,7 +195,7 @@ func TestExportToOverConnectionsInBadWeather(t *testing.T) {
 	}
 	t.Run("ranges ignored after a cut", func(t *testing.T) {
 		t.Parallel()
-		x := newExportTest(t, 1, data, nil)
+		x := newExportTest(t, 0, data, nil)
 		dir := t.TempDir()
 		cut := x.Inject(lxdtest.CutResponse(1<<20).On("GET", exportPattern).Times(1))
 		x.between(func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
@@ -232,7 +232,7 @@ func TestExportToOverConnectionsInBadWeather(t *testing.T) {
 	}
 	t.Run("corrupt", func(t *testing.T) {
 		t.Parallel()
-		x := newExportTest(t, 3, data, nil)
+		x := newExportTest(t, 0, data, nil)
 		dir := t.TempDir()
 		x.Inject(lxdtest.Corrupt(500<<10).On("GET", exportPattern).Times(1))
 		_, err := x.image.ExportTo(t.Context(), dir, options())
@@ -272,7 +272,7 @@ func TestExportToOverConnectionsInBadWeather(t *testing.T) {
 	})
 	t.Run("cancelled", func(t *testing.T) {
 		t.Parallel()
-		x := newExportTest(t, 3, data, nil)
+		x := newExportTest(t, 0, data, nil)
 		dir := t.TempDir()
 		stalled := x.Inject(lxdtest.StallResponse(100<<10).On("GET", exportPattern))
 		defer stalled.Remove()

@@ -7,10 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"time"
 
 	"github.com/golxd/lxd/internal/partfile"
 	"github.com/golxd/lxd/internal/progress"
+	"github.com/golxd/lxd/internal/retry"
 )
 
 // ExportToOptions say how to export into a folder.
@@ -34,7 +34,7 @@ type ExportToOptions struct {
 	// connections, 10 and 50 ms; docs/performance.md). On a line that loses
 	// none they gain little or cost time, long as it may be.
 	//
-	// No part is smaller than 1 MiB, and Options.Retries counts for each. The
+	// No part is smaller than 1 MiB, and Options.RetryTimeout counts for each. The
 	// content is verified when all of it is there. A split image comes over one
 	// connection, as does what a server sends that ignores ranges; that takes
 	// one request more.
@@ -64,7 +64,7 @@ type ExportedFiles struct {
 // the rootfs of a split image in FINGERPRINT.rootfs.partial. If the transfer of
 // a unified image ends early, or the process does, its file stays, and the next
 // ExportTo into the directory goes on from it. A split image starts over, within
-// one call as often as Options.Retries says. Of two calls for one image and
+// one call for Options.RetryTimeout. Of two calls for one image and
 // directory at once, one waits and finds the files of the other.
 //
 // Files that others can change are neither gone on from nor taken for the
@@ -104,7 +104,7 @@ func (i *Image) ExportTo(ctx context.Context, dir string, opts *ExportToOptions)
 	if o.Connections < 0 || o.Connections > maxConnections {
 		return nil, invalid("ExportToOptions.Connections", "%d is not between 0 and %d", o.Connections, maxConnections)
 	}
-	x := &exportTo{ExportToOptions: o, ctx: ctx, image: i}
+	x := &exportTo{ExportToOptions: o, ctx: ctx, image: i, retries: i.client.t.retry.Begin()}
 	x.files = &partfile.Image{Dir: dir, Name: o.Name, Fingerprint: i.Fingerprint, Size: i.Size, Public: i.Public, Sync: o.Sync, Verifying: x.verifying}
 	partial, err := x.files.Open(ctx)
 	if err != nil {
@@ -141,7 +141,7 @@ type exportTo struct {
 	resumed  bool // the last attempt went on from what was there
 	oneShot  bool // the last attempt was for a split image
 	noRanges bool // the server ignored a range
-	attempts int
+	retries  *retry.Retries
 }
 
 func (x *exportTo) verifying(size int64) (count func(int)) {
@@ -165,32 +165,26 @@ func (x *exportTo) run() (*partfile.Files, error) {
 		if err == nil {
 			return files, nil
 		}
-		again, wait := x.again(err)
-		if again {
-			err = pause(x.ctx, wait, err)
-		}
-		if err != nil {
+		if err := x.again(err); err != nil {
 			return nil, err
 		}
 	}
 }
 
-// again says whether a failed attempt is worth another from the beginning: what
-// an earlier process left may not be what was sent to it, and of a split image
-// no part can be asked for.
-func (x *exportTo) again(err error) (bool, time.Duration) {
+// again returns nil when a failed attempt may be repeated from the beginning:
+// what an earlier process left may not be what was sent to it, and of a split
+// image no part can be asked for. Otherwise it returns why not.
+func (x *exportTo) again(err error) error {
 	var failed *FingerprintError
-	if !errors.As(err, &failed) {
-		return false, 0
+	switch {
+	case !errors.As(err, &failed):
+		return err
+	case failed.Got != "" && x.resumed:
+		return retry.Pause(x.ctx, 0, err)
+	case failed.Got != "", !x.oneShot, !retry.Transient(err):
+		return err
 	}
-	if failed.Got != "" {
-		return x.resumed, 0
-	}
-	if !x.oneShot || x.attempts >= x.image.client.t.retries {
-		return false, 0
-	}
-	x.attempts++
-	return true, backoff(x.attempts - 1)
+	return x.retries.Pause(x.ctx, err)
 }
 
 // fetch is one attempt to get what is missing.

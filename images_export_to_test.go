@@ -84,7 +84,7 @@ func TestExportToFetchesOnce(t *testing.T) {
 func TestExportToOfSplitImage(t *testing.T) {
 	t.Parallel()
 	metadata, rootfs := lxdtest.SplitImage("to", 3<<20)
-	x := newExportTest(t, 2, metadata, rootfs)
+	x := newExportTest(t, 0, metadata, rootfs)
 	dir := t.TempDir()
 	cut := x.Inject(lxdtest.CutResponse(2<<20).On("GET", exportPattern).Times(2))
 	files, err := x.image.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Name: "web", Sync: true})
@@ -111,7 +111,7 @@ func TestExportToOfSplitImageGivesUp(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			x := newExportTest(t, 1, metadata, rootfs)
+			x := newExportTest(t, shortRetries, metadata, rootfs)
 			dir := t.TempDir()
 			x.Inject(fault.On("GET", exportPattern))
 			_, err := x.image.ExportTo(t.Context(), dir, nil)
@@ -208,7 +208,7 @@ func TestExportToKeepsWhatCame(t *testing.T) {
 
 func TestExportToOfCorruptContentLeavesNothing(t *testing.T) {
 	t.Parallel()
-	x := newExportTest(t, 3, lxdtest.UnifiedImage("corrupt", 1<<20), nil)
+	x := newExportTest(t, 0, lxdtest.UnifiedImage("corrupt", 1<<20), nil)
 	dir := t.TempDir()
 	x.Inject(lxdtest.Corrupt(500<<10).On("GET", exportPattern))
 	_, err := x.image.ExportTo(t.Context(), dir, nil)

@@ -264,24 +264,16 @@ func (imp *importing) outcome() string {
 // byClient fetches the image and sends it on. Where the way to the server
 // breaks, it is fetched again.
 func (imp *importing) byClient(ctx context.Context, wait bool) (*Image, error) {
-	t := imp.images.client.t
-	var image *Image
-	for try := 0; ; try++ {
-		var err error
-		if image, err = imp.client(ctx); err == nil {
-			break
-		}
-		again := errors.Is(err, ErrNotReplayable) && try < t.retries
-		delay := backoff(try)
-		if after, ok := retryAfter(err); ok {
-			delay, again = after, again && after <= maxRetryAfter
-		}
-		if again {
-			err = pause(ctx, delay, err)
+	retries := imp.images.client.t.retry.Begin()
+	image, err := imp.client(ctx)
+	for err != nil {
+		if errors.Is(err, ErrNotReplayable) {
+			err = retries.Pause(ctx, err)
 		}
 		if err != nil {
 			return image, err
 		}
+		image, err = imp.client(ctx)
 	}
 	if !wait || image.pending == nil { // it was there
 		return image, nil

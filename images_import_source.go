@@ -13,6 +13,7 @@ import (
 
 	"github.com/golxd/lxd/internal/ctxerr"
 	"github.com/golxd/lxd/internal/redact"
+	"github.com/golxd/lxd/internal/retry"
 )
 
 // SourceError says what is wrong with the file that an image was to be fetched
@@ -23,7 +24,7 @@ type SourceError struct {
 	Problem    string
 	Err        error // may be nil
 
-	retryAfter string
+	retryAfter string // the header Retry-After
 }
 
 // Error names the file.
@@ -37,6 +38,24 @@ func (e *SourceError) Error() string {
 
 // Unwrap gives the cause.
 func (e *SourceError) Unwrap() error { return e.Err }
+
+// Transient says whether the same call may succeed later: the status is 429,
+// 502, 503 or 504, or the connection failed in a way that may pass.
+func (e *SourceError) Transient() bool {
+	switch {
+	case e.StatusCode != 0:
+		return unavailable(e.StatusCode)
+	case e.Err == nil, errors.Is(e.Err, errRedirect):
+		return false
+	}
+	return retry.Transient(e.Err)
+}
+
+// RetryAfter returns for how long the server asks to wait before the next try,
+// by a Retry-After header; ok is false where it does not ask.
+func (e *SourceError) RetryAfter() (wait time.Duration, ok bool) {
+	return retry.ParseAfter(e.retryAfter)
+}
 
 // Is matches [ErrNotFound] for a 404 and a 410.
 func (e *SourceError) Is(target error) bool {
@@ -65,7 +84,7 @@ type source struct {
 	secrets  *redact.Secrets // of its URLs
 	verified bool            // its content will be compared with a fingerprint from elsewhere
 	stall    time.Duration
-	retries  int
+	retries  *retry.Retries
 
 	size int64  // -1 where unknown
 	name string // that the server gives it
@@ -78,13 +97,12 @@ type source struct {
 	res    *sourceAnswer
 
 	offset    int64
-	attempts  int // without a new byte
 	validator http.Header
 	err       error
 }
 
-func newSource(o *CreateFromURLOptions, u *url.URL, retries int) *source {
-	s := &source{url: u, secrets: redact.HideURL(u), stall: o.StallTimeout, retries: retries, verified: o.Fingerprint != ""}
+func newSource(o *CreateFromURLOptions, u *url.URL, policy retry.Policy) *source {
+	s := &source{url: u, secrets: redact.HideURL(u), stall: o.StallTimeout, retries: policy.Begin(), verified: o.Fingerprint != ""}
 	if s.stall == 0 {
 		s.stall = defaultStallTimeout
 	}
@@ -207,7 +225,7 @@ func (s *source) refused(res *sourceAnswer) error {
 func (s *source) ask(ctx context.Context, method string, header http.Header) (*sourceAnswer, error) {
 	for {
 		res, err := s.askOnce(ctx, method, header)
-		if err == nil && !passingStatus(res.StatusCode) {
+		if err == nil && !unavailable(res.StatusCode) {
 			return res, nil
 		}
 		if err == nil {
@@ -220,31 +238,12 @@ func (s *source) ask(ctx context.Context, method string, header http.Header) (*s
 	}
 }
 
-func passingStatus(code int) bool {
-	switch code {
-	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		return true
-	}
-	return false
-}
-
-// pause waits before the next attempt, or gives err if there is to be none.
+// pause waits before the next attempt, or returns err where there is none.
 func (s *source) pause(ctx context.Context, err error) error {
-	if s.attempts >= s.retries || errors.Is(err, errRedirect) || !passing(err) {
+	if !retry.Transient(err) {
 		return err
 	}
-	wait := backoff(s.attempts)
-	var failed *SourceError
-	if errors.As(err, &failed) {
-		if after, ok := retryAfter(&Error{retryAfter: failed.retryAfter}); ok {
-			wait = after
-		}
-	}
-	if wait > maxRetryAfter {
-		return err
-	}
-	s.attempts++
-	return pause(ctx, wait, err)
+	return s.retries.Pause(ctx, err)
 }
 
 func (s *source) askOnce(ctx context.Context, method string, header http.Header) (*sourceAnswer, error) {
@@ -287,7 +286,7 @@ func (s *source) Read(p []byte) (int, error) {
 		n, err := s.res.Read(p)
 		s.offset += int64(n)
 		if n > 0 {
-			s.attempts = 0
+			s.retries.Progress()
 		}
 		switch {
 		case err == io.EOF && (s.size < 0 || s.offset == s.size):
@@ -321,7 +320,7 @@ func (s *source) resume(cut error) error {
 			cut = err
 			continue
 		}
-		if passingStatus(res.StatusCode) {
+		if unavailable(res.StatusCode) {
 			_ = res.Close()
 			cut = s.refused(res)
 			continue

@@ -197,7 +197,7 @@ func (m *Images) resolveStream(ctx context.Context, server, alias string, o *Cre
 	for _, family := range info.daemon().Preferred() {
 		streams, err := simplestreams.New(server, &simplestreams.Options{
 			Family: simplestreams.Family(family.Name), AllowHTTP: o.AllowHTTP, Certificate: o.Certificate, Cache: o.Cache, HTTPClient: o.HTTPClient,
-			StallTimeout: o.StallTimeout, RetryTimeout: min(time.Duration(m.client.t.retries)-1, 0), UserAgent: m.client.t.agent, Logger: m.client.t.log,
+			StallTimeout: o.StallTimeout, RetryTimeout: m.client.t.retry.Timeout, UserAgent: m.client.t.agent, Logger: m.client.t.log,
 		})
 		if err != nil {
 			return nil, nil, err

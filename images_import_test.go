@@ -68,7 +68,7 @@ func importFake(t *testing.T, dialect lxdtest.Dialect, opts *lxd.Options) *impor
 }
 
 // importOptions keep the tests of sources that stay bad short.
-func importOptions() *lxd.Options { return &lxd.Options{Retries: 1} }
+func importOptions() *lxd.Options { return &lxd.Options{RetryTimeout: time.Second} }
 
 func importReal(t *testing.T, daemon *testdaemon.Daemon) *importTarget {
 	t.Helper()
@@ -301,7 +301,7 @@ func TestImportURLResumes(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			target := importFake(t, lxdtest.LXD69, &lxd.Options{Retries: 2})
+			target := importFake(t, lxdtest.LXD69, &lxd.Options{})
 			source := imageServer(t)
 			data := unified(t, 200_000)
 			at := source.Direct("image", streamstest.Direct{Content: data})
@@ -419,7 +419,7 @@ func TestImportKeepsSecrets(t *testing.T) {
 		var logged bytes.Buffer
 		client := target.client
 		if target.fake != nil {
-			client = newClient(t, target.fake.Endpoint(), &lxd.Options{Retries: -1, Logger: slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+			client = newClient(t, target.fake.Endpoint(), &lxd.Options{RetryTimeout: -1, Logger: slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug}))})
 		}
 		for _, path := range []string{"/away?token=topsecret", "/here"} {
 			image, err := client.Images.CreateFromURL(t.Context(), base+path, &lxd.CreateFromURLOptions{Via: lxd.ViaClient, Wait: true})

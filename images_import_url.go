@@ -105,7 +105,7 @@ func (m *Images) CreateFromURL(ctx context.Context, imageURL string, opts *Creat
 		return m.fetchURL(ctx, u, &o, imp)
 	}
 	imp.resolve = func(ctx context.Context) (string, error) {
-		source := newSource(&o, u, m.client.t.retries)
+		source := newSource(&o, u, m.client.t.retry)
 		defer source.close()
 		info, err := m.client.serverInfo(ctx, false)
 		if err != nil {
@@ -138,7 +138,7 @@ func (m *Images) fetchURL(ctx context.Context, u *url.URL, o *CreateFromURLOptio
 	if err != nil {
 		return nil, err
 	}
-	source := newSource(o, u, m.client.t.retries)
+	source := newSource(o, u, m.client.t.retry)
 	defer source.close()
 	fingerprint, err := source.probe(ctx, info)
 	if err != nil {

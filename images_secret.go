@@ -12,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/golxd/lxd/internal/retry"
 )
 
 // Secret gives access to one private image. It is a token operation of the
@@ -95,12 +97,11 @@ func (c *Client) startToken(ctx context.Context, req *request, image string) (*S
 
 // mayHaveToken says whether a failed request may have made a token all the same.
 func mayHaveToken(err error) bool {
-	var refused *Error
-	if errors.As(err, &refused) {
-		// From a gateway, or in words that are not the daemon's.
-		return refused.StatusCode == http.StatusBadGateway || refused.StatusCode == http.StatusGatewayTimeout || errors.Is(err, ErrBadResponse)
+	if maybeSeen(err) || errors.Is(err, ErrBadResponse) {
+		return true
 	}
-	return maybeSeen(err) || errors.Is(err, ErrBadResponse) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+	var refused *Error
+	return !errors.As(err, &refused) && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded))
 }
 
 // recentTokens are the latest tokens that a client has received, so that none of
@@ -194,7 +195,7 @@ func (c *Client) endLostToken(ctx context.Context, req *request, image string, b
 				return
 			}
 		}
-		if err := sleep(ctx, tokenPause); err != nil {
+		if err := retry.Sleep(ctx, tokenPause); err != nil {
 			left(fmt.Errorf("%d tokens may be it: %w", len(before), err))
 			return
 		}
@@ -242,14 +243,15 @@ func (s *Secret) end(caller context.Context) {
 	t := s.op.client.t
 	ctx, cancel := outlast(caller, tokenCleanup)
 	defer cancel()
-	for try := 0; ; try++ {
+	retries := retry.Policy{Timeout: tokenCleanup}.Begin()
+	for {
 		err := s.Revoke(ctx)
 		if err == nil {
 			return
 		}
 		var refused *Error
 		again := errors.Is(err, ErrUnavailable) || errors.Is(err, ErrBadResponse) || errors.As(err, &refused) && refused.StatusCode >= http.StatusInternalServerError
-		if !again || t.conns.isClosed() || sleep(ctx, backoff(try)) != nil {
+		if !again || t.conns.isClosed() || retries.Pause(ctx, err) != nil {
 			t.log.WarnContext(ctx, "lxd token is left on the server", "operation", s.op.ID(), "error", err)
 			if caller.Err() == nil {
 				s.ended.Store(true)

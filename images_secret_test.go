@@ -189,8 +189,8 @@ func TestTokenIsEndedAgain(t *testing.T) {
 	} {
 		for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush, lxd.CopyAuto} {
 			for _, wait := range []bool{true, false} {
-				source := startFakeWith(t, &lxdtest.Options{TLS: true}, &lxd.Options{Retries: -1})
-				target := startFakeWith(t, &lxdtest.Options{TLS: true}, &lxd.Options{Retries: -1})
+				source := startFakeWith(t, &lxdtest.Options{TLS: true}, &lxd.Options{RetryTimeout: -1})
+				target := startFakeWith(t, &lxdtest.Options{TLS: true}, &lxd.Options{RetryTimeout: -1})
 				image := source.image(t)
 				// Nobody gets as far as using the token.
 				source.Inject(lxdtest.Status(500, "disk broken").On("POST", "/1.0/images/*/export"))

@@ -156,8 +156,7 @@ func (slowWriter) Write(p []byte) (int, error) {
 }
 
 func (k *killing) play(t *testing.T, d *testdaemon.Daemon, delay time.Duration) {
-	// A daemon takes seconds to start again: more retries bridge them.
-	c := newClient(t, "unix://"+d.Socket, &lxd.Options{Retries: 10})
+	c := newClient(t, "unix://"+d.Socket, nil)
 	_, err := c.Server(t.Context())
 	require.NoError(t, err)
 	run, fingerprint := k.begin(t, d, c)

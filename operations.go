@@ -19,6 +19,7 @@ import (
 	"github.com/golxd/lxd/internal/ctxerr"
 	"github.com/golxd/lxd/internal/progress"
 	"github.com/golxd/lxd/internal/redact"
+	"github.com/golxd/lxd/internal/retry"
 	"github.com/golxd/lxd/internal/wire"
 )
 
@@ -35,8 +36,9 @@ const (
 	// waitSlack is how much later than that an answer may come before the
 	// connection is taken for dead.
 	waitSlack = 15 * time.Second
-	// reconnectTimeout is how long a wait goes on trying to reach a server that
-	// has gone away. A daemon with many instances takes that long to restart.
+	// reconnectTimeout is the retry timeout of a wait, in place of
+	// Options.RetryTimeout: a daemon with many instances takes that long to
+	// restart.
 	reconnectTimeout = time.Minute
 )
 
@@ -212,16 +214,18 @@ func (o *Operation) fingerprint() string {
 // Wait returns when the operation has ended: nil if it succeeded, an
 // [*OperationError] if it did not. The end of ctx ends the waiting, not the
 // operation; see Cancel for that. A lost connection is not an outcome: the
-// server is asked again, for up to a minute, or until ctx ends. If it has
-// forgotten the operation by then, what the operation should have done is
+// server is asked again, for up to a minute without a response whatever
+// Options.RetryTimeout is, or until ctx ends; a Retry-After of more than 10 minutes
+// is an error. If it has forgotten the operation by then, what the operation should have done is
 // looked for on the server; where nothing tells, the error is an
 // [ErrOutcomeUnknown]. Wait may be called many times, and concurrently.
 func (o *Operation) Wait(ctx context.Context) error {
 	if ended, err := o.result(); ended {
 		return err
 	}
-	var lost time.Time // when the server was last seen to be away
-	for try := 0; ; {
+	retries := retry.Policy{Timeout: reconnectTimeout}.Begin()
+	refusals := endless.Begin()
+	for {
 		began := time.Now()
 		attempt, cancel := context.WithTimeout(ctx, waitTimeout+waitSlack)
 		err := o.read(attempt, strconv.Itoa(int(waitTimeout/time.Second)))
@@ -230,63 +234,55 @@ func (o *Operation) Wait(ctx context.Context) error {
 			if ended, err := o.result(); ended {
 				return err
 			}
-			lost, try = time.Time{}, 0
+			retries.Progress()
+			refusals.Progress()
 			continue
 		}
 		if ctx.Err() != nil {
 			return o.interrupted(ctx)
 		}
+		series := retries
 		var refused *Error
 		switch {
 		case errors.As(err, &refused):
 			// A failed operation looks like a failed request on LXD 5.0.9 to
 			// 6.x and Incus 6.0.4, of any status, and so does a wait that ran
 			// out of time. Only the operation itself tells.
-			again, err := o.afterRefusal(ctx, refused)
+			again, away := o.afterRefusal(ctx, refused)
 			if !again {
-				return err
+				return away
 			}
-			if err == nil {
-				// Most often the wait had run out of time; where it was
-				// refused at once, asking must not become a busy loop.
-				lost = time.Time{}
-				wait, asked := retryAfter(refused)
-				switch {
-				case !asked && time.Since(began) > maxBackoff:
-					try = 0
-					continue
-				case !asked:
-					wait = backoff(try)
-				}
-				if sleep(ctx, min(wait, reconnectTimeout)) != nil {
-					return o.interrupted(ctx)
-				}
-				try++
+			if away != nil {
+				err = away
+				break
+			}
+			// Most often the wait had run out of time; where it was refused
+			// at once, asking must not become a busy loop.
+			retries.Progress()
+			if _, asked := refused.RetryAfter(); !asked && time.Since(began) > retry.MaxPause {
+				refusals.Progress()
 				continue
 			}
-		case errors.Is(err, ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
-			// Away, or a dead connection: asked again below.
+			series = refusals
+		case errors.Is(err, ErrUnavailable) && retry.Transient(err), errors.Is(err, context.DeadlineExceeded):
+			// Away, or a dead connection.
+		case errors.Is(err, ErrUnavailable):
+			return o.lost(err)
 		default:
 			return err
 		}
-		now := time.Now()
-		if lost.IsZero() {
-			lost = now
+		if err := series.Pause(ctx, err); err != nil {
+			if ctx.Err() != nil {
+				return o.interrupted(ctx)
+			}
+			return o.lost(err)
 		}
-		var broken *ConnectionError
-		final := errors.As(err, &broken) && errors.Is(broken.Err, errClosed)
-		if final || now.Sub(lost) > reconnectTimeout {
-			return fmt.Errorf("wait for operation %s, which may still be running: %w", o.id, err)
-		}
-		wait := backoff(try)
-		if after, ok := retryAfter(err); ok {
-			wait = min(after, reconnectTimeout)
-		}
-		if sleep(ctx, wait) != nil {
-			return o.interrupted(ctx)
-		}
-		try++
 	}
+}
+
+// lost is the error of a wait that the server's failure ends.
+func (o *Operation) lost(err error) error {
+	return fmt.Errorf("wait for operation %s, which may still be running: %w", o.id, err)
 }
 
 // afterRefusal tells a failed operation from a refused request. again says that
@@ -456,7 +452,7 @@ func (o *Operation) watch(ctx context.Context, m *progress.Meter) (stop func()) 
 				tell(event.Operation)
 			}
 		}
-		for sleep(ctx, watchInterval) == nil {
+		for retry.Sleep(ctx, watchInterval) == nil {
 			ask()
 		}
 	}()

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"time"
 )
 
 // Options say how to reach a server. The zero value is fine for the local
@@ -56,9 +57,11 @@ type Options struct {
 	// ErrForbidden.
 	PublicOnly bool
 
-	// Retries is how often a request, or the rest of a transfer, is tried again
-	// after a failure that may pass. Default: 4. Negative: never.
-	Retries int
+	// RetryTimeout is how long a failure that may pass is retried without
+	// progress. Default: 30 seconds, which a restart of the daemon fits into.
+	// Negative: never. What is retried, and with which pauses, is said in the
+	// section Retries of this package.
+	RetryTimeout time.Duration
 
 	// UserAgent is put before this package's own. Default: only the latter.
 	UserAgent string

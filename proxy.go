@@ -18,6 +18,7 @@ import (
 	"golang.org/x/net/proxy"
 
 	"github.com/golxd/lxd/internal/redact"
+	"github.com/golxd/lxd/internal/retry"
 )
 
 // ProxyURL makes an [Options.Proxy] of one proxy. Its URL is http://, https://,
@@ -156,9 +157,11 @@ func (e *ProxyError) Error() string {
 // Unwrap gives the cause.
 func (e *ProxyError) Unwrap() error { return e.Err }
 
-// final says whether the proxy will say the same again.
-func (e *ProxyError) final() bool {
-	return e.StatusCode >= 300 && e.StatusCode < 500 && e.StatusCode != http.StatusTooManyRequests && e.StatusCode != http.StatusRequestTimeout
+// Transient says whether the same call may succeed later. It is false for a
+// proxy that refuses with a status of 300 to 499, except 408 and 429.
+func (e *ProxyError) Transient() bool {
+	refused := e.StatusCode >= 300 && e.StatusCode < 500 && e.StatusCode != http.StatusTooManyRequests && e.StatusCode != http.StatusRequestTimeout
+	return !refused && retry.Transient(e.Err)
 }
 
 // throughProxy makes a dial function that goes through the proxy which choose

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -252,11 +253,11 @@ func TestProxyThatRefuses(t *testing.T) {
 		proxy := startProxy(t, test.proxy)
 		through, err := lxd.ProxyURL(test.url(proxy), "")
 		require.NoError(t, err, name)
-		retries := -1
+		timeout := time.Duration(-1)
 		if test.code != 0 {
-			retries = 3 // which it must not use
+			timeout = 0 // retries, which it must not use
 		}
-		client := newClient(t, server.URL(), &lxd.Options{Proxy: through, ServerCertificate: server.Certificate(), Retries: retries})
+		client := newClient(t, server.URL(), &lxd.Options{Proxy: through, ServerCertificate: server.Certificate(), RetryTimeout: timeout})
 		_, err = client.Server(t.Context())
 		require.ErrorIs(t, err, lxd.ErrUnavailable, name)
 		refused := errOf[*lxd.ProxyError](t, err)

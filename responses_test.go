@@ -35,7 +35,7 @@ type canned struct {
 func clientOf(t *testing.T, c canned) *lxd.Client {
 	t.Helper()
 	return newClient(t, "unix:///nowhere", &lxd.Options{
-		Retries: -1,
+		RetryTimeout: -1,
 		Transport: func(http.RoundTripper) http.RoundTripper {
 			return roundTripper(func(req *http.Request) (*http.Response, error) {
 				res := &http.Response{StatusCode: c.status, Header: http.Header{"Content-Type": {"application/json"}}, ContentLength: -1, Request: req}
@@ -511,7 +511,7 @@ func TestRetryStartsAfresh(t *testing.T) {
 		io.MultiReader(strings.NewReader(start+`"old":"1"},"public":true,`), iotest.ErrReader(io.ErrUnexpectedEOF)),
 		strings.NewReader(start + `"new":"2"}}}`),
 	}
-	c := newClient(t, "unix:///nowhere", &lxd.Options{Retries: 1, Transport: func(http.RoundTripper) http.RoundTripper {
+	c := newClient(t, "unix:///nowhere", &lxd.Options{Transport: func(http.RoundTripper) http.RoundTripper {
 		return roundTripper(func(req *http.Request) (*http.Response, error) {
 			body := bodies[0]
 			bodies = bodies[1:]
@@ -778,7 +778,7 @@ func TestResponsesAreClosed(t *testing.T) {
 	s := startFake(t)
 	var open, seen atomic.Int64
 	late := make(chan struct{})
-	c := newClient(t, s.Endpoint(), &lxd.Options{Retries: -1, Transport: func(next http.RoundTripper) http.RoundTripper {
+	c := newClient(t, s.Endpoint(), &lxd.Options{RetryTimeout: -1, Transport: func(next http.RoundTripper) http.RoundTripper {
 		return roundTripper(func(req *http.Request) (*http.Response, error) {
 			if req.Header.Get("Content-Type") == "application/octet-stream" {
 				<-late
@@ -833,7 +833,7 @@ func TestEachIsNotSentAgain(t *testing.T) {
 	t.Parallel()
 	for _, images := range []int{0, 1} {
 		var requests atomic.Int64
-		c := newClient(t, "unix:///nowhere", &lxd.Options{Retries: 2, Transport: func(http.RoundTripper) http.RoundTripper {
+		c := newClient(t, "unix:///nowhere", &lxd.Options{RetryTimeout: shortRetries, Transport: func(http.RoundTripper) http.RoundTripper {
 			return roundTripper(func(req *http.Request) (*http.Response, error) {
 				requests.Add(1)
 				cut := io.MultiReader(strings.NewReader(`{"type":"sync","metadata":[`+strings.Repeat(element["Images.Each"]+",", images)), iotest.ErrReader(io.ErrUnexpectedEOF))
@@ -843,11 +843,11 @@ func TestEachIsNotSentAgain(t *testing.T) {
 		n, err := lists["Images.Each"](t.Context(), c)
 		require.Equal(t, images, n)
 		require.ErrorIs(t, err, lxd.ErrUnavailable)
-		want := int64(1)
 		if images == 0 {
-			want = 3
+			require.Greater(t, requests.Load(), int64(1))
+		} else {
+			require.EqualValues(t, 1, requests.Load())
 		}
-		require.Equal(t, want, requests.Load())
 	}
 }
 

@@ -296,7 +296,7 @@ func TestServersTellSecrets(t *testing.T) {
 			ear := newEar()
 			flock := &squad{begun: map[string]string{}, ended: map[string]bool{}}
 			connect := func(name string, s *lxdtest.Server, opts *lxd.Options) *lxd.Client {
-				opts.ServerCertificate, opts.Retries, opts.Logger = s.Certificate(), -1, ear.logger()
+				opts.ServerCertificate, opts.RetryTimeout, opts.Logger = s.Certificate(), -1, ear.logger()
 				opts.Transport = func(next http.RoundTripper) http.RoundTripper { return &parrot{next, flock, name} }
 				return newClient(t, s.URL(), opts)
 			}
@@ -475,7 +475,7 @@ func TestSourcesTellSecrets(t *testing.T) {
 		location = server.URL
 		for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.Incus60} {
 			roots := server.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs
-			target := startFakeWith(t, &lxdtest.Options{Dialect: dialect, RootCAs: roots}, &lxd.Options{Logger: ear.logger(), Retries: 1})
+			target := startFakeWith(t, &lxdtest.Options{Dialect: dialect, RootCAs: roots}, &lxd.Options{Logger: ear.logger(), RetryTimeout: shortRetries})
 			for _, via := range []lxd.Via{lxd.ViaAuto, lxd.ViaServer, lxd.ViaClient} {
 				image, err := target.Client.Images.CreateFromURL(t.Context(), secretURL(t, server.URL), &lxd.CreateFromURLOptions{Via: via, HTTPClient: server.Client()})
 				ear.image(t, image, err)
@@ -514,7 +514,7 @@ func TestProxiesTellSecrets(t *testing.T) {
 		})
 		proxy, err := lxd.ProxyURL("http://user-s3cr3t:password-s3cr3t@"+l.Addr().String(), "")
 		require.NoError(t, err)
-		client := newClient(t, "https://127.0.0.1:1", &lxd.Options{Proxy: proxy, Retries: 1, Logger: ear.logger()})
+		client := newClient(t, "https://127.0.0.1:1", &lxd.Options{Proxy: proxy, RetryTimeout: shortRetries, Logger: ear.logger()})
 		_, err = client.Images.All(t.Context(), nil)
 		errOf[*lxd.ProxyError](t, err)
 		ear.err(err)
@@ -531,7 +531,7 @@ func TestProxiesTellSecrets(t *testing.T) {
 		_, err := lxd.ProxyURL(proxy, "")
 		require.Error(t, err, proxy)
 		ear.err(err)
-		client := newClient(t, "https://127.0.0.1:1", &lxd.Options{Retries: -1, Proxy: func(*http.Request) (*url.URL, error) { return url.Parse(proxy) }})
+		client := newClient(t, "https://127.0.0.1:1", &lxd.Options{RetryTimeout: -1, Proxy: func(*http.Request) (*url.URL, error) { return url.Parse(proxy) }})
 		_, err = client.Images.All(t.Context(), nil)
 		require.ErrorContains(t, err, "proxy")
 		ear.err(err)
@@ -596,7 +596,7 @@ func TestEventsTellSecrets(t *testing.T) {
 		t.Cleanup(server.Close)
 		asked := 0
 		client := newClient(t, server.URL, &lxd.Options{
-			ServerFingerprint: fingerprintOf(server.Certificate().Raw), Retries: -1, Logger: ear.logger(),
+			ServerFingerprint: fingerprintOf(server.Certificate().Raw), RetryTimeout: -1, Logger: ear.logger(),
 			TokenSource: func(context.Context) (string, error) {
 				if asked++; asked > 1 {
 					return "", &url.Error{Op: "Post", URL: "https://provider.invalid/?key=s3cr3t", Err: errors.New("not twice")}

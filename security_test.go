@@ -77,7 +77,7 @@ func TestSecretsAreNotTold(t *testing.T) {
 	options := func(s *lxdtest.Server) *lxd.Options {
 		cert, key := s.ClientCertificate()
 		return &lxd.Options{
-			ClientCertificate: cert, ClientKey: key, ServerCertificate: s.Certificate(), Token: bearer, Retries: 1,
+			ClientCertificate: cert, ClientKey: key, ServerCertificate: s.Certificate(), Token: bearer, RetryTimeout: shortRetries,
 			Logger: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		}
 	}
@@ -158,7 +158,7 @@ func TestTLSVersions(t *testing.T) {
 		server.TLS = &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: c.server}
 		server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 		server.StartTLS()
-		client := newClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw), Retries: -1})
+		client := newClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw), RetryTimeout: -1})
 		_, err := client.Aliases.All(t.Context())
 		require.Equal(t, c.want, got)
 		require.Equal(t, c.want == 0, err != nil, "%v", err)

@@ -22,6 +22,9 @@ func (e *PinError) Error() string {
 	return fmt.Sprintf("the server's certificate has the SHA-256 fingerprint %s, not %s: it was renewed, or this is another server", e.Got, e.Want)
 }
 
+// Transient is false: the server shows the same certificate again.
+func (e *PinError) Transient() bool { return false }
+
 // tlsConfig is how an https endpoint is reached. seen receives the certificate
 // that the server shows, once it is accepted.
 func (o *Options) tlsConfig(host string, seen func(*x509.Certificate)) (*tls.Config, error) {

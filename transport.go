@@ -10,14 +10,11 @@ import (
 	"io"
 	"log/slog"
 	"math"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"reflect"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -29,6 +26,7 @@ import (
 	"github.com/golxd/lxd/internal/ctxerr"
 	"github.com/golxd/lxd/internal/netconn"
 	"github.com/golxd/lxd/internal/redact"
+	"github.com/golxd/lxd/internal/retry"
 	"github.com/golxd/lxd/internal/wire"
 )
 
@@ -45,9 +43,6 @@ const (
 	valueCost = 64
 
 	dialTimeout = 10 * time.Second
-
-	firstBackoff = 100 * time.Millisecond
-	maxBackoff   = 5 * time.Second
 )
 
 // transport sends requests to one server. It is shared by all clients that
@@ -61,7 +56,7 @@ type transport struct {
 	wrap     func(http.RoundTripper) http.RoundTripper // Options.Transport; may be nil
 	token    func(context.Context) (string, error)
 	agent    string
-	retries  int
+	retry    retry.Policy
 	log      *slog.Logger
 	conns    *connections
 	tls      *tls.Config                      // nil for none
@@ -83,7 +78,7 @@ func (t *transport) pinned(fingerprint string) (pinned *transport, release func(
 		return verify(state)
 	}
 	pinned = &transport{
-		endpoint: t.endpoint, base: t.base, token: t.token, agent: t.agent, retries: t.retries, log: t.log, conns: t.conns, tls: config,
+		endpoint: t.endpoint, base: t.base, token: t.token, agent: t.agent, retry: t.retry, log: t.log, conns: t.conns, tls: config,
 		pool: newPool(t.conns, config),
 	}
 	pinned.http = pinned.pool
@@ -422,7 +417,7 @@ func (t *transport) readAnswer(ctx context.Context, req *request, res *http.Resp
 			return nil, t.connectionError(ctx, req, err)
 		case errors.Is(err, ErrTooLarge):
 			return nil, t.badResponse(req, res, err)
-		case unavailableStatus(res.StatusCode):
+		case unavailable(res.StatusCode):
 			// A proxy, or a daemon on its way up or down, in words of its own.
 			return nil, t.serverError(req, res, &wire.Envelope{Error: http.StatusText(res.StatusCode)})
 		case errors.Is(err, wire.ErrNotEnvelope):
@@ -434,7 +429,7 @@ func (t *transport) readAnswer(ctx context.Context, req *request, res *http.Resp
 	switch {
 	case env.Type == wire.TypeError:
 		return nil, t.serverError(req, res, env)
-	case unavailableStatus(res.StatusCode):
+	case unavailable(res.StatusCode):
 		return nil, t.serverError(req, res, &wire.Envelope{Error: http.StatusText(res.StatusCode)})
 	case !success || env.StatusCode >= http.StatusBadRequest:
 		return nil, t.badResponse(req, res, fmt.Errorf("a response of type %s with status %d", env.Type, max(res.StatusCode, env.StatusCode)))
@@ -518,8 +513,9 @@ func (t *transport) connectionError(ctx context.Context, req *request, err error
 	}
 	// A round tripper of the caller's may tell the URL, and a server anything.
 	err = req.hidden().Error(redact.Error(err))
-	if neverSent(cause) && !neverSent(err) {
-		err = &dialError{err}
+	var dial *dialError
+	if errors.As(cause, &dial) && !neverSent(err) {
+		err = &dialError{err, dial.reached}
 	}
 	return &ConnectionError{Endpoint: t.endpoint, Method: req.method, Path: req.path, Hint: t.hint(err), Err: err}
 }
@@ -559,11 +555,12 @@ func (t *transport) hint(err error) string {
 	return ""
 }
 
-// retrying runs attempt until it succeeds, fails for good, or the retries are
-// used up. The waiting between obeys ctx.
+// retrying runs attempt until it succeeds, fails for good, or the retry policy
+// ends. The pauses obey ctx.
 func (t *transport) retrying(ctx context.Context, req *request, attempt func() error) error {
-	lost := false // an answer of an attempt that the server may have seen
-	for try := 0; ; try++ {
+	retries := t.retry.Begin()
+	lost := false // the response of an attempt that the server may have seen
+	for {
 		switch {
 		case ctx.Err() != nil:
 			return t.connectionError(ctx, req, ctx.Err())
@@ -571,82 +568,48 @@ func (t *transport) retrying(ctx context.Context, req *request, attempt func() e
 			return t.connectionError(ctx, req, errClosed)
 		}
 		err := attempt()
-		if err == nil || try >= t.retries || !t.retryable(req, err) {
-			if lost && req.method == http.MethodDelete && errors.Is(err, ErrNotFound) {
-				return errDeletedBefore
-			}
+		if lost && req.method == http.MethodDelete && errors.Is(err, ErrNotFound) {
+			return errDeletedBefore
+		}
+		if err == nil || !req.retryable(err) {
 			return err
 		}
-		var broken *ConnectionError
-		lost = lost || errors.As(err, &broken) && !neverSent(broken.Err)
-		wait := backoff(try)
-		if after, ok := retryAfter(err); ok {
-			if after > maxRetryAfter {
-				return err
-			}
-			wait = after
+		lost = lost || maybeSeen(err)
+		if err := retries.Pause(ctx, err); err != nil {
+			return err
 		}
-		t.log.DebugContext(ctx, "lxd request is tried again", "method", req.method, "path", req.path, "wait", wait, "error", err)
-		if err := pause(ctx, wait, err); err != nil {
-			return fmt.Errorf("%s %s: %w", req.method, req.path, err)
-		}
+		t.log.DebugContext(ctx, "lxd request is retried", "method", req.method, "path", req.path, "error", err)
 	}
 }
 
 // errDeletedBefore says that a repeated DELETE found nothing any more.
 var errDeletedBefore = errors.New("deleted by an earlier attempt")
 
-// retryable says whether a failed request may be sent again: it can be, and
-// either the server has not acted on it or acting twice does not matter.
-func (t *transport) retryable(req *request, err error) bool {
-	if req.noRetry || (req.upload != nil && !req.upload.Replayable() && req.upload.Used()) {
+// retryable says whether a request that failed with err may be sent again: it
+// can be, the failure is transient, and either the server has not acted on it or
+// acting twice does no harm.
+func (r *request) retryable(err error) bool {
+	if r.noRetry || (r.upload != nil && !r.upload.Replayable() && r.upload.Used()) {
 		return false
 	}
 	var refused *Error
-	if errors.As(err, &refused) {
-		return refused.StatusCode == http.StatusServiceUnavailable || refused.StatusCode == http.StatusTooManyRequests
-	}
 	var broken *ConnectionError
-	if !errors.As(err, &broken) || !passing(broken.Err) {
+	if !errors.As(err, &refused) && !errors.As(err, &broken) || !retry.Transient(err) {
 		return false
 	}
-	if neverSent(broken.Err) {
+	if !maybeSeen(err) {
 		return true
 	}
-	switch req.method {
+	switch r.method {
 	case http.MethodGet, http.MethodHead, http.MethodDelete:
 		return true
 	case http.MethodPost:
-		return req.repeatable
+		return r.repeatable
 	case http.MethodPut:
 		// With If-Match the second would fail because the first succeeded.
-		return req.header.Get("If-Match") == ""
+		return r.header.Get("If-Match") == ""
 	}
 	return false
-}
-
-// passing says whether a failed connection may succeed next time.
-func passing(err error) bool {
-	if errors.Is(err, errClosed) {
-		return false
-	}
-	var record tls.RecordHeaderError
-	var verification *tls.CertificateVerificationError
-	var alert tls.AlertError
-	var pin *PinError
-	var dns *net.DNSError
-	var proxy *ProxyError
-	var input *InputError
-	switch {
-	case errors.As(err, &proxy) && proxy.final(), errors.As(err, &input):
-		return false
-	case errors.Is(err, os.ErrPermission), errors.Is(err, os.ErrNotExist),
-		errors.As(err, &record), errors.As(err, &verification), errors.As(err, &alert), errors.As(err, &pin):
-		return false
-	case errors.As(err, &dns):
-		return dns.IsTemporary || dns.IsTimeout
-	}
-	return true
 }
 
 // neverSent says whether the server cannot have seen the request.
@@ -655,67 +618,41 @@ func neverSent(err error) bool {
 	return errors.As(err, &dial)
 }
 
-// maybeSeen says whether a connection broke in such a way that the server may
-// have done what the request asked for.
+// maybeSeen says whether the server may have done what a request asked for
+// although it failed with err, which is transient: the response was lost.
 func maybeSeen(err error) bool {
+	if !retry.Transient(err) {
+		return false
+	}
+	var refused *Error
+	if errors.As(err, &refused) {
+		_, acted := retry.Status(refused.StatusCode)
+		return acted
+	}
 	var broken *ConnectionError
-	return errors.As(err, &broken) && passing(broken.Err) && !neverSent(broken.Err)
+	return errors.As(err, &broken) && !neverSent(broken.Err)
 }
 
 // dialError marks the errors of making a connection.
-type dialError struct{ err error }
+type dialError struct {
+	err     error
+	reached bool // the server was connected to before
+}
 
 func (e *dialError) Error() string { return e.err.Error() }
 func (e *dialError) Unwrap() error { return e.err }
 
-func backoff(try int) time.Duration {
-	d := min(firstBackoff<<min(try, 10), maxBackoff)
-	return d/2 + rand.N(d/2+1)
+// Transient has a socket that is missing come back where there was one: a
+// daemon that restarts makes its socket anew.
+func (e *dialError) Transient() bool {
+	return e.reached && errors.Is(e.err, os.ErrNotExist) || retry.Transient(e.err)
 }
 
-// maxRetryAfter is the longest wait that a server can ask for; where it asks
-// for more, its error is given at once.
-const maxRetryAfter = 10 * time.Minute
-
-// retryAfter gives what the server asked for: seconds, or a date.
-func retryAfter(err error) (time.Duration, bool) {
-	var e *Error
-	if !errors.As(err, &e) || e.retryAfter == "" {
-		return 0, false
-	}
-	if seconds, err := strconv.Atoi(strings.TrimSpace(e.retryAfter)); err == nil && seconds >= 0 {
-		return time.Duration(min(seconds, 1<<30)) * time.Second, true
-	}
-	if at, err := http.ParseTime(e.retryAfter); err == nil {
-		return max(time.Until(at), 0), true
-	}
-	return 0, false
-}
-
-// pause waits before what failed with err is tried again. If ctx ends before, or
-// has ended, the error tells both.
-func pause(ctx context.Context, d time.Duration, err error) error {
-	ended := sleep(ctx, d)
-	switch {
-	case ended == nil:
-		return nil
-	case errors.Is(err, ctx.Err()):
-		return err
-	}
-	return fmt.Errorf("%w while waiting to try again after: %w", ended, err)
-}
-
-// sleep waits for d and returns nil, or the error of ctx, with its cause, if that
-// ends before.
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctxerr.Of(ctx)
-	}
+// unavailable says whether a status is that of a server, or of a proxy before
+// it, that cannot answer for the moment.
+func unavailable(status int) bool {
+	transient, _ := retry.Status(status)
+	return transient
 }
 
 // boundedReader errors where a limit is passed, rather than truncate.
@@ -758,6 +695,8 @@ type connections struct {
 	// lazy has a connection made when it is first written to. Every unix
 	// connection must be: see netconn.Lazy.
 	lazy bool
+	// reached says that the server was connected to before.
+	reached atomic.Bool
 
 	mu     sync.Mutex
 	open   map[net.Conn]struct{}
@@ -765,7 +704,12 @@ type connections struct {
 }
 
 // errClosed is what a request of a closed client returns.
-var errClosed = errors.New("the client is closed")
+var errClosed error = closedError{}
+
+type closedError struct{}
+
+func (closedError) Error() string   { return "the client is closed" }
+func (closedError) Transient() bool { return false }
 
 // plain returns a connection without TLS.
 func (s *connections) plain(ctx context.Context, network, addr string) (*netconn.Conn, error) {
@@ -787,7 +731,7 @@ func (s *connections) secure(ctx context.Context, network, addr string, config *
 	defer cancel()
 	if err := conn.HandshakeContext(ctx); err != nil {
 		_ = conn.Close()
-		return nil, &dialError{err}
+		return nil, &dialError{err, true}
 	}
 	return conn, nil
 }
@@ -801,8 +745,9 @@ func (s *connections) connect(ctx context.Context, network, addr string) (c net.
 			err = invalid("Options.Dial", "gave no connection and no error")
 		}
 		if err != nil {
-			return nil, &dialError{err}
+			return nil, &dialError{err, s.reached.Load()}
 		}
+		s.reached.Store(true)
 		return c, nil
 	}
 	if s.lazy {

@@ -183,7 +183,7 @@ func withPort(address string) string {
 }
 
 func probe(ctx context.Context, endpoint string, o Options) error {
-	o.Retries = -1
+	o.RetryTimeout = -1
 	client, err := New(endpoint, &o)
 	if err != nil {
 		return err

@@ -77,14 +77,15 @@ func (w *wanted) complete(ctx context.Context, m *Images, op *Operation, fingerp
 		return nil, err
 	}
 	to, differs := w.attributes.over(now.attributes(), w.exact)
-	for try := 0; differs; try++ {
+	retries := c.t.retry.Begin()
+	for differs {
 		err := c.putAttributes(ctx, fingerprint, to, now.attributes(), etag)
 		// Where the response was lost, the image tells whether the change was made.
 		// Where somebody else has changed the image, what is wanted is put over that.
-		again := (maybeSeen(err) || errors.Is(err, ErrConflict)) && try < c.t.retries
+		again := maybeSeen(err) || errors.Is(err, ErrConflict)
 		switch {
 		case again:
-			if err := pause(ctx, backoff(try), err); err != nil {
+			if err := retries.Pause(ctx, err); err != nil {
 				return nil, err
 			}
 		case err != nil:

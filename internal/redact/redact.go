@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+
+	"github.com/golxd/lxd/internal/retry"
 )
 
 // unreadable stands for a text that should be a URL and is none: any part of it
@@ -191,14 +193,20 @@ func (s *Secrets) Error(err error) error {
 	if clean == text {
 		return err
 	}
-	return &quiet{text: clean, is: func(target error) bool { return errors.Is(err, target) }}
+	return &quiet{text: clean, is: func(target error) bool { return errors.Is(err, target) }, transient: retry.Transient(err)}
 }
 
 // quiet is an error that does not tell its cause.
 type quiet struct {
 	text string
 	is   func(target error) bool
+
+	transient bool
 }
 
 func (e *quiet) Error() string        { return e.text }
 func (e *quiet) Is(target error) bool { return e.is(target) }
+
+// Transient is what the cause says, so that hiding a secret does not change
+// whether a call is retried.
+func (e *quiet) Transient() bool { return e.transient }
