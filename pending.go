@@ -148,8 +148,8 @@ func (i *Image) Operation() *Operation {
 }
 
 // Wait waits for the image's operation, does what is then left to do (such as
-// the aliases of an upload to LXD), and reads all attributes. Where there is no
-// operation it does nothing. The Progress of the call that has begun the work is
+// the aliases of an upload), and reads all attributes; after Refresh and Delete
+// it reads none. Where there is no operation it does nothing. The Progress of the call that has begun the work is
 // told of it. It may be called again, where it has failed too, and from several
 // goroutines. The end of ctx ends the waiting, not the work.
 func (i *Image) Wait(ctx context.Context) error {

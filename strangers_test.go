@@ -43,6 +43,13 @@ func TestJoinSendsTheTokenAsTheServerWantsIt(t *testing.T) {
 			require.False(t, info.Trusted)
 			require.Equal(t, test.stranger == "", info.Extensions == nil)
 
+			if test.stranger != lxd.LXD {
+				require.ErrorIs(t, stranger.TrustPassword(t.Context(), "password", nil), lxd.ErrUnsupported)
+				for _, r := range server.Requests() {
+					require.NotEqual(t, "/1.0/certificates", r.Path, "the password is not sent")
+				}
+			}
+
 			client, err := lxd.Join(t.Context(), server.NewTrustToken("x"), opts)
 			require.NoError(t, err)
 			t.Cleanup(func() { require.NoError(t, client.Close()) })

@@ -247,8 +247,9 @@ type TrustPasswordOptions struct {
 
 // TrustPassword has an LXD server trust this client's certificate by the
 // server's trust password (core.trust_password), which there is up to LXD 6.0.
-// A wrong one gives a [*TrustError]; so does a server that has none. Incus has
-// none at all: [ErrUnsupported]. A password proves nothing of the server, so
+// A wrong one gives a [*TrustError]; so does a server that has none. Incus, and a
+// server that does not tell what it is, have none at all: [ErrUnsupported], and
+// the password is not sent. A password proves nothing of the server, so
 // the options of [New] must tell which certificate it has. It is no error when
 // the server trusts the client already.
 func (c *Client) TrustPassword(ctx context.Context, password string, opts *TrustPasswordOptions) error {

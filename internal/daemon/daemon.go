@@ -31,8 +31,8 @@ var (
 	Incus = &Family{Name: "incus", Prefix: "Incus", Mark: "dev_incus_events", NoTrustPasswords: true}
 	// Unknown is the family of a server that does not tell this client what it
 	// is: Incus 7.0.2 and 7.3 tell a client that they do not trust neither their
-	// name nor their extensions.
-	Unknown = &Family{}
+	// name nor their extensions. All LXD that have trust passwords tell theirs.
+	Unknown = &Family{NoTrustPasswords: true}
 )
 
 // Known are the families that have a name, in the order in which they are
