@@ -1,0 +1,70 @@
+package lxd
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"syscall"
+
+	"github.com/golxd/lxd/internal/ctxerr"
+	"github.com/golxd/lxd/internal/redact"
+)
+
+// connectionError tells why no answer came.
+func (t *transport) connectionError(ctx context.Context, req *request, err error) error {
+	if cause := ctxerr.Of(ctx); cause != nil {
+		return fmt.Errorf("%s %s: %w", req.method, req.path, cause)
+	}
+	cause := err
+	if errors.Is(err, io.EOF) {
+		// Nobody must take a broken connection for the end of something.
+		err = fmt.Errorf("the connection was closed: %w", io.ErrUnexpectedEOF)
+	}
+	// A round tripper of the caller's may tell the URL, and a server anything.
+	err = req.hidden().Error(redact.Error(err))
+	var dial *dialError
+	if errors.As(cause, &dial) && !neverSent(err) {
+		err = &dialError{err, dial.reached}
+	}
+	return &ConnectionError{Endpoint: t.endpoint, Method: req.method, Path: req.path, Hint: t.hint(err), Err: err}
+}
+
+// hint tells what to do about a failed connection.
+func (t *transport) hint(err error) string {
+	var record tls.RecordHeaderError
+	var verification *tls.CertificateVerificationError
+	var pin *PinError
+	var alert tls.AlertError
+	var dns *net.DNSError
+	var proxy *ProxyError
+	switch {
+	case errors.As(err, &pin):
+		return ""
+	case errors.As(err, &proxy) && proxy.StatusCode == http.StatusProxyAuthRequired:
+		return "the proxy wants a user and password; put them into its URL"
+	case errors.As(err, &proxy):
+		return "is the proxy (Options.Proxy, HTTPS_PROXY) right, or does NO_PROXY lack this server?"
+	case t.unix && errors.Is(err, os.ErrPermission):
+		return "this user may not use the socket; add it to the group that may (lxd, incus or incus-admin), log in anew, or run as root"
+	case t.unix && errors.Is(err, os.ErrNotExist):
+		return "there is no socket; is the daemon installed and running, and is this its path (LXD_DIR, LXD_SOCKET, INCUS_DIR, INCUS_SOCKET)?"
+	case t.unix && errors.Is(err, syscall.ECONNREFUSED):
+		return "no daemon listens on the socket; start it (systemctl start lxd or incus, or snap start lxd)"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "nothing listens there; is core.https_address set on the server, and the port right?"
+	case errors.As(err, &record):
+		return "the server does not speak TLS there; is it a plain http port?"
+	case errors.As(err, &verification):
+		return "the server's certificate is not trusted; give it as Options.ServerCertificate, its SHA-256 as Options.ServerFingerprint, or its authority as Options.RootCAs"
+	case errors.As(err, &alert):
+		return "the server ended the TLS handshake"
+	case errors.As(err, &dns):
+		return "the host name does not resolve"
+	}
+	return ""
+}
