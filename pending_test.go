@@ -28,12 +28,22 @@ func begun(t *testing.T, f *fake, opts *lxd.CreateOptions) *lxd.Image {
 
 func TestWaitFromSeveralGoroutines(t *testing.T) {
 	t.Parallel()
+	const waiters = 8
 	f := startFake(t)
+	hold := f.Inject(lxdtest.StallOperations())
 	image := begun(t, f, &lxd.CreateOptions{})
 	other := *image
 	f.ForgetRequests()
+	asked := func(method, suffix string) (n int) {
+		for _, r := range f.Requests() {
+			if r.Method == method && strings.HasSuffix(r.Path, suffix) {
+				n++
+			}
+		}
+		return n
+	}
 	var waits sync.WaitGroup
-	for range 8 {
+	for range waiters {
 		waits.Go(func() {
 			if err := image.Wait(t.Context()); err != nil {
 				t.Error(err)
@@ -42,16 +52,13 @@ func TestWaitFromSeveralGoroutines(t *testing.T) {
 			}
 		})
 	}
+	require.Eventually(t, func() bool { return asked("GET", "/wait") == waiters }, 10*time.Second, time.Millisecond)
+	hold.Remove() // now all of them wait
 	waits.Wait()
 	require.NoError(t, other.Wait(t.Context()))
 	require.Equal(t, image.Aliases, other.Aliases, "another value of the same image is completed too")
-	made := 0
-	for _, r := range f.Requests() {
-		if r.Method == "POST" {
-			made++
-		}
-	}
-	require.Equal(t, 1, made, "the alias is given once")
+	require.Equal(t, 1, asked("GET", "/images/"+image.Fingerprint), "the image is completed once")
+	require.Equal(t, 1, asked("POST", "/aliases"), "the alias is given once")
 }
 
 // TestWaitTellsAFailureAgain and does again what has failed.

@@ -90,7 +90,7 @@ func (w *wanted) complete(ctx context.Context, m *Images, op *Operation, fingerp
 			}
 		case err != nil:
 			var refused *Error
-			if errors.As(err, &refused) && refused.StatusCode < http.StatusInternalServerError && !errors.Is(err, ErrConflict) && !errors.Is(err, ErrUnavailable) && now.isNewOf(op) {
+			if errors.As(err, &refused) && refused.StatusCode < http.StatusInternalServerError && !errors.Is(err, ErrUnavailable) && now.isNewOf(op) {
 				// An image without what was asked for is not left behind.
 				return nil, errors.Join(err, now.Delete(ctx, &DeleteOptions{Wait: true}))
 			}
