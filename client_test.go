@@ -291,6 +291,30 @@ func TestLocalDaemonStaysTheSame(t *testing.T) {
 		require.NoError(t, list(c))
 		require.Empty(t, i.Requests())
 	})
+	t.Run("found differently at once", func(t *testing.T) {
+		l.ForgetRequests()
+		i.ForgetRequests()
+		reached, goOn := make(chan struct{}), make(chan struct{})
+		var looked atomic.Bool
+		c := newClient(t, "", &lxd.Options{RetryTimeout: -1, Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			if address == lxdPath && looked.CompareAndSwap(false, true) {
+				return nil, failure(syscall.ENOENT) // to the first that looks
+			}
+			if address == incusPath {
+				close(reached)
+				<-goOn
+			}
+			return dial(&machine{})(ctx, network, address)
+		}})
+		first := make(chan error, 1)
+		go func() { first <- list(c) }()
+		<-reached
+		require.NoError(t, list(c)) // LXD is there meanwhile, and decides
+		close(goOn)
+		require.NoError(t, <-first)
+		require.NotEmpty(t, l.Requests())
+		require.Empty(t, i.Requests())
+	})
 	t.Run("none", func(t *testing.T) {
 		err := list(open(&machine{lxd: failure(syscall.ENOENT), incus: failure(syscall.ENOENT)}))
 		require.ErrorIs(t, err, os.ErrNotExist)
