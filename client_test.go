@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -49,7 +50,7 @@ func TestNewRefusesBadEndpointsAndOptions(t *testing.T) {
 	} {
 		_, err := lxd.New(test.endpoint, &test.opts)
 		require.ErrorIs(t, err, lxd.ErrInvalid, name)
-		require.Equal(t, test.field, errOf[*lxd.InputError](t, err).Field, name)
+		require.Equal(t, test.field, testkit.ErrOf[*lxd.InputError](t, err).Field, name)
 		require.NotContains(t, err.Error(), "secret", name)
 	}
 }
@@ -157,11 +158,11 @@ func TestBadInputIsRefusedBeforeAnythingIsSent(t *testing.T) {
 		{"Registry.Name", c.Registries.Create(ctx, lxd.Registry{})},
 	} {
 		require.ErrorIs(t, test.err, lxd.ErrInvalid, test.field)
-		require.Equal(t, test.field, errOf[*lxd.InputError](t, test.err).Field)
+		require.Equal(t, test.field, testkit.ErrOf[*lxd.InputError](t, test.err).Field)
 	}
 
-	f := startFake(t)
-	image := upload(t, f.Client, nil)
+	f := testkit.StartFake(t)
+	image := testkit.Upload(t, f.Client, nil)
 	f.ForgetRequests()
 	for field, err := range map[string]error{
 		"Alias.Name":                  image.AddAlias(ctx, "", ""),
@@ -173,7 +174,7 @@ func TestBadInputIsRefusedBeforeAnythingIsSent(t *testing.T) {
 		"CopyOptions.Mode":            second(image.Copy(ctx, c, &lxd.CopyOptions{Mode: "carry"})),
 		"CopyOptions.Aliases[0].Name": second(image.Copy(ctx, c, &lxd.CopyOptions{Aliases: alias("")})),
 	} {
-		require.Equal(t, field, errOf[*lxd.InputError](t, err).Field)
+		require.Equal(t, field, testkit.ErrOf[*lxd.InputError](t, err).Field)
 	}
 	require.Empty(t, f.Requests())
 }
@@ -190,7 +191,7 @@ func TestLocalDaemon(t *testing.T) {
 	t.Cleanup(lxdServer.Close)
 
 	family := func(opts *lxd.Options) lxd.Family {
-		info, err := newClient(t, "", opts).Server(t.Context())
+		info, err := testkit.NewClient(t, "", opts).Server(t.Context())
 		require.NoError(t, err)
 		return info.Family
 	}
@@ -201,7 +202,7 @@ func TestLocalDaemon(t *testing.T) {
 	require.Equal(t, lxd.Incus, family(&lxd.Options{Family: lxd.Incus}))
 
 	t.Setenv("LXD_SOCKET", filepath.Join(dir, "nothing"))
-	_, err := newClient(t, "", nil).Server(t.Context())
+	_, err := testkit.NewClient(t, "", nil).Server(t.Context())
 	require.ErrorIs(t, err, os.ErrNotExist, "a variable that is set decides")
 
 	// Where the socket may not be used, the one for users is.
@@ -212,7 +213,7 @@ func TestLocalDaemon(t *testing.T) {
 		return (&net.Dialer{}).DialContext(ctx, network, address)
 	}
 	require.Equal(t, lxd.Incus, family(&lxd.Options{Family: lxd.Incus, Dial: denied}))
-	_, err = newClient(t, "", &lxd.Options{Family: lxd.LXD, Dial: denied}).Server(t.Context())
+	_, err = testkit.NewClient(t, "", &lxd.Options{Family: lxd.LXD, Dial: denied}).Server(t.Context())
 	require.ErrorIs(t, err, os.ErrPermission)
 	require.ErrorContains(t, err, "group")
 }
@@ -250,7 +251,7 @@ func TestLocalDaemonStaysTheSame(t *testing.T) {
 		}
 	}
 	open := func(m *machine) *lxd.Client {
-		return newClient(t, "", &lxd.Options{Dial: dial(m), RetryTimeout: -1})
+		return testkit.NewClient(t, "", &lxd.Options{Dial: dial(m), RetryTimeout: -1})
 	}
 	family := func(c *lxd.Client) lxd.Family {
 		info, err := c.Server(t.Context())
@@ -296,7 +297,7 @@ func TestLocalDaemonStaysTheSame(t *testing.T) {
 		i.ForgetRequests()
 		reached, goOn := make(chan struct{}), make(chan struct{})
 		var looked atomic.Bool
-		c := newClient(t, "", &lxd.Options{RetryTimeout: -1, Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+		c := testkit.NewClient(t, "", &lxd.Options{RetryTimeout: -1, Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 			if address == lxdPath && looked.CompareAndSwap(false, true) {
 				return nil, failure(syscall.ENOENT) // to the first that looks
 			}
@@ -363,17 +364,17 @@ func TestConnectionErrorsSayWhatToDo(t *testing.T) {
 		"another pin":        {server.URL(), lxd.Options{ServerFingerprint: strings.Repeat("0", 64)}, lxd.ErrUnavailable, strings.Repeat("0", 64)},
 		"a page, status 200": {"https://" + pageHost, lxd.Options{ServerFingerprint: fingerprintOf(page.Certificate().Raw)}, lxd.ErrBadResponse, "text/html"},
 	} {
-		_, err := newClient(t, test.endpoint, &test.opts).Images.All(t.Context(), nil)
+		_, err := testkit.NewClient(t, test.endpoint, &test.opts).Images.All(t.Context(), nil)
 		require.ErrorIs(t, err, test.is, name)
 		require.ErrorContains(t, err, test.says, name)
 		if name != "a page, status 200" {
-			broken := errOf[*lxd.ConnectionError](t, err)
+			broken := testkit.ErrOf[*lxd.ConnectionError](t, err)
 			require.Equal(t, "GET", broken.Method)
 			require.NotEmpty(t, broken.Endpoint)
 		}
 	}
-	_, err = newClient(t, server.URL(), &lxd.Options{ServerFingerprint: strings.Repeat("0", 64)}).Server(t.Context())
-	require.Equal(t, strings.Repeat("0", 64), errOf[*lxd.PinError](t, err).Want)
+	_, err = testkit.NewClient(t, server.URL(), &lxd.Options{ServerFingerprint: strings.Repeat("0", 64)}).Server(t.Context())
+	require.Equal(t, strings.Repeat("0", 64), testkit.ErrOf[*lxd.PinError](t, err).Want)
 }
 
 // TestOneConnection counts what the server accepts. Time stands still in the
@@ -399,7 +400,7 @@ func TestOneConnection(t *testing.T) {
 				}
 				_, err = client.Images.Get(t.Context(), strings.Repeat("0", 64))
 				require.ErrorIs(t, err, lxd.ErrNotFound)
-				image, err := client.Images.Create(t.Context(), bytes.NewReader(unified(t, 1<<20)), &lxd.CreateOptions{Wait: true})
+				image, err := client.Images.Create(t.Context(), bytes.NewReader(testkit.Unified(t, 1<<20)), &lxd.CreateOptions{Wait: true})
 				require.NoError(t, err)
 				for range 200 {
 					_, err := client.Images.Get(t.Context(), image.Fingerprint)
@@ -415,11 +416,11 @@ func TestOneConnection(t *testing.T) {
 }
 
 func TestClose(t *testing.T) {
-	f := startFake(t)
-	image := upload(t, f.Client, nil)
+	f := testkit.StartFake(t)
+	image := testkit.Upload(t, f.Client, nil)
 	export, err := image.Export(t.Context(), nil)
 	require.NoError(t, err)
-	other := newClient(t, f.Endpoint(), nil)
+	other := testkit.NewClient(t, f.Endpoint(), nil)
 	sub := other.InProject("default")
 	_, err = sub.Images.All(t.Context(), nil)
 	require.NoError(t, err)
@@ -436,7 +437,7 @@ func TestClose(t *testing.T) {
 func TestDialWithoutConnection(t *testing.T) {
 	t.Parallel()
 	for _, endpoint := range []string{"", "unix:///s", "https://127.0.0.1:1"} {
-		client := newClient(t, endpoint, &lxd.Options{Dial: func(context.Context, string, string) (net.Conn, error) { return nil, nil }})
+		client := testkit.NewClient(t, endpoint, &lxd.Options{Dial: func(context.Context, string, string) (net.Conn, error) { return nil, nil }})
 		_, err := client.Server(t.Context())
 		require.ErrorIs(t, err, lxd.ErrInvalid, endpoint)
 		require.ErrorContains(t, err, "Options.Dial", endpoint)
@@ -445,7 +446,7 @@ func TestDialWithoutConnection(t *testing.T) {
 
 // TestOptionsAreNotTouched also proves that New sends nothing.
 func TestOptionsAreNotTouched(t *testing.T) {
-	f := startFake(t)
+	f := testkit.StartFake(t)
 	before := f.Accepted()
 	var requests atomic.Int32
 	opts := &lxd.Options{UserAgent: "service/1", Project: "default", Transport: func(next http.RoundTripper) http.RoundTripper {
@@ -454,17 +455,17 @@ func TestOptionsAreNotTouched(t *testing.T) {
 			return next.RoundTrip(r)
 		})
 	}}
-	client := newClient(t, f.Endpoint(), opts)
+	client := testkit.NewClient(t, f.Endpoint(), opts)
 	opts.UserAgent, opts.Project = "changed", "changed"
 	require.Equal(t, before, f.Accepted())
-	upload(t, client, nil)
+	testkit.Upload(t, client, nil)
 	require.Positive(t, requests.Load())
 	for _, r := range f.Requests() {
 		require.NotContains(t, r.Query, "changed")
 		require.Contains(t, r.Header.Get("User-Agent"), "service/1 golxd/")
 	}
 	create := &lxd.CreateOptions{Properties: map[string]string{"a": "b"}, Aliases: []lxd.Alias{{Name: "x"}}}
-	image, err := client.Images.Create(t.Context(), bytes.NewReader(unified(t, 0)), create)
+	image, err := client.Images.Create(t.Context(), bytes.NewReader(testkit.Unified(t, 0)), create)
 	require.NoError(t, err)
 	create.Properties["a"], create.Aliases[0].Name = "changed", "changed"
 	require.NoError(t, image.Wait(t.Context()))
@@ -494,7 +495,7 @@ func TestTrustComesLater(t *testing.T) {
 	t.Cleanup(server.Close)
 	cert, key, err := lxd.NewKeyPair(nil)
 	require.NoError(t, err)
-	c := newClient(t, server.URL, &lxd.Options{ClientCertificate: cert, ClientKey: key, ServerFingerprint: fingerprintOf(server.Certificate().Raw)})
+	c := testkit.NewClient(t, server.URL, &lxd.Options{ClientCertificate: cert, ClientKey: key, ServerFingerprint: fingerprintOf(server.Certificate().Raw)})
 	_, err = c.Images.All(t.Context(), nil)
 	require.ErrorIs(t, err, lxd.ErrForbidden)
 	trusted.Store(true)
@@ -522,14 +523,14 @@ func (c brittleConn) Write(b []byte) (int, error) {
 // idle: the server has seen nothing of it, so it is sent again.
 func TestIdleConnectionBreaks(t *testing.T) {
 	t.Parallel()
-	f := startFake(t)
+	f := testkit.StartFake(t)
 	var last *atomic.Bool
-	c := newClient(t, f.Endpoint(), &lxd.Options{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+	c := testkit.NewClient(t, f.Endpoint(), &lxd.Options{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 		conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
 		last = new(atomic.Bool)
 		return brittleConn{conn, last}, err
 	}})
-	image, err := c.Images.Create(t.Context(), bytes.NewReader(unified(t, 0)), &lxd.CreateOptions{Wait: true})
+	image, err := c.Images.Create(t.Context(), bytes.NewReader(testkit.Unified(t, 0)), &lxd.CreateOptions{Wait: true})
 	require.NoError(t, err)
 	last.Store(true)
 	require.NoError(t, image.AddAlias(t.Context(), "prod", ""))
@@ -538,7 +539,7 @@ func TestIdleConnectionBreaks(t *testing.T) {
 // TestRetryAfterTooLong asks a server that wants to be asked again in an hour.
 func TestRetryAfterTooLong(t *testing.T) {
 	t.Parallel()
-	f := startFake(t)
+	f := testkit.StartFake(t)
 	busy := f.Inject(lxdtest.TooManyRequests(time.Hour).On("GET", "/1.0/images"))
 	_, err := f.Client.Images.All(t.Context(), nil)
 	require.ErrorIs(t, err, lxd.ErrUnavailable)

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -87,7 +88,7 @@ func TestPanicInALoop(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var conns openConns
-			client := newClient(t, s.Endpoint(), &lxd.Options{Dial: conns.dial})
+			client := testkit.NewClient(t, s.Endpoint(), &lxd.Options{Dial: conns.dial})
 			require.PanicsWithValue(t, "in the loop", func() { loop(client) })
 			// What is not read to its end is closed.
 			require.Eventually(t, func() bool {

@@ -16,13 +16,14 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
 // TestNothingIsSentTwice sends no content that the server has.
 func TestNothingIsSentTwice(t *testing.T) {
-	f, target := startFake(t), startFake(t)
-	data := unified(t, 1<<20)
+	f, target := testkit.StartFake(t), testkit.StartFake(t)
+	data := testkit.Unified(t, 1<<20)
 	image, err := f.Client.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
 	require.NoError(t, err)
 	_, err = target.Client.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
@@ -30,7 +31,7 @@ func TestNothingIsSentTwice(t *testing.T) {
 	f.ForgetRequests()
 	target.ForgetRequests()
 
-	_, err = f.Client.Images.Create(t.Context(), onlyReader{bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true, Fingerprint: lxdtest.Fingerprint(data)})
+	_, err = f.Client.Images.Create(t.Context(), testkit.OneShotReader{Reader: bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true, Fingerprint: lxdtest.Fingerprint(data)})
 	require.NoError(t, err)
 	_, err = f.Client.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true, Dedupe: true})
 	require.NoError(t, err)
@@ -52,7 +53,7 @@ func (f readFunc) Read(p []byte) (int, error) { return f(p) }
 // errors of net/http do.
 func TestReaderThatBreaksIsNotAtItsEnd(t *testing.T) {
 	t.Parallel()
-	server := startFake(t)
+	server := testkit.StartFake(t)
 	broken := errors.New("the source broke")
 	for _, opts := range []*lxd.CreateOptions{nil, {Wait: true}, {Wait: true, Verify: true}} {
 		half := bytes.NewReader(lxdtest.UnifiedImage("half", 2<<20)[:1<<20])
@@ -103,7 +104,7 @@ func (l *lateReader) Seek(offset int64, whence int) (int64, error) {
 // Read of the caller's reader, which the second sending must not disturb.
 func TestRetryWaitsForTheReader(t *testing.T) {
 	t.Parallel()
-	server := startFakeWith(t, nil, nil)
+	server := testkit.StartFakeWith(t, nil, nil)
 	refused := server.Inject(lxdtest.EarlyAnswer(1<<19, 503, "busy").On("POST", "/1.0/images").Times(1))
 	data := lxdtest.UnifiedImage("late", 2<<20)
 	var once sync.Once
@@ -121,7 +122,7 @@ func TestRetryWaitsForTheReader(t *testing.T) {
 // again blocks, in the sending and in the hash.
 func TestContextEndsSlowReaders(t *testing.T) {
 	t.Parallel()
-	server := startFake(t)
+	server := testkit.StartFake(t)
 	data := lxdtest.UnifiedImage("slow", 2<<20)
 	for name, reader := range map[string]func(wait func()) io.Reader{
 		"sending": func(wait func()) io.Reader { return &lateReader{t: t, r: bytes.NewReader(data), wait: wait} },
@@ -180,7 +181,7 @@ func (s *slowHash) ReadAt(p []byte, offset int64) (int, error) {
 
 func TestSplitImageHasTheSizeOfItsFiles(t *testing.T) {
 	t.Parallel()
-	server := startFake(t)
+	server := testkit.StartFake(t)
 	metadata, rootfs := lxdtest.SplitImage("size", 1<<20)
 	image, err := server.Client.Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Rootfs: bytes.NewReader(rootfs)})
 	require.NoError(t, err)
@@ -193,8 +194,8 @@ func TestSplitImageHasTheSizeOfItsFiles(t *testing.T) {
 // upload: the image is there, and a second call may set them.
 func TestBusyServerKeepsUpload(t *testing.T) {
 	t.Parallel()
-	f := startFakeWith(t, nil, &lxd.Options{RetryTimeout: -1})
-	data := unified(t, 0)
+	f := testkit.StartFakeWith(t, nil, &lxd.Options{RetryTimeout: -1})
+	data := testkit.Unified(t, 0)
 	f.Inject(lxdtest.TooManyRequests(0).On("PUT", "/1.0/images/*"))
 	_, err := f.Client.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{ExpiresAt: time.Now().Add(time.Hour), Wait: true})
 	require.ErrorIs(t, err, lxd.ErrUnavailable)
@@ -207,8 +208,8 @@ func TestBusyServerKeepsUpload(t *testing.T) {
 // very image.
 func TestSameUploadWithAlias(t *testing.T) {
 	t.Parallel()
-	f := startFake(t)
-	data := unified(t, 0)
+	f := testkit.StartFake(t)
+	data := testkit.Unified(t, 0)
 	for _, opts := range []lxd.CreateOptions{{}, {Fingerprint: lxdtest.Fingerprint(data)}, {Dedupe: true}} {
 		opts.Aliases, opts.Wait = []lxd.Alias{{Name: "prod"}}, true
 		image, err := f.Client.Images.Create(t.Context(), bytes.NewReader(data), &opts)
@@ -221,10 +222,10 @@ func TestSameUploadWithAlias(t *testing.T) {
 // and once more when it is free.
 func TestWaitFailsAgain(t *testing.T) {
 	t.Parallel()
-	f := startFake(t)
-	other, err := f.Client.Images.Create(t.Context(), bytes.NewReader(unified(t, 0)), &lxd.CreateOptions{Wait: true})
+	f := testkit.StartFake(t)
+	other, err := f.Client.Images.Create(t.Context(), bytes.NewReader(testkit.Unified(t, 0)), &lxd.CreateOptions{Wait: true})
 	require.NoError(t, err)
-	image, err := f.Client.Images.Create(t.Context(), bytes.NewReader(unified(t, 1000)), &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: "prod"}}})
+	image, err := f.Client.Images.Create(t.Context(), bytes.NewReader(testkit.Unified(t, 1000)), &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: "prod"}}})
 	require.NoError(t, err)
 	require.NoError(t, other.AddAlias(t.Context(), "prod", ""))
 	for range 2 {
@@ -295,7 +296,7 @@ func TestCreateReadsNoMoreWhenItHasReturned(t *testing.T) {
 	s.Inject(lxdtest.EarlyAnswer(1<<20, http.StatusInsufficientStorage, "the disk is full").On("POST", "/1.0/images"))
 	refused := make(chan struct{}, 1)
 	var current atomic.Pointer[watchedReader]
-	client := newClient(t, s.Endpoint(), &lxd.Options{
+	client := testkit.NewClient(t, s.Endpoint(), &lxd.Options{
 		// The refusal comes while the reader is being read.
 		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 			conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
@@ -346,7 +347,7 @@ func TestDedupeObeysContext(t *testing.T) {
 	t.Parallel()
 	s := lxdtest.NewServer(nil)
 	t.Cleanup(s.Close)
-	client := newClient(t, s.Endpoint(), nil)
+	client := testkit.NewClient(t, s.Endpoint(), nil)
 	r := newWatchedReader(0)
 	defer close(r.goOn)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -18,10 +18,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
-
-const exportPattern = "/1.0/images/*/export"
 
 // exportWait and exportTick are for require.Eventually.
 const (
@@ -59,7 +58,7 @@ func newExportTest(t *testing.T, retryTimeout time.Duration, data, rootfs []byte
 	t.Cleanup(x.Close)
 	fingerprint, err := x.AddImage(data, &lxdtest.AddOptions{Aliases: []string{"newest"}, Rootfs: rootfs})
 	require.NoError(t, err)
-	x.client = newClient(t, x.Endpoint(), &lxd.Options{
+	x.client = testkit.NewClient(t, x.Endpoint(), &lxd.Options{
 		RetryTimeout: retryTimeout,
 		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 			c, err := new(net.Dialer).DialContext(ctx, network, address)
@@ -144,7 +143,7 @@ func TestExportGoesOnAfterCuts(t *testing.T) {
 	t.Parallel()
 	x := newExportTest(t, 0, lxdtest.UnifiedImage("cut", 8<<20), nil)
 	const cut = 2 << 20
-	fault := x.Inject(lxdtest.CutResponse(cut).On("GET", exportPattern).Times(3))
+	fault := x.Inject(lxdtest.CutResponse(cut).On("GET", testkit.ExportPattern).Times(3))
 	x.received.Store(0)
 	got, err := readExport(t, x.image)
 	require.NoError(t, err)
@@ -159,7 +158,7 @@ func TestExportGivesUpAfterRetries(t *testing.T) {
 	t.Parallel()
 	for _, timeout := range []time.Duration{-1, shortRetries} {
 		x := newExportTest(t, timeout, lxdtest.UnifiedImage("retries", 4<<20), nil)
-		x.Inject(lxdtest.CutResponse(1<<20).On("GET", exportPattern).Times(1))
+		x.Inject(lxdtest.CutResponse(1<<20).On("GET", testkit.ExportPattern).Times(1))
 		x.between(func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
 			res, err := next.RoundTrip(req)
 			if err == nil && req.Header.Get("Range") != "" {
@@ -187,7 +186,7 @@ func TestExportOfSplitImageIsNotResumed(t *testing.T) {
 	t.Parallel()
 	metadata, rootfs := lxdtest.SplitImage("split", 4<<20)
 	x := newExportTest(t, 0, metadata, rootfs)
-	x.Inject(lxdtest.CutResponse(2<<20).On("GET", exportPattern).Times(1))
+	x.Inject(lxdtest.CutResponse(2<<20).On("GET", testkit.ExportPattern).Times(1))
 	_, err := readExport(t, x.image)
 	var incomplete *lxd.FingerprintError
 	require.ErrorAs(t, err, &incomplete)
@@ -228,7 +227,7 @@ func TestExportRefusesWrongContinuations(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			x := newExportTest(t, 0, data, nil)
-			x.Inject(lxdtest.CutResponse(1<<20).On("GET", exportPattern).Times(1))
+			x.Inject(lxdtest.CutResponse(1<<20).On("GET", testkit.ExportPattern).Times(1))
 			x.between(hop)
 			got, err := readExport(t, x.image)
 			require.ErrorIs(t, err, lxd.ErrBadResponse)
@@ -244,7 +243,7 @@ func TestExportOfImageThatIsReplaced(t *testing.T) {
 	t.Parallel()
 	x := newExportTest(t, 0, lxdtest.UnifiedImage("first", 4<<20), nil)
 	other := lxdtest.UnifiedImage("second", 4<<20)
-	x.Inject(lxdtest.CutResponse(1<<20).On("GET", exportPattern).Times(1))
+	x.Inject(lxdtest.CutResponse(1<<20).On("GET", testkit.ExportPattern).Times(1))
 	var once sync.Once
 	image, err := x.client.Images.GetByAlias(t.Context(), "newest")
 	require.NoError(t, err)
@@ -328,7 +327,7 @@ func TestExportReadsInSmallPieces(t *testing.T) {
 func TestExportEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	x := newExportTest(t, 0, lxdtest.UnifiedImage("context", 4<<20), nil)
-	stalled := x.Inject(lxdtest.StallResponse(1<<20).On("GET", exportPattern))
+	stalled := x.Inject(lxdtest.StallResponse(1<<20).On("GET", testkit.ExportPattern))
 	defer stalled.Remove()
 	ctx, cancel := context.WithCancel(t.Context())
 	export, err := x.image.Export(ctx, nil)
@@ -372,7 +371,7 @@ func TestExportClosedFromElsewhere(t *testing.T) {
 					runs := 10
 					if stalls {
 						runs = 1
-						stalled := x.Inject(lxdtest.StallResponse(1<<20).On("GET", exportPattern))
+						stalled := x.Inject(lxdtest.StallResponse(1<<20).On("GET", testkit.ExportPattern))
 						defer stalled.Remove()
 					}
 					for n := range runs {
@@ -411,7 +410,7 @@ func TestExportClosedFromElsewhere(t *testing.T) {
 func TestExportCloseEndsRequest(t *testing.T) {
 	t.Parallel()
 	x := newExportTest(t, 0, lxdtest.UnifiedImage("request", 2<<20), nil)
-	x.Inject(lxdtest.CutResponse(1<<20).On("GET", exportPattern).Times(1))
+	x.Inject(lxdtest.CutResponse(1<<20).On("GET", testkit.ExportPattern).Times(1))
 	asked, ended := make(chan struct{}), make(chan struct{})
 	x.between(func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
 		if req.Header.Get("Range") == "" {
@@ -461,7 +460,7 @@ func TestCloseWithinProgress(t *testing.T) {
 			t.Parallel()
 			x := newExportTest(t, 0, data, nil)
 			if !last {
-				stalled := x.Inject(lxdtest.StallResponse(512<<10).On("GET", exportPattern))
+				stalled := x.Inject(lxdtest.StallResponse(512<<10).On("GET", testkit.ExportPattern))
 				defer stalled.Remove()
 			}
 			ready := make(chan struct{})
@@ -507,7 +506,7 @@ func TestCloseWithinProgress(t *testing.T) {
 				return err
 			},
 		} {
-			client := newClient(t, x.Endpoint(), nil)
+			client := testkit.NewClient(t, x.Endpoint(), nil)
 			closed := false
 			within(t, func() {
 				_ = call(client, func(lxd.Progress) {

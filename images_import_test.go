@@ -22,6 +22,7 @@ import (
 	"github.com/golxd/lxd"
 	"github.com/golxd/lxd/internal/streamstest"
 	"github.com/golxd/lxd/internal/testdaemon"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -62,7 +63,7 @@ func importFake(t *testing.T, dialect lxdtest.Dialect, opts *lxd.Options) *impor
 	if opts == nil {
 		opts = importOptions()
 	}
-	f := startFakeWith(t, &lxdtest.Options{Dialect: dialect}, opts)
+	f := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect}, opts)
 	takes := dialect != lxdtest.LXD69
 	return &importTarget{client: f.Client, family: lxd.Family(dialect.Family()), fake: f.Server, takesURLs: takes, takesStreams: takes}
 }
@@ -74,7 +75,7 @@ func importReal(t *testing.T, daemon *testdaemon.Daemon) *importTarget {
 	t.Helper()
 	project := "import-" + strings.ToLower(rand.Text())
 	require.NoError(t, daemon.CreateProject(t.Context(), project))
-	client := newClient(t, "unix://"+daemon.Socket, importOptions()).InProject(project)
+	client := testkit.NewClient(t, "unix://"+daemon.Socket, importOptions()).InProject(project)
 	t.Cleanup(func() {
 		images, err := client.Images.All(context.Background(), nil)
 		require.NoError(t, err)
@@ -133,14 +134,14 @@ func TestImportURL(t *testing.T) {
 			"plain file":       {nil, true, lxd.ViaAuto, true},
 		} {
 			for _, wait := range []bool{true, false} {
-				data := unified(t, 100_000)
-				path := unique("image")
+				data := testkit.Unified(t, 100_000)
+				path := testkit.Unique("image")
 				at := source.Direct(path, streamstest.Direct{Content: data, Families: test.families})
 				if test.plain {
 					at += ".tar.gz"
 				}
 				source.Requests()
-				alias := unique("imported")
+				alias := testkit.Unique("imported")
 				image, err := c.Images.CreateFromURL(t.Context(), at, &lxd.CreateFromURLOptions{
 					Via: test.via, Wait: wait, Properties: map[string]string{"origin": "test"}, ExpiresAt: expires,
 					Aliases: []lxd.Alias{{Name: alias, Description: "an alias"}}, Profiles: []string{"default"},
@@ -173,7 +174,7 @@ func TestImportURL(t *testing.T) {
 			return
 		}
 		_, err := c.Images.CreateFromURL(t.Context(), source.URL+"/x", &lxd.CreateFromURLOptions{Via: lxd.ViaServer, Wait: true})
-		require.Equal(t, http.StatusBadRequest, errOf[*lxd.Error](t, err).StatusCode)
+		require.Equal(t, http.StatusBadRequest, testkit.ErrOf[*lxd.Error](t, err).StatusCode)
 	})
 }
 
@@ -194,7 +195,7 @@ type badURL struct {
 func sourceError(status int) func(*testing.T, error) {
 	return func(t *testing.T, err error) {
 		t.Helper()
-		require.Equal(t, status, errOf[*lxd.SourceError](t, err).StatusCode)
+		require.Equal(t, status, testkit.ErrOf[*lxd.SourceError](t, err).StatusCode)
 		require.Equal(t, status == http.StatusNotFound, errors.Is(err, lxd.ErrNotFound))
 		require.NotErrorIs(t, err, io.EOF)
 	}
@@ -206,7 +207,7 @@ func badURLs(data []byte) map[string]badURL {
 	mismatch := func(want, got string) func(*testing.T, error) {
 		return func(t *testing.T, err error) {
 			t.Helper()
-			e := errOf[*lxd.FingerprintError](t, err)
+			e := testkit.ErrOf[*lxd.FingerprintError](t, err)
 			require.Equal(t, want, e.Want)
 			require.Equal(t, got, e.Got)
 			require.NotErrorIs(t, err, io.EOF)
@@ -233,7 +234,7 @@ func badURLs(data []byte) map[string]badURL {
 		"plain, cut":    {image: ok, path: "/image.tar.gz", fault: streamstest.Cut(0), check: sourceError(0), mention: "image.tar.gz"},
 		"not an image": {
 			image: streamstest.Direct{Content: append([]byte{0xff, 0}, data...)},
-			check: func(t *testing.T, err error) { t.Helper(); errOf[*lxd.OperationError](t, err) },
+			check: func(t *testing.T, err error) { t.Helper(); testkit.ErrOf[*lxd.OperationError](t, err) },
 		},
 		"another image is wanted": {image: ok, opts: lxd.CreateFromURLOptions{Fingerprint: wrong}, check: mismatch(wrong, is)},
 		"plain, another image is wanted": {
@@ -251,7 +252,7 @@ func flipped(data []byte, at int) []byte {
 func TestImportURLFromBadSources(t *testing.T) {
 	t.Parallel()
 	onImportTargets(t, func(t *testing.T, target *importTarget) {
-		for name, bad := range badURLs(unified(t, 100_000)) {
+		for name, bad := range badURLs(testkit.Unified(t, 100_000)) {
 			t.Run(name, func(t *testing.T) {
 				source := imageServer(t)
 				at := source.Direct("image", bad.image)
@@ -303,7 +304,7 @@ func TestImportURLResumes(t *testing.T) {
 			t.Parallel()
 			target := importFake(t, lxdtest.LXD69, &lxd.Options{})
 			source := imageServer(t)
-			data := unified(t, 200_000)
+			data := testkit.Unified(t, 200_000)
 			at := source.Direct("image", streamstest.Direct{Content: data})
 			source.Fault("image.tar.gz", test.fault)
 			test.opts.Wait = true
@@ -326,13 +327,13 @@ func TestImportURLIsReplaced(t *testing.T) {
 	t.Parallel()
 	target := importFake(t, lxdtest.LXD69, nil)
 	source := imageServer(t)
-	source.Set("image", unified(t, 200_000))
+	source.Set("image", testkit.Unified(t, 200_000))
 	var once sync.Once
 	source.Fault("image", func(s *streamstest.Server, next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.Method == http.MethodGet {
 				once.Do(func() {
-					source.Set("image", unified(t, 200_000))
+					source.Set("image", testkit.Unified(t, 200_000))
 					next = streamstest.Cut(100_000)(s, next)
 				})
 			}
@@ -340,7 +341,7 @@ func TestImportURLIsReplaced(t *testing.T) {
 		})
 	})
 	_, err := target.client.Images.CreateFromURL(t.Context(), source.URL+"/image", &lxd.CreateFromURLOptions{Wait: true})
-	errOf[*lxd.SourceError](t, err)
+	testkit.ErrOf[*lxd.SourceError](t, err)
 	require.ErrorContains(t, err, "replaced")
 	target.requireEmpty(t)
 }
@@ -350,7 +351,7 @@ func TestImportFromStalledSources(t *testing.T) {
 	onImportTargets(t, func(t *testing.T, target *importTarget) {
 		for _, after := range []int64{-1, 50_000} {
 			source := imageServer(t)
-			at := source.Direct("image", streamstest.Direct{Content: unified(t, 200_000)})
+			at := source.Direct("image", streamstest.Direct{Content: testkit.Unified(t, 200_000)})
 			path := "image.tar.gz"
 			if after < 0 {
 				path = "image"
@@ -372,7 +373,7 @@ func TestImportFromStalledSources(t *testing.T) {
 			})
 			require.ErrorContains(t, err, "nothing came")
 			require.NotErrorIs(t, err, context.Canceled, "nobody has cancelled it")
-			require.Contains(t, errOf[*lxd.SourceError](t, err).URL, path)
+			require.Contains(t, testkit.ErrOf[*lxd.SourceError](t, err).URL, path)
 			require.Less(t, time.Since(begin), 10*time.Second)
 		}
 		if target.fake != nil {
@@ -388,7 +389,7 @@ func TestImportFromStalledSources(t *testing.T) {
 func TestImportKeepsSecrets(t *testing.T) {
 	t.Parallel()
 	onImportTargets(t, func(t *testing.T, target *importTarget) {
-		data := unified(t, 100_000)
+		data := testkit.Unified(t, 100_000)
 		var leaked atomic.Bool
 		mirror := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.Header.Get("Authorization") != "" || strings.Contains(r.Header.Get("Referer"), "secret") {
@@ -419,7 +420,7 @@ func TestImportKeepsSecrets(t *testing.T) {
 		var logged bytes.Buffer
 		client := target.client
 		if target.fake != nil {
-			client = newClient(t, target.fake.Endpoint(), &lxd.Options{RetryTimeout: -1, Logger: slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+			client = testkit.NewClient(t, target.fake.Endpoint(), &lxd.Options{RetryTimeout: -1, Logger: slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug}))})
 		}
 		for _, path := range []string{"/away?token=topsecret", "/here"} {
 			image, err := client.Images.CreateFromURL(t.Context(), base+path, &lxd.CreateFromURLOptions{Via: lxd.ViaClient, Wait: true})
@@ -445,7 +446,7 @@ func TestImportKeepsSecrets(t *testing.T) {
 func TestContextEndsAnImport(t *testing.T) {
 	t.Parallel()
 	target := importFake(t, lxdtest.LXD69, nil)
-	client := newClient(t, target.fake.Endpoint(), nil)
+	client := testkit.NewClient(t, target.fake.Endpoint(), nil)
 	stop := errors.New("enough")
 	for name, after := range map[string]time.Duration{"at once": 0, "later": 100 * time.Millisecond} {
 		ctx, cancel := context.WithCancelCause(t.Context())
@@ -469,7 +470,7 @@ func TestContextEndsAnImport(t *testing.T) {
 func TestImportRedirectToHTTP(t *testing.T) {
 	t.Parallel()
 	target := importFake(t, lxdtest.LXD69, nil)
-	data := unified(t, 0)
+	data := testkit.Unified(t, 0)
 	plain := imageServer(t)
 	plain.Set("image", data)
 	secure := streamstest.NewTLSServer(nil)
@@ -477,7 +478,7 @@ func TestImportRedirectToHTTP(t *testing.T) {
 	secure.Fault("image", streamstest.Redirect(plain.URL+"/image"))
 	opts := &lxd.CreateFromURLOptions{Wait: true, HTTPClient: trusting(t, secure.CA)}
 	_, err := target.client.Images.CreateFromURL(t.Context(), secure.URL+"/image", opts)
-	errOf[*lxd.SourceError](t, err)
+	testkit.ErrOf[*lxd.SourceError](t, err)
 	require.ErrorContains(t, err, "from https to http")
 	target.requireEmpty(t)
 	opts.Fingerprint = streamstest.Hash(data)
@@ -503,12 +504,12 @@ func TestImportURLWithPrivateAuthority(t *testing.T) {
 	onImportTargets(t, func(t *testing.T, target *importTarget) {
 		source := streamstest.NewTLSServer(nil)
 		t.Cleanup(source.Close)
-		data := unified(t, 100_000)
+		data := testkit.Unified(t, 100_000)
 		at := source.Direct("image", streamstest.Direct{Content: data})
 		_, err := target.client.Images.CreateFromURL(t.Context(), at, &lxd.CreateFromURLOptions{Wait: true})
 		var untrusted x509.UnknownAuthorityError
 		require.ErrorAs(t, err, &untrusted)
-		errOf[*lxd.SourceError](t, err)
+		testkit.ErrOf[*lxd.SourceError](t, err)
 		target.requireEmpty(t)
 		image, err := target.client.Images.CreateFromURL(t.Context(), at, &lxd.CreateFromURLOptions{Wait: true, HTTPClient: trusting(t, source.CA)})
 		require.NoError(t, err)
@@ -523,8 +524,8 @@ func TestImportTargetRefuses(t *testing.T) {
 	onImportTargets(t, func(t *testing.T, target *importTarget) {
 		c := target.client
 		source := imageServer(t)
-		at := source.Direct("image", streamstest.Direct{Content: unified(t, 0)})
-		before := upload(t, c, &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: "taken"}}})
+		at := source.Direct("image", streamstest.Direct{Content: testkit.Unified(t, 0)})
+		before := testkit.Upload(t, c, &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: "taken"}}})
 		for _, via := range []lxd.Via{lxd.ViaAuto, lxd.ViaServer, lxd.ViaClient} {
 			_, err := c.Images.CreateFromURL(t.Context(), at, &lxd.CreateFromURLOptions{Via: via, Aliases: []lxd.Alias{{Name: "taken"}}, Wait: true})
 			require.ErrorIs(t, err, lxd.ErrExists)
@@ -542,11 +543,11 @@ func TestImportTargetRefuses(t *testing.T) {
 		require.Empty(t, now.Aliases)
 
 		// The alias is moved by nobody to an image that is not the wanted one.
-		wrong := source.Direct("wrong", streamstest.Direct{Content: unified(t, 0)})
+		wrong := source.Direct("wrong", streamstest.Direct{Content: testkit.Unified(t, 0)})
 		_, err = c.Images.CreateFromURL(t.Context(), wrong, &lxd.CreateFromURLOptions{
 			Aliases: []lxd.Alias{{Name: "taken"}}, ReuseAliases: true, Wait: true, Fingerprint: strings.Repeat("0", 64),
 		})
-		errOf[*lxd.FingerprintError](t, err)
+		testkit.ErrOf[*lxd.FingerprintError](t, err)
 		still, err := c.Images.GetByAlias(t.Context(), "taken")
 		require.NoError(t, err)
 		require.Equal(t, image.Fingerprint, still.Fingerprint)
@@ -559,9 +560,9 @@ func TestImportAliasIsTakenMeanwhile(t *testing.T) {
 	onImportTargets(t, func(t *testing.T, target *importTarget) {
 		c := target.client
 		source := imageServer(t)
-		data := unified(t, 0)
+		data := testkit.Unified(t, 0)
 		at := source.Direct("image", streamstest.Direct{Content: data})
-		other := upload(t, c, nil)
+		other := testkit.Upload(t, c, nil)
 		var once sync.Once
 		source.Fault("image.tar.gz", func(_ *streamstest.Server, next http.Handler) http.Handler {
 			once.Do(func() { require.NoError(t, other.AddAlias(t.Context(), "contested", "")) })
@@ -591,7 +592,7 @@ func TestImportForbidden(t *testing.T) {
 	t.Parallel()
 	target := importFake(t, lxdtest.LXD50, nil)
 	source := imageServer(t)
-	at := source.Direct("image", streamstest.Direct{Content: unified(t, 0)})
+	at := source.Direct("image", streamstest.Direct{Content: testkit.Unified(t, 0)})
 	target.fake.Inject(lxdtest.Status(http.StatusForbidden, "not for you").On(http.MethodPost, "/1.0/images"))
 	_, err := target.client.Images.CreateFromURL(t.Context(), at, &lxd.CreateFromURLOptions{Wait: true})
 	require.ErrorIs(t, err, lxd.ErrForbidden)
@@ -603,7 +604,7 @@ func TestImportFallsBackInWait(t *testing.T) {
 	t.Parallel()
 	target := importFake(t, lxdtest.LXD50, nil)
 	source := imageServer(t)
-	data := unified(t, 100_000)
+	data := testkit.Unified(t, 100_000)
 	source.Set("plain", data)
 	image, err := target.client.Images.CreateFromURL(t.Context(), source.URL+"/plain", &lxd.CreateFromURLOptions{
 		Aliases: []lxd.Alias{{Name: "late"}}, Progress: func(lxd.Progress) {},
@@ -621,8 +622,8 @@ func TestImportFallsBackInWait(t *testing.T) {
 	require.NoError(t, err)
 	err = image.Wait(t.Context())
 	require.ErrorIs(t, err, lxd.ErrNotFound)
-	errOf[*lxd.SourceError](t, err)
-	errOf[*lxd.OperationError](t, err)
+	testkit.ErrOf[*lxd.SourceError](t, err)
+	testkit.ErrOf[*lxd.OperationError](t, err)
 }
 
 // TestImportIsForgotten has the server forget what became of an import.
@@ -638,7 +639,7 @@ func TestImportIsForgotten(t *testing.T) {
 				t.Parallel()
 				target := importFake(t, dialect, nil)
 				source := imageServer(t)
-				data := unified(t, 0)
+				data := testkit.Unified(t, 0)
 				at := source.Direct("image", streamstest.Direct{Content: data})
 				target.fake.Inject(lxdtest.ForgetOperations())
 				if opts.Fingerprint != "" {
@@ -655,7 +656,7 @@ func TestImportIsForgotten(t *testing.T) {
 			t.Parallel()
 			target := importFake(t, dialect, nil)
 			source := imageServer(t)
-			at := source.Direct("image", streamstest.Direct{Content: unified(t, 100_000)})
+			at := source.Direct("image", streamstest.Direct{Content: testkit.Unified(t, 100_000)})
 			reached := make(chan struct{})
 			var once sync.Once
 			source.Fault("image.tar.gz", func(s *streamstest.Server, next http.Handler) http.Handler {
@@ -684,7 +685,7 @@ func TestImportTargetBreaks(t *testing.T) {
 			t.Parallel()
 			target := importFake(t, lxdtest.LXD50, nil)
 			source := imageServer(t)
-			data := unified(t, 2<<20)
+			data := testkit.Unified(t, 2<<20)
 			at := source.Direct("image", streamstest.Direct{Content: data})
 			injected := target.fake.Inject(fault)
 			image, err := target.client.Images.CreateFromURL(t.Context(), at, &lxd.CreateFromURLOptions{Via: lxd.ViaClient, Wait: true})
@@ -700,7 +701,7 @@ func TestImportProgress(t *testing.T) {
 	t.Parallel()
 	target := importFake(t, lxdtest.LXD69, nil)
 	source := imageServer(t)
-	data := unified(t, 1<<20)
+	data := testkit.Unified(t, 1<<20)
 	at := source.Direct("image", streamstest.Direct{Content: data})
 	var sent, total int64
 	_, err := target.client.Images.CreateFromURL(t.Context(), at, &lxd.CreateFromURLOptions{Wait: true, Progress: func(p lxd.Progress) {

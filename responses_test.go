@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -34,7 +35,7 @@ type canned struct {
 // where that is not what is tested.
 func clientOf(t *testing.T, c canned) *lxd.Client {
 	t.Helper()
-	return newClient(t, "unix:///nowhere", &lxd.Options{
+	return testkit.NewClient(t, "unix:///nowhere", &lxd.Options{
 		RetryTimeout: -1,
 		Transport: func(http.RoundTripper) http.RoundTripper {
 			return roundTripper(func(req *http.Request) (*http.Response, error) {
@@ -204,7 +205,7 @@ func TestResponsesOfTheWrongKind(t *testing.T) {
 	}
 	// A server that does not say whether it trusts the client is none.
 	for _, metadata := range []string{`{}`, `null`, `[]`, `{"auth":1}`} {
-		c := newClient(t, "unix:///nowhere", &lxd.Options{Transport: func(http.RoundTripper) http.RoundTripper {
+		c := testkit.NewClient(t, "unix:///nowhere", &lxd.Options{Transport: func(http.RoundTripper) http.RoundTripper {
 			return roundTripper(func(req *http.Request) (*http.Response, error) {
 				return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(`{"type":"sync","metadata":` + metadata + `}`)), Request: req}, nil
 			})
@@ -269,7 +270,7 @@ func TestAnotherThingIsNotTaken(t *testing.T) {
 // and what comes back.
 func rewriting(t *testing.T, endpoint string, request func(*http.Request), response func(*http.Request, []byte) []byte) *lxd.Client {
 	t.Helper()
-	return newClient(t, endpoint, &lxd.Options{Transport: func(next http.RoundTripper) http.RoundTripper {
+	return testkit.NewClient(t, endpoint, &lxd.Options{Transport: func(next http.RoundTripper) http.RoundTripper {
 		return roundTripper(func(req *http.Request) (*http.Response, error) {
 			if request != nil {
 				req = req.Clone(req.Context())
@@ -294,8 +295,8 @@ func rewriting(t *testing.T, endpoint string, request func(*http.Request), respo
 // TestFingerprintsInUpperCase: something on the way writes them so.
 func TestFingerprintsInUpperCase(t *testing.T) {
 	t.Parallel()
-	s := startFake(t)
-	data := unified(t, 1000)
+	s := testkit.StartFake(t)
+	data := testkit.Unified(t, 1000)
 	fingerprint := lxdtest.Fingerprint(data)
 	c := rewriting(t, s.Endpoint(), nil, func(_ *http.Request, body []byte) []byte {
 		return bytes.ReplaceAll(body, []byte(`"`+fingerprint), []byte(`"`+strings.ToUpper(fingerprint)))
@@ -314,7 +315,7 @@ func TestFingerprintsInUpperCase(t *testing.T) {
 	require.Equal(t, fingerprint, image.Fingerprint)
 	all, err := c.Images.All(t.Context(), nil)
 	require.NoError(t, err)
-	require.Equal(t, []string{fingerprint}, fingerprints(all))
+	require.Equal(t, []string{fingerprint}, testkit.Fingerprints(all))
 	got, err := readExport(t, image)
 	require.NoError(t, err)
 	require.Equal(t, data, got)
@@ -327,10 +328,10 @@ func TestFingerprintsInUpperCase(t *testing.T) {
 func TestUploadOfAnotherImage(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	s := startFake(t)
-	data := unified(t, 1000)
+	s := testkit.StartFake(t)
+	data := testkit.Unified(t, 1000)
 	fingerprint := lxdtest.Fingerprint(data)
-	before, err := s.AddImage(unified(t, 2000), nil)
+	before, err := s.AddImage(testkit.Unified(t, 2000), nil)
 	require.NoError(t, err)
 	lost := func(req *http.Request) {
 		for name := range req.Header {
@@ -341,20 +342,20 @@ func TestUploadOfAnotherImage(t *testing.T) {
 	}
 	proxied := rewriting(t, s.Endpoint(), lost, nil)
 	for _, wait := range []bool{true, false} {
-		for name, reader := range map[string]io.Reader{"file": bytes.NewReader(data), "one-shot": onlyReader{bytes.NewReader(data)}} {
+		for name, reader := range map[string]io.Reader{"file": bytes.NewReader(data), "one-shot": testkit.OneShotReader{Reader: bytes.NewReader(data)}} {
 			for _, verify := range []bool{true, false} {
 				if seeker, ok := reader.(io.Seeker); ok {
 					_, err := seeker.Seek(0, io.SeekStart)
 					require.NoError(t, err)
 				} else {
-					reader = onlyReader{bytes.NewReader(data)}
+					reader = testkit.OneShotReader{Reader: bytes.NewReader(data)}
 				}
 				image, err := proxied.Images.Create(ctx, reader, &lxd.CreateOptions{Fingerprint: oneFingerprint, Verify: verify, Wait: wait})
 				if !wait {
 					require.NoError(t, err, name)
 					err = image.Wait(ctx)
 				}
-				mismatch := errOf[*lxd.FingerprintError](t, err)
+				mismatch := testkit.ErrOf[*lxd.FingerprintError](t, err)
 				require.Equal(t, oneFingerprint, mismatch.Want, name)
 				require.Equal(t, fingerprint, mismatch.Got, name)
 				require.Len(t, s.Images(), 1, name)
@@ -382,7 +383,7 @@ func TestUploadOfAnotherImage(t *testing.T) {
 		silent = !silent // when the operation began
 		for _, told := range []string{before, "../" + before[3:], "1a1a"} {
 			_, err := lying(told).Images.Create(ctx, bytes.NewReader(data), opts)
-			mismatch := errOf[*lxd.FingerprintError](t, err)
+			mismatch := testkit.ErrOf[*lxd.FingerprintError](t, err)
 			require.Equal(t, fingerprint, mismatch.Want)
 			require.Equal(t, told, mismatch.Got)
 			require.NotErrorIs(t, err, lxd.ErrInvalid, "nobody asks for it")
@@ -398,7 +399,7 @@ func TestUploadOfAnotherImage(t *testing.T) {
 		return bytes.ReplaceAll(body, []byte(fingerprint), []byte(oneFingerprint))
 	})
 	_, err = claimed.Images.Create(ctx, bytes.NewReader(data), &lxd.CreateOptions{Fingerprint: oneFingerprint, Verify: true, Wait: true})
-	lie := errOf[*lxd.FingerprintError](t, err)
+	lie := testkit.ErrOf[*lxd.FingerprintError](t, err)
 	require.Equal(t, []string{fingerprint, oneFingerprint}, []string{lie.Want, lie.Got})
 	made, err := s.Client.Images.Get(ctx, fingerprint)
 	require.NoError(t, err)
@@ -410,7 +411,7 @@ func TestUploadOfAnotherImage(t *testing.T) {
 
 	// The upload has failed since the content is there; what is told is another.
 	_, err = lying(before).Images.Create(ctx, bytes.NewReader(data), &lxd.CreateOptions{Verify: true, Wait: true})
-	mismatch := errOf[*lxd.FingerprintError](t, err)
+	mismatch := testkit.ErrOf[*lxd.FingerprintError](t, err)
 	require.Equal(t, []string{fingerprint, before}, []string{mismatch.Want, mismatch.Got})
 	require.Len(t, s.Images(), 2)
 }
@@ -419,8 +420,8 @@ func TestUploadOfAnotherImage(t *testing.T) {
 // the target is not told what it should be.
 func TestCopyOfAnotherImage(t *testing.T) {
 	t.Parallel()
-	source, target := startFakeWith(t, &lxdtest.Options{TLS: true}, nil), startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-	data, otherData := unified(t, 1000), unified(t, 1000)
+	source, target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil), testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	data, otherData := testkit.Unified(t, 1000), testkit.Unified(t, 1000)
 	fingerprint, err := source.AddImage(data, nil)
 	require.NoError(t, err)
 	_, err = source.AddImage(otherData, nil)
@@ -441,7 +442,7 @@ func TestCopyOfAnotherImage(t *testing.T) {
 			require.NoError(t, err)
 			err = copied.Wait(t.Context())
 		}
-		mismatch := errOf[*lxd.FingerprintError](t, err)
+		mismatch := testkit.ErrOf[*lxd.FingerprintError](t, err)
 		require.Equal(t, []string{fingerprint, other}, []string{mismatch.Want, mismatch.Got})
 		require.Empty(t, target.Images())
 	}
@@ -464,7 +465,7 @@ func TestCopyOfAnotherImage(t *testing.T) {
 	image, err = source.Client.Images.Get(t.Context(), fingerprint)
 	require.NoError(t, err)
 	_, err = image.Copy(t.Context(), pulled, &lxd.CopyOptions{Mode: lxd.CopyPull, Wait: true})
-	mismatch := errOf[*lxd.FingerprintError](t, err)
+	mismatch := testkit.ErrOf[*lxd.FingerprintError](t, err)
 	require.Equal(t, []string{fingerprint, other}, []string{mismatch.Want, mismatch.Got})
 	require.Empty(t, target.Images())
 }
@@ -494,7 +495,7 @@ func TestImportOfAnotherImage(t *testing.T) {
 		}
 	}, nil)
 	_, err := replaced.Images.CreateFromSimplestreams(ctx, source.URL, known[0], opts)
-	mismatch := errOf[*lxd.FingerprintError](t, err)
+	mismatch := testkit.ErrOf[*lxd.FingerprintError](t, err)
 	require.Equal(t, known, []string{mismatch.Want, mismatch.Got})
 	target.requireEmpty(t)
 	image, err := target.client.Images.CreateFromSimplestreams(ctx, source.URL, known[0], opts)
@@ -511,7 +512,7 @@ func TestRetryStartsAfresh(t *testing.T) {
 		io.MultiReader(strings.NewReader(start+`"old":"1"},"public":true,`), iotest.ErrReader(io.ErrUnexpectedEOF)),
 		strings.NewReader(start + `"new":"2"}}}`),
 	}
-	c := newClient(t, "unix:///nowhere", &lxd.Options{Transport: func(http.RoundTripper) http.RoundTripper {
+	c := testkit.NewClient(t, "unix:///nowhere", &lxd.Options{Transport: func(http.RoundTripper) http.RoundTripper {
 		return roundTripper(func(req *http.Request) (*http.Response, error) {
 			body := bodies[0]
 			bodies = bodies[1:]
@@ -646,7 +647,7 @@ func TestListsAreBounded(t *testing.T) {
 	}
 	// The list that tells whether a prefix is ambiguous.
 	var read atomic.Int64
-	c := newClient(t, "unix:///nowhere", &lxd.Options{Transport: func(http.RoundTripper) http.RoundTripper {
+	c := testkit.NewClient(t, "unix:///nowhere", &lxd.Options{Transport: func(http.RoundTripper) http.RoundTripper {
 		return roundTripper(func(req *http.Request) (*http.Response, error) {
 			res := &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Request: req}
 			body := repeated(`{"type":"sync","metadata":[`, `""`, `]}`, 64<<20)()
@@ -692,7 +693,7 @@ func TestBodyThatDoesNotEnd(t *testing.T) {
 			_ = http.NewResponseController(w).Flush()
 			<-r.Context().Done()
 		}))
-		c := newClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw)})
+		c := testkit.NewClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw)})
 		started := time.Now()
 		alias, err := c.Aliases.Get(t.Context(), "web")
 		require.NoError(t, err)
@@ -733,7 +734,7 @@ func TestEventsAreBounded(t *testing.T) {
 			_ = conn.WriteMessage(websocket.TextMessage, []byte(event+c.filler+`}}}`))
 			_, _, _ = conn.ReadMessage() // until the client goes
 		}))
-		client := newClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw)})
+		client := testkit.NewClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw)})
 		var events []lxd.EventType
 		var err error
 		for event, eventErr := range client.Events(t.Context(), nil) {
@@ -775,10 +776,10 @@ func (b *tracked) Close() error {
 // the response to an upload that nobody waits for any more.
 func TestResponsesAreClosed(t *testing.T) {
 	t.Parallel()
-	s := startFake(t)
+	s := testkit.StartFake(t)
 	var open, seen atomic.Int64
 	late := make(chan struct{})
-	c := newClient(t, s.Endpoint(), &lxd.Options{RetryTimeout: -1, Transport: func(next http.RoundTripper) http.RoundTripper {
+	c := testkit.NewClient(t, s.Endpoint(), &lxd.Options{RetryTimeout: -1, Transport: func(next http.RoundTripper) http.RoundTripper {
 		return roundTripper(func(req *http.Request) (*http.Response, error) {
 			if req.Header.Get("Content-Type") == "application/octet-stream" {
 				<-late
@@ -797,7 +798,7 @@ func TestResponsesAreClosed(t *testing.T) {
 		})
 	}})
 	ctx := t.Context()
-	fingerprint, err := s.AddImage(unified(t, 1000), nil)
+	fingerprint, err := s.AddImage(testkit.Unified(t, 1000), nil)
 	require.NoError(t, err)
 	image, err := c.Images.Get(ctx, fingerprint)
 	require.NoError(t, err)
@@ -821,7 +822,7 @@ func TestResponsesAreClosed(t *testing.T) {
 
 	ended, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 	defer cancel()
-	_, err = c.Images.Create(ended, bytes.NewReader(unified(t, 1000)), nil)
+	_, err = c.Images.Create(ended, bytes.NewReader(testkit.Unified(t, 1000)), nil)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	before := seen.Load()
 	close(late)
@@ -833,7 +834,7 @@ func TestEachIsNotSentAgain(t *testing.T) {
 	t.Parallel()
 	for _, images := range []int{0, 1} {
 		var requests atomic.Int64
-		c := newClient(t, "unix:///nowhere", &lxd.Options{RetryTimeout: shortRetries, Transport: func(http.RoundTripper) http.RoundTripper {
+		c := testkit.NewClient(t, "unix:///nowhere", &lxd.Options{RetryTimeout: shortRetries, Transport: func(http.RoundTripper) http.RoundTripper {
 			return roundTripper(func(req *http.Request) (*http.Response, error) {
 				requests.Add(1)
 				cut := io.MultiReader(strings.NewReader(`{"type":"sync","metadata":[`+strings.Repeat(element["Images.Each"]+",", images)), iotest.ErrReader(io.ErrUnexpectedEOF))
@@ -877,7 +878,7 @@ func TestListsTellTrust(t *testing.T) {
 			demanded.Store(r.Header.Get("X-LXD-authenticated") == "true" && r.Header.Get("X-Incus-authenticated") == "true")
 			_, _ = io.WriteString(w, test.list)
 		}))
-		c := newClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw), PublicOnly: test.publicOnly})
+		c := testkit.NewClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw), PublicOnly: test.publicOnly})
 		for _, list := range []string{"Images.All", "Images.Each"} {
 			_, err := lists[list](t.Context(), c)
 			if test.forbidden {
@@ -907,7 +908,7 @@ func TestRefusalsAreForbidden(t *testing.T) {
 func TestDotsAreNames(t *testing.T) {
 	t.Parallel()
 	var got []string
-	c := newClient(t, "unix:///nowhere", &lxd.Options{Transport: func(http.RoundTripper) http.RoundTripper {
+	c := testkit.NewClient(t, "unix:///nowhere", &lxd.Options{Transport: func(http.RoundTripper) http.RoundTripper {
 		return roundTripper(func(req *http.Request) (*http.Response, error) {
 			got = append(got, req.URL.EscapedPath())
 			return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(`{"type":"sync","metadata":{}}`)), Request: req}, nil
@@ -926,7 +927,7 @@ func TestDotsAreNames(t *testing.T) {
 func TestRegistriesByOperation(t *testing.T) {
 	t.Parallel()
 	outcome := `"status_code":200`
-	c := newClient(t, "unix:///nowhere", &lxd.Options{Transport: func(http.RoundTripper) http.RoundTripper {
+	c := testkit.NewClient(t, "unix:///nowhere", &lxd.Options{Transport: func(http.RoundTripper) http.RoundTripper {
 		return roundTripper(func(req *http.Request) (*http.Response, error) {
 			res := &http.Response{StatusCode: 200, Header: http.Header{}, Request: req}
 			body := serverSaying(`"image_registries"`)

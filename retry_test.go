@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -104,7 +105,7 @@ var retryPaths = []struct {
 		_, err := r.client.Images.CreateFromURL(r.ctx, "https://images.example/image", &lxd.CreateFromURLOptions{Via: lxd.ViaClient, Wait: true, HTTPClient: web})
 		return err
 	}},
-	{name: "export", method: "GET", pattern: exportPattern, run: func(t *testing.T, r *retryCase) error {
+	{name: "export", method: "GET", pattern: testkit.ExportPattern, run: func(t *testing.T, r *retryCase) error {
 		export, err := r.image.Export(r.ctx, nil)
 		if err != nil {
 			return err
@@ -113,7 +114,7 @@ var retryPaths = []struct {
 		_, err = io.Copy(io.Discard, export)
 		return err
 	}},
-	{name: "ExportTo over connections", method: "GET", pattern: exportPattern, run: func(t *testing.T, r *retryCase) error {
+	{name: "ExportTo over connections", method: "GET", pattern: testkit.ExportPattern, run: func(t *testing.T, r *retryCase) error {
 		_, err := r.image.ExportTo(r.ctx, t.TempDir(), &lxd.ExportToOptions{Connections: 2})
 		return err
 	}},
@@ -213,7 +214,7 @@ func TestRetryAfter(t *testing.T) {
 				require.ErrorIs(t, err, lxd.ErrUnavailable)
 				require.Equal(t, 1, injected.Fired())
 				require.Less(t, time.Since(began), time.Second)
-				wait, ok := errOf[*lxd.Error](t, err).RetryAfter()
+				wait, ok := testkit.ErrOf[*lxd.Error](t, err).RetryAfter()
 				require.True(t, ok)
 				require.Equal(t, 10*time.Minute+time.Second, wait)
 			})
@@ -257,7 +258,7 @@ func TestMissingSocket(t *testing.T) {
 		began := time.Now()
 		_, err = client.Images.All(t.Context(), nil)
 		require.ErrorIs(t, err, os.ErrNotExist)
-		require.False(t, errOf[*lxd.ConnectionError](t, err).Transient())
+		require.False(t, testkit.ErrOf[*lxd.ConnectionError](t, err).Transient())
 		require.Equal(t, 1, dials)
 		require.Zero(t, time.Since(began))
 		require.NoError(t, client.Close())
@@ -324,7 +325,7 @@ func TestGatewayErrors(t *testing.T) {
 	t.Parallel()
 	for _, status := range []int{http.StatusBadGateway, http.StatusGatewayTimeout} {
 		calls := map[string]int{}
-		client := newClient(t, "unix:///gateway", &lxd.Options{Transport: func(http.RoundTripper) http.RoundTripper {
+		client := testkit.NewClient(t, "unix:///gateway", &lxd.Options{Transport: func(http.RoundTripper) http.RoundTripper {
 			return roundTripper(func(req *http.Request) (*http.Response, error) {
 				calls[req.Method]++
 				code, body := status, "gateway"
@@ -338,7 +339,7 @@ func TestGatewayErrors(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, 2, calls["GET"])
 		err = client.Aliases.Create(t.Context(), lxd.Alias{Name: "a", Target: oneFingerprint})
-		refused := errOf[*lxd.Error](t, err)
+		refused := testkit.ErrOf[*lxd.Error](t, err)
 		require.Equal(t, status, refused.StatusCode)
 		require.True(t, refused.Transient())
 		require.Equal(t, 1, calls["POST"])
@@ -373,7 +374,7 @@ func TestSourceRetries(t *testing.T) {
 				})}
 				began := time.Now()
 				_, err := r.client.Images.CreateFromURL(t.Context(), "https://images.example/image", &lxd.CreateFromURLOptions{Via: lxd.ViaClient, Wait: true, HTTPClient: web})
-				failed := errOf[*lxd.SourceError](t, err)
+				failed := testkit.ErrOf[*lxd.SourceError](t, err)
 				require.True(t, failed.Transient())
 				_, asked := failed.RetryAfter()
 				require.Equal(t, test.after != "", asked)

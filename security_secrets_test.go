@@ -25,6 +25,7 @@ import (
 
 	"github.com/golxd/lxd"
 	"github.com/golxd/lxd/internal/streamstest"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -298,7 +299,7 @@ func TestServersTellSecrets(t *testing.T) {
 			connect := func(name string, s *lxdtest.Server, opts *lxd.Options) *lxd.Client {
 				opts.ServerCertificate, opts.RetryTimeout, opts.Logger = s.Certificate(), -1, ear.logger()
 				opts.Transport = func(next http.RoundTripper) http.RoundTripper { return &parrot{next, flock, name} }
-				return newClient(t, s.URL(), opts)
+				return testkit.NewClient(t, s.URL(), opts)
 			}
 			server := func(name string) (*lxdtest.Server, *lxd.Client) {
 				s := lxdtest.NewServer(&lxdtest.Options{Dialect: dialect, TLS: true, BearerTokens: []string{bearer}})
@@ -371,7 +372,7 @@ func TestServersTellSecrets(t *testing.T) {
 					}
 					registry := lxd.Registry{Name: "r", Protocol: "simplestreams", Config: map[string]string{"url": secretURL(t, "https://127.0.0.1:1")}}
 					ear.err(to.Registries.Create(t.Context(), registry))
-					stranger := connect("target", target, joiner(t))
+					stranger := connect("target", target, testkit.Joiner(t))
 					ear.err(stranger.TrustPassword(t.Context(), password, nil))
 					token := target.NewTrustToken("x")
 					data, err := base64.StdEncoding.DecodeString(token)
@@ -475,7 +476,7 @@ func TestSourcesTellSecrets(t *testing.T) {
 		location = server.URL
 		for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.Incus60} {
 			roots := server.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs
-			target := startFakeWith(t, &lxdtest.Options{Dialect: dialect, RootCAs: roots}, &lxd.Options{Logger: ear.logger(), RetryTimeout: shortRetries})
+			target := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect, RootCAs: roots}, &lxd.Options{Logger: ear.logger(), RetryTimeout: shortRetries})
 			for _, via := range []lxd.Via{lxd.ViaAuto, lxd.ViaServer, lxd.ViaClient} {
 				image, err := target.Client.Images.CreateFromURL(t.Context(), secretURL(t, server.URL), &lxd.CreateFromURLOptions{Via: via, HTTPClient: server.Client()})
 				ear.image(t, image, err)
@@ -514,9 +515,9 @@ func TestProxiesTellSecrets(t *testing.T) {
 		})
 		proxy, err := lxd.ProxyURL("http://user-s3cr3t:password-s3cr3t@"+l.Addr().String(), "")
 		require.NoError(t, err)
-		client := newClient(t, "https://127.0.0.1:1", &lxd.Options{Proxy: proxy, RetryTimeout: shortRetries, Logger: ear.logger()})
+		client := testkit.NewClient(t, "https://127.0.0.1:1", &lxd.Options{Proxy: proxy, RetryTimeout: shortRetries, Logger: ear.logger()})
 		_, err = client.Images.All(t.Context(), nil)
-		errOf[*lxd.ProxyError](t, err)
+		testkit.ErrOf[*lxd.ProxyError](t, err)
 		ear.err(err)
 		for _, err := range client.Events(t.Context(), nil) {
 			ear.err(err)
@@ -531,7 +532,7 @@ func TestProxiesTellSecrets(t *testing.T) {
 		_, err := lxd.ProxyURL(proxy, "")
 		require.Error(t, err, proxy)
 		ear.err(err)
-		client := newClient(t, "https://127.0.0.1:1", &lxd.Options{RetryTimeout: -1, Proxy: func(*http.Request) (*url.URL, error) { return url.Parse(proxy) }})
+		client := testkit.NewClient(t, "https://127.0.0.1:1", &lxd.Options{RetryTimeout: -1, Proxy: func(*http.Request) (*url.URL, error) { return url.Parse(proxy) }})
 		_, err = client.Images.All(t.Context(), nil)
 		require.ErrorContains(t, err, "proxy")
 		ear.err(err)
@@ -555,7 +556,7 @@ func TestAddressesAreNotTold(t *testing.T) {
 		require.ErrorIs(t, err, lxd.ErrInvalid, address)
 		ear.err(err)
 		config += fmt.Sprintf("  lxd%d: {addr: %q, protocol: lxd, public: true}\n  streams%d: {addr: %q, protocol: simplestreams}\n", n, address, n, address)
-		fake := startFake(t)
+		fake := testkit.StartFake(t)
 		_, err = fake.Client.Images.CreateFromURL(t.Context(), address, &lxd.CreateFromURLOptions{Via: lxd.ViaServer})
 		ear.err(err)
 		_, err = fake.Client.Images.CreateFromSimplestreams(t.Context(), address, "x", &lxd.CreateFromSimplestreamsOptions{Via: lxd.ViaClient})
@@ -567,7 +568,7 @@ func TestAddressesAreNotTold(t *testing.T) {
 	for n := range addresses {
 		for _, name := range []string{"lxd", "streams"} {
 			_, err := lxd.Remote(fmt.Sprint(name, n), &lxd.Options{ConfigDir: dir})
-			errOf[*lxd.RemoteError](t, err)
+			testkit.ErrOf[*lxd.RemoteError](t, err)
 			ear.err(err)
 		}
 	}
@@ -595,7 +596,7 @@ func TestEventsTellSecrets(t *testing.T) {
 		}))
 		t.Cleanup(server.Close)
 		asked := 0
-		client := newClient(t, server.URL, &lxd.Options{
+		client := testkit.NewClient(t, server.URL, &lxd.Options{
 			ServerFingerprint: fingerprintOf(server.Certificate().Raw), RetryTimeout: -1, Logger: ear.logger(),
 			TokenSource: func(context.Context) (string, error) {
 				if asked++; asked > 1 {

@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -35,7 +36,7 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 			seen = r.Header.Clone()
 			http.Redirect(w, r, elsewhere.URL()+r.URL.Path+"?secret=s3cr3t", status)
 		}))
-		c := newClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw), Token: "bearer-s3cr3t"})
+		c := testkit.NewClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw), Token: "bearer-s3cr3t"})
 		_, err := c.Images.All(t.Context(), nil)
 		require.ErrorIs(t, err, lxd.ErrBadResponse)
 		require.NotContains(t, err.Error(), "s3cr3t")
@@ -85,7 +86,7 @@ func TestSecretsAreNotTold(t *testing.T) {
 	t.Cleanup(source.Close)
 	target := lxdtest.NewServer(&lxdtest.Options{TLS: true})
 	t.Cleanup(target.Close)
-	from, to := newClient(t, source.URL(), options(source)), newClient(t, target.URL(), options(target))
+	from, to := testkit.NewClient(t, source.URL(), options(source)), testkit.NewClient(t, target.URL(), options(target))
 	_, key := source.ClientCertificate()
 
 	var secrets, told []string
@@ -158,7 +159,7 @@ func TestTLSVersions(t *testing.T) {
 		server.TLS = &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: c.server}
 		server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 		server.StartTLS()
-		client := newClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw), RetryTimeout: -1})
+		client := testkit.NewClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw), RetryTimeout: -1})
 		_, err := client.Aliases.All(t.Context())
 		require.Equal(t, c.want, got)
 		require.Equal(t, c.want == 0, err != nil, "%v", err)
@@ -176,15 +177,15 @@ func TestPins(t *testing.T) {
 		"certificate": {ServerCertificate: other.Certificate()},
 		"fingerprint": {ServerFingerprint: strings.Repeat("ab", 32)},
 	} {
-		c := newClient(t, server.URL(), opts)
+		c := testkit.NewClient(t, server.URL(), opts)
 		_, err := c.Images.All(t.Context(), nil)
-		errOf[*lxd.PinError](t, err)
+		testkit.ErrOf[*lxd.PinError](t, err)
 		require.ErrorIs(t, err, lxd.ErrUnavailable, name)
 		for _, err := range c.Events(t.Context(), nil) {
-			errOf[*lxd.PinError](t, err)
+			testkit.ErrOf[*lxd.PinError](t, err)
 		}
 	}
-	_, err := newClient(t, server.URL(), nil).Images.All(t.Context(), nil)
+	_, err := testkit.NewClient(t, server.URL(), nil).Images.All(t.Context(), nil)
 	var unknown *tls.CertificateVerificationError
 	require.ErrorAs(t, err, &unknown)
 	require.Empty(t, server.Requests())
@@ -216,7 +217,7 @@ func TestMetadataIsBounded(t *testing.T) {
 	server.Listener = l
 	server.StartTLS()
 	t.Cleanup(server.Close)
-	c := newClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw)})
+	c := testkit.NewClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw)})
 	for name, call := range map[string]func() error{
 		"alias":   func() error { _, err := c.Aliases.Get(t.Context(), "a"); return err },
 		"refusal": func() error { _, err := c.Aliases.Get(t.Context(), "missing"); return err },
@@ -242,7 +243,7 @@ func TestMetadataIsBounded(t *testing.T) {
 // TestBlockedReader: the end of ctx ends an upload whose reader gives nothing.
 func TestBlockedReader(t *testing.T) {
 	t.Parallel()
-	server := startFake(t)
+	server := testkit.StartFake(t)
 	for _, opts := range []*lxd.CreateOptions{nil, {Wait: true, Verify: true}} {
 		r, w := io.Pipe()
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)

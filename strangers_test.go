@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -34,9 +35,9 @@ func TestJoinSendsTheTokenAsTheServerWantsIt(t *testing.T) {
 			test.opts.TLS = true
 			server := lxdtest.NewServer(&test.opts)
 			t.Cleanup(server.Close)
-			opts := joiner(t)
+			opts := testkit.Joiner(t)
 			opts.ServerCertificate = server.Certificate()
-			stranger := newClient(t, server.URL(), opts)
+			stranger := testkit.NewClient(t, server.URL(), opts)
 			info, err := stranger.Server(t.Context())
 			require.NoError(t, err)
 			require.Equal(t, test.stranger, info.Family)
@@ -67,7 +68,7 @@ func TestJoinSendsTheTokenAsTheServerWantsIt(t *testing.T) {
 				require.Equal(t, test.opts.Dialect.Family(), string(info.Family))
 				require.NotEmpty(t, info.Extensions)
 			}
-			upload(t, client, &lxd.CreateOptions{Properties: map[string]string{"a": "b"}})
+			testkit.Upload(t, client, &lxd.CreateOptions{Properties: map[string]string{"a": "b"}})
 		})
 	}
 }
@@ -77,23 +78,23 @@ func TestExtensionsAreNotTold(t *testing.T) {
 	t.Parallel()
 	server := lxdtest.NewServer(&lxdtest.Options{Dialect: lxdtest.Incus60, TLS: true, TellsStrangersNothing: true})
 	t.Cleanup(server.Close)
-	opts := joiner(t)
+	opts := testkit.Joiner(t)
 	opts.ServerCertificate = server.Certificate()
-	stranger := newClient(t, server.URL(), opts)
+	stranger := testkit.NewClient(t, server.URL(), opts)
 	_, err := stranger.Images.All(t.Context(), &lxd.ListOptions{AllProjects: true})
 	require.ErrorIs(t, err, lxd.ErrForbidden)
 	require.NotErrorIs(t, err, lxd.ErrUnsupported)
-	_, err = stranger.Images.Create(t.Context(), bytes.NewReader(unified(t, 0)), &lxd.CreateOptions{Profiles: []string{"x"}})
+	_, err = stranger.Images.Create(t.Context(), bytes.NewReader(testkit.Unified(t, 0)), &lxd.CreateOptions{Profiles: []string{"x"}})
 	require.ErrorIs(t, err, lxd.ErrForbidden)
 
 	// Not one of its images is hidden because of that.
-	data := unified(t, 1000)
+	data := testkit.Unified(t, 1000)
 	fingerprint, err := server.AddImage(data, &lxdtest.AddOptions{Public: true})
 	require.NoError(t, err)
 	image, err := stranger.Images.Get(t.Context(), fingerprint)
 	require.NoError(t, err)
 	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.Incus60} {
-		target := startFakeWith(t, &lxdtest.Options{Dialect: dialect, TLS: true}, nil)
+		target := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect, TLS: true}, nil)
 		cut := server.Inject(lxdtest.Status(http.StatusInternalServerError, "no").On(http.MethodGet, "/1.0/images/*/export").Times(1))
 		copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Wait: true})
 		require.NoError(t, err)
@@ -122,13 +123,13 @@ func (u untold) RoundTrip(r *http.Request) (*http.Response, error) {
 func TestUploadToAnUnknownFamily(t *testing.T) {
 	t.Parallel()
 	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60} {
-		server := startFakeWith(t, &lxdtest.Options{Dialect: dialect, TLS: true}, &lxd.Options{
+		server := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect, TLS: true}, &lxd.Options{
 			Transport: func(next http.RoundTripper) http.RoundTripper { return untold{next} },
 		})
 		info, err := server.Client.Server(t.Context())
 		require.NoError(t, err)
 		require.Empty(t, info.Family)
-		image, err := server.Client.Images.Create(t.Context(), bytes.NewReader(unified(t, 0)), &lxd.CreateOptions{
+		image, err := server.Client.Images.Create(t.Context(), bytes.NewReader(testkit.Unified(t, 0)), &lxd.CreateOptions{
 			Public: true, Filename: "name.tar.gz", Properties: map[string]string{"a": "b"}, Wait: true,
 		})
 		require.NoError(t, err)
@@ -136,8 +137,8 @@ func TestUploadToAnUnknownFamily(t *testing.T) {
 		require.True(t, image.Public)
 		require.Equal(t, "b", image.Properties["a"])
 
-		source := startFakeWith(t, &lxdtest.Options{Dialect: dialect, TLS: true}, nil)
-		copied, err := upload(t, source.Client, nil).Copy(t.Context(), server.Client, &lxd.CopyOptions{Mode: lxd.CopyPull, Wait: true})
+		source := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect, TLS: true}, nil)
+		copied, err := testkit.Upload(t, source.Client, nil).Copy(t.Context(), server.Client, &lxd.CopyOptions{Mode: lxd.CopyPull, Wait: true})
 		require.NoError(t, err)
 		require.NotNil(t, copied.Image)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -41,11 +42,11 @@ func TestTokenSource(t *testing.T) {
 		}
 		return "secret-one", nil
 	}
-	client := newClient(t, server.URL(), &lxd.Options{
+	client := testkit.NewClient(t, server.URL(), &lxd.Options{
 		TokenSource: source, ServerCertificate: server.Certificate(),
 		Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
-	upload(t, client, nil)
+	testkit.Upload(t, client, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	done := make(chan struct{})
@@ -84,7 +85,7 @@ func TestTokenSourceThatFails(t *testing.T) {
 		func(context.Context) (string, error) { return "", failure },
 		func(context.Context) (string, error) { return "", nil },
 	} {
-		client := newClient(t, server.URL(), &lxd.Options{TokenSource: source, ServerCertificate: server.Certificate()})
+		client := testkit.NewClient(t, server.URL(), &lxd.Options{TokenSource: source, ServerCertificate: server.Certificate()})
 		_, err := client.Server(t.Context())
 		require.True(t, errors.Is(err, failure) || errors.Is(err, lxd.ErrInvalid), "%v", err)
 		for _, err := range client.Events(t.Context(), nil) {
@@ -100,7 +101,7 @@ func TestTokenStaysWithItsServer(t *testing.T) {
 	t.Parallel()
 	server, thief := bearerServer(t, "secret-token"), bearerServer(t, "secret-token")
 	server.Inject(lxdtest.Redirect(thief.URL() + "/1.0"))
-	client := newClient(t, server.URL(), &lxd.Options{Token: "secret-token", ServerCertificate: server.Certificate()})
+	client := testkit.NewClient(t, server.URL(), &lxd.Options{Token: "secret-token", ServerCertificate: server.Certificate()})
 	_, err := client.Images.All(t.Context(), nil)
 	require.ErrorIs(t, err, lxd.ErrBadResponse)
 	require.NotContains(t, err.Error(), "secret-token")
@@ -117,13 +118,13 @@ func TestOIDCErrorTellsTheProvider(t *testing.T) {
 		server.Inject(lxdtest.Status(http.StatusUnauthorized, "Unauthorized").
 			WithHeader(family+"issuer", "https://issuer.example").WithHeader(family+"clientid", "cli").
 			WithHeader(family+"audience", "lxd").WithHeader(family+"scopes", "openid,offline_access"))
-		client := newClient(t, server.URL(), &lxd.Options{Token: "stale", ServerCertificate: server.Certificate()})
+		client := testkit.NewClient(t, server.URL(), &lxd.Options{Token: "stale", ServerCertificate: server.Certificate()})
 		check := func(err error) {
 			t.Helper()
 			require.ErrorIs(t, err, lxd.ErrUnauthorized)
 			require.Equal(t, &lxd.OIDCProvider{
 				Issuer: "https://issuer.example", ClientID: "cli", Audience: "lxd", Scopes: []string{"openid", "offline_access"},
-			}, errOf[*lxd.Error](t, err).OIDC)
+			}, testkit.ErrOf[*lxd.Error](t, err).OIDC)
 			require.ErrorContains(t, err, "https://issuer.example for the client id cli and the audience lxd")
 			require.NotContains(t, err.Error(), "stale")
 		}

@@ -1,4 +1,4 @@
-package lxd_test
+package conformance_test
 
 import (
 	"bytes"
@@ -16,6 +16,7 @@ import (
 
 	"github.com/golxd/lxd"
 	"github.com/golxd/lxd/internal/streamstest"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -70,45 +71,10 @@ var conformanceCalls = []struct {
 	{"untrusted client", testUntrusted},
 }
 
-// upload makes an image of its own and has it deleted after the test.
-func upload(t *testing.T, c *lxd.Client, opts *lxd.CreateOptions) *lxd.Image {
-	t.Helper()
-	o := lxd.CreateOptions{}
-	if opts != nil {
-		o = *opts
-	}
-	o.Wait = true
-	image, err := c.Images.Create(t.Context(), bytes.NewReader(unified(t, 0)), &o)
-	require.NoError(t, err)
-	deleteAfter(t, image)
-	return image
-}
-
-// unified is the content of an image that is like no other.
-func unified(t *testing.T, size int64) []byte {
-	t.Helper()
-	return lxdtest.UnifiedImage(rand.Text(), size)
-}
-
-func deleteAfter(t *testing.T, image *lxd.Image) {
-	t.Helper()
-	client := image.Client()
-	fingerprint := image.Fingerprint
-	t.Cleanup(func() {
-		ctx := context.Background()
-		again, err := client.Images.Get(ctx, fingerprint)
-		if errors.Is(err, lxd.ErrNotFound) {
-			return
-		}
-		require.NoError(t, err)
-		require.NoError(t, again.Delete(ctx, &lxd.DeleteOptions{Wait: true}))
-	})
-}
-
 func testServer(t *testing.T, s *subject) {
-	info, err := s.client(t).Server(t.Context())
+	info, err := s.Client(t).Server(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, s.family, info.Family)
+	require.Equal(t, s.Family, info.Family)
 	require.True(t, info.Trusted)
 	require.NotEmpty(t, info.Version)
 	require.True(t, info.Has("image_profiles"))
@@ -116,11 +82,11 @@ func testServer(t *testing.T, s *subject) {
 }
 
 func testCreateUnified(t *testing.T, s *subject) {
-	c := s.client(t)
-	data := unified(t, 100_000)
+	c := s.Client(t)
+	data := testkit.Unified(t, 100_000)
 	image, err := c.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
 	require.NoError(t, err)
-	deleteAfter(t, image)
+	testkit.DeleteAfter(t, image)
 	require.Equal(t, lxdtest.Fingerprint(data), image.Fingerprint)
 	require.EqualValues(t, len(data), image.Size)
 	require.Equal(t, lxd.Container, image.Type)
@@ -141,20 +107,17 @@ func testCreateUnified(t *testing.T, s *subject) {
 	// A reader that tells no length, and one whose length is told.
 	for _, size := range []int64{0, int64(len(data))} {
 		require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
-		image, err = c.Images.Create(t.Context(), onlyReader{bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true, Size: size})
+		image, err = c.Images.Create(t.Context(), testkit.OneShotReader{Reader: bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true, Size: size})
 		require.NoError(t, err)
 		require.Equal(t, lxdtest.Fingerprint(data), image.Fingerprint)
 	}
 }
 
-// onlyReader hides everything but Read.
-type onlyReader struct{ io.Reader }
-
 func testCreateSplit(t *testing.T, s *subject) {
 	metadata, rootfs := lxdtest.SplitImage(rand.Text(), 100_000)
-	image, err := s.client(t).Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Rootfs: bytes.NewReader(rootfs), Filename: "root.tar", Wait: true})
+	image, err := s.Client(t).Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Rootfs: bytes.NewReader(rootfs), Filename: "root.tar", Wait: true})
 	require.NoError(t, err)
-	deleteAfter(t, image)
+	testkit.DeleteAfter(t, image)
 	require.Equal(t, lxdtest.Fingerprint(metadata, rootfs), image.Fingerprint)
 	require.Equal(t, lxd.Container, image.Type)
 	require.EqualValues(t, len(metadata)+len(rootfs), image.Size)
@@ -162,20 +125,20 @@ func testCreateSplit(t *testing.T, s *subject) {
 
 func testCreateVM(t *testing.T, s *subject) {
 	metadata, disk := lxdtest.VMImage(rand.Text(), 0)
-	image, err := s.client(t).Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Rootfs: bytes.NewReader(disk), Type: lxd.VirtualMachine})
+	image, err := s.Client(t).Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Rootfs: bytes.NewReader(disk), Type: lxd.VirtualMachine})
 	require.NoError(t, err)
 	require.Equal(t, lxdtest.Fingerprint(metadata, disk), image.Fingerprint)
 	require.NoError(t, image.Wait(t.Context()))
-	deleteAfter(t, image)
+	testkit.DeleteAfter(t, image)
 	require.Equal(t, lxd.VirtualMachine, image.Type)
 }
 
 func testCreateAttributes(t *testing.T, s *subject) {
-	c := s.client(t)
-	profile := s.addProfile(t)
+	c := s.Client(t)
+	profile := s.AddProfile(t)
 	expires := time.Date(2031, 2, 3, 4, 5, 6, 0, time.UTC)
-	first, second := unique("alias/a b"), unique("alias?")
-	image := upload(t, c, &lxd.CreateOptions{
+	first, second := testkit.Unique("alias/a b"), testkit.Unique("alias?")
+	image := testkit.Upload(t, c, &lxd.CreateOptions{
 		Public: true, Filename: "größe.tar.gz", Properties: map[string]string{"os": "Över & out=1", "kind": "a b+c"},
 		Profiles: []string{profile, "default"}, ExpiresAt: expires,
 		Aliases: []lxd.Alias{{Name: first, Description: "the first"}, {Name: second}},
@@ -193,14 +156,14 @@ func testCreateAttributes(t *testing.T, s *subject) {
 		require.ElementsMatch(t, []lxd.Alias{{Name: first, Description: "the first"}, {Name: second}}, i.Aliases)
 	}
 
-	_, err = c.Images.Create(t.Context(), bytes.NewReader(unified(t, 0)), &lxd.CreateOptions{Wait: true, Aliases: []lxd.Alias{{Name: first}}})
+	_, err = c.Images.Create(t.Context(), bytes.NewReader(testkit.Unified(t, 0)), &lxd.CreateOptions{Wait: true, Aliases: []lxd.Alias{{Name: first}}})
 	require.ErrorIs(t, err, lxd.ErrExists, "the alias is another image's")
-	moved := upload(t, c, &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: first}}, ReuseAliases: true})
+	moved := testkit.Upload(t, c, &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: first}}, ReuseAliases: true})
 	byAlias, err := c.Images.GetByAlias(t.Context(), first)
 	require.NoError(t, err)
 	require.Equal(t, moved.Fingerprint, byAlias.Fingerprint)
 
-	data := unified(t, 0)
+	data := testkit.Unified(t, 0)
 	_, err = c.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true, Profiles: []string{"no-such-profile"}})
 	require.ErrorContains(t, err, "no-such-profile")
 	exists, err := c.Images.Exists(t.Context(), lxdtest.Fingerprint(data))
@@ -209,12 +172,12 @@ func testCreateAttributes(t *testing.T, s *subject) {
 }
 
 func testCreateNoWait(t *testing.T, s *subject) {
-	c := s.client(t)
-	data := unified(t, 50_000)
-	alias := unique("later")
+	c := s.Client(t)
+	data := testkit.Unified(t, 50_000)
+	alias := testkit.Unique("later")
 	image, err := c.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: alias}}})
 	require.NoError(t, err)
-	deleteAfter(t, image)
+	testkit.DeleteAfter(t, image)
 	require.Equal(t, lxdtest.Fingerprint(data), image.Fingerprint, "hashed on the way")
 	require.NotNil(t, image.Operation())
 	require.NoError(t, image.Wait(t.Context()))
@@ -224,12 +187,12 @@ func testCreateNoWait(t *testing.T, s *subject) {
 }
 
 func testCreateTwice(t *testing.T, s *subject) {
-	c := s.client(t)
-	data := unified(t, 0)
+	c := s.Client(t)
+	data := testkit.Unified(t, 0)
 	first, err := c.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true, Properties: map[string]string{"n": "1"}})
 	require.NoError(t, err)
-	deleteAfter(t, first)
-	alias := unique("twice")
+	testkit.DeleteAfter(t, first)
+	alias := testkit.Unique("twice")
 	for _, o := range []lxd.CreateOptions{
 		{},
 		{Dedupe: true},
@@ -258,20 +221,20 @@ func testCreateTwice(t *testing.T, s *subject) {
 }
 
 func testCreateVerified(t *testing.T, s *subject) {
-	c := s.client(t)
-	data := unified(t, 100_000)
-	want := lxdtest.Fingerprint(unified(t, 0))
-	for _, reader := range []io.Reader{bytes.NewReader(data), onlyReader{bytes.NewReader(data)}} {
+	c := s.Client(t)
+	data := testkit.Unified(t, 100_000)
+	want := lxdtest.Fingerprint(testkit.Unified(t, 0))
+	for _, reader := range []io.Reader{bytes.NewReader(data), testkit.OneShotReader{Reader: bytes.NewReader(data)}} {
 		for _, verify := range []bool{false, true} {
 			if seeker, ok := reader.(io.Seeker); ok {
 				_, err := seeker.Seek(0, io.SeekStart)
 				require.NoError(t, err)
 			} else {
-				reader = onlyReader{bytes.NewReader(data)}
+				reader = testkit.OneShotReader{Reader: bytes.NewReader(data)}
 			}
 			_, err := c.Images.Create(t.Context(), reader, &lxd.CreateOptions{Wait: true, Fingerprint: want, Verify: verify})
 			if _, ok := reader.(io.Seeker); ok || verify {
-				mismatch := errOf[*lxd.FingerprintError](t, err)
+				mismatch := testkit.ErrOf[*lxd.FingerprintError](t, err)
 				require.Equal(t, want, mismatch.Want)
 				require.Equal(t, lxdtest.Fingerprint(data), mismatch.Got)
 			} else {
@@ -283,29 +246,29 @@ func testCreateVerified(t *testing.T, s *subject) {
 	require.NoError(t, err)
 	require.False(t, exists)
 
-	image, err := c.Images.Create(t.Context(), onlyReader{bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true, Verify: true, Fingerprint: strings.ToUpper(lxdtest.Fingerprint(data))})
+	image, err := c.Images.Create(t.Context(), testkit.OneShotReader{Reader: bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true, Verify: true, Fingerprint: strings.ToUpper(lxdtest.Fingerprint(data))})
 	require.NoError(t, err)
-	deleteAfter(t, image)
+	testkit.DeleteAfter(t, image)
 }
 
 func testCreateRefused(t *testing.T, s *subject) {
-	c := s.client(t)
+	c := s.Client(t)
 	_, err := c.Images.Create(t.Context(), strings.NewReader("not an image"), &lxd.CreateOptions{Wait: true})
-	failed := errOf[*lxd.OperationError](t, err)
+	failed := testkit.ErrOf[*lxd.OperationError](t, err)
 	require.NotEmpty(t, failed.Message)
 	require.NotEmpty(t, failed.ID)
 	_, err = c.Images.Create(t.Context(), strings.NewReader(""), &lxd.CreateOptions{Wait: true})
 	require.Error(t, err)
 
 	broken := errors.New("the disk has died")
-	data := unified(t, 1<<20)
+	data := testkit.Unified(t, 1<<20)
 	for _, size := range []int64{0, int64(len(data))} {
 		_, err = c.Images.Create(t.Context(), io.MultiReader(bytes.NewReader(data[:1<<19]), failingReader{broken}), &lxd.CreateOptions{Wait: true, Size: size})
 		require.ErrorIs(t, err, broken, "the reader's own error comes back")
 	}
-	_, err = c.Images.Create(t.Context(), onlyReader{bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true, Size: int64(len(data)) + 10})
+	_, err = c.Images.Create(t.Context(), testkit.OneShotReader{Reader: bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true, Size: int64(len(data)) + 10})
 	require.ErrorIs(t, err, io.ErrUnexpectedEOF, "shorter than said")
-	_, err = c.Images.Create(t.Context(), onlyReader{bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true, Size: int64(len(data)) - 10})
+	_, err = c.Images.Create(t.Context(), testkit.OneShotReader{Reader: bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true, Size: int64(len(data)) - 10})
 	require.ErrorIs(t, err, lxd.ErrBodyChanged, "longer than said")
 	require.Equal(t, 1, strings.Count(err.Error(), lxd.ErrBodyChanged.Error()), err)
 	exists, err := c.Images.Exists(t.Context(), lxdtest.Fingerprint(data))
@@ -318,11 +281,11 @@ type failingReader struct{ err error }
 func (r failingReader) Read([]byte) (int, error) { return 0, r.err }
 
 func testAll(t *testing.T, s *subject) {
-	c := s.client(t)
+	c := s.Client(t)
 	mark := rand.Text()
 	odd := `v.1+(x) "y" it's`
-	one := upload(t, c, &lxd.CreateOptions{Public: true, Properties: map[string]string{"mark": mark, "n": "1", "odd": odd, "sp": "a b.c"}})
-	two := upload(t, c, &lxd.CreateOptions{Properties: map[string]string{"mark": mark, "n": "2", "odd": "v.1+(x)", "sp": "a bxc"}})
+	one := testkit.Upload(t, c, &lxd.CreateOptions{Public: true, Properties: map[string]string{"mark": mark, "n": "1", "odd": odd, "sp": "a b.c"}})
+	two := testkit.Upload(t, c, &lxd.CreateOptions{Properties: map[string]string{"mark": mark, "n": "2", "odd": "v.1+(x)", "sp": "a bxc"}})
 	yes, no := true, false
 	for name, test := range map[string]struct {
 		opts lxd.ListOptions
@@ -350,48 +313,40 @@ func testAll(t *testing.T, s *subject) {
 			test.opts.Properties["mark"] = mark
 			images, err := c.Images.All(t.Context(), &test.opts)
 			require.NoError(t, err)
-			require.ElementsMatch(t, test.want, fingerprints(images))
+			require.ElementsMatch(t, test.want, testkit.Fingerprints(images))
 		})
 	}
 	_, err := c.Images.All(t.Context(), &lxd.ListOptions{Filter: "this is no filter"})
 	require.Error(t, err)
 }
 
-func fingerprints(images []*lxd.Image) []string {
-	list := []string{}
-	for _, i := range images {
-		list = append(list, i.Fingerprint)
-	}
-	return list
-}
-
 func testAllProjects(t *testing.T, s *subject) {
-	c := s.client(t)
-	project := s.addProject(t)
+	c := s.Client(t)
+	project := s.AddProject(t)
 	mark := rand.Text()
-	there := upload(t, c.InProject(project), &lxd.CreateOptions{Properties: map[string]string{"mark": mark}})
-	here := upload(t, c, &lxd.CreateOptions{Properties: map[string]string{"mark": mark}})
+	there := testkit.Upload(t, c.InProject(project), &lxd.CreateOptions{Properties: map[string]string{"mark": mark}})
+	here := testkit.Upload(t, c, &lxd.CreateOptions{Properties: map[string]string{"mark": mark}})
 	images, err := c.Images.All(t.Context(), &lxd.ListOptions{AllProjects: true, Properties: map[string]string{"mark": mark}})
 	if info, _ := c.Server(t.Context()); !info.Has("images_all_projects") {
 		s.unsupported(t, err, "images_all_projects")
 		return
 	}
 	require.NoError(t, err)
-	require.ElementsMatch(t, []string{there.Fingerprint, here.Fingerprint}, fingerprints(images))
+	require.ElementsMatch(t, []string{there.Fingerprint, here.Fingerprint}, testkit.Fingerprints(images))
 	for _, image := range images {
 		if image.Fingerprint == there.Fingerprint {
 			require.Equal(t, project, image.Project)
-			require.NoError(t, image.AddAlias(t.Context(), unique("there"), ""), "it works in its own project")
+			require.NoError(t, image.AddAlias(t.Context(), testkit.Unique("there"), ""), "it works in its own project")
 		}
 	}
 }
 
 func testEach(t *testing.T, s *subject) {
-	c := s.client(t)
+	c := s.Client(t)
 	mark := rand.Text()
 	want := []string{}
 	for range 3 {
-		want = append(want, upload(t, c, &lxd.CreateOptions{Properties: map[string]string{"mark": mark}}).Fingerprint)
+		want = append(want, testkit.Upload(t, c, &lxd.CreateOptions{Properties: map[string]string{"mark": mark}}).Fingerprint)
 	}
 	each := c.Images.Each(t.Context(), &lxd.ListOptions{Properties: map[string]string{"mark": mark}})
 	for range 2 { // it can be ranged over again
@@ -414,15 +369,15 @@ func testEach(t *testing.T, s *subject) {
 }
 
 func testGet(t *testing.T, s *subject) {
-	c := s.client(t)
-	image := upload(t, c, nil)
+	c := s.Client(t)
+	image := testkit.Upload(t, c, nil)
 	read, err := c.Images.Get(t.Context(), strings.ToUpper(image.Fingerprint))
 	require.NoError(t, err)
 	require.Equal(t, image.Fingerprint, read.Fingerprint)
 	require.Equal(t, image.Properties, read.Properties)
 	_, err = c.Images.Get(t.Context(), strings.Repeat("0", 64))
 	require.ErrorIs(t, err, lxd.ErrNotFound)
-	refused := errOf[*lxd.Error](t, err)
+	refused := testkit.ErrOf[*lxd.Error](t, err)
 	require.Equal(t, 404, refused.StatusCode)
 	require.Equal(t, "GET", refused.Method)
 	require.Contains(t, refused.Path, "/1.0/images/000")
@@ -430,15 +385,15 @@ func testGet(t *testing.T, s *subject) {
 }
 
 func testGetPrefix(t *testing.T, s *subject) {
-	c := s.client(t).InProject(s.addProject(t))
-	first := upload(t, c, nil)
+	c := s.Client(t).InProject(s.AddProject(t))
+	first := testkit.Upload(t, c, nil)
 	read, err := c.Images.Get(t.Context(), first.Fingerprint[:14])
 	require.NoError(t, err)
 	require.Equal(t, first.Fingerprint, read.Fingerprint)
 	// Seventeen images have two that begin alike.
 	seen := map[byte]bool{first.Fingerprint[0]: true}
 	for {
-		next := upload(t, c, nil)
+		next := testkit.Upload(t, c, nil)
 		if seen[next.Fingerprint[0]] {
 			_, err = c.Images.Get(t.Context(), next.Fingerprint[:1])
 			require.ErrorIs(t, err, lxd.ErrAmbiguous)
@@ -449,9 +404,9 @@ func testGetPrefix(t *testing.T, s *subject) {
 }
 
 func testGetByAlias(t *testing.T, s *subject) {
-	c := s.client(t)
-	alias := unique("by/alias")
-	image := upload(t, c, &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: alias}}})
+	c := s.Client(t)
+	alias := testkit.Unique("by/alias")
+	image := testkit.Upload(t, c, &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: alias}}})
 	read, err := c.Images.GetByAlias(t.Context(), alias)
 	require.NoError(t, err)
 	require.Equal(t, image.Fingerprint, read.Fingerprint)
@@ -460,9 +415,9 @@ func testGetByAlias(t *testing.T, s *subject) {
 }
 
 func testExists(t *testing.T, s *subject) {
-	c := s.client(t).InProject(s.addProject(t)) // no other run's image begins like that
-	alias := unique("exists")
-	image := upload(t, c, &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: alias}}})
+	c := s.Client(t).InProject(s.AddProject(t)) // no other run's image begins like that
+	alias := testkit.Unique("exists")
+	image := testkit.Upload(t, c, &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: alias}}})
 	hex := "ace"
 	if strings.HasPrefix(image.Fingerprint, hex) {
 		hex = "bad"
@@ -477,15 +432,15 @@ func testExists(t *testing.T, s *subject) {
 }
 
 func testFromURL(t *testing.T, s *subject) {
-	c := s.client(t)
-	data := unified(t, 100_000)
+	c := s.Client(t)
+	data := testkit.Unified(t, 100_000)
 	source := streamstest.NewServer(nil)
 	t.Cleanup(source.Close)
 	url := source.Direct("image", streamstest.Direct{Content: data})
-	alias := unique("url")
+	alias := testkit.Unique("url")
 	image, err := c.Images.CreateFromURL(t.Context(), url, &lxd.CreateFromURLOptions{Public: true, AutoUpdate: true, Aliases: []lxd.Alias{{Name: alias}}, Wait: true})
 	require.NoError(t, err)
-	deleteAfter(t, image)
+	testkit.DeleteAfter(t, image)
 	require.Equal(t, lxdtest.Fingerprint(data), image.Fingerprint)
 	require.True(t, image.Public)
 	require.True(t, image.AutoUpdate)
@@ -493,8 +448,8 @@ func testFromURL(t *testing.T, s *subject) {
 }
 
 func testFromSimplestreams(t *testing.T, s *subject) {
-	c := s.client(t)
-	data := unified(t, 100_000)
+	c := s.Client(t)
+	data := testkit.Unified(t, 100_000)
 	source := streamstest.NewServer(streamstest.Tree([]streamstest.Product{{
 		Name: "product", Aliases: []string{"distro/1"}, OS: "Distro", Release: "1",
 		Versions: []streamstest.Version{{Serial: "20240101", Family: "both", Unified: data}},
@@ -502,23 +457,23 @@ func testFromSimplestreams(t *testing.T, s *subject) {
 	t.Cleanup(source.Close)
 	image, err := c.Images.CreateFromSimplestreams(t.Context(), source.URL, "distro/1", &lxd.CreateFromSimplestreamsOptions{Wait: true, AllowHTTP: true})
 	require.NoError(t, err)
-	deleteAfter(t, image)
+	testkit.DeleteAfter(t, image)
 	require.Equal(t, lxdtest.Fingerprint(data), image.Fingerprint)
 	require.Equal(t, "Distro", image.Properties["os"])
 }
 
 func testFromInstance(t *testing.T, s *subject) {
-	c := s.client(t)
-	instance := s.addInstance(t)
+	c := s.Client(t)
+	instance := s.AddInstance(t)
 	expires := time.Date(2033, 1, 1, 0, 0, 0, 0, time.UTC)
 	for _, name := range []string{instance, instance + "/snap0"} {
-		alias := unique("published")
+		alias := testkit.Unique("published")
 		image, err := c.Images.CreateFromInstance(t.Context(), name, &lxd.CreateFromInstanceOptions{
 			Public: true, Properties: map[string]string{"description": "of " + name}, Aliases: []lxd.Alias{{Name: alias}},
 			Compression: "none", ExpiresAt: expires, Wait: true, Progress: func(lxd.Progress) {},
 		})
 		require.NoError(t, err, name)
-		deleteAfter(t, image)
+		testkit.DeleteAfter(t, image)
 		require.Equal(t, "of "+name, image.Properties["description"])
 		require.Len(t, image.Fingerprint, 64)
 		require.True(t, image.Public)
@@ -527,20 +482,20 @@ func testFromInstance(t *testing.T, s *subject) {
 	}
 	_, err := c.Images.CreateFromInstance(t.Context(), "no-such-instance", &lxd.CreateFromInstanceOptions{Wait: true})
 	require.Error(t, err)
-	if s.fake != nil {
-		running := unique("running")
-		s.fake.AddInstance(running, &lxdtest.InstanceOptions{Running: true})
+	if s.Fake != nil {
+		running := testkit.Unique("running")
+		s.Fake.AddInstance(running, &lxdtest.InstanceOptions{Running: true})
 		_, err := c.Images.CreateFromInstance(t.Context(), running, &lxd.CreateFromInstanceOptions{Wait: true})
 		require.Error(t, err)
 	}
 }
 
 func testExportUnified(t *testing.T, s *subject) {
-	c := s.client(t)
-	data := unified(t, 3<<20)
+	c := s.Client(t)
+	data := testkit.Unified(t, 3<<20)
 	image, err := c.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true, Filename: "../../etc/passwd"})
 	require.NoError(t, err)
-	deleteAfter(t, image)
+	testkit.DeleteAfter(t, image)
 	export, err := image.Export(t.Context(), nil)
 	require.NoError(t, err)
 	require.False(t, export.Split())
@@ -569,11 +524,11 @@ func testExportUnified(t *testing.T, s *subject) {
 }
 
 func testExportSplit(t *testing.T, s *subject) {
-	c := s.client(t)
+	c := s.Client(t)
 	metadata, rootfs := lxdtest.SplitImage(rand.Text(), 3<<20)
 	image, err := c.Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Rootfs: bytes.NewReader(rootfs), Wait: true})
 	require.NoError(t, err)
-	deleteAfter(t, image)
+	testkit.DeleteAfter(t, image)
 	for _, skip := range []bool{false, true} {
 		export, err := image.Export(t.Context(), nil)
 		require.NoError(t, err)
@@ -593,15 +548,15 @@ func testExportSplit(t *testing.T, s *subject) {
 }
 
 func testExportTo(t *testing.T, s *subject) {
-	c := s.client(t)
-	data := unified(t, 3<<20)
+	c := s.Client(t)
+	data := testkit.Unified(t, 3<<20)
 	image, err := c.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
 	require.NoError(t, err)
-	deleteAfter(t, image)
+	testkit.DeleteAfter(t, image)
 	metadata, rootfs := lxdtest.SplitImage(rand.Text(), 3<<20)
 	split, err := c.Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Rootfs: bytes.NewReader(rootfs), Wait: true})
 	require.NoError(t, err)
-	deleteAfter(t, split)
+	testkit.DeleteAfter(t, split)
 	dir := t.TempDir()
 	for range 2 { // the second time they are there
 		files, err := image.ExportTo(t.Context(), dir, nil)
@@ -621,11 +576,11 @@ func testExportTo(t *testing.T, s *subject) {
 	dir = t.TempDir()
 	files, err := image.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Connections: 3})
 	require.NoError(t, err)
-	requireExported(t, dir, files, data)
+	testkit.RequireExported(t, dir, files, data)
 	dir = t.TempDir()
 	files, err = split.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Connections: 3})
 	require.NoError(t, err)
-	requireExported(t, dir, files, metadata, rootfs)
+	testkit.RequireExported(t, dir, files, metadata, rootfs)
 }
 
 func requireFile(t *testing.T, path string, want []byte) {
@@ -636,10 +591,10 @@ func requireFile(t *testing.T, path string, want []byte) {
 }
 
 func testUpdate(t *testing.T, s *subject) {
-	c := s.client(t)
-	profile := s.addProfile(t)
+	c := s.Client(t)
+	profile := s.AddProfile(t)
 	expires := time.Date(2035, 1, 1, 0, 0, 0, 0, time.UTC)
-	image := upload(t, c, &lxd.CreateOptions{Profiles: []string{profile}, ExpiresAt: expires})
+	image := testkit.Upload(t, c, &lxd.CreateOptions{Profiles: []string{profile}, ExpiresAt: expires})
 
 	image.Public = true
 	image.Properties["new"] = "a value"
@@ -670,9 +625,9 @@ func testUpdate(t *testing.T, s *subject) {
 }
 
 func testUpdateConflict(t *testing.T, s *subject) {
-	c := s.client(t)
-	image := upload(t, c, nil)
-	profile := s.addProfile(t)
+	c := s.Client(t)
+	image := testkit.Upload(t, c, nil)
+	profile := s.AddProfile(t)
 	for name, change := range map[string]func(*lxd.Image){
 		"properties": func(i *lxd.Image) { i.Properties["by"] = "another" },
 		"profiles":   func(i *lxd.Image) { i.Profiles = []string{profile} },
@@ -694,9 +649,9 @@ func testUpdateConflict(t *testing.T, s *subject) {
 }
 
 func testAddAlias(t *testing.T, s *subject) {
-	c := s.client(t)
-	image := upload(t, c, nil)
-	alias := unique("add")
+	c := s.Client(t)
+	image := testkit.Upload(t, c, nil)
+	alias := testkit.Unique("add")
 	require.NoError(t, image.AddAlias(t.Context(), alias, "what it is"))
 	require.Equal(t, []lxd.Alias{{Name: alias, Description: "what it is"}}, image.Aliases)
 	require.ErrorIs(t, image.AddAlias(t.Context(), alias, ""), lxd.ErrExists)
@@ -706,9 +661,9 @@ func testAddAlias(t *testing.T, s *subject) {
 }
 
 func testSetAlias(t *testing.T, s *subject) {
-	c := s.client(t)
-	one, two := upload(t, c, nil), upload(t, c, nil)
-	alias := unique("set")
+	c := s.Client(t)
+	one, two := testkit.Upload(t, c, nil), testkit.Upload(t, c, nil)
+	alias := testkit.Unique("set")
 	require.NoError(t, one.SetAlias(t.Context(), alias, "first"))
 	require.NoError(t, two.SetAlias(t.Context(), alias, "second"))
 	got, err := c.Aliases.Get(t.Context(), alias)
@@ -718,7 +673,7 @@ func testSetAlias(t *testing.T, s *subject) {
 	metadata, disk := lxdtest.VMImage(rand.Text(), 0)
 	vm, err := c.Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Rootfs: bytes.NewReader(disk), Type: lxd.VirtualMachine, Wait: true})
 	require.NoError(t, err)
-	deleteAfter(t, vm)
+	testkit.DeleteAfter(t, vm)
 	require.NoError(t, vm.SetAlias(t.Context(), alias, "third"), "from a container's image to a virtual machine's")
 	got, err = c.Aliases.Get(t.Context(), alias)
 	require.NoError(t, err)
@@ -726,9 +681,9 @@ func testSetAlias(t *testing.T, s *subject) {
 }
 
 func testDeleteAlias(t *testing.T, s *subject) {
-	c := s.client(t)
-	one, two := upload(t, c, nil), upload(t, c, nil)
-	alias := unique("delete")
+	c := s.Client(t)
+	one, two := testkit.Upload(t, c, nil), testkit.Upload(t, c, nil)
+	alias := testkit.Unique("delete")
 	require.NoError(t, one.AddAlias(t.Context(), alias, ""))
 	require.ErrorIs(t, two.DeleteAlias(t.Context(), alias), lxd.ErrConflict, "it is the other's")
 	require.NoError(t, one.DeleteAlias(t.Context(), alias))
@@ -737,9 +692,9 @@ func testDeleteAlias(t *testing.T, s *subject) {
 }
 
 func testAliases(t *testing.T, s *subject) {
-	c := s.client(t)
-	one, two := upload(t, c, nil), upload(t, c, nil)
-	name, newName := unique("alias"), unique("renamed")
+	c := s.Client(t)
+	one, two := testkit.Upload(t, c, nil), testkit.Upload(t, c, nil)
+	name, newName := testkit.Unique("alias"), testkit.Unique("renamed")
 	require.NoError(t, c.Aliases.Create(t.Context(), lxd.Alias{Name: name, Description: "d", Target: one.Fingerprint}))
 	all, err := c.Aliases.All(t.Context())
 	require.NoError(t, err)
@@ -751,9 +706,9 @@ func testAliases(t *testing.T, s *subject) {
 	metadata, disk := lxdtest.VMImage(rand.Text(), 0)
 	vm, err := c.Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Rootfs: bytes.NewReader(disk), Type: lxd.VirtualMachine, Wait: true})
 	require.NoError(t, err)
-	deleteAfter(t, vm)
+	testkit.DeleteAfter(t, vm)
 	require.ErrorIs(t, vm.AddAlias(t.Context(), name, ""), lxd.ErrExists, "a container's and a virtual machine's image cannot share a name")
-	other := unique("taken")
+	other := testkit.Unique("taken")
 	require.NoError(t, c.Aliases.Set(t.Context(), lxd.Alias{Name: other, Target: two.Fingerprint}))
 	require.ErrorIs(t, c.Aliases.Rename(t.Context(), name, other), lxd.ErrExists)
 	require.NoError(t, c.Aliases.Rename(t.Context(), name, newName))
@@ -761,13 +716,13 @@ func testAliases(t *testing.T, s *subject) {
 	require.ErrorIs(t, err, lxd.ErrNotFound)
 	require.NoError(t, c.Aliases.Delete(t.Context(), newName))
 	require.ErrorIs(t, c.Aliases.Delete(t.Context(), newName), lxd.ErrNotFound)
-	require.Error(t, c.Aliases.Set(t.Context(), lxd.Alias{Name: unique("dangling"), Target: strings.Repeat("0", 64)}))
+	require.Error(t, c.Aliases.Set(t.Context(), lxd.Alias{Name: testkit.Unique("dangling"), Target: strings.Repeat("0", 64)}))
 }
 
 func testOddAliases(t *testing.T, s *subject) {
-	c := s.client(t).InProject(s.addProject(t)) // ".." is ".." to every run of this
-	one, two := upload(t, c, nil), upload(t, c, nil)
-	suffix := unique("")
+	c := s.Client(t).InProject(s.AddProject(t)) // ".." is ".." to every run of this
+	one, two := testkit.Upload(t, c, nil), testkit.Upload(t, c, nil)
+	suffix := testkit.Unique("")
 	// Each must be itself, and no other of them.
 	odd := []string{"a/b", "a b", "a?b", "a#b", "50%25", "50%", "日本", "a", "..", ".", "a&b=c", "a+b", `a"b`, "a;b", "a:b", "a@b", "%2F", "a//b", "a\\b"}
 	for n := range odd {
@@ -794,30 +749,30 @@ func testOddAliases(t *testing.T, s *subject) {
 }
 
 func testRefresh(t *testing.T, s *subject) {
-	c := s.client(t)
-	image := upload(t, c, nil)
+	c := s.Client(t)
+	image := testkit.Upload(t, c, nil)
 	err := image.Refresh(t.Context(), &lxd.RefreshOptions{Wait: true})
 	if err != nil {
 		// An image that came from nowhere cannot be refreshed; the daemons say
 		// so as an operation.
-		errOf[*lxd.OperationError](t, err)
+		testkit.ErrOf[*lxd.OperationError](t, err)
 	}
 	require.NotNil(t, image.Operation())
 
 	source := streamstest.NewServer(streamstest.Tree([]streamstest.Product{{
 		Name: "product", Aliases: []string{"rolling"}, OS: "Distro", Release: "1",
-		Versions: []streamstest.Version{{Serial: "20240101", Family: "both", Unified: unified(t, 0)}},
+		Versions: []streamstest.Version{{Serial: "20240101", Family: "both", Unified: testkit.Unified(t, 0)}},
 	}}, nil))
 	t.Cleanup(source.Close)
 	if info, _ := c.Server(t.Context()); info.Has("image_registries") {
-		s.fake.AddRegistry(unique("registry"), source.URL)
+		s.Fake.AddRegistry(testkit.Unique("registry"), source.URL)
 	}
-	alias := unique("rolling")
+	alias := testkit.Unique("rolling")
 	image, err = c.Images.CreateFromSimplestreams(t.Context(), source.URL, "rolling", &lxd.CreateFromSimplestreamsOptions{
 		Via: lxd.ViaServer, AutoUpdate: true, Wait: true, Aliases: []lxd.Alias{{Name: alias}},
 	})
 	require.NoError(t, err)
-	deleteAfter(t, image)
+	testkit.DeleteAfter(t, image)
 	require.True(t, image.AutoUpdate)
 	require.NotNil(t, image.UpdateSource)
 	require.Equal(t, "rolling", image.UpdateSource.Alias)
@@ -826,9 +781,9 @@ func testRefresh(t *testing.T, s *subject) {
 }
 
 func testDelete(t *testing.T, s *subject) {
-	c := s.client(t)
+	c := s.Client(t)
 	for _, wait := range []bool{true, false} {
-		image := upload(t, c, nil)
+		image := testkit.Upload(t, c, nil)
 		require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: wait}))
 		require.NoError(t, image.Wait(t.Context()))
 		_, err := c.Images.Get(t.Context(), image.Fingerprint)
@@ -838,11 +793,11 @@ func testDelete(t *testing.T, s *subject) {
 }
 
 func testSecret(t *testing.T, s *subject) {
-	c := s.client(t)
-	image := upload(t, c, nil)
+	c := s.Client(t)
+	image := testkit.Upload(t, c, nil)
 	secret, err := image.Secret(t.Context())
 	require.NoError(t, err)
-	stranger := s.stranger(t, lxd.Options{})
+	stranger := s.Stranger(t, lxd.Options{})
 	_, err = stranger.Images.Get(t.Context(), image.Fingerprint)
 	require.ErrorIs(t, err, lxd.ErrNotFound)
 	_, err = stranger.Images.GetWithSecret(t.Context(), image.Fingerprint, "wrong")
@@ -861,31 +816,11 @@ func testSecret(t *testing.T, s *subject) {
 	require.True(t, errors.Is(err, lxd.ErrNotFound) || status.Done())
 }
 
-// copySource has everything that a copy must keep.
-func copySource(t *testing.T, c *lxd.Client, split bool) *lxd.Image {
-	t.Helper()
-	o := &lxd.CreateOptions{
-		Wait: true, Filename: "source.tar.gz", Properties: map[string]string{"os": "changed", "with space": "a & b"},
-		ExpiresAt: time.Date(2036, 1, 2, 3, 4, 5, 0, time.UTC), Aliases: []lxd.Alias{{Name: unique("copy/a"), Description: "one"}, {Name: unique("copy b")}},
-	}
-	data := io.Reader(bytes.NewReader(unified(t, 200_000)))
-	if split {
-		metadata, rootfs := lxdtest.SplitImage(rand.Text(), 200_000)
-		data, o.Rootfs = bytes.NewReader(metadata), bytes.NewReader(rootfs)
-	}
-	image, err := c.Images.Create(t.Context(), data, o)
-	require.NoError(t, err)
-	deleteAfter(t, image)
-	delete(image.Properties, "release")
-	require.NoError(t, image.Update(t.Context(), nil))
-	return image
-}
-
 func testCopyMode(t *testing.T, s *subject, mode lxd.CopyMode) {
-	source, target := s.client(t), s.twin.client(t)
+	source, target := s.Client(t), s.Twin.Client(t)
 	for _, split := range []bool{false, true} {
 		for _, wait := range []bool{true, false} {
-			image := copySource(t, source, split)
+			image := testkit.CopySource(t, source, split)
 			if split && wait {
 				image.Public = true
 				require.NoError(t, image.Update(t.Context(), nil))
@@ -893,9 +828,9 @@ func testCopyMode(t *testing.T, s *subject, mode lxd.CopyMode) {
 			copied, err := image.Copy(t.Context(), target, &lxd.CopyOptions{Mode: mode, Wait: wait})
 			require.NoError(t, err)
 			require.NoError(t, copied.Wait(t.Context()))
-			deleteAfter(t, copied.Image)
+			testkit.DeleteAfter(t, copied.Image)
 			require.Equal(t, mode, copied.Mode)
-			requireCopy(t, image, copied)
+			testkit.RequireCopy(t, image, copied)
 
 			again, err := image.Copy(t.Context(), target, &lxd.CopyOptions{Mode: mode, Wait: wait})
 			require.NoError(t, err, "what is there is not copied again")
@@ -911,25 +846,25 @@ func testCopyMode(t *testing.T, s *subject, mode lxd.CopyMode) {
 		Rootfs: bytes.NewReader(disk), Type: lxd.VirtualMachine, Filename: "disk.qcow2", Wait: true,
 	})
 	require.NoError(t, err)
-	deleteAfter(t, machine)
+	testkit.DeleteAfter(t, machine)
 	vm, err := machine.Copy(t.Context(), target, &lxd.CopyOptions{Mode: mode, Wait: true})
 	if mode == lxd.CopyPush {
 		require.ErrorIs(t, err, lxd.ErrUnsupported, "it would arrive as a container's")
 	} else {
 		require.NoError(t, err)
-		deleteAfter(t, vm.Image)
-		requireCopy(t, machine, vm)
+		testkit.DeleteAfter(t, vm.Image)
+		testkit.RequireCopy(t, machine, vm)
 	}
 
 	// Everything else.
-	profile := s.twin.addProfile(t)
-	image := copySource(t, source, false)
+	profile := s.Twin.AddProfile(t)
+	image := testkit.CopySource(t, source, false)
 	yes, never := true, time.Time{}
 	copied, err := image.Copy(t.Context(), target, &lxd.CopyOptions{
 		Mode: mode, Wait: true, Public: &yes, Properties: map[string]string{"only": "this"}, Profiles: []string{profile}, Aliases: []lxd.Alias{}, ExpiresAt: &never,
 	})
 	require.NoError(t, err)
-	deleteAfter(t, copied.Image)
+	testkit.DeleteAfter(t, copied.Image)
 	read, err := target.Images.Get(t.Context(), image.Fingerprint)
 	require.NoError(t, err)
 	require.True(t, read.Public)
@@ -939,8 +874,8 @@ func testCopyMode(t *testing.T, s *subject, mode lxd.CopyMode) {
 	require.True(t, read.ExpiresAt.IsZero(), read.ExpiresAt)
 
 	// An alias that is another image's at the target.
-	other := upload(t, target, nil)
-	image = copySource(t, source, false)
+	other := testkit.Upload(t, target, nil)
+	image = testkit.CopySource(t, source, false)
 	require.NoError(t, other.AddAlias(t.Context(), image.Aliases[0].Name, ""))
 	_, err = image.Copy(t.Context(), target, &lxd.CopyOptions{Mode: mode, Wait: true})
 	require.ErrorIs(t, err, lxd.ErrExists)
@@ -948,28 +883,8 @@ func testCopyMode(t *testing.T, s *subject, mode lxd.CopyMode) {
 	require.ErrorIs(t, err, lxd.ErrNotFound)
 	copied, err = image.Copy(t.Context(), target, &lxd.CopyOptions{Mode: mode, Wait: true, ReuseAliases: true})
 	require.NoError(t, err)
-	deleteAfter(t, copied.Image)
-	requireCopy(t, image, copied)
-}
-
-func requireCopy(t *testing.T, image *lxd.Image, copied *lxd.Copied) {
-	t.Helper()
-	read, err := copied.Client().Images.Get(t.Context(), image.Fingerprint)
-	require.NoError(t, err)
-	for _, c := range []*lxd.Image{copied.Image, read} {
-		require.Equal(t, image.Fingerprint, c.Fingerprint)
-		require.Equal(t, image.Properties, c.Properties)
-		require.ElementsMatch(t, image.Aliases, c.Aliases)
-		require.Equal(t, image.Profiles, c.Profiles)
-		require.Equal(t, image.Public, c.Public)
-		require.Equal(t, image.Type, c.Type)
-		require.Equal(t, image.Size, c.Size)
-		if copied.Mode != lxd.CopyPush {
-			require.Equal(t, image.Filename, c.Filename)
-		}
-		require.True(t, image.ExpiresAt.Equal(c.ExpiresAt), "%s, not %s", c.ExpiresAt, image.ExpiresAt)
-		require.True(t, image.CreatedAt.Equal(c.CreatedAt))
-	}
+	testkit.DeleteAfter(t, copied.Image)
+	testkit.RequireCopy(t, image, copied)
 }
 
 func testCopyPull(t *testing.T, s *subject)  { testCopyMode(t, s, lxd.CopyPull) }
@@ -977,40 +892,40 @@ func testCopyPush(t *testing.T, s *subject)  { testCopyMode(t, s, lxd.CopyPush) 
 func testCopyRelay(t *testing.T, s *subject) { testCopyMode(t, s, lxd.CopyRelay) }
 
 func testCopyAuto(t *testing.T, s *subject) {
-	image := copySource(t, s.client(t), false)
-	copied, err := image.Copy(t.Context(), s.twin.client(t), &lxd.CopyOptions{Wait: true})
+	image := testkit.CopySource(t, s.Client(t), false)
+	copied, err := image.Copy(t.Context(), s.Twin.Client(t), &lxd.CopyOptions{Wait: true})
 	require.NoError(t, err)
-	deleteAfter(t, copied.Image)
+	testkit.DeleteAfter(t, copied.Image)
 	require.Equal(t, lxd.CopyPull, copied.Mode)
 	require.Empty(t, copied.NotTaken)
-	requireCopy(t, image, copied)
+	testkit.RequireCopy(t, image, copied)
 }
 
 func testCopyProject(t *testing.T, s *subject) {
-	from, to := s.client(t).InProject(s.addProject(t)), s.twin.client(t).InProject(s.twin.addProject(t))
+	from, to := s.Client(t).InProject(s.AddProject(t)), s.Twin.Client(t).InProject(s.Twin.AddProject(t))
 	for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush, lxd.CopyRelay} {
-		image := copySource(t, from, false)
+		image := testkit.CopySource(t, from, false)
 		copied, err := image.Copy(t.Context(), to, &lxd.CopyOptions{Mode: mode, Wait: true})
 		require.NoError(t, err, mode)
-		deleteAfter(t, copied.Image)
+		testkit.DeleteAfter(t, copied.Image)
 		require.Equal(t, to.Project(), copied.Project)
-		requireCopy(t, image, copied)
+		testkit.RequireCopy(t, image, copied)
 		// And to another project of the same server.
-		sibling := s.client(t)
+		sibling := s.Client(t)
 		copied, err = image.Copy(t.Context(), sibling, &lxd.CopyOptions{Mode: mode, Wait: true})
 		require.NoError(t, err, mode)
-		deleteAfter(t, copied.Image)
-		requireCopy(t, image, copied)
+		testkit.DeleteAfter(t, copied.Image)
+		testkit.RequireCopy(t, image, copied)
 	}
 }
 
 func testInProject(t *testing.T, s *subject) {
-	c := s.client(t)
-	project := s.addProject(t)
+	c := s.Client(t)
+	project := s.AddProject(t)
 	inside := c.InProject(project)
 	require.Equal(t, project, inside.Project())
 	require.Equal(t, "default", c.Project())
-	image := upload(t, inside, nil)
+	image := testkit.Upload(t, inside, nil)
 	require.Equal(t, project, image.Project)
 	_, err := c.Images.Get(t.Context(), image.Fingerprint)
 	require.ErrorIs(t, err, lxd.ErrNotFound)
@@ -1022,8 +937,8 @@ func testInProject(t *testing.T, s *subject) {
 }
 
 func testOperations(t *testing.T, s *subject) {
-	c := s.client(t)
-	image := upload(t, c, nil)
+	c := s.Client(t)
+	image := testkit.Upload(t, c, nil)
 	secret, err := image.Secret(t.Context())
 	require.NoError(t, err)
 	operations, err := c.Operations(t.Context())
@@ -1038,10 +953,10 @@ func testOperations(t *testing.T, s *subject) {
 }
 
 func testEvents(t *testing.T, s *subject) {
-	c := s.client(t)
+	c := s.Client(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	image := upload(t, c, nil)
+	image := testkit.Upload(t, c, nil)
 	seen := map[string]bool{}
 	for event, err := range c.Events(ctx, &lxd.EventsOptions{ImagesOnly: true}) {
 		require.NoError(t, err)
@@ -1065,8 +980,8 @@ func testEvents(t *testing.T, s *subject) {
 }
 
 func testCancel(t *testing.T, s *subject) {
-	c := s.client(t)
-	image := upload(t, c, nil)
+	c := s.Client(t)
+	image := testkit.Upload(t, c, nil)
 	secret, err := image.Secret(t.Context())
 	require.NoError(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
@@ -1082,14 +997,14 @@ func testCancel(t *testing.T, s *subject) {
 }
 
 func testRegistries(t *testing.T, s *subject) {
-	c := s.client(t)
+	c := s.Client(t)
 	_, err := c.Registries.All(t.Context())
 	if info, _ := c.Server(t.Context()); !info.Has("image_registries") {
 		s.unsupported(t, err, "image_registries")
 		return
 	}
 	require.NoError(t, err)
-	name := unique("registry")
+	name := testkit.Unique("registry")
 	require.NoError(t, c.Registries.Create(t.Context(), lxd.Registry{Name: name, Protocol: "simplestreams", Config: map[string]string{"url": "https://images.example.net"}}))
 	registry, err := c.Registries.Get(t.Context(), name)
 	require.NoError(t, err)
@@ -1100,29 +1015,29 @@ func testRegistries(t *testing.T, s *subject) {
 }
 
 func testUntrusted(t *testing.T, s *subject) {
-	c := s.client(t)
-	hidden := upload(t, c, nil)
+	c := s.Client(t)
+	hidden := testkit.Upload(t, c, nil)
 	mark := rand.Text()
-	public := upload(t, c, &lxd.CreateOptions{Public: true, Properties: map[string]string{"mark": mark}})
-	stranger := s.stranger(t, lxd.Options{})
+	public := testkit.Upload(t, c, &lxd.CreateOptions{Public: true, Properties: map[string]string{"mark": mark}})
+	stranger := s.Stranger(t, lxd.Options{})
 	_, err := stranger.Images.All(t.Context(), nil)
 	require.ErrorIs(t, err, lxd.ErrForbidden, "not an empty list that looks like success")
 	_, err = stranger.Images.Get(t.Context(), hidden.Fingerprint)
 	require.ErrorIs(t, err, lxd.ErrNotFound)
-	_, err = stranger.Images.Create(t.Context(), bytes.NewReader(unified(t, 0)), nil)
+	_, err = stranger.Images.Create(t.Context(), bytes.NewReader(testkit.Unified(t, 0)), nil)
 	require.ErrorIs(t, err, lxd.ErrForbidden)
 	info, err := stranger.Server(t.Context())
 	require.NoError(t, err)
 	require.False(t, info.Trusted)
-	require.Equal(t, s.family, info.Family, "known without trust")
+	require.Equal(t, s.Family, info.Family, "known without trust")
 	read, err := stranger.Images.Get(t.Context(), public.Fingerprint)
 	require.NoError(t, err)
 	require.Equal(t, mark, read.Properties["mark"])
-	images, err := s.stranger(t, lxd.Options{PublicOnly: true}).Images.All(t.Context(), &lxd.ListOptions{Properties: map[string]string{"mark": mark}})
+	images, err := s.Stranger(t, lxd.Options{PublicOnly: true}).Images.All(t.Context(), &lxd.ListOptions{Properties: map[string]string{"mark": mark}})
 	require.NoError(t, err)
-	require.Equal(t, []string{public.Fingerprint}, fingerprints(images))
+	require.Equal(t, []string{public.Fingerprint}, testkit.Fingerprints(images))
 	// A public image can be copied by somebody whom its server does not trust.
-	copied, err := read.Copy(t.Context(), s.twin.client(t), &lxd.CopyOptions{Mode: lxd.CopyPull, Wait: true})
+	copied, err := read.Copy(t.Context(), s.Twin.Client(t), &lxd.CopyOptions{Mode: lxd.CopyPull, Wait: true})
 	require.NoError(t, err)
-	deleteAfter(t, copied.Image)
+	testkit.DeleteAfter(t, copied.Image)
 }
