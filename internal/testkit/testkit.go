@@ -21,12 +21,13 @@ var uniqueCounter struct {
 	n int
 }
 
-// Unique returns a name that no other test of this run has.
+// Unique returns a name that no other test has, also not one of another package
+// that uses the same daemon.
 func Unique(prefix string) string {
 	uniqueCounter.Lock()
 	defer uniqueCounter.Unlock()
 	uniqueCounter.n++
-	return fmt.Sprintf("%s-%d", prefix, uniqueCounter.n)
+	return fmt.Sprintf("%s-%d-%d", prefix, os.Getpid(), uniqueCounter.n)
 }
 
 // ErrOf returns the typed error within err.

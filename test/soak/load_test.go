@@ -9,8 +9,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -39,7 +37,7 @@ func TestWaitingUnderLoad(t *testing.T) {
 					ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 					made := make([]*lxd.Image, images)
 					onAll(t, workers, images, func(n int) error {
-						data := lxdtest.UnifiedImage(testkit.Unique("load")+strconv.Itoa(os.Getpid()), 0)
+						data := lxdtest.UnifiedImage(testkit.Unique("load"), 0)
 						image, err := c.Images.Create(ctx, bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
 						if err == nil && image.Fingerprint != lxdtest.Fingerprint(data) {
 							err = errors.New("it is another image")
@@ -98,7 +96,7 @@ func TestOtherProgramsAreServed(t *testing.T) {
 					return err
 				},
 				"wait with progress": func() error {
-					data := lxdtest.UnifiedImage(testkit.Unique("busy")+strconv.Itoa(os.Getpid()), 0)
+					data := lxdtest.UnifiedImage(testkit.Unique("busy"), 0)
 					image, err := c.Images.Create(ctx, bytes.NewReader(data), &lxd.CreateOptions{Wait: true, Progress: func(lxd.Progress) {}})
 					if err != nil {
 						return err
