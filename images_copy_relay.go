@@ -71,31 +71,32 @@ func (r *relayBody) open(ctx context.Context) (_ io.ReadCloser, mediaType string
 			cancel()
 		}
 	}()
-	req := r.image.exportRequest(0, 0)
-	res, err := r.image.client.t.stream(ctx, req)
+	src, err := r.image.content(ctx, 0, 0)
 	if err != nil {
 		return nil, "", 0, err
 	}
-	mediaType, size = res.Header.Get("Content-Type"), res.ContentLength
+	mediaType, size = src.Response().Header.Get("Content-Type"), src.Size()
 	kind, params, err := mime.ParseMediaType(mediaType)
 	if err != nil || (kind != "application/octet-stream" && !strings.HasPrefix(kind, "multipart/")) {
-		_ = res.Body.Close()
-		return nil, "", 0, r.image.client.t.badResponse(req, res, errors.New("it is not an image"))
+		_ = src.Close()
+		return nil, "", 0, r.image.client.t.badResponse(r.image.exportRequest(nil), src.Response(), errors.New("it is not an image"))
 	}
-	var body io.ReadCloser = res.Body
-	if kind == "application/octet-stream" {
-		body = &resuming{ctx: ctx, image: r.image, body: res.Body, size: size, retries: r.image.client.t.retry.Begin()}
-	} else if r.filename != "" {
-		// The server takes the image's name from the rootfs.
-		body = struct {
-			io.Reader
-			io.Closer
-		}{formname.Rename(res.Body, params["boundary"], r.filename), res.Body}
-		size = -1
+	var body io.ReadCloser = src
+	if kind != "application/octet-stream" {
+		// No part of a form can be asked for.
+		src.NoResume()
+		if r.filename != "" {
+			// The server takes the image's name from the rootfs.
+			body = struct {
+				io.Reader
+				io.Closer
+			}{formname.Rename(src, params["boundary"], r.filename), src}
+			size = -1
+		}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.reader, r.err = &relayReader{ctx, cancel, r, body, req}, nil
+	r.reader, r.err = &relayReader{ctx, cancel, r, body}, nil
 	r.meter.Phase(PhaseSend, 0, max(r.image.Size, size))
 	return r.reader, mediaType, size, nil
 }
@@ -128,7 +129,6 @@ type relayReader struct {
 	cancel context.CancelFunc
 	r      *relayBody
 	body   io.ReadCloser
-	req    *request
 }
 
 func (r *relayReader) Read(p []byte) (int, error) {
@@ -140,7 +140,7 @@ func (r *relayReader) Read(p []byte) (int, error) {
 		var connection *ConnectionError
 		if !errors.As(err, &answer) && !errors.As(err, &connection) && !errors.Is(err, ErrBadResponse) {
 			// One that a copy may be begun anew after.
-			cause = r.r.image.client.t.connectionError(r.ctx, r.req, err)
+			cause = r.r.image.client.t.connectionError(r.ctx, r.r.image.exportRequest(nil), err)
 		}
 		r.r.mu.Lock()
 		r.r.err = cause

@@ -156,27 +156,25 @@ func (t *transport) call(ctx context.Context, req *request, metadata any) (*answ
 	return ans, err
 }
 
-// stream sends one request and gives the answer's body unread. Only the
-// statuses 200 and 206 are a success.
+// stream sends one request, without a retry, and returns the response with its
+// body unread. Only the statuses 200 and 206 are a success.
 func (t *transport) stream(ctx context.Context, req *request) (*http.Response, error) {
-	var res *http.Response
-	err := t.retrying(ctx, req, func() error {
-		var err error
-		res, err = t.send(ctx, req)
-		if err != nil {
-			return err
-		}
-		if res.StatusCode == http.StatusOK || res.StatusCode == http.StatusPartialContent {
-			return nil
-		}
-		defer func() { _ = res.Body.Close() }()
-		_, err = t.readAnswer(ctx, req, res, nil)
-		if err == nil {
-			err = t.badResponse(req, res, fmt.Errorf("an export answered with status %d", res.StatusCode))
-		}
-		return err
-	})
-	return res, err
+	if t.conns.isClosed() {
+		return nil, t.connectionError(ctx, req, errClosed)
+	}
+	res, err := t.send(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	if res.StatusCode == http.StatusOK || res.StatusCode == http.StatusPartialContent {
+		return res, nil
+	}
+	defer func() { _ = res.Body.Close() }()
+	_, err = t.readAnswer(ctx, req, res, nil)
+	if err == nil {
+		err = t.badResponse(req, res, fmt.Errorf("an export with the status %d", res.StatusCode))
+	}
+	return nil, err
 }
 
 // send makes one attempt.

@@ -48,8 +48,8 @@ type Download struct {
 //
 // A file is hashed while it is read. Its last Read returns io.EOF only if the hash in the index fits and, for the last
 // file, if the fingerprint fits too; else it returns a *HashError. A download that is cut or stalls goes on where it was,
-// with a Range request, and is retried for [Options.RetryTimeout] after its last new byte. No file is continued more than
-// a hundred times.
+// with a Range request, and is retried for [Options.RetryTimeout] without progress: a response that brings less than 4 KiB
+// is none.
 func (c *Client) Open(ctx context.Context, image *Image, options *DownloadOptions) (*Download, error) {
 	if image == nil || len(image.Files) < 1 || len(image.Files) > 2 {
 		return nil, errors.New("simplestreams: an image has one or two files")
@@ -127,14 +127,10 @@ type FileReader struct {
 	mu     sync.Mutex        // guards source against Close
 	source *rangeread.Reader // nil before the first request
 
-	hash      hash.Hash
-	hashing   hashing
-	responses int
-	err       error
+	hash    hash.Hash
+	hashing hashing
+	err     error
 }
-
-// maxResponses bounds how many responses make one file: a server that sends a byte in each would be asked for ever.
-const maxResponses = 101
 
 func (c *Client) reader(ctx context.Context, d *Download, file File, split bool) *FileReader {
 	r := &FileReader{File: file, client: c, ctx: ctx, download: d, size: file.Size, hash: sha256.New()}
@@ -288,9 +284,6 @@ func (r *FileReader) open(ctx context.Context, header http.Header) (*http.Respon
 	if err != nil {
 		_ = response.Body.Close()
 		return nil, err
-	}
-	if r.responses++; r.responses >= maxResponses && r.source != nil {
-		r.source.NoResume()
 	}
 
 	return response, nil

@@ -165,6 +165,15 @@ func Transient(err error) bool {
 	return true
 }
 
+// Permanent returns err as one that is not transient, whatever it is.
+func Permanent(err error) error { return permanentError{err} }
+
+type permanentError struct{ error }
+
+func (e permanentError) Unwrap() error { return e.error }
+
+func (permanentError) Transient() bool { return false }
+
 // After returns the pause that a server has asked for: that of the first error in
 // the chain that has a method RetryAfter.
 func After(err error) (time.Duration, bool) {
