@@ -1,7 +1,12 @@
 package lxd_test
 
 import (
+	"net/http"
+	"os"
+	"testing"
 	"time"
+
+	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd/lxdtest"
 )
@@ -13,3 +18,16 @@ const shortRetries = 100 * time.Millisecond
 func fingerprintOf(der []byte) string {
 	return lxdtest.Fingerprint(der)
 }
+
+// shortDir is a folder whose path leaves room for a socket's name.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "lxd")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	return dir
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (r roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return r(req) }

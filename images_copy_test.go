@@ -6,7 +6,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
-	"sync/atomic"
+	"strings"
 	"testing"
 	"time"
 
@@ -231,46 +231,6 @@ func TestEndedContextLeavesNoToken(t *testing.T) {
 	require.Less(t, time.Since(begin), 5*time.Second)
 }
 
-// TestRelayLeavesTheSourceAlone has the target refuse a relay that goes on after
-// a cut: nothing may be asked of the source once Copy has returned.
-func TestRelayLeavesTheSourceAlone(t *testing.T) {
-	t.Parallel()
-	x := newExportTest(t, 0, lxdtest.UnifiedImage("relay", 8<<20), nil)
-	target := testkit.StartFakeWith(t, nil, &lxd.Options{RetryTimeout: -1})
-	target.Inject(lxdtest.EarlyAnswer(1<<20, 400, "no room").On("POST", "/1.0/images"))
-	returned := make(chan struct{})
-	var late atomic.Int64
-	x.between(func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
-		res, err := next.RoundTrip(req)
-		if err != nil {
-			return res, err
-		}
-		// What comes after 2 MiB comes when Copy has returned, and is a cut.
-		first := io.LimitReader(res.Body, 2<<20)
-		body := res.Body
-		res.Body = struct {
-			io.Reader
-			io.Closer
-		}{readFunc(func(p []byte) (int, error) {
-			if n, err := first.Read(p); err == nil {
-				return n, nil
-			}
-			<-returned
-			return 0, io.ErrUnexpectedEOF
-		}), body}
-		select {
-		case <-returned:
-			late.Add(1)
-		default:
-		}
-		return res, nil
-	})
-	_, err := x.image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: lxd.CopyRelay, Wait: true})
-	require.Equal(t, 400, testkit.ErrOf[*lxd.Error](t, err).StatusCode)
-	close(returned)
-	require.Never(t, func() bool { return late.Load() > 0 }, 500*time.Millisecond, exportTick)
-}
-
 // TestEndedCopyDoesNotWaitForItsToken has the source not answer when a token is
 // to be ended.
 func TestEndedCopyDoesNotWaitForItsToken(t *testing.T) {
@@ -386,4 +346,58 @@ func TestCopyWithoutProfiles(t *testing.T) {
 		require.NoError(t, err, mode)
 		require.Empty(t, copied.Profiles, mode)
 	}
+}
+
+// TestCopyOfAnotherImage: the source gives other content than the image's, and
+// the target is not told what it should be.
+func TestCopyOfAnotherImage(t *testing.T) {
+	t.Parallel()
+	source, target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil), testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	data, otherData := testkit.Unified(t, 1000), testkit.Unified(t, 1000)
+	fingerprint, err := source.AddImage(data, nil)
+	require.NoError(t, err)
+	_, err = source.AddImage(otherData, nil)
+	require.NoError(t, err)
+	other := lxdtest.Fingerprint(otherData)
+	// Every request and response about the image is about the other one.
+	from := rewriting(t, source.Endpoint(), func(req *http.Request) {
+		req.URL.Path = strings.ReplaceAll(req.URL.Path, fingerprint, other)
+	}, func(_ *http.Request, body []byte) []byte {
+		return bytes.ReplaceAll(body, []byte(other), []byte(fingerprint))
+	})
+	image, err := from.Images.Get(t.Context(), fingerprint)
+	require.NoError(t, err)
+	to := rewriting(t, target.Endpoint(), func(req *http.Request) { req.Header.Del("X-LXD-fingerprint") }, nil)
+	for _, wait := range []bool{true, false} {
+		copied, err := image.Copy(t.Context(), to, &lxd.CopyOptions{Mode: lxd.CopyRelay, Wait: wait})
+		if !wait {
+			require.NoError(t, err)
+			err = copied.Wait(t.Context())
+		}
+		mismatch := testkit.ErrOf[*lxd.FingerprintError](t, err)
+		require.Equal(t, []string{fingerprint, other}, []string{mismatch.Want, mismatch.Got})
+		require.Empty(t, target.Images())
+	}
+	// A target that pulls another image than it was told to.
+	pulled := rewriting(t, target.Endpoint(), func(req *http.Request) {
+		if req.Method == http.MethodPost && req.URL.Path == "/1.0/images" {
+			body, err := io.ReadAll(req.Body)
+			if err == nil {
+				body = bytes.ReplaceAll(body, []byte(fingerprint), []byte(other))
+			}
+			req.Body, req.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+		}
+	}, nil)
+	for _, fp := range []string{fingerprint, other} {
+		public, err := source.Client.Images.Get(t.Context(), fp)
+		require.NoError(t, err)
+		public.Public = true
+		require.NoError(t, public.Update(t.Context(), nil))
+	}
+	image, err = source.Client.Images.Get(t.Context(), fingerprint)
+	require.NoError(t, err)
+	_, err = image.Copy(t.Context(), pulled, &lxd.CopyOptions{Mode: lxd.CopyPull, Wait: true})
+	mismatch := testkit.ErrOf[*lxd.FingerprintError](t, err)
+	require.Equal(t, []string{fingerprint, other}, []string{mismatch.Want, mismatch.Got})
+	require.Empty(t, target.Images())
 }

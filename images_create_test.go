@@ -8,6 +8,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"regexp"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -377,4 +379,115 @@ func (seekableReader) Seek(offset int64, whence int) (int64, error) {
 		return 1<<20 + offset, nil
 	}
 	return offset, nil
+}
+
+// TestBlockedReader: the end of ctx ends an upload whose reader gives nothing.
+func TestBlockedReader(t *testing.T) {
+	t.Parallel()
+	server := testkit.StartFake(t)
+	for _, opts := range []*lxd.CreateOptions{nil, {Wait: true, Verify: true}} {
+		r, w := io.Pipe()
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		started := time.Now()
+		_, err := server.Client.Images.Create(ctx, r, opts)
+		cancel()
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Less(t, time.Since(started), time.Second+100*time.Millisecond)
+		require.NoError(t, w.Close())
+	}
+	require.Empty(t, server.Images())
+}
+
+// TestUploadOfAnotherImage: the fingerprint that pins an upload is lost on the
+// way, so that the server verifies nothing. What it made then is not left
+// behind, and what was there before is.
+func TestUploadOfAnotherImage(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	s := testkit.StartFake(t)
+	data := testkit.Unified(t, 1000)
+	fingerprint := lxdtest.Fingerprint(data)
+	before, err := s.AddImage(testkit.Unified(t, 2000), nil)
+	require.NoError(t, err)
+	lost := func(req *http.Request) {
+		for name := range req.Header {
+			if strings.HasSuffix(strings.ToLower(name), "-fingerprint") {
+				req.Header.Del(name)
+			}
+		}
+	}
+	proxied := rewriting(t, s.Endpoint(), lost, nil)
+	for _, wait := range []bool{true, false} {
+		for name, reader := range map[string]io.Reader{"file": bytes.NewReader(data), "one-shot": testkit.OneShotReader{Reader: bytes.NewReader(data)}} {
+			for _, verify := range []bool{true, false} {
+				if seeker, ok := reader.(io.Seeker); ok {
+					_, err := seeker.Seek(0, io.SeekStart)
+					require.NoError(t, err)
+				} else {
+					reader = testkit.OneShotReader{Reader: bytes.NewReader(data)}
+				}
+				image, err := proxied.Images.Create(ctx, reader, &lxd.CreateOptions{Fingerprint: oneFingerprint, Verify: verify, Wait: wait})
+				if !wait {
+					require.NoError(t, err, name)
+					err = image.Wait(ctx)
+				}
+				mismatch := testkit.ErrOf[*lxd.FingerprintError](t, err)
+				require.Equal(t, oneFingerprint, mismatch.Want, name)
+				require.Equal(t, fingerprint, mismatch.Got, name)
+				require.Len(t, s.Images(), 1, name)
+			}
+		}
+	}
+
+	// The server tells of an image that was there before.
+	silent := false
+	began := regexp.MustCompile(`"created_at":"[^"]*"`)
+	lying := func(told string) *lxd.Client {
+		return rewriting(t, s.Endpoint(), lost, func(req *http.Request, body []byte) []byte {
+			if strings.Contains(req.URL.Path, "/operations/") {
+				body = bytes.ReplaceAll(body, []byte(fingerprint), []byte(told))
+			}
+			if strings.Contains(req.URL.Path, "/operations/") && told == before && silent {
+				body = began.ReplaceAll(body, nil)
+				body = bytes.ReplaceAll(body, []byte(`,,`), []byte(`,`))
+			}
+			return body
+		})
+	}
+	for _, opts := range []*lxd.CreateOptions{{Fingerprint: fingerprint}, {Verify: true}} {
+		opts.Wait = true
+		silent = !silent // when the operation began
+		for _, told := range []string{before, "../" + before[3:], "1a1a"} {
+			_, err := lying(told).Images.Create(ctx, bytes.NewReader(data), opts)
+			mismatch := testkit.ErrOf[*lxd.FingerprintError](t, err)
+			require.Equal(t, fingerprint, mismatch.Want)
+			require.Equal(t, told, mismatch.Got)
+			require.NotErrorIs(t, err, lxd.ErrInvalid, "nobody asks for it")
+			_, there := s.Image(before)
+			require.True(t, there, "it is somebody else's")
+			image, err := s.Client.Images.Get(ctx, fingerprint)
+			require.NoError(t, err)
+			require.NoError(t, image.Delete(ctx, &lxd.DeleteOptions{Wait: true}))
+		}
+	}
+	// The server says that it has what was asked for, and was sent another.
+	claimed := rewriting(t, s.Endpoint(), lost, func(req *http.Request, body []byte) []byte {
+		return bytes.ReplaceAll(body, []byte(fingerprint), []byte(oneFingerprint))
+	})
+	_, err = claimed.Images.Create(ctx, bytes.NewReader(data), &lxd.CreateOptions{Fingerprint: oneFingerprint, Verify: true, Wait: true})
+	lie := testkit.ErrOf[*lxd.FingerprintError](t, err)
+	require.Equal(t, []string{fingerprint, oneFingerprint}, []string{lie.Want, lie.Got})
+	made, err := s.Client.Images.Get(ctx, fingerprint)
+	require.NoError(t, err)
+	require.NoError(t, made.Delete(ctx, &lxd.DeleteOptions{Wait: true}))
+
+	// Nothing pins it, and what is told is no fingerprint.
+	_, err = lying("1a1a").Images.Create(ctx, bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
+	require.ErrorIs(t, err, lxd.ErrBadResponse)
+
+	// The upload has failed since the content is there; what is told is another.
+	_, err = lying(before).Images.Create(ctx, bytes.NewReader(data), &lxd.CreateOptions{Verify: true, Wait: true})
+	mismatch := testkit.ErrOf[*lxd.FingerprintError](t, err)
+	require.Equal(t, []string{fingerprint, before}, []string{mismatch.Want, mismatch.Got})
+	require.Len(t, s.Images(), 2)
 }

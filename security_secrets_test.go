@@ -2,6 +2,7 @@ package lxd_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -610,4 +611,98 @@ func TestEventsTellSecrets(t *testing.T) {
 		}
 	}
 	ear.check(t)
+}
+
+// recorder is a slog handler that keeps every record as text.
+type recorder struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (r *recorder) Write(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.text.Write(p)
+}
+
+func (r *recorder) String() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.text.String()
+}
+
+// TestSecretsAreNotTold drives what handles secrets, with and without failures,
+// and looks for them in all errors and log records.
+func TestSecretsAreNotTold(t *testing.T) {
+	t.Parallel()
+	const bearer = "bearer-s3cr3t"
+	const password = "password-s3cr3t"
+	log := &recorder{}
+	options := func(s *lxdtest.Server) *lxd.Options {
+		cert, key := s.ClientCertificate()
+		return &lxd.Options{
+			ClientCertificate: cert, ClientKey: key, ServerCertificate: s.Certificate(), Token: bearer, RetryTimeout: shortRetries,
+			Logger: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		}
+	}
+	source := lxdtest.NewServer(&lxdtest.Options{TLS: true, TrustPassword: password})
+	t.Cleanup(source.Close)
+	target := lxdtest.NewServer(&lxdtest.Options{TLS: true})
+	t.Cleanup(target.Close)
+	from, to := testkit.NewClient(t, source.URL(), options(source)), testkit.NewClient(t, target.URL(), options(target))
+	_, key := source.ClientCertificate()
+
+	var secrets, told []string
+	secrets = append(secrets, bearer, password, "user-s3cr3t", "query-s3cr3t", strings.Split(string(key), "\n")[1])
+	tell := func(err error) { told = append(told, textsOf(err)...) }
+	faults := []*lxdtest.Fault{nil}
+	for _, f := range []lxdtest.Fault{
+		lxdtest.Reset(), lxdtest.HTML(), lxdtest.Status(400, "no"), lxdtest.LoseAnswer(), lxdtest.EndlessJSON(),
+		lxdtest.Redirect("https://elsewhere.invalid/?secret=query-s3cr3t"),
+	} {
+		faults = append(faults, &f)
+	}
+	for n, f := range faults {
+		fingerprint, err := source.AddImage(lxdtest.UnifiedImage(fmt.Sprint("secrets", n), 0), nil)
+		require.NoError(t, err)
+		image, err := from.Images.Get(t.Context(), fingerprint)
+		require.NoError(t, err)
+		secret, err := image.Secret(t.Context())
+		require.NoError(t, err)
+		secrets = append(secrets, secret.Value)
+		var injected []*lxdtest.Injected
+		if f != nil {
+			for _, s := range []*lxdtest.Server{source, target} {
+				injected = append(injected, s.Inject(*f))
+			}
+		}
+		_, err = from.Images.GetWithSecret(t.Context(), fingerprint, secret.Value)
+		tell(err)
+		for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush, lxd.CopyRelay} {
+			_, err = image.Copy(t.Context(), to, &lxd.CopyOptions{Mode: mode, Wait: true})
+			tell(err)
+		}
+		_, err = to.Images.CreateFromURL(t.Context(), "http://user:user-s3cr3t@127.0.0.1:1/x?token=query-s3cr3t", &lxd.CreateFromURLOptions{Via: lxd.ViaClient, Wait: true})
+		require.Error(t, err)
+		tell(err)
+		tell(from.TrustPassword(t.Context(), password, nil))
+		tell(secret.Revoke(t.Context()))
+		for _, i := range injected {
+			require.NotZero(t, i.Fired())
+			i.Remove()
+		}
+	}
+	_, err := lxd.New("https://user:user-s3cr3t@host:8443", nil)
+	require.Error(t, err)
+	tell(err)
+
+	require.Contains(t, log.String(), "/1.0/images") // the log was on
+	require.NotEmpty(t, told)
+	for _, secret := range secrets {
+		require.NotEmpty(t, secret)
+		require.NotContains(t, log.String(), secret)
+		for _, text := range told {
+			require.NotContains(t, text, secret)
+		}
+	}
 }

@@ -3,7 +3,6 @@ package lxd_test
 import (
 	"context"
 	"crypto/ecdsa"
-	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
@@ -210,28 +209,6 @@ func TestTrustRefusesBadInput(t *testing.T) {
 	require.Equal(t, "KeyPairOptions.Lifetime", field(err))
 }
 
-func TestNewKeyPair(t *testing.T) {
-	t.Parallel()
-	for kind, bits := range map[lxd.KeyType]int{"": 256, lxd.P256: 256, lxd.P384: 384, lxd.Ed25519: 0} {
-		cert, key := testkit.NewKeyPair(t, &lxd.KeyPairOptions{Type: kind, Name: "me@here", Lifetime: time.Hour})
-		pair, err := tls.X509KeyPair(cert, key)
-		require.NoError(t, err)
-		require.Equal(t, "me@here", pair.Leaf.Subject.CommonName)
-		require.Equal(t, []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, pair.Leaf.ExtKeyUsage)
-		require.WithinDuration(t, time.Now().Add(time.Hour), pair.Leaf.NotAfter, time.Minute)
-		if bits == 0 {
-			require.IsType(t, ed25519.PublicKey{}, pair.Leaf.PublicKey)
-		} else {
-			require.Equal(t, bits, pair.Leaf.PublicKey.(*ecdsa.PublicKey).Params().BitSize)
-		}
-	}
-	cert, key := testkit.NewKeyPair(t, nil)
-	pair, err := tls.X509KeyPair(cert, key)
-	require.NoError(t, err)
-	require.Contains(t, pair.Leaf.Subject.CommonName, "@")
-	require.Greater(t, time.Until(pair.Leaf.NotAfter), 9*365*24*time.Hour)
-}
-
 // TestTrustPinsTheConnectionOfTheToken has a server, or what is before it, show
 // the token's certificate on its first connection and another on the next.
 func TestTrustPinsTheConnectionOfTheToken(t *testing.T) {
@@ -326,14 +303,60 @@ func TestTrustSharesTheClientsLife(t *testing.T) {
 	require.ErrorIs(t, <-ended, lxd.ErrUnavailable)
 }
 
-// TestNewKeyPairForgivesClocks: the servers refuse a certificate that is not
-// valid yet by their clock.
-func TestNewKeyPairForgivesClocks(t *testing.T) {
+// TestJoinSendsTheTokenAsTheServerWantsIt looks at the one field that carries
+// the token, and at what the server told before.
+func TestJoinSendsTheTokenAsTheServerWantsIt(t *testing.T) {
 	t.Parallel()
-	before := time.Now()
-	cert, key := testkit.NewKeyPair(t, &lxd.KeyPairOptions{Lifetime: time.Hour})
-	pair, err := tls.X509KeyPair(cert, key)
-	require.NoError(t, err)
-	require.WithinDuration(t, before.Add(-time.Minute), pair.Leaf.NotBefore, 2*time.Second)
-	require.WithinDuration(t, before.Add(time.Hour), pair.Leaf.NotAfter, 2*time.Second)
+	for name, test := range map[string]struct {
+		opts     lxdtest.Options
+		stranger lxd.Family // that a client is told before it is trusted
+		field    string
+	}{
+		"LXD 5.0.2":   {lxdtest.Options{Dialect: lxdtest.LXD50}, lxd.LXD, "password"},
+		"LXD 6.9":     {lxdtest.Options{Dialect: lxdtest.LXD69}, lxd.LXD, "trust_token"},
+		"Incus 6.0.4": {lxdtest.Options{Dialect: lxdtest.Incus60}, lxd.Incus, "trust_token"},
+		"Incus 0.1":   {lxdtest.Options{Dialect: lxdtest.Incus60, WithoutExtensions: []string{"instances_lxcfs_per_instance"}}, lxd.Incus, "trust_token"},
+		"Incus 7":     {lxdtest.Options{Dialect: lxdtest.Incus60, TellsStrangersNothing: true}, "", "trust_token"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test.opts.TLS = true
+			server := lxdtest.NewServer(&test.opts)
+			t.Cleanup(server.Close)
+			opts := testkit.Joiner(t)
+			opts.ServerCertificate = server.Certificate()
+			stranger := testkit.NewClient(t, server.URL(), opts)
+			info, err := stranger.Server(t.Context())
+			require.NoError(t, err)
+			require.Equal(t, test.stranger, info.Family)
+			require.False(t, info.Trusted)
+			require.Equal(t, test.stranger == "", info.Extensions == nil)
+
+			if test.stranger != lxd.LXD {
+				require.ErrorIs(t, stranger.TrustPassword(t.Context(), "password", nil), lxd.ErrUnsupported)
+				for _, r := range server.Requests() {
+					require.NotEqual(t, "/1.0/certificates", r.Path, "the password is not sent")
+				}
+			}
+
+			client, err := lxd.Join(t.Context(), server.NewTrustToken("x"), opts)
+			require.NoError(t, err)
+			t.Cleanup(func() { require.NoError(t, client.Close()) })
+			for _, r := range server.Requests() {
+				if r.Path == "/1.0/certificates" {
+					var body map[string]any
+					require.NoError(t, json.Unmarshal(r.Text(), &body))
+					require.Contains(t, body, test.field)
+					require.Len(t, body, 2, "the type, and the token once")
+				}
+			}
+			for _, c := range []*lxd.Client{client, stranger} {
+				info, err := c.Server(t.Context())
+				require.NoError(t, err)
+				require.Equal(t, test.opts.Dialect.Family(), string(info.Family))
+				require.NotEmpty(t, info.Extensions)
+			}
+			testkit.Upload(t, client, &lxd.CreateOptions{Properties: map[string]string{"a": "b"}})
+		})
+	}
 }

@@ -8,9 +8,11 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 
@@ -384,29 +386,33 @@ func TestSourceRetries(t *testing.T) {
 	}
 }
 
-func TestTransient(t *testing.T) {
+// TestRetryAfterTooLong asks a server that wants to be asked again in an hour.
+func TestRetryAfterTooLong(t *testing.T) {
 	t.Parallel()
-	for _, test := range []struct {
-		err  interface{ Transient() bool }
-		want bool
-	}{
-		{&lxd.Error{StatusCode: 503}, true},
-		{&lxd.Error{StatusCode: 429}, true},
-		{&lxd.Error{StatusCode: 502}, true},
-		{&lxd.Error{StatusCode: 404}, false},
-		{&lxd.Error{StatusCode: 500}, false},
-		{&lxd.ConnectionError{Err: syscall.ECONNRESET}, true},
-		{&lxd.ConnectionError{Err: os.ErrPermission}, false},
-		{&lxd.ConnectionError{Err: &lxd.PinError{}}, false},
-		{&lxd.ConnectionError{Err: &lxd.ProxyError{StatusCode: 407}}, false},
-		{&lxd.ProxyError{StatusCode: 503, Err: io.ErrUnexpectedEOF}, true},
-		{&lxd.ProxyError{StatusCode: 403, Err: io.ErrUnexpectedEOF}, false},
-		{&lxd.SourceError{StatusCode: 504}, true},
-		{&lxd.SourceError{StatusCode: 404}, false},
-		{&lxd.SourceError{Err: io.ErrUnexpectedEOF}, true},
-		{&lxd.SourceError{Problem: "it was replaced"}, false},
-		{&lxd.InputError{}, false},
-	} {
-		require.Equal(t, test.want, test.err.Transient(), "%#v", test.err)
+	f := testkit.StartFake(t)
+	busy := f.Inject(lxdtest.TooManyRequests(time.Hour).On("GET", "/1.0/images"))
+	_, err := f.Client.Images.All(t.Context(), nil)
+	require.ErrorIs(t, err, lxd.ErrUnavailable)
+	require.Equal(t, 1, busy.Fired())
+}
+
+// TestRetryStartsAfresh: nothing of a response that was cut is left in the next.
+func TestRetryStartsAfresh(t *testing.T) {
+	t.Parallel()
+	start := `{"type":"sync","metadata":{"fingerprint":"` + oneFingerprint + `","properties":{`
+	bodies := []io.Reader{
+		io.MultiReader(strings.NewReader(start+`"old":"1"},"public":true,`), iotest.ErrReader(io.ErrUnexpectedEOF)),
+		strings.NewReader(start + `"new":"2"}}}`),
 	}
+	c := testkit.NewClient(t, "unix:///nowhere", &lxd.Options{Transport: func(http.RoundTripper) http.RoundTripper {
+		return roundTripper(func(req *http.Request) (*http.Response, error) {
+			body := bodies[0]
+			bodies = bodies[1:]
+			return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(body), Request: req}, nil
+		})
+	}})
+	image, err := c.Images.Get(t.Context(), oneFingerprint)
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{"new": "2"}, image.Properties)
+	require.False(t, image.Public)
 }

@@ -2,10 +2,11 @@ package lxd_test
 
 import (
 	"bytes"
-	"encoding/json"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -14,64 +15,6 @@ import (
 	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
-
-// TestJoinSendsTheTokenAsTheServerWantsIt looks at the one field that carries
-// the token, and at what the server told before.
-func TestJoinSendsTheTokenAsTheServerWantsIt(t *testing.T) {
-	t.Parallel()
-	for name, test := range map[string]struct {
-		opts     lxdtest.Options
-		stranger lxd.Family // that a client is told before it is trusted
-		field    string
-	}{
-		"LXD 5.0.2":   {lxdtest.Options{Dialect: lxdtest.LXD50}, lxd.LXD, "password"},
-		"LXD 6.9":     {lxdtest.Options{Dialect: lxdtest.LXD69}, lxd.LXD, "trust_token"},
-		"Incus 6.0.4": {lxdtest.Options{Dialect: lxdtest.Incus60}, lxd.Incus, "trust_token"},
-		"Incus 0.1":   {lxdtest.Options{Dialect: lxdtest.Incus60, WithoutExtensions: []string{"instances_lxcfs_per_instance"}}, lxd.Incus, "trust_token"},
-		"Incus 7":     {lxdtest.Options{Dialect: lxdtest.Incus60, TellsStrangersNothing: true}, "", "trust_token"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			test.opts.TLS = true
-			server := lxdtest.NewServer(&test.opts)
-			t.Cleanup(server.Close)
-			opts := testkit.Joiner(t)
-			opts.ServerCertificate = server.Certificate()
-			stranger := testkit.NewClient(t, server.URL(), opts)
-			info, err := stranger.Server(t.Context())
-			require.NoError(t, err)
-			require.Equal(t, test.stranger, info.Family)
-			require.False(t, info.Trusted)
-			require.Equal(t, test.stranger == "", info.Extensions == nil)
-
-			if test.stranger != lxd.LXD {
-				require.ErrorIs(t, stranger.TrustPassword(t.Context(), "password", nil), lxd.ErrUnsupported)
-				for _, r := range server.Requests() {
-					require.NotEqual(t, "/1.0/certificates", r.Path, "the password is not sent")
-				}
-			}
-
-			client, err := lxd.Join(t.Context(), server.NewTrustToken("x"), opts)
-			require.NoError(t, err)
-			t.Cleanup(func() { require.NoError(t, client.Close()) })
-			for _, r := range server.Requests() {
-				if r.Path == "/1.0/certificates" {
-					var body map[string]any
-					require.NoError(t, json.Unmarshal(r.Text(), &body))
-					require.Contains(t, body, test.field)
-					require.Len(t, body, 2, "the type, and the token once")
-				}
-			}
-			for _, c := range []*lxd.Client{client, stranger} {
-				info, err := c.Server(t.Context())
-				require.NoError(t, err)
-				require.Equal(t, test.opts.Dialect.Family(), string(info.Family))
-				require.NotEmpty(t, info.Extensions)
-			}
-			testkit.Upload(t, client, &lxd.CreateOptions{Properties: map[string]string{"a": "b"}})
-		})
-	}
-}
 
 // TestExtensionsAreNotTold: what a server does not tell, it does not lack.
 func TestExtensionsAreNotTold(t *testing.T) {
@@ -142,4 +85,33 @@ func TestUploadToAnUnknownFamily(t *testing.T) {
 		require.NoError(t, err)
 		require.NotNil(t, copied.Image)
 	}
+}
+
+// TestTrustComesLater makes calls before and after an administrator has added
+// the client's certificate.
+func TestTrustComesLater(t *testing.T) {
+	t.Parallel()
+	var trusted atomic.Bool
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path == "/1.0" && trusted.Load():
+			_, _ = io.WriteString(w, `{"type":"sync","metadata":{"auth":"trusted","environment":{"architectures":["x86_64"]}}}`)
+		case r.URL.Path == "/1.0":
+			_, _ = io.WriteString(w, `{"type":"sync","metadata":{"auth":"untrusted"}}`)
+		default:
+			_, _ = io.WriteString(w, `{"type":"sync","metadata":[]}`)
+		}
+	}))
+	t.Cleanup(server.Close)
+	cert, key, err := lxd.NewKeyPair(nil)
+	require.NoError(t, err)
+	c := testkit.NewClient(t, server.URL, &lxd.Options{ClientCertificate: cert, ClientKey: key, ServerFingerprint: fingerprintOf(server.Certificate().Raw)})
+	_, err = c.Images.All(t.Context(), nil)
+	require.ErrorIs(t, err, lxd.ErrForbidden)
+	trusted.Store(true)
+	_, err = c.Images.All(t.Context(), nil)
+	require.NoError(t, err)
+	info, err := c.Server(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, []string{"x86_64"}, info.Architectures)
 }
