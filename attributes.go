@@ -117,7 +117,7 @@ func (a attributes) put(from attributes) wire.ImagePut {
 // putAttributes changes an image. With an etag, it is an ErrConflict if the image
 // has changed since that was read.
 func (c *Client) putAttributes(ctx context.Context, fingerprint string, to, from attributes, etag string) error {
-	req := &request{method: http.MethodPut, path: path("images", fingerprint), query: c.query(), json: to.put(from)}
+	req := &request{method: http.MethodPut, path: path("images", fingerprint), query: c.query(), body: &jsonBody{to.put(from)}}
 	if etag != "" {
 		req.header = http.Header{"If-Match": {etag}}
 	}

@@ -23,9 +23,9 @@ func (j *copying) relay(ctx context.Context) (*Image, error) {
 		return nil, err
 	}
 	body := &relayBody{image: j.source, filename: j.want.filename, meter: j.meter}
-	defer body.close()
+	defer body.discard()
 	req := &request{
-		method: http.MethodPost, path: path("images"), query: c.query(), header: j.want.headers(to, j.source.Fingerprint), raw: body, repeatable: true,
+		method: http.MethodPost, path: path("images"), query: c.query(), header: j.want.headers(to, j.source.Fingerprint), body: body, repeatable: true,
 	}
 	op, err := c.start(ctx, req, j.settle)
 	if err != nil {
@@ -61,8 +61,8 @@ type relayBody struct {
 	err    error        // that ended it
 }
 
-func (r *relayBody) open(ctx context.Context) (_ io.ReadCloser, mediaType string, size int64, err error) {
-	r.close()
+func (r *relayBody) open(ctx context.Context, hreq *http.Request) (err error) {
+	r.discard()
 	// A target may refuse before it has read everything; the reading, which goes
 	// on elsewhere, must not take the end of the body for a cut then.
 	ctx, cancel := context.WithCancel(ctx)
@@ -73,13 +73,13 @@ func (r *relayBody) open(ctx context.Context) (_ io.ReadCloser, mediaType string
 	}()
 	src, err := r.image.content(ctx, 0, 0)
 	if err != nil {
-		return nil, "", 0, err
+		return err
 	}
-	mediaType, size = src.Response().Header.Get("Content-Type"), src.Size()
+	mediaType, size := src.Response().Header.Get("Content-Type"), src.Size()
 	kind, params, err := mime.ParseMediaType(mediaType)
 	if err != nil || (kind != "application/octet-stream" && !strings.HasPrefix(kind, "multipart/")) {
 		_ = src.Close()
-		return nil, "", 0, r.image.client.t.badResponse(r.image.exportRequest(nil), src.Response(), errors.New("it is not an image"))
+		return r.image.client.t.badResponse(src.req, src.Response(), errors.New("it is not an image"))
 	}
 	var body io.ReadCloser = src
 	if kind != "application/octet-stream" {
@@ -96,18 +96,25 @@ func (r *relayBody) open(ctx context.Context) (_ io.ReadCloser, mediaType string
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.reader, r.err = &relayReader{ctx, cancel, r, body}, nil
+	r.reader, r.err = &relayReader{ctx, cancel, r, src, body}, nil
 	r.meter.Phase(PhaseSend, 0, max(r.image.Size, size))
-	return r.reader, mediaType, size, nil
+	hreq.Body, hreq.ContentLength = r.reader, size
+	hreq.Header.Set("Content-Type", mediaType)
+	return nil
 }
 
-func (r *relayBody) failed() error {
+func (r *relayBody) replayable() bool { return true }
+
+// mayBlock: reading from the source obeys ctx.
+func (r *relayBody) mayBlock() bool { return false }
+
+func (r *relayBody) cause() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.err
 }
 
-func (r *relayBody) close() {
+func (r *relayBody) discard() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.reader != nil {
@@ -118,7 +125,7 @@ func (r *relayBody) close() {
 
 // explain adds what the source's side knows to what the target says.
 func (r *relayBody) explain(err error) error {
-	if cause := r.failed(); cause != nil {
+	if cause := r.cause(); cause != nil {
 		return errors.Join(err, cause)
 	}
 	return err
@@ -128,6 +135,7 @@ type relayReader struct {
 	ctx    context.Context //nolint:containedctx // of the transfer
 	cancel context.CancelFunc
 	r      *relayBody
+	src    *contentReader
 	body   io.ReadCloser
 }
 
@@ -140,7 +148,7 @@ func (r *relayReader) Read(p []byte) (int, error) {
 		var connection *ConnectionError
 		if !errors.As(err, &answer) && !errors.As(err, &connection) && !errors.Is(err, ErrBadResponse) {
 			// One that a copy may be begun anew after.
-			cause = r.r.image.client.t.connectionError(r.ctx, r.r.image.exportRequest(nil), err)
+			cause = r.r.image.client.t.connectionError(r.ctx, r.src.req, err)
 		}
 		r.r.mu.Lock()
 		r.r.err = cause

@@ -122,7 +122,7 @@ func (e *Export) open(offset int64) error {
 
 // accept takes over from the first response what it says of the content.
 func (e *Export) accept(src *contentReader, offset int64) error {
-	req, res := e.image.exportRequest(nil), src.Response()
+	res := src.Response()
 	kind, params, err := mime.ParseMediaType(res.Header.Get("Content-Type"))
 	if err != nil {
 		kind = ""
@@ -136,7 +136,7 @@ func (e *Export) accept(src *contentReader, offset int64) error {
 		e.form = multipart.NewReader(bufio.NewReaderSize(src, 64<<10), params["boundary"])
 		return nil
 	case kind != "application/octet-stream":
-		return e.image.client.t.badResponse(req, res, errors.New("it is not an image"))
+		return e.image.client.t.badResponse(src.req, res, errors.New("it is not an image"))
 	case size >= 0 && e.image.Size > 0 && size != e.image.Size:
 		return &FingerprintError{Want: e.image.Fingerprint, Err: fmt.Errorf("%w: the server sends %d bytes, the image has %d", ErrBadResponse, size, e.image.Size)}
 	default:

@@ -15,6 +15,7 @@ import (
 // the rest where the connection breaks.
 type contentReader struct {
 	*rangeread.Reader
+	req *request // the last; it knows what is not to be told
 }
 
 // content begins to read the image's content from an offset up to another one
@@ -26,11 +27,13 @@ func (i *Image) content(ctx context.Context, from, to int64) (*contentReader, er
 	if from > 0 || to > 0 {
 		size = i.Size
 	}
-	r, err := rangeread.Start(ctx, rangeread.Options{
+	r := &contentReader{}
+	var err error
+	r.Reader, err = rangeread.Start(ctx, rangeread.Options{
 		Open: func(ctx context.Context, header http.Header) (*http.Response, error) {
-			req := i.exportRequest(header)
-			res, err := t.stream(ctx, req)
-			if err != nil && !req.retryable(err) {
+			r.req = i.exportRequest(header)
+			res, err := t.stream(ctx, r.req)
+			if err != nil && !r.req.retryable(err) {
 				err = retry.Permanent(err)
 			}
 			return res, err
@@ -42,9 +45,9 @@ func (i *Image) content(ctx context.Context, from, to int64) (*contentReader, er
 		},
 	})
 	if err != nil {
-		return nil, contentError(err)
+		return nil, r.failed(err)
 	}
-	return &contentReader{r}, nil
+	return r, nil
 }
 
 // exportRequest is the request for the content, or for the part of it that the
@@ -64,15 +67,14 @@ func (i *Image) exportRequest(header http.Header) *request {
 // Read reads the next bytes.
 func (r *contentReader) Read(p []byte) (int, error) {
 	n, err := r.Reader.Read(p)
-	return n, contentError(err)
+	return n, r.failed(err)
 }
 
-// contentError makes an ErrBadResponse of a response that is not what was asked
-// for.
-func contentError(err error) error {
+// failed makes an ErrBadResponse of a response that is not what was asked for.
+func (r *contentReader) failed(err error) error {
 	for _, bad := range []error{rangeread.ErrNoRange, rangeread.ErrChanged, rangeread.ErrRange} {
 		if errors.Is(err, bad) {
-			return fmt.Errorf("%w: %w", ErrBadResponse, err)
+			return fmt.Errorf("%w: %w", ErrBadResponse, r.req.hidden().Error(err))
 		}
 	}
 	return err

@@ -31,6 +31,7 @@ func TestImportURLResumes(t *testing.T) {
 	}{
 		"ranges":       {streamstest.Times(2, streamstest.Cut(60_000)), lxd.CreateFromURLOptions{}, []string{"", "bytes=60000-", "bytes=120000-"}},
 		"no ranges":    {streamstest.Together(streamstest.NoRanges(), streamstest.Times(1, streamstest.Cut(60_000))), lxd.CreateFromURLOptions{}, []string{"", "bytes=60000-"}},
+		"no length":    {streamstest.Together(streamstest.NoLength(), streamstest.Times(1, streamstest.Cut(60_000))), lxd.CreateFromURLOptions{}, []string{"", "bytes=60000-"}},
 		"busy":         {streamstest.Times(2, streamstest.Status(http.StatusServiceUnavailable)), lxd.CreateFromURLOptions{}, []string{"", "", ""}},
 		"stalled once": {streamstest.Times(1, streamstest.Stall(60_000)), lxd.CreateFromURLOptions{StallTimeout: time.Second}, []string{"", "bytes=60000-"}},
 	} {
@@ -105,7 +106,7 @@ func TestImportFromStalledSources(t *testing.T) {
 			_, err := target.client.Images.CreateFromURL(t.Context(), at, &lxd.CreateFromURLOptions{
 				Via: lxd.ViaClient, Wait: true, StallTimeout: 500 * time.Millisecond,
 			})
-			require.ErrorContains(t, err, "nothing came")
+			require.ErrorContains(t, err, "no byte was sent or taken for too long")
 			require.NotErrorIs(t, err, context.Canceled, "nobody has cancelled it")
 			require.Contains(t, testkit.ErrOf[*lxd.SourceError](t, err).URL, path)
 			require.Less(t, time.Since(begin), 10*time.Second)

@@ -150,8 +150,8 @@ func (o *Operation) read(ctx context.Context, query string) error {
 		for name, values := range o.query {
 			req.query[name] = values
 		}
-		// The waiting itself tries again, for longer.
-		req.noRetry = true
+		// The waiting itself retries, for longer, and has a timeout of its own.
+		req.noRetry, req.patient = true, true
 	}
 	state, err := o.get(ctx, req)
 	if err != nil {

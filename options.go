@@ -63,6 +63,15 @@ type Options struct {
 	// section Retries of this package.
 	RetryTimeout time.Duration
 
+	// StallTimeout is how long the server may be silent: the time in which it
+	// takes nothing of what is sent to it (a block of at most 256 KiB), or sends
+	// neither the next byte nor its response. The connection then counts as
+	// broken, and the request is retried or resumed as after any other break.
+	// The time in which the caller's own reader or writer is slow does not
+	// count, nor does waiting for an operation or an event. The default is one
+	// minute. Negative: without limit.
+	StallTimeout time.Duration
+
 	// UserAgent is put before this package's own. Default: only the latter.
 	UserAgent string
 

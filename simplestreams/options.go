@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"net/url"
 	"time"
+
+	"github.com/golxd/lxd/internal/stall"
 )
 
 // Family is one of the two kinds of daemon that simplestreams trees are made for. They read different items of the same
@@ -80,7 +82,6 @@ const (
 	defaultUserAgent       = "golxd-simplestreams/1"
 	defaultMaxMetadataSize = 128 << 20
 	defaultTTL             = time.Hour
-	defaultStallTimeout    = time.Minute
 )
 
 // withDefaults returns a copy in which every zero field has its default.
@@ -99,7 +100,7 @@ func (o *Options) withDefaults() Options {
 		set.TTL = defaultTTL
 	}
 	if set.StallTimeout == 0 {
-		set.StallTimeout = defaultStallTimeout
+		set.StallTimeout = stall.DefaultTimeout
 	}
 	if set.Logger == nil {
 		set.Logger = slog.New(slog.DiscardHandler)

@@ -71,6 +71,21 @@ func (r *Retries) Pause(ctx context.Context, err error) error {
 	return Pause(ctx, wait, err)
 }
 
+// Do calls attempt until it succeeds, fails with an error that is not transient,
+// or the policy or ctx ends.
+func (p Policy) Do(ctx context.Context, attempt func() error) error {
+	retries := p.Begin()
+	for {
+		err := attempt()
+		if err == nil || !Transient(err) {
+			return err
+		}
+		if err := retries.Pause(ctx, err); err != nil {
+			return err
+		}
+	}
+}
+
 // next decides how long to wait after a failure.
 func (r *Retries) next(err error) (wait time.Duration, again bool) {
 	if r.timeout < 0 {
