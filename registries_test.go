@@ -10,6 +10,7 @@ import (
 
 	"github.com/golxd/lxd"
 	"github.com/golxd/lxd/internal/testkit"
+	"github.com/golxd/lxd/lxdtest"
 )
 
 // TestRegistriesByOperation: LXD's later versions make and delete registries in
@@ -37,4 +38,55 @@ func TestRegistriesByOperation(t *testing.T) {
 	outcome = `"status_code":400,"err":"it has no room"`
 	require.ErrorContains(t, c.Registries.Create(t.Context(), registry), "it has no room")
 	require.ErrorContains(t, c.Registries.Delete(t.Context(), "web"), "it has no room")
+}
+
+func TestRegistries(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: lxdtest.LXD69}, nil)
+	want := lxd.Registry{Name: "web/1", Description: "the web", Protocol: "simplestreams", Config: map[string]string{"url": "https://images.example.net"}}
+	require.NoError(t, f.Client.Registries.Create(t.Context(), want))
+	require.ErrorIs(t, f.Client.Registries.Create(t.Context(), want), lxd.ErrExists)
+	read, err := f.Client.Registries.Get(t.Context(), want.Name)
+	require.NoError(t, err)
+	all, err := f.Client.Registries.All(t.Context())
+	require.NoError(t, err)
+	require.Contains(t, all, *read)
+	require.Equal(t, want.Name, read.Name)
+	require.Equal(t, want.Description, read.Description)
+	require.Equal(t, want.Protocol, read.Protocol)
+	require.Equal(t, want.Config, read.Config)
+	lost := f.Inject(lxdtest.LoseAnswer().On(http.MethodDelete, "/1.0/image-registries/*").Times(1))
+	require.NoError(t, f.Client.Registries.Delete(t.Context(), want.Name), "it is gone when the request is sent again")
+	require.Equal(t, 1, lost.Fired())
+	_, err = f.Client.Registries.Get(t.Context(), want.Name)
+	require.ErrorIs(t, err, lxd.ErrNotFound)
+	require.ErrorIs(t, f.Client.Registries.Delete(t.Context(), want.Name), lxd.ErrNotFound)
+
+	for field, registry := range map[string]lxd.Registry{
+		"Registry.Name":          {Protocol: "simplestreams", Config: want.Config},
+		"Registry.Protocol":      {Name: "x", Config: want.Config},
+		`Registry.Config["url"]`: {Name: "x", Protocol: "simplestreams"},
+	} {
+		require.Equal(t, field, testkit.ErrOf[*lxd.InputError](t, f.Client.Registries.Create(t.Context(), registry)).Field)
+	}
+}
+
+// TestRegistriesNeedTheirExtension: nothing is sent to a server without it.
+func TestRegistriesNeedTheirExtension(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFake(t)
+	_, err := f.Client.Server(t.Context())
+	require.NoError(t, err)
+	f.ForgetRequests()
+	r := f.Client.Registries
+	_, all := r.All(t.Context())
+	_, get := r.Get(t.Context(), "web")
+	for call, err := range map[string]error{
+		"All": all, "Get": get, "Delete": r.Delete(t.Context(), "web"),
+		"Create": r.Create(t.Context(), lxd.Registry{Name: "web", Protocol: "simplestreams", Config: map[string]string{"url": "https://h"}}),
+	} {
+		require.ErrorIs(t, err, lxd.ErrUnsupported, call)
+		require.ErrorContains(t, err, "image_registries", call)
+	}
+	require.Empty(t, f.Requests())
 }
