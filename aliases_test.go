@@ -66,11 +66,15 @@ func TestAliasesAreOfTheirProject(t *testing.T) {
 	alias, err := there.Aliases.Get(t.Context(), "name")
 	require.NoError(t, err)
 	require.Equal(t, lxd.Alias{Name: "name", Description: "there", Target: foreign.Fingerprint, Type: lxd.Container}, alias)
+	require.NoError(t, there.Aliases.Set(t.Context(), lxd.Alias{Name: "name", Description: "moved", Target: foreign.Fingerprint}))
+	require.NoError(t, there.Aliases.Rename(t.Context(), "name", "other name"))
+	require.NoError(t, there.Aliases.Rename(t.Context(), "other name", "name"))
 	require.NoError(t, there.Aliases.Delete(t.Context(), "name"))
 	_, err = there.Aliases.Get(t.Context(), "name")
 	require.ErrorIs(t, err, lxd.ErrNotFound)
-	_, err = f.Client.Aliases.Get(t.Context(), "name")
-	require.NoError(t, err, "it is another project's")
+	unchanged, err := f.Client.Aliases.All(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, here, unchanged, "it is another project's")
 }
 
 // TestAliasUpdateLosesNoChange has another client change the alias while it is

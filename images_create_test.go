@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -106,18 +107,24 @@ func (l *lateReader) Seek(offset int64, whence int) (int64, error) {
 // Read of the caller's reader, which the second sending must not disturb.
 func TestRetryWaitsForTheReader(t *testing.T) {
 	t.Parallel()
-	server := testkit.StartFakeWith(t, nil, nil)
-	refused := server.Inject(lxdtest.EarlyAnswer(1<<19, 503, "busy").On("POST", "/1.0/images").Times(1))
-	data := lxdtest.UnifiedImage("late", 2<<20)
-	var once sync.Once
-	reader := &lateReader{t: t, r: bytes.NewReader(data), wait: func() {
-		// The first time, until the client has had the time to begin anew.
-		once.Do(func() { time.Sleep(500 * time.Millisecond) })
-	}}
-	image, err := server.Client.Images.Create(t.Context(), reader, &lxd.CreateOptions{Wait: true})
-	require.NoError(t, err)
-	require.Equal(t, lxdtest.Fingerprint(data), image.Fingerprint)
-	require.Equal(t, 1, refused.Fired())
+	synctest.Test(t, func(t *testing.T) {
+		server := lxdtest.NewServer(&lxdtest.Options{InMemory: true})
+		defer server.Close()
+		client, err := lxd.New("unix:///lxd", &lxd.Options{Dial: server.DialContext})
+		require.NoError(t, err)
+		defer func() { require.NoError(t, client.Close()) }()
+		refused := server.Inject(lxdtest.EarlyAnswer(1<<19, 503, "busy").On("POST", "/1.0/images").Times(1))
+		data := lxdtest.UnifiedImage("late", 2<<20)
+		var once sync.Once
+		reader := &lateReader{t: t, r: bytes.NewReader(data), wait: func() {
+			// The first time, until all that the client does meanwhile is waiting.
+			once.Do(func() { time.Sleep(time.Second) })
+		}}
+		image, err := client.Images.Create(t.Context(), reader, &lxd.CreateOptions{Wait: true})
+		require.NoError(t, err)
+		require.Equal(t, lxdtest.Fingerprint(data), image.Fingerprint)
+		require.Equal(t, 1, refused.Fired())
+	})
 }
 
 // TestContextEndsSlowReaders ends uploads while a reader that could be read

@@ -117,7 +117,7 @@ func TestExportToOverConnectionsGoesOn(t *testing.T) {
 	t.Parallel()
 	data := lxdtest.UnifiedImage("goes on", 8<<20)
 	for _, next := range []int{0, 2, 4, 64} {
-		t.Run(fmt.Sprint(next), func(t *testing.T) {
+		t.Run(fmt.Sprintf("then %d connections", next), func(t *testing.T) {
 			t.Parallel()
 			x := newExportTest(t, -1, data, nil)
 			dir := t.TempDir()

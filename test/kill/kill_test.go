@@ -51,7 +51,7 @@ func TestKill(t *testing.T) {
 		for round := range testkit.Size(t, 2, 25) {
 			for _, k := range killings {
 				delay := time.Duration(random.Int64N(int64(k.within)))
-				t.Run(fmt.Sprintf("%s %s %d", family, k.name, round), func(t *testing.T) {
+				t.Run(fmt.Sprintf("%s %s, round %d", family, k.name, round), func(t *testing.T) {
 					k.play(t, d, delay)
 				})
 			}
