@@ -151,7 +151,7 @@ func (o *Operation) read(ctx context.Context, query string) error {
 			req.query[name] = values
 		}
 		// The waiting itself retries, for longer, and has a timeout of its own.
-		req.noRetry, req.patient = true, true
+		req.noRetry, req.silence = true, waitTimeout+waitSlack
 	}
 	state, err := o.get(ctx, req)
 	if err != nil {
@@ -225,9 +225,7 @@ func (o *Operation) Wait(ctx context.Context) error {
 	refusals := endless.Begin()
 	for {
 		began := time.Now()
-		attempt, cancel := context.WithTimeout(ctx, waitTimeout+waitSlack)
-		err := o.read(attempt, strconv.Itoa(int(waitTimeout/time.Second)))
-		cancel()
+		err := o.read(ctx, strconv.Itoa(int(waitTimeout/time.Second)))
 		if err == nil {
 			if ended, err := o.result(); ended {
 				return err
@@ -262,8 +260,7 @@ func (o *Operation) Wait(ctx context.Context) error {
 				continue
 			}
 			series = refusals
-		case errors.Is(err, ErrUnavailable) && retry.Transient(err), errors.Is(err, context.DeadlineExceeded):
-			// Away, or a dead connection.
+		case errors.Is(err, ErrUnavailable) && retry.Transient(err):
 		case errors.Is(err, ErrUnavailable):
 			return o.lost(err)
 		default:

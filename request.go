@@ -25,8 +25,8 @@ type request struct {
 	check func() error
 	// noRetry makes a failure final, whatever its kind.
 	noRetry bool
-	// patient has the server take its time to respond.
-	patient bool
+	// silence is how long the server may be silent; 0 is Options.StallTimeout.
+	silence time.Duration
 	// repeatable makes a POST one that may be sent twice, because the second
 	// does no harm: the same content is the same image.
 	repeatable bool
@@ -44,14 +44,6 @@ func (r *request) hidden() *redact.Secrets {
 		all = append(all, body.secrets())
 	}
 	return redact.Join(all...)
-}
-
-// stallTimeout is how long the server may be silent.
-func (r *request) stallTimeout(t *transport) time.Duration {
-	if r.patient {
-		return -1
-	}
-	return t.stall
 }
 
 // expected is the kind of answer that a request is to get.
