@@ -327,6 +327,10 @@ func (u *upload) open(ctx context.Context, hreq *http.Request) error {
 		hreq.Body = http.NoBody
 	}
 	hreq.Header.Set("Content-Type", u.content.Type)
+	if !u.content.Replayable() {
+		// It can be sent once: not before the server has said that it wants it.
+		hreq.Header.Set("Expect", "100-continue")
+	}
 	return nil
 }
 

@@ -51,9 +51,11 @@ type Operation struct {
 	// tell any more: it returns nil if the work is seen to be done.
 	settle func(context.Context) error
 
-	mu      sync.Mutex
-	state   wire.Operation // without secrets
-	secrets *redact.Secrets
+	token   string          // of a token operation: the secret that it is about
+	secrets *redact.Secrets // that are in nothing which is told of it
+
+	mu    sync.Mutex
+	state wire.Operation // without secrets
 }
 
 // OperationStatus is what is known of an operation.
@@ -75,15 +77,35 @@ type OperationStatus struct {
 // Done says whether the operation has ended.
 func (s *OperationStatus) Done() bool { return s.StatusCode >= statusSuccess }
 
-// operation makes one of its state. secrets are those that the server was given
-// for it: they are in nothing that is told of it.
+// operation returns the operation of a state. secrets are those that the server
+// was given for it.
 func (c *Client) operation(state wire.Operation, settle func(context.Context) error, secrets *redact.Secrets) *Operation {
-	return &Operation{client: c, id: state.ID, query: c.query(), state: without(state, secrets), settle: settle, secrets: secrets}
+	token, _ := state.Metadata["secret"].(string)
+	secrets = redact.Join(secrets, ownSecrets(&state))
+	return &Operation{client: c, id: state.ID, query: c.query(), settle: settle, token: token, secrets: secrets, state: without(state, secrets)}
+}
+
+// ownSecrets are those that an operation itself makes: of a token operation, and
+// of the connections of a websocket operation.
+func ownSecrets(state *wire.Operation) *redact.Secrets {
+	var values []string
+	if token, ok := state.Metadata["secret"].(string); ok {
+		values = append(values, token)
+	}
+	if connections, ok := state.Metadata["fds"].(map[string]any); ok {
+		for _, secret := range connections {
+			if text, ok := secret.(string); ok {
+				values = append(values, text)
+			}
+		}
+	}
+	return redact.Hide(values...)
 }
 
 // without is an operation's state without secrets. The fingerprint of an image
 // stays: it is what the work is known by.
 func without(state wire.Operation, secrets *redact.Secrets) wire.Operation {
+	secrets = redact.Join(secrets, ownSecrets(&state))
 	state.Err, state.Description, state.Status = secrets.Text(state.Err), secrets.Text(state.Description), secrets.Text(state.Status)
 	if state.Metadata == nil {
 		return state
@@ -94,21 +116,6 @@ func without(state wire.Operation, secrets *redact.Secrets) wire.Operation {
 		state.Metadata["fingerprint"] = fingerprint
 	}
 	return state
-}
-
-// hide adds a secret that the operation must not tell.
-func (o *Operation) hide(secret string) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.secrets = redact.Join(o.secrets, redact.Hide(secret))
-	o.state = without(o.state, o.secrets)
-}
-
-// hidden are the operation's secrets.
-func (o *Operation) hidden() *redact.Secrets {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.secrets
 }
 
 // ID is the operation's UUID.
@@ -143,7 +150,7 @@ func (o *Operation) Refresh(ctx context.Context) (OperationStatus, error) {
 // read gets the state, from the operation itself or from one of its
 // sub-resources.
 func (o *Operation) read(ctx context.Context, query string) error {
-	req := &request{method: http.MethodGet, path: path("operations", o.id), query: o.query, secrets: o.hidden()}
+	req := &request{method: http.MethodGet, path: path("operations", o.id), query: o.query, secrets: o.secrets}
 	if query != "" {
 		req.path = path("operations", o.id, "wait")
 		req.query = url.Values{"timeout": {query}}
@@ -151,7 +158,7 @@ func (o *Operation) read(ctx context.Context, query string) error {
 			req.query[name] = values
 		}
 		// The waiting itself retries, for longer, and has a timeout of its own.
-		req.noRetry, req.patient = true, true
+		req.noRetry, req.silence = true, waitTimeout+waitSlack
 	}
 	state, err := o.get(ctx, req)
 	if err != nil {
@@ -225,9 +232,7 @@ func (o *Operation) Wait(ctx context.Context) error {
 	refusals := endless.Begin()
 	for {
 		began := time.Now()
-		attempt, cancel := context.WithTimeout(ctx, waitTimeout+waitSlack)
-		err := o.read(attempt, strconv.Itoa(int(waitTimeout/time.Second)))
-		cancel()
+		err := o.read(ctx, strconv.Itoa(int(waitTimeout/time.Second)))
 		if err == nil {
 			if ended, err := o.result(); ended {
 				return err
@@ -262,8 +267,7 @@ func (o *Operation) Wait(ctx context.Context) error {
 				continue
 			}
 			series = refusals
-		case errors.Is(err, ErrUnavailable) && retry.Transient(err), errors.Is(err, context.DeadlineExceeded):
-			// Away, or a dead connection.
+		case errors.Is(err, ErrUnavailable) && retry.Transient(err):
 		case errors.Is(err, ErrUnavailable):
 			return o.lost(err)
 		default:
@@ -345,7 +349,7 @@ func (o *Operation) interrupted(ctx context.Context) error {
 // Cancel asks the server to end the operation. It is an error if the operation
 // has ended, or cannot be cancelled.
 func (o *Operation) Cancel(ctx context.Context) error {
-	_, err := o.client.t.call(ctx, &request{method: http.MethodDelete, path: path("operations", o.id), query: o.query, secrets: o.hidden()}, nil)
+	_, err := o.client.t.call(ctx, &request{method: http.MethodDelete, path: path("operations", o.id), query: o.query, secrets: o.secrets}, nil)
 	if errors.Is(err, errDeletedBefore) {
 		return nil
 	}
@@ -389,9 +393,11 @@ func (c *Client) operations(ctx context.Context) ([]*Operation, *answer, error) 
 	return ops, ans, nil
 }
 
-// start sends a request whose answer is an operation.
+// start sends a request whose response is an operation.
 func (c *Client) start(ctx context.Context, req *request, settle func(context.Context) error) (*Operation, error) {
 	req.expect = expectOperation
+	// Before the response comes, an event may tell of the operation.
+	c.t.secrets.add(req.hidden())
 	state, _, err := get(ctx, c.t, req, func(state *wire.Operation) error { return holdOperation(state, "") })
 	if err != nil {
 		return nil, err

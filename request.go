@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/golxd/lxd/internal/redact"
@@ -25,8 +27,8 @@ type request struct {
 	check func() error
 	// noRetry makes a failure final, whatever its kind.
 	noRetry bool
-	// patient has the server take its time to respond.
-	patient bool
+	// silence is how long the server may be silent; 0 is Options.StallTimeout.
+	silence time.Duration
 	// repeatable makes a POST one that may be sent twice, because the second
 	// does no harm: the same content is the same image.
 	repeatable bool
@@ -46,12 +48,33 @@ func (r *request) hidden() *redact.Secrets {
 	return redact.Join(all...)
 }
 
-// stallTimeout is how long the server may be silent.
-func (r *request) stallTimeout(t *transport) time.Duration {
-	if r.patient {
-		return -1
+// recentSecrets are those of the latest requests that have begun an operation:
+// events tell of the operation too.
+type recentSecrets struct {
+	mu     sync.Mutex
+	latest []*redact.Secrets
+	all    *redact.Secrets
+}
+
+// maxRecentSecrets is how many requests are remembered.
+const maxRecentSecrets = 64
+
+func (r *recentSecrets) add(secrets *redact.Secrets) {
+	if secrets == nil {
+		return
 	}
-	return t.stall
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.latest = append(r.latest, secrets); len(r.latest) > maxRecentSecrets {
+		r.latest = slices.Delete(r.latest, 0, 1)
+	}
+	r.all = redact.Join(r.latest...)
+}
+
+func (r *recentSecrets) joined() *redact.Secrets {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.all
 }
 
 // expected is the kind of answer that a request is to get.

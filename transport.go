@@ -1,6 +1,7 @@
 package lxd
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -48,6 +49,7 @@ type transport struct {
 	tls      *tls.Config                      // nil for none
 	peer     atomic.Pointer[x509.Certificate] // that the server showed last
 	tokens   recentTokens
+	secrets  recentSecrets
 }
 
 // pinned returns a transport to the same server, with connections of its own,
@@ -114,7 +116,7 @@ func (t *transport) stream(ctx context.Context, req *request) (*http.Response, e
 // send makes one attempt. Where the server is silent for Options.StallTimeout,
 // that breaks the connection.
 func (t *transport) send(ctx context.Context, req *request) (*http.Response, error) {
-	watched, watch := stall.New(ctx, req.stallTimeout(t))
+	watched, watch := stall.New(ctx, cmp.Or(req.silence, t.stall))
 	hreq, err := t.httpRequest(watched, req)
 	if err != nil {
 		watch.Close()
