@@ -74,7 +74,7 @@ func (s *Server) aliasURL(key aliasKey) string {
 // serveAliases lists the aliases.
 func (s *Server) serveAliases(w http.ResponseWriter, r *http.Request) error {
 	urls, full := []string{}, []aliasJSON{}
-	err := s.locked(func() error {
+	err := s.withLock(func() error {
 		project, err := s.imageProject(r)
 		if err != nil {
 			return err
@@ -116,7 +116,7 @@ func (s *Server) findAlias(r *http.Request, name string) (*alias, error) {
 func (s *Server) serveAlias(w http.ResponseWriter, r *http.Request, name string) error {
 	var etag string
 	var out aliasJSON
-	err := s.locked(func() error {
+	err := s.withLock(func() error {
 		a, err := s.findAlias(r, name)
 		if err != nil {
 			return err
@@ -141,7 +141,7 @@ func (s *Server) serveCreateAlias(w http.ResponseWriter, r *http.Request) error 
 		return err
 	}
 	if post.Name == "" || post.Target == nil || *post.Target == "" {
-		return fail(http.StatusBadRequest, "name and target are required")
+		return statusErrorf(http.StatusBadRequest, "name and target are required")
 	}
 	s.mu.Lock()
 	key, err := s.createAlias(r, post)
@@ -178,7 +178,7 @@ func (s *Server) createAlias(r *http.Request, post aliasPost) (aliasKey, error) 
 }
 
 func aliasExists(name string) error {
-	return fail(http.StatusConflict, "Alias %q already exists", name)
+	return statusErrorf(http.StatusConflict, "Alias %q already exists", name)
 }
 
 // servePutAlias replaces target and description of an alias.
@@ -188,7 +188,7 @@ func (s *Server) servePutAlias(w http.ResponseWriter, r *http.Request, name stri
 		return err
 	}
 	if put.Target == nil || *put.Target == "" {
-		return fail(http.StatusBadRequest, "The target field is required")
+		return statusErrorf(http.StatusBadRequest, "The target field is required")
 	}
 	if put.Description == nil {
 		put.Description = new(string)

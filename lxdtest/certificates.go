@@ -66,7 +66,7 @@ func (s *Server) findTrust(name string) (*trust, error) {
 			return t, nil
 		}
 	}
-	return nil, fail(http.StatusNotFound, "Certificate not found")
+	return nil, statusErrorf(http.StatusNotFound, "Certificate not found")
 }
 
 // serveCertificate answers GET of one trusted certificate.
@@ -108,31 +108,31 @@ func (s *Server) serveAddCertificate(w http.ResponseWriter, r *http.Request) err
 			return errForbidden
 		}
 		s.mu.Lock()
-		answer := s.render(s.newTrustOperation(post.Name, post.Projects))
+		response := s.render(s.newTrustOperation(post.Name, post.Projects))
 		s.mu.Unlock()
-		writeOperation(w, answer)
+		writeOperation(w, response)
 		return nil
 	}
 	if post.Type != "client" && post.Type != "" {
-		return fail(http.StatusBadRequest, "Unknown request type %s", post.Type)
+		return statusErrorf(http.StatusBadRequest, "Unknown request type %s", post.Type)
 	}
 	name, projects := post.Name, post.Projects
 	var token *operation
 	if !trusted {
 		var err error
-		if token, err = s.admits(post); err != nil {
+		if token, err = s.checkCredentials(post); err != nil {
 			return err
 		}
 	}
-	cert, err := s.joiningCertificate(r, post)
+	cert, err := s.clientCertificate(r, post)
 	if err != nil {
 		return err
 	}
 	if token != nil {
 		s.mu.Lock()
 		request, _ := token.metadata["request"].(map[string]any)
-		if asked, _ := request["name"].(string); asked != "" {
-			name = asked
+		if tokenName, _ := request["name"].(string); tokenName != "" {
+			name = tokenName
 		}
 		projects, _ = request["projects"].([]string)
 		used := token.status == statusRunning
@@ -155,10 +155,10 @@ func (s *Server) serveAddCertificate(w http.ResponseWriter, r *http.Request) err
 	return nil
 }
 
-var errNoPasswords = fail(http.StatusNotImplemented, "Password authentication is no longer supported, please update your client")
+var errNoPasswords = statusErrorf(http.StatusNotImplemented, "Password authentication is no longer supported, please update your client")
 
 // admits checks the password or the token of an untrusted caller.
-func (s *Server) admits(post certificatePost) (token *operation, err error) {
+func (s *Server) checkCredentials(post certificatePost) (token *operation, err error) {
 	if s.traits.refusesPassword && post.Password != "" {
 		return nil, errNoPasswords
 	}
@@ -176,7 +176,7 @@ func (s *Server) admits(post certificatePost) (token *operation, err error) {
 		if json.Unmarshal(data, &join) == nil && join.Secret != "" {
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			if op := s.tokenWith(join.Secret); op != nil && op.metadata["request"] != nil {
+			if op := s.findToken(join.Secret); op != nil && op.metadata["request"] != nil {
 				return op, nil
 			}
 			return nil, errForbidden
@@ -188,9 +188,9 @@ func (s *Server) admits(post certificatePost) (token *operation, err error) {
 	return nil, errForbidden
 }
 
-// joiningCertificate returns the certificate in the body, or the one of the
+// clientCertificate returns the certificate in the body, or the one of the
 // connection.
-func (s *Server) joiningCertificate(r *http.Request, post certificatePost) (*x509.Certificate, error) {
+func (s *Server) clientCertificate(r *http.Request, post certificatePost) (*x509.Certificate, error) {
 	if post.Certificate != "" {
 		// It comes as base64 of the certificate, without a PEM frame, or as PEM.
 		data, err := base64.StdEncoding.DecodeString(post.Certificate)
@@ -198,16 +198,16 @@ func (s *Server) joiningCertificate(r *http.Request, post certificatePost) (*x50
 			data, err = block.Bytes, nil
 		}
 		if err != nil {
-			return nil, fail(http.StatusBadRequest, "%v", err)
+			return nil, statusErrorf(http.StatusBadRequest, "%v", err)
 		}
 		cert, err := x509.ParseCertificate(data)
 		if err != nil {
-			return nil, fail(http.StatusBadRequest, "Invalid certificate material: %v", err)
+			return nil, statusErrorf(http.StatusBadRequest, "Invalid certificate material: %v", err)
 		}
 		return cert, nil
 	}
 	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
-		return nil, fail(http.StatusBadRequest, "No client certificate provided")
+		return nil, statusErrorf(http.StatusBadRequest, "No client certificate provided")
 	}
 	return r.TLS.PeerCertificates[0], nil
 }

@@ -110,10 +110,10 @@ var dialects = [...]traits{
 // projectExists is the refusal of a project whose name is taken.
 func (t *traits) projectExists(name string) error {
 	if t.family == "incus" {
-		return fail(http.StatusInternalServerError, "Failed creating project %q: Failed adding database record: "+
+		return statusErrorf(http.StatusInternalServerError, "Failed creating project %q: Failed adding database record: "+
 			"Failed to create \"projects\" entry: UNIQUE constraint failed: projects.name", name)
 	}
-	return fail(http.StatusConflict, "Failed creating project %q: Failed adding database record: "+
+	return statusErrorf(http.StatusConflict, "Failed creating project %q: Failed adding database record: "+
 		"This \"projects\" entry already exists", name)
 }
 

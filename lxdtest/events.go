@@ -41,7 +41,7 @@ type requestorJSON struct {
 type hub struct {
 	mu          sync.Mutex
 	subscribers []*subscriber
-	held        *event // waits to be sent after the next one
+	delayed     *event // to be sent after the next one
 }
 
 // subscriber is one open event socket.
@@ -94,7 +94,7 @@ func (h *hub) reset() {
 	for _, sub := range h.subscribers {
 		sub.drop()
 	}
-	h.subscribers, h.held = nil, nil
+	h.subscribers, h.delayed = nil, nil
 }
 
 // add opens a socket.
@@ -130,8 +130,8 @@ const reorderLimit = 100 * time.Millisecond
 func (h *hub) flush(e *event) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.held == e {
-		h.held = nil
+	if h.delayed == e {
+		h.delayed = nil
 		h.send(e)
 	}
 }
@@ -159,17 +159,17 @@ func (s *Server) publish(e *event) {
 	s.hub.mu.Lock()
 	defer s.hub.mu.Unlock()
 	operation := e.Type == "operation"
-	if operation && s.hub.held == nil && s.fires(kindReorder) {
-		s.hub.held = e
+	if operation && s.hub.delayed == nil && s.fire(kindReorder) {
+		s.hub.delayed = e
 		time.AfterFunc(reorderLimit, func() { s.hub.flush(e) })
 		return
 	}
 	s.hub.send(e)
-	if operation && s.fires(kindDuplicate) {
+	if operation && s.fire(kindDuplicate) {
 		s.hub.send(e)
 	}
-	if late := s.hub.held; late != nil && operation {
-		s.hub.held = nil
+	if late := s.hub.delayed; late != nil && operation {
+		s.hub.delayed = nil
 		s.hub.send(late)
 	}
 }
@@ -182,28 +182,28 @@ func (s *Server) publishOperation(op *operation) {
 
 // publishLifecycle tells the listeners what happened to an image or an alias.
 func (s *Server) publishLifecycle(r *http.Request, action, source, project string, context map[string]any) {
-	life := lifecycleJSON{Action: action, Source: source, Context: context}
+	lifecycle := lifecycleJSON{Action: action, Source: source, Context: context}
 	if r != nil {
-		life.Requestor = &requestorJSON{Username: "root", Protocol: "unix", Address: "@"}
+		lifecycle.Requestor = &requestorJSON{Username: "root", Protocol: "unix", Address: "@"}
 		if r.TLS != nil {
-			life.Requestor.Protocol = "tls"
-			life.Requestor.Address = r.RemoteAddr
-			life.Requestor.Username = ""
+			lifecycle.Requestor.Protocol = "tls"
+			lifecycle.Requestor.Address = r.RemoteAddr
+			lifecycle.Requestor.Username = ""
 			if len(r.TLS.PeerCertificates) > 0 {
-				life.Requestor.Username = certFingerprint(r.TLS.PeerCertificates[0])
+				lifecycle.Requestor.Username = certFingerprint(r.TLS.PeerCertificates[0])
 			}
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.publish(&event{Type: "lifecycle", Metadata: life, Project: project})
+	s.publish(&event{Type: "lifecycle", Metadata: lifecycle, Project: project})
 }
 
 // serveEvents upgrades to a WebSocket and sends events until either side
 // closes it.
 func (s *Server) serveEvents(w http.ResponseWriter, r *http.Request) error {
 	if !websocket.IsWebSocketUpgrade(r) {
-		return fail(http.StatusBadRequest, "websocket: the client is not using the websocket protocol: 'upgrade' token not found in 'Connection' header")
+		return statusErrorf(http.StatusBadRequest, "websocket: the client is not using the websocket protocol: 'upgrade' token not found in 'Connection' header")
 	}
 	query := r.URL.Query()
 	sub := &subscriber{wake: make(chan struct{}, 1), closed: make(chan struct{})}
@@ -215,7 +215,7 @@ func (s *Server) serveEvents(w http.ResponseWriter, r *http.Request) error {
 	}
 	// What happens as soon as the client has its answer is among the events.
 	s.mu.Lock()
-	life := s.life
+	runCtx := s.runCtx
 	s.hub.add(sub)
 	s.mu.Unlock()
 	defer s.hub.remove(sub)
@@ -250,7 +250,7 @@ func (s *Server) serveEvents(w http.ResponseWriter, r *http.Request) error {
 				if err := socket.WriteMessage(websocket.TextMessage, data); err != nil {
 					return nil
 				}
-				if s.dropsSocket() {
+				if s.dropEventSocket() {
 					return nil
 				}
 			}
@@ -262,7 +262,7 @@ func (s *Server) serveEvents(w http.ResponseWriter, r *http.Request) error {
 			return nil
 		case <-gone:
 			return nil
-		case <-life.Done():
+		case <-runCtx.Done():
 			return nil
 		}
 	}

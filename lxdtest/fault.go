@@ -19,7 +19,7 @@ const (
 	kindCutResponse kind = iota
 	kindCutRequest
 	kindReset
-	kindLoseAnswer
+	kindLoseResponse
 	kindRefuse
 	kindStallHeaders
 	kindStallBody
@@ -105,7 +105,7 @@ func Reset() Fault { return Fault{name: "reset", kind: kindReset} }
 
 // LoseAnswer resets the connection in place of the answer. The server has done
 // what the request asked for.
-func LoseAnswer() Fault { return Fault{name: "lose answer", kind: kindLoseAnswer} }
+func LoseAnswer() Fault { return Fault{name: "lose answer", kind: kindLoseResponse} }
 
 // Refuse has connections refused until it is removed. Connections that are
 // open stay so. It is not about requests: On and Times do nothing, and of the
@@ -278,7 +278,7 @@ func (s *Server) stopSockets() {
 
 // refuses tells whether connections are refused, and counts one; the caller
 // holds the lock.
-func (s *Server) refuses() bool {
+func (s *Server) refuseConn() bool {
 	if s.refusing == 0 {
 		return false
 	}
@@ -292,16 +292,16 @@ func (s *Server) refuses() bool {
 
 // spent tells whether a fault has fired as often as it was to; the caller
 // holds the lock.
-func (i *Injected) spent() bool { return i.fault.times > 0 && i.fired >= i.fault.times }
+func (i *Injected) exhausted() bool { return i.fault.times > 0 && i.fired >= i.fault.times }
 
 // fires counts one firing of a fault that is not about requests and tells
 // whether there is one; the caller holds the lock.
-func (s *Server) fires(k kind) bool { return s.firing(k) != nil }
+func (s *Server) fire(k kind) bool { return s.fireFault(k) != nil }
 
 // firing is fires, returning the fault.
-func (s *Server) firing(k kind) *Injected {
+func (s *Server) fireFault(k kind) *Injected {
 	for _, i := range s.faults {
-		if i.fault.kind == k && !i.spent() {
+		if i.fault.kind == k && !i.exhausted() {
 			i.fired++
 			return i
 		}
@@ -309,11 +309,11 @@ func (s *Server) firing(k kind) *Injected {
 	return nil
 }
 
-// dropsSocket tells whether an event socket is to be closed after an event.
-func (s *Server) dropsSocket() bool {
+// dropEventSocket tells whether an event socket is to be closed after an event.
+func (s *Server) dropEventSocket() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.fires(kindDropEvents)
+	return s.fire(kindDropEvents)
 }
 
 // matches tells whether a fault is about a request.
@@ -336,17 +336,17 @@ func (f Fault) matches(r *http.Request) bool {
 }
 
 // take returns the faults that a request meets.
-func (s *Server) take(r *http.Request) []*Injected {
+func (s *Server) faultsFor(r *http.Request) []*Injected {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var met []*Injected
+	var matched []*Injected
 	for _, i := range s.faults {
-		if i.fault.matches(r) && !i.spent() {
+		if i.fault.matches(r) && !i.exhausted() {
 			i.fired++
-			met = append(met, i)
+			matched = append(matched, i)
 		}
 	}
-	return met
+	return matched
 }
 
 // abort breaks the request's connection and ends its handler.

@@ -21,7 +21,7 @@ func (s *Server) httpClient(certificate string) (*http.Client, error) {
 	if certificate != "" {
 		block, _ := pem.Decode([]byte(certificate))
 		if block == nil {
-			return nil, says("Invalid certificate")
+			return nil, daemonErrorf("Invalid certificate")
 		}
 		pinned, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
@@ -49,7 +49,7 @@ func (s *Server) httpClient(certificate string) (*http.Client, error) {
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			c, err := s.opts.Dial(ctx, network, addr)
 			if err != nil {
-				return nil, says("Unable to connect to: %s ([%w])", addr, err)
+				return nil, daemonErrorf("Unable to connect to: %s ([%w])", addr, err)
 			}
 			return c, nil
 		},
@@ -83,9 +83,9 @@ func (s *Server) fetch(ctx context.Context, op *operation, client *http.Client, 
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
-		return nil, says("Unable to fetch %s: %s", target, res.Status)
+		return nil, daemonErrorf("Unable to fetch %s: %s", target, res.Status)
 	}
-	return s.receiveUnified(s.watch(op, what, res))
+	return s.receiveUnified(s.trackProgress(op, what, res))
 }
 
 // allowCancel lets an operation be cancelled, which a download can be once it
@@ -101,7 +101,7 @@ func (s *Server) allowCancel(op *operation) {
 
 // watch returns the body of a download whose progress the operation tells, at
 // every tenth part if the length is known.
-func (s *Server) watch(op *operation, what string, res *http.Response) io.Reader {
+func (s *Server) trackProgress(op *operation, what string, res *http.Response) io.Reader {
 	return &progressReader{Reader: res.Body, server: s, op: op, what: what, total: res.ContentLength, begin: time.Now()}
 }
 
@@ -156,9 +156,9 @@ func (s *Server) getJSON(ctx context.Context, client *http.Client, at string, va
 
 // remoteError is what another server refused.
 func remoteError(res *http.Response) error {
-	var answer envelope
-	if err := readJSON(&http.Request{Body: res.Body}, &answer); err != nil || answer.Error == "" {
+	var response envelope
+	if err := readJSON(&http.Request{Body: res.Body}, &response); err != nil || response.Error == "" {
 		return errors.New(res.Status)
 	}
-	return fail(answer.ErrorCode, "%s", answer.Error)
+	return statusErrorf(response.ErrorCode, "%s", response.Error)
 }

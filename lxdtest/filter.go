@@ -17,7 +17,7 @@ type clause struct {
 	regex  *regexp.Regexp
 }
 
-func badFilter(why string) error { return says("Invalid filter: %s", why) }
+func badFilter(why string) error { return daemonErrorf("Invalid filter: %s", why) }
 
 // parseFilter parses a filter as the daemons do and returns what tells whether
 // an image passes it. A value is a regular expression for the whole text,
@@ -59,7 +59,7 @@ func (s *Server) parseFilter(text string) (func(imageJSON) (bool, error), error)
 		case "ne":
 		default:
 			if s.traits.typedFilter {
-				return nil, says("Unsupported operation")
+				return nil, daemonErrorf("Unsupported operation")
 			}
 			// LXD 5.0.2 lets it pass and finds nothing.
 			c.value, c.equal = "\x00", true
@@ -119,7 +119,7 @@ func (s *Server) matchClause(c clause, fields map[string]any) (bool, error) {
 		}
 	}
 	if !known && s.traits.typedFilter {
-		return false, says("Invalid type %q for field %q", "invalid", c.field)
+		return false, daemonErrorf("Invalid type %q for field %q", "invalid", c.field)
 	}
 	equal := false
 	switch value := value.(type) {

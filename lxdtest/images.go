@@ -144,7 +144,7 @@ func (s *Server) findImage(project, prefix string) (*image, error) {
 		return img, nil
 	}
 	if len(prefix) < s.traits.shortestPrefix {
-		return nil, fail(http.StatusBadRequest, "Image fingerprint prefix must contain %d characters or more", s.traits.shortestPrefix)
+		return nil, statusErrorf(http.StatusBadRequest, "Image fingerprint prefix must contain %d characters or more", s.traits.shortestPrefix)
 	}
 	var found *image
 	for key, img := range s.images {
@@ -164,7 +164,7 @@ func (s *Server) findImage(project, prefix string) (*image, error) {
 
 // ambiguous is the refusal of a prefix that several images have.
 func (s *Server) ambiguous(string) error {
-	return fail(http.StatusInternalServerError, "More than one image matches")
+	return statusErrorf(http.StatusInternalServerError, "More than one image matches")
 }
 
 // visibleImage returns an image for a caller: a trusted one sees all, another
@@ -176,25 +176,25 @@ func (s *Server) visibleImage(r *http.Request, name string) (*image, error) {
 	}
 	img, err := s.findImage(project, name)
 	if errors.Is(err, errNoImage) && s.traits.family == "incus" {
-		return nil, fail(http.StatusNotFound, "Image %q not found", name)
+		return nil, statusErrorf(http.StatusNotFound, "Image %q not found", name)
 	}
 	if err != nil {
 		return nil, err
 	}
-	if s.trusts(r) || img.public || s.secretOpens(r.URL.Query().Get("secret"), img) {
+	if s.trusts(r) || img.public || s.secretAllows(r.URL.Query().Get("secret"), img) {
 		return img, nil
 	}
-	return nil, fail(http.StatusNotFound, "Image %q not found", name)
+	return nil, statusErrorf(http.StatusNotFound, "Image %q not found", name)
 }
 
-// secretOpens uses up a secret if it belongs to the image; it goes on opening
+// secretAllows uses up a secret if it belongs to the image; it goes on opening
 // it until the token is forgotten. The caller holds the lock.
-func (s *Server) secretOpens(secret string, img *image) bool {
-	op := s.tokenWith(secret)
+func (s *Server) secretAllows(secret string, img *image) bool {
+	op := s.findToken(secret)
 	if op == nil || op.project != img.key.project || !slices.Contains(op.resources["images"], "/1.0/images/"+img.key.fingerprint) {
 		return false
 	}
-	s.useUp(op)
+	s.consumeToken(op)
 	return true
 }
 
@@ -212,11 +212,11 @@ func (s *Server) serveImages(w http.ResponseWriter, r *http.Request) error {
 	}
 	all := query.Get("all-projects") == "true" && s.has("images_all_projects")
 	if all && query.Get("project") != "" {
-		return fail(http.StatusBadRequest, "Cannot specify a project when requesting all projects")
+		return statusErrorf(http.StatusBadRequest, "Cannot specify a project when requesting all projects")
 	}
 	var found []imageJSON
 	trusted := s.trusts(r)
-	err = s.locked(func() error {
+	err = s.withLock(func() error {
 		project, err := s.imageProject(r)
 		if err != nil {
 			return err
@@ -264,7 +264,7 @@ func imageURL(key imageKey) string {
 func (s *Server) serveImage(w http.ResponseWriter, r *http.Request, name string) error {
 	var etag string
 	var out imageJSON
-	err := s.locked(func() error {
+	err := s.withLock(func() error {
 		img, err := s.visibleImage(r, name)
 		if err != nil {
 			return err
@@ -283,7 +283,7 @@ func (s *Server) serveImage(w http.ResponseWriter, r *http.Request, name string)
 // caller holds the lock.
 func (s *Server) addImage(op *operation, img *image) error {
 	if op != nil && (op.dropped || op.status != statusRunning) {
-		return errDropped
+		return errRestarted
 	}
 	if s.images[img.key] != nil {
 		return errDuplicate
@@ -292,7 +292,7 @@ func (s *Server) addImage(op *operation, img *image) error {
 	return nil
 }
 
-var errDuplicate = says("Image with same fingerprint already exists")
+var errDuplicate = daemonErrorf("Image with same fingerprint already exists")
 
 // serveSecret makes a secret for a private image: a token operation that runs
 // until it is cancelled.
@@ -311,9 +311,9 @@ func (s *Server) serveSecret(w http.ResponseWriter, r *http.Request, name string
 		map[string][]string{"images": {"/1.0/images/" + img.key.fingerprint}},
 		map[string]any{"secret": newSecret()})
 	op.mayCancel = true
-	answer := s.render(op)
+	response := s.render(op)
 	s.mu.Unlock()
 	s.publishLifecycle(r, "image-secret-created", imageURL(img.key), project, nil)
-	writeOperation(w, answer)
+	writeOperation(w, response)
 	return nil
 }

@@ -25,7 +25,7 @@ func (s *Server) servePutImage(w http.ResponseWriter, r *http.Request, name stri
 			profiles = []string{"default"}
 		}
 		if err := s.checkProfiles(img.key.project, profiles); err != nil {
-			return fail(s.traits.badProfile, "%v", err)
+			return statusErrorf(s.traits.badProfile, "%v", err)
 		}
 		img.public = put.Public != nil && *put.Public
 		img.autoUpdate = put.AutoUpdate != nil && *put.AutoUpdate
@@ -98,7 +98,7 @@ func (s *Server) changeImage(w http.ResponseWriter, r *http.Request, name string
 // holds the lock.
 func (s *Server) checkPublic(project string, public bool) error {
 	if public && !s.traits.publicAnywhere && project != defaultProject {
-		return fail(http.StatusBadRequest, "Images can only be public in the default project")
+		return statusErrorf(http.StatusBadRequest, "Images can only be public in the default project")
 	}
 	return nil
 }
@@ -147,7 +147,7 @@ func (s *Server) deleteImage(op *operation, img *image) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if op != nil && op.dropped {
-		return errDropped
+		return errRestarted
 	}
 	if s.images[img.key] != img {
 		return errNoImage

@@ -38,7 +38,7 @@ type imagesSource struct {
 	Registry    string `json:"image_registry"`
 }
 
-var errBadSource = fail(http.StatusInternalServerError, "Invalid images JSON")
+var errBadSource = statusErrorf(http.StatusInternalServerError, "Invalid images JSON")
 
 // serveCreateFrom makes an image from the source that the JSON of a request
 // names.
@@ -75,18 +75,18 @@ func (s *Server) serveCreateFrom(w http.ResponseWriter, r *http.Request, project
 		}
 	case "url":
 		if !s.traits.urlImport {
-			return fail(http.StatusBadRequest, "Image download from client-specified URL is not supported")
+			return statusErrorf(http.StatusBadRequest, "Image download from client-specified URL is not supported")
 		}
 		run = func(ctx context.Context, op *operation) (*image, error) {
 			return s.importURL(ctx, r, op, project, post)
 		}
 	case "instance", "container", "virtual-machine", "snapshot":
-		prepared, err := s.preparePublish(r, source)
+		inst, err := s.preparePublish(r, source)
 		if err != nil {
 			return err
 		}
 		run = func(ctx context.Context, op *operation) (*image, error) {
-			return s.publishInstance(ctx, r, op, project, post, prepared)
+			return s.publishInstance(ctx, r, op, project, post, inst)
 		}
 	default:
 		return errBadSource
@@ -113,12 +113,12 @@ func (s *Server) addAliases(r *http.Request, op *operation, img *image, aliases 
 		switch {
 		case op != nil && op.dropped:
 			s.mu.Unlock()
-			return errDropped
+			return errRestarted
 		case s.aliases[key] != nil:
 			s.mu.Unlock()
 			return aliasTaken(a.Name)
 		}
-		s.giveAliases(img, []imageAliasJSON{a})
+		s.setAliases(img, []imageAliasJSON{a})
 		s.mu.Unlock()
 		s.publishLifecycle(r, "image-alias-created", s.aliasURL(key), key.project, map[string]any{"target": img.key.fingerprint})
 	}
@@ -129,7 +129,7 @@ func (s *Server) addAliases(r *http.Request, op *operation, img *image, aliases 
 // place, GET brings the image.
 func (s *Server) importURL(ctx context.Context, r *http.Request, op *operation, project string, post imagesPost) (*image, error) {
 	if post.Source.URL == "" {
-		return nil, says("Missing URL")
+		return nil, daemonErrorf("Missing URL")
 	}
 	client, err := s.httpClient("")
 	if err != nil {
@@ -145,25 +145,25 @@ func (s *Server) importURL(ctx context.Context, r *http.Request, op *operation, 
 	}
 	_ = res.Body.Close()
 	// The daemons look at the headers alone, whatever the status.
-	fingerprint, place := res.Header.Get(prefix+"Image-Hash"), res.Header.Get(prefix+"Image-URL")
+	fingerprint, location := res.Header.Get(prefix+"Image-Hash"), res.Header.Get(prefix+"Image-URL")
 	if fingerprint == "" {
-		return nil, says("Missing %sImage-Hash header", prefix)
+		return nil, daemonErrorf("Missing %sImage-Hash header", prefix)
 	}
-	if place == "" {
-		return nil, says("Missing %sImage-URL header", prefix)
+	if location == "" {
+		return nil, daemonErrorf("Missing %sImage-URL header", prefix)
 	}
 	if img := s.existing(project, fingerprint); img != nil {
-		return s.adopt(op, img, post)
+		return s.useExisting(op, img, post)
 	}
-	u, err := s.fetch(ctx, op, client, place, "")
+	u, err := s.fetch(ctx, op, client, location, "")
 	if err != nil {
 		return nil, err
 	}
 	if u.fingerprint != fingerprint {
 		u.discard()
-		return nil, says("Hash mismatch for %q: %s != %s", place, u.fingerprint, fingerprint)
+		return nil, daemonErrorf("Hash mismatch for %q: %s != %s", location, u.fingerprint, fingerprint)
 	}
-	return s.keep(r, op, u, project, post, nil)
+	return s.storeDownload(r, op, u, project, post, nil)
 }
 
 // existing returns the image of a project that a fingerprint or a prefix
@@ -183,7 +183,7 @@ func (s *Server) existing(project, fingerprint string) *image {
 
 // adopt is what an import does when the image is there already: it succeeds,
 // and what the request asks for is set on the image.
-func (s *Server) adopt(op *operation, img *image, post imagesPost) (*image, error) {
+func (s *Server) useExisting(op *operation, img *image, post imagesPost) (*image, error) {
 	s.mu.Lock()
 	err := s.override(img, post)
 	s.mu.Unlock()
@@ -196,7 +196,7 @@ func (s *Server) adopt(op *operation, img *image, post imagesPost) (*image, erro
 
 // aliasTaken is the failure of an operation that cannot name its image.
 func aliasTaken(name string) error {
-	return says("Alias already exists: %s", name)
+	return daemonErrorf("Alias already exists: %s", name)
 }
 
 // overrides tells whether a request sets anything on the image that it
@@ -240,28 +240,28 @@ func (s *Server) override(img *image, post imagesPost) error {
 
 // keep stores a downloaded image. With info, the source's own account of the
 // image counts for more than the image's metadata.
-func (s *Server) keep(r *http.Request, op *operation, u *upload, project string, post imagesPost, info *imageJSON) (*image, error) {
-	asked := wish{
+func (s *Server) storeDownload(r *http.Request, op *operation, u *upload, project string, post imagesPost, info *imageJSON) (*image, error) {
+	spec := imageSpec{
 		project: project, public: post.Public, autoUpdate: post.AutoUpdate, filename: post.Filename,
 		properties: post.Properties, profiles: post.Profiles, expires: jsonTime{post.ExpiresAt},
 	}
 	if info != nil {
 		u.filename = "" // the source's account counts for more than the form it sent
-		asked.replace = info.Properties
-		asked.source = info.UpdateSource
+		spec.replaceProperties = info.Properties
+		spec.source = info.UpdateSource
 		if !post.overrides() {
-			asked.filename = info.Filename
+			spec.filename = info.Filename
 		}
-		if asked.expires.IsZero() && info.ExpiresAt.Unix() > 0 {
-			asked.expires = jsonTime{info.ExpiresAt}
+		if spec.expires.IsZero() && info.ExpiresAt.Unix() > 0 {
+			spec.expires = jsonTime{info.ExpiresAt}
 		}
 	}
 	// A download of what has arrived in the meantime is no failure.
 	if img := s.existing(project, u.fingerprint); img != nil {
 		u.discard()
-		return s.adopt(op, img, post)
+		return s.useExisting(op, img, post)
 	}
-	if err := s.store(r, op, u, asked); err != nil {
+	if err := s.store(r, op, u, spec); err != nil {
 		return nil, err
 	}
 	img := s.existing(project, u.fingerprint)
@@ -285,7 +285,7 @@ func (s *Server) importImage(ctx context.Context, r *http.Request, op *operation
 	// An image that is here already is not looked for elsewhere.
 	if source.Alias == "" {
 		if img := s.existing(project, source.Fingerprint); img != nil {
-			return s.adopt(op, img, post)
+			return s.useExisting(op, img, post)
 		}
 	}
 	if source.Server == "" {

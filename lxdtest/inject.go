@@ -12,15 +12,15 @@ import (
 	"strings"
 )
 
-// injection is what the faults do to one request.
-type injection struct {
-	server   *Server
-	request  *http.Request
-	seen     *Request
-	answered bool // the handler has nothing more to do
-	lost     bool // the answer is not to arrive
-	writer   *faultyWriter
-	drips    bool
+// requestFaults is what the faults do to one request.
+type requestFaults struct {
+	server    *Server
+	request   *http.Request
+	seen      *Request
+	responded bool // the handler has nothing more to do
+	lost      bool // the answer is not to arrive
+	writer    *faultyWriter
+	drips     bool
 }
 
 type truncateKey struct{}
@@ -34,22 +34,22 @@ func truncation(r *http.Request) (limit int64, cut bool) {
 
 // inject applies the faults that a request meets. What it returns takes the
 // place of the response writer; done must be called when the handler returns.
-func (s *Server) inject(w http.ResponseWriter, r *http.Request, seen *Request) (http.ResponseWriter, *injection) {
-	in := &injection{server: s, request: r, seen: seen}
-	met := s.take(r)
-	if len(met) == 0 {
+func (s *Server) inject(w http.ResponseWriter, r *http.Request, seen *Request) (http.ResponseWriter, *requestFaults) {
+	in := &requestFaults{server: s, request: r, seen: seen}
+	matched := s.faultsFor(r)
+	if len(matched) == 0 {
 		return w, in
 	}
 	defer func() {
 		// A panic here ends the request before the handler could note it.
-		if in.answered {
+		if in.responded {
 			in.finish()
 		}
 	}()
 	in.writer = &faultyWriter{ResponseWriter: w, request: r, cutAt: -1, stallAt: -1, freezeAt: -1, corruptAt: -1}
-	for _, i := range met {
+	for _, i := range matched {
 		s.apply(in, i, w, r)
-		if in.answered {
+		if in.responded {
 			break
 		}
 	}
@@ -57,23 +57,23 @@ func (s *Server) inject(w http.ResponseWriter, r *http.Request, seen *Request) (
 }
 
 // apply prepares or plays one fault.
-func (s *Server) apply(in *injection, i *Injected, w http.ResponseWriter, r *http.Request) {
+func (s *Server) apply(in *requestFaults, i *Injected, w http.ResponseWriter, r *http.Request) {
 	f := &i.fault
 	out := in.writer
 	switch f.kind {
 	case kindReset:
-		in.answered = true
+		in.responded = true
 		abort(r)
 	case kindCutResponse:
 		out.cutAt = f.bytes
 	case kindCutRequest:
 		r.Body = &brokenBody{ReadCloser: r.Body, left: f.bytes, broken: func() { abort(r) }}
-	case kindLoseAnswer:
+	case kindLoseResponse:
 		in.lost = true
 		out.lost = true
 	case kindStallHeaders:
 		if !i.wait(r) {
-			in.answered = true
+			in.responded = true
 		}
 	case kindStallBody:
 		out.stallAt, out.stall = f.bytes, i
@@ -98,18 +98,18 @@ func (s *Server) apply(in *injection, i *Injected, w http.ResponseWriter, r *htt
 			s.restartFrom(r)
 		}
 		if f.bytes <= 0 {
-			in.answered = true
+			in.responded = true
 			restart()
 		}
 		r.Body = &brokenBody{ReadCloser: r.Body, left: f.bytes, broken: restart}
 	default:
-		in.answered = true
-		playAnswer(f, w, r)
+		in.responded = true
+		respond(f, w, r)
 	}
 }
 
-// playAnswer sends the answer of a fault in place of the handler's.
-func playAnswer(f *Fault, w http.ResponseWriter, r *http.Request) {
+// respond sends the answer of a fault in place of the handler's.
+func respond(f *Fault, w http.ResponseWriter, r *http.Request) {
 	for name, values := range f.header {
 		w.Header()[name] = values
 	}
@@ -118,12 +118,12 @@ func playAnswer(f *Fault, w http.ResponseWriter, r *http.Request) {
 		if f.retry > 0 {
 			w.Header().Set("Retry-After", strconv.FormatInt(int64(math.Ceil(f.retry.Seconds())), 10))
 		}
-		writeError(w, fail(f.status, "%s", f.message))
+		writeError(w, statusErrorf(f.status, "%s", f.message))
 	case kindEarly:
 		readFirst(r.Body, f.bytes)
 		// The client learns that the rest of its body is not wanted.
 		w.Header().Set("Connection", "close")
-		writeError(w, fail(f.status, "%s", f.message))
+		writeError(w, statusErrorf(f.status, "%s", f.message))
 	case kindHTML:
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		_, _ = io.WriteString(w, "<!DOCTYPE html>\n<html><head><title>Welcome</title></head><body><h1>Please sign in</h1></body></html>\n")
@@ -139,7 +139,7 @@ func playAnswer(f *Fault, w http.ResponseWriter, r *http.Request) {
 }
 
 // done notes that the handler has returned.
-func (in *injection) done() {
+func (in *requestFaults) done() {
 	if in.drips {
 		_ = http.NewResponseController(in.writer.ResponseWriter).Flush()
 		if c := connOf(in.request); c != nil {
@@ -153,7 +153,7 @@ func (in *injection) done() {
 }
 
 // finish marks the request as done.
-func (in *injection) finish() {
+func (in *requestFaults) finish() {
 	in.server.mu.Lock()
 	defer in.server.mu.Unlock()
 	in.seen.done = true
@@ -205,7 +205,7 @@ type faultyWriter struct {
 	corruptAt int64
 	stall     *Injected
 	short     int64 // how many bytes to leave out at the end
-	held      []byte
+	tail      []byte
 	lost      bool
 	headerOut bool
 }
@@ -256,10 +256,10 @@ func (w *faultyWriter) Write(p []byte) (int, error) {
 		w.WriteHeader(http.StatusOK)
 	}
 	if w.short > 0 {
-		w.held = append(w.held, p...)
-		keep := int(min(w.short, int64(len(w.held))))
-		p = w.held[:len(w.held)-keep]
-		defer func() { w.held = append([]byte(nil), w.held[len(w.held)-keep:]...) }()
+		w.tail = append(w.tail, p...)
+		keep := int(min(w.short, int64(len(w.tail))))
+		p = w.tail[:len(w.tail)-keep]
+		defer func() { w.tail = append([]byte(nil), w.tail[len(w.tail)-keep:]...) }()
 	}
 	for len(p) > 0 {
 		n := len(p)

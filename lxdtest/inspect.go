@@ -273,28 +273,28 @@ func (s *Server) AddImage(file []byte, opts *AddOptions) (fingerprint string, er
 	if opts == nil {
 		opts = &AddOptions{}
 	}
-	asked := wish{
+	spec := imageSpec{
 		project: opts.Project, public: opts.Public, filename: opts.Filename,
 		properties: opts.Properties, expires: jsonTime{opts.ExpiresAt},
 	}
-	if asked.project == "" {
-		asked.project = defaultProject
+	if spec.project == "" {
+		spec.project = defaultProject
 	}
 	for _, name := range opts.Aliases {
-		asked.aliases = append(asked.aliases, imageAliasJSON{Name: name})
+		spec.aliases = append(spec.aliases, imageAliasJSON{Name: name})
 	}
 	u, err := s.receiveFiles(file, opts)
 	if err != nil {
 		return "", fmt.Errorf("lxdtest: add image: %w", err)
 	}
-	if err := s.store(nil, nil, u, asked); err != nil {
+	if err := s.store(nil, nil, u, spec); err != nil {
 		return "", fmt.Errorf("lxdtest: add image: %w", err)
 	}
-	img := s.existing(asked.project, u.fingerprint)
+	img := s.existing(spec.project, u.fingerprint)
 	if img == nil {
 		return "", fmt.Errorf("lxdtest: add image: %w", errNoImage)
 	}
-	if err := s.addAliases(nil, nil, img, asked.aliases); err != nil {
+	if err := s.addAliases(nil, nil, img, spec.aliases); err != nil {
 		return "", fmt.Errorf("lxdtest: add image: %w", err)
 	}
 	return u.fingerprint, nil

@@ -113,7 +113,7 @@ func (s *Server) serveInstance(w http.ResponseWriter, r *http.Request, name stri
 	found := s.instances[instanceKey{projectParam(r), name}]
 	s.mu.Unlock()
 	if found == nil {
-		return fail(http.StatusNotFound, "Instance not found")
+		return statusErrorf(http.StatusNotFound, "Instance not found")
 	}
 	// What was added never changes.
 	out := found.render()
@@ -131,7 +131,7 @@ func (s *Server) preparePublish(r *http.Request, source *imagesSource) (*instanc
 	defer s.mu.Unlock()
 	found := s.instances[instanceKey{projectParam(r), source.Name}]
 	if found == nil && s.traits.family == "lxd" && !s.traits.waitFailsAsError {
-		return nil, fail(http.StatusNotFound, "Instance not found")
+		return nil, statusErrorf(http.StatusNotFound, "Instance not found")
 	}
 	return found, nil
 }
@@ -141,13 +141,13 @@ func (s *Server) publishInstance(ctx context.Context, r *http.Request, op *opera
 	source := post.Source
 	switch {
 	case source.Name == "":
-		return nil, says("No source provided")
+		return nil, daemonErrorf("No source provided")
 	case source.Type == "snapshot" && !strings.Contains(source.Name, "/"):
-		return nil, says("Not a snapshot")
+		return nil, daemonErrorf("Not a snapshot")
 	case from == nil:
-		return nil, fail(http.StatusNotFound, "Failed to fetch instance %q in project %q: Instance not found", source.Name, projectParam(r))
+		return nil, statusErrorf(http.StatusNotFound, "Failed to fetch instance %q in project %q: Instance not found", source.Name, projectParam(r))
 	case from.running:
-		return nil, says("Cannot export a running instance as an image")
+		return nil, daemonErrorf("Cannot export a running instance as an image")
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -168,11 +168,11 @@ func (s *Server) publishInstance(ctx context.Context, r *http.Request, op *opera
 	if err != nil {
 		return nil, err
 	}
-	asked := wish{
+	spec := imageSpec{
 		project: project, public: post.Public, autoUpdate: post.AutoUpdate, filename: post.Filename,
-		properties: post.Properties, profiles: post.Profiles, expires: jsonTime{post.ExpiresAt}, setsExpiry: true,
+		properties: post.Properties, profiles: post.Profiles, expires: jsonTime{post.ExpiresAt}, setExpiry: true,
 	}
-	if err := s.store(r, op, u, asked); err != nil {
+	if err := s.store(r, op, u, spec); err != nil {
 		return nil, err
 	}
 	img := s.existing(project, u.fingerprint)
@@ -196,7 +196,7 @@ func (s *Server) pack(from *instance, post imagesPost) ([]byte, error) {
 	case "bzip2", "xz", "lzma", "zstd", "squashfs":
 		return nil, fmt.Errorf("lxdtest cannot compress with %q: ask for gzip or none", name)
 	default:
-		return nil, says("Compression algorithm %q isn't currently supported", name)
+		return nil, daemonErrorf("Compression algorithm %q isn't currently supported", name)
 	}
 	metadata := fmt.Sprintf("architecture: x86_64\ncreation_date: %d\n", s.now().Truncate(time.Second).Unix())
 	if err := addFile(out, "metadata.yaml", strings.NewReader(metadata), int64(len(metadata))); err != nil {

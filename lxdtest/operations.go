@@ -102,8 +102,8 @@ func newSecret() string {
 	return hex.EncodeToString(b[:])
 }
 
-// errDropped ends the work of an operation of an earlier life.
-var errDropped = errors.New("the server was restarted")
+// errRestarted ends the work of an operation of an earlier life.
+var errRestarted = errors.New("the server was restarted")
 
 // addOperation registers a running operation; the caller holds the lock.
 func (s *Server) addOperation(class, description, project string, resources map[string][]string, metadata map[string]any) *operation {
@@ -128,11 +128,11 @@ func (s *Server) addOperation(class, description, project string, resources map[
 func (s *Server) startTask(w http.ResponseWriter, task task) {
 	s.mu.Lock()
 	op := s.addOperation("task", task.description, task.project, task.resources, task.metadata)
-	ctx, cancel := context.WithCancel(s.life)
+	ctx, cancel := context.WithCancel(s.runCtx)
 	op.cancel = cancel
 	op.mayCancel = task.mayCancel
-	answer := s.render(op)
-	stall := s.firing(kindStallOperation)
+	response := s.render(op)
+	stall := s.fireFault(kindStallOperation)
 	started := make(chan struct{})
 	s.tasks.Go(func() {
 		defer cancel()
@@ -148,8 +148,8 @@ func (s *Server) startTask(w http.ResponseWriter, task task) {
 		s.finish(op, err)
 	})
 	s.mu.Unlock()
-	defer close(started) // also where a fault breaks the answer off
-	writeOperation(w, answer)
+	defer close(started) // also where a fault breaks the response off
+	writeOperation(w, response)
 }
 
 // task is what startTask needs to know.
@@ -229,7 +229,7 @@ func (s *Server) end(op *operation, status int) {
 	}
 	close(op.done)
 	s.publishOperation(op)
-	if s.opts.ForgetAfter < 0 || s.fires(kindForget) {
+	if s.opts.ForgetAfter < 0 || s.fire(kindForget) {
 		delete(s.operations, op.id)
 		return
 	}
@@ -251,8 +251,8 @@ func (op *operation) drop() {
 	}
 }
 
-// useUp cancels a token that is used; the caller holds the lock.
-func (s *Server) useUp(op *operation) {
+// consumeToken cancels a token that is used; the caller holds the lock.
+func (s *Server) consumeToken(op *operation) {
 	if op.status == statusRunning {
 		s.cancelOperation(op)
 	}
@@ -266,10 +266,10 @@ func (s *Server) cancelOperation(op *operation) {
 	s.end(op, statusCancelled)
 }
 
-// tokenWith returns the token operation with this secret. One that was used or
+// findToken returns the token operation with this secret. One that was used or
 // cancelled is still found until it is forgotten, and still opens: so do the
 // daemons. The caller holds the lock.
-func (s *Server) tokenWith(secret string) *operation {
+func (s *Server) findToken(secret string) *operation {
 	if secret == "" {
 		return nil
 	}
@@ -308,7 +308,7 @@ func (s *Server) serveOperations(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-var errNoOperation = fail(http.StatusNotFound, "Operation not found")
+var errNoOperation = statusErrorf(http.StatusNotFound, "Operation not found")
 
 // findOperation returns an operation by its id.
 func (s *Server) findOperation(id string) (*operation, error) {
@@ -328,30 +328,30 @@ func (s *Server) serveOperation(w http.ResponseWriter, _ *http.Request, id strin
 		return err
 	}
 	s.mu.Lock()
-	answer := s.render(op)
+	response := s.render(op)
 	s.mu.Unlock()
 	if s.traits.hidesProgress {
-		for key := range answer.Metadata {
+		for key := range response.Metadata {
 			if key == "progress" || strings.HasSuffix(key, "_progress") {
-				delete(answer.Metadata, key)
+				delete(response.Metadata, key)
 			}
 		}
 	}
-	writeSync(w, answer)
+	writeSync(w, response)
 	return nil
 }
 
 // serveCancel answers DELETE of one operation.
 func (s *Server) serveCancel(w http.ResponseWriter, _ *http.Request, id string) error {
-	err := s.locked(func() error {
+	err := s.withLock(func() error {
 		op := s.operations[id]
 		switch {
 		case op == nil:
 			return errNoOperation
 		case op.status != statusRunning:
-			return fail(http.StatusBadRequest, "Only running operations can be cancelled")
+			return statusErrorf(http.StatusBadRequest, "Only running operations can be cancelled")
 		case !op.mayCancel:
-			return fail(http.StatusBadRequest, "This operation can't be cancelled")
+			return statusErrorf(http.StatusBadRequest, "This operation can't be cancelled")
 		}
 		s.cancelOperation(op)
 		return nil
@@ -370,7 +370,7 @@ func (s *Server) serveWait(w http.ResponseWriter, r *http.Request, id string) er
 	if text := r.URL.Query().Get("timeout"); text != "" {
 		n, err := strconv.Atoi(text)
 		if err != nil {
-			return fail(http.StatusBadRequest, "strconv.Atoi: parsing %q: invalid syntax", text)
+			return statusErrorf(http.StatusBadRequest, "strconv.Atoi: parsing %q: invalid syntax", text)
 		}
 		timeout = n
 	}
@@ -409,28 +409,28 @@ func (s *Server) serveWait(w http.ResponseWriter, r *http.Request, id string) er
 		return nil
 	}
 	s.mu.Lock()
-	answer := syncEnvelope(s.render(op))
+	response := syncEnvelope(s.render(op))
 	if s.traits.waitFailsAsError {
 		switch {
 		case !ended:
-			answer = errorEnvelope(context.DeadlineExceeded)
+			response = errorEnvelope(context.DeadlineExceeded)
 		case op.status == statusFailure:
-			answer = errorEnvelope(fail(op.errCode, "%s", op.err))
+			response = errorEnvelope(statusErrorf(op.errCode, "%s", op.err))
 		}
 	}
 	s.mu.Unlock()
-	writeJSON(flushed{w, s.traits.waitFlushesHeaders}, http.StatusOK, answer)
+	writeJSON(bodyWriter{w, s.traits.waitFlushesHeaders}, http.StatusOK, response)
 	return nil
 }
 
-// flushed is a response whose header may be out already.
-type flushed struct {
+// bodyWriter is a response whose header may be out already.
+type bodyWriter struct {
 	http.ResponseWriter
 	out bool
 }
 
 // Header returns a header that no longer matters once it is out.
-func (f flushed) Header() http.Header {
+func (f bodyWriter) Header() http.Header {
 	if f.out {
 		return http.Header{}
 	}
@@ -438,7 +438,7 @@ func (f flushed) Header() http.Header {
 }
 
 // WriteHeader does nothing once the header is out.
-func (f flushed) WriteHeader(code int) {
+func (f bodyWriter) WriteHeader(code int) {
 	if !f.out {
 		f.ResponseWriter.WriteHeader(code)
 	}

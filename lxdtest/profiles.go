@@ -23,7 +23,7 @@ func (s *Server) checkProfiles(project string, names []string) error {
 	p := s.profileProject(project)
 	for _, name := range names {
 		if _, ok := p.profiles[name]; !ok {
-			return says("Profile '%s' doesn't exist", name)
+			return daemonErrorf("Profile '%s' doesn't exist", name)
 		}
 	}
 	return nil
@@ -53,7 +53,7 @@ func renderProfile(p *project, name string) profileJSON {
 // serveProfiles lists the profiles of a project.
 func (s *Server) serveProfiles(w http.ResponseWriter, r *http.Request) error {
 	urls, full := []string{}, []profileJSON{}
-	err := s.locked(func() error {
+	err := s.withLock(func() error {
 		if s.projects[projectParam(r)] == nil {
 			return errNoProject
 		}
@@ -78,10 +78,10 @@ func (s *Server) serveProfiles(w http.ResponseWriter, r *http.Request) error {
 // serveProfile answers GET of one profile.
 func (s *Server) serveProfile(w http.ResponseWriter, r *http.Request, name string) error {
 	var out profileJSON
-	err := s.locked(func() error {
+	err := s.withLock(func() error {
 		p := s.profileProject(projectParam(r))
 		if _, ok := p.profiles[name]; !ok {
-			return fail(http.StatusNotFound, "Profile not found")
+			return statusErrorf(http.StatusNotFound, "Profile not found")
 		}
 		out = renderProfile(p, name)
 		return nil
@@ -103,12 +103,12 @@ func (s *Server) serveCreateProfile(w http.ResponseWriter, r *http.Request) erro
 		return err
 	}
 	if post.Name == "" || strings.Contains(post.Name, "/") {
-		return fail(http.StatusBadRequest, "Invalid profile name %q", post.Name)
+		return statusErrorf(http.StatusBadRequest, "Invalid profile name %q", post.Name)
 	}
-	err := s.locked(func() error {
+	err := s.withLock(func() error {
 		p := s.profileProject(projectParam(r))
 		if _, ok := p.profiles[post.Name]; ok {
-			return fail(http.StatusConflict, "Profile %q already exists", post.Name)
+			return statusErrorf(http.StatusConflict, "Profile %q already exists", post.Name)
 		}
 		p.profiles[post.Name] = post.Description
 		return nil

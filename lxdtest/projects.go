@@ -27,7 +27,7 @@ type projectJSON struct {
 	UsedBy      []string          `json:"used_by"`
 }
 
-var errNoProject = fail(http.StatusNotFound, "Project not found")
+var errNoProject = statusErrorf(http.StatusNotFound, "Project not found")
 
 // familyName is the family as it stands in descriptions.
 func (s *Server) familyName() string {
@@ -59,7 +59,7 @@ func (p *project) feature(name string) bool { return isTrue(p.config["features."
 func (s *Server) imageProject(r *http.Request) (string, error) {
 	p := s.projects[projectParam(r)]
 	if p == nil {
-		return "", fail(http.StatusNotFound, "Check if project has images: fetch project: Project not found")
+		return "", statusErrorf(http.StatusNotFound, "Check if project has images: fetch project: Project not found")
 	}
 	if !p.feature("images") {
 		return defaultProject, nil
@@ -122,7 +122,7 @@ func (s *Server) serveProjects(w http.ResponseWriter, r *http.Request) error {
 // serveProject answers GET of one project.
 func (s *Server) serveProject(w http.ResponseWriter, _ *http.Request, name string) error {
 	var out projectJSON
-	err := s.locked(func() error {
+	err := s.withLock(func() error {
 		p := s.projects[name]
 		if p == nil {
 			return errNoProject
@@ -149,11 +149,11 @@ func (s *Server) serveCreateProject(w http.ResponseWriter, r *http.Request) erro
 		return err
 	}
 	if post.Name == "" || post.Name == "*" || post.Name == "." || post.Name == ".." || strings.ContainsAny(post.Name, "/ '\"_") {
-		return fail(http.StatusBadRequest, "Invalid project name %q", post.Name)
+		return statusErrorf(http.StatusBadRequest, "Invalid project name %q", post.Name)
 	}
 	config := map[string]string{"features.images": "true", "features.profiles": "true", "features.storage.volumes": "true"}
 	maps.Copy(config, post.Config)
-	err := s.locked(func() error {
+	err := s.withLock(func() error {
 		if s.projects[post.Name] != nil {
 			return s.traits.projectExists(post.Name)
 		}
@@ -169,14 +169,14 @@ func (s *Server) serveCreateProject(w http.ResponseWriter, r *http.Request) erro
 
 // serveDeleteProject deletes an empty project.
 func (s *Server) serveDeleteProject(w http.ResponseWriter, _ *http.Request, name string) error {
-	err := s.locked(func() error {
+	err := s.withLock(func() error {
 		switch {
 		case s.projects[name] == nil:
 			return errNoProject
 		case name == defaultProject:
-			return fail(http.StatusForbidden, "The 'default' project cannot be deleted")
+			return statusErrorf(http.StatusForbidden, "The 'default' project cannot be deleted")
 		case len(s.sortedImages(name, false)) > 0:
-			return fail(http.StatusInternalServerError, "Only empty projects can be removed")
+			return statusErrorf(http.StatusInternalServerError, "Only empty projects can be removed")
 		}
 		delete(s.projects, name)
 		return nil

@@ -42,48 +42,48 @@ func (s *Server) pull(ctx context.Context, r *http.Request, op *operation, proje
 		if s.traits.family == "lxd" {
 			name = "LXD server"
 		}
-		return nil, says("Failed to connect to %s %q: %w", name, source.Server, err)
+		return nil, daemonErrorf("Failed to connect to %s %q: %w", name, source.Server, err)
 	}
-	asked := source.Alias
-	if asked == "" {
-		asked = source.Fingerprint
+	requested := source.Alias
+	if requested == "" {
+		requested = source.Fingerprint
 	}
-	name := asked
+	name := requested
 	var found aliasJSON
 	// The daemons look for an alias of that name first, whichever it was given as.
-	if err := s.getJSON(ctx, client, base+"/1.0/images/aliases/"+url.PathEscape(asked)+remoteQuery(source, false), &found); err == nil {
+	if err := s.getJSON(ctx, client, base+"/1.0/images/aliases/"+url.PathEscape(requested)+remoteQuery(source, false), &found); err == nil {
 		name = found.Target
 	}
 	if img := s.existing(project, name); img != nil {
-		return s.adopt(op, img, post)
+		return s.useExisting(op, img, post)
 	}
 	var info imageJSON
 	at := base + "/1.0/images/" + url.PathEscape(name)
 	if err := s.getJSON(ctx, client, at+remoteQuery(source, true), &info); err != nil {
-		return nil, says("Failed getting remote image info: %w", err)
+		return nil, daemonErrorf("Failed getting remote image info: %w", err)
 	}
 	if img := s.existing(project, info.Fingerprint); img != nil {
-		return s.adopt(op, img, post)
+		return s.useExisting(op, img, post)
 	}
 	u, err := s.fetchExport(ctx, op, client, base+"/1.0/images/"+info.Fingerprint+"/export"+remoteQuery(source, true))
 	if err != nil {
 		return nil, err
 	}
-	if u.broken != nil || u.fingerprint != info.Fingerprint {
+	if u.invalid != nil || u.fingerprint != info.Fingerprint {
 		u.discard()
-		if u.broken != nil {
-			return nil, u.broken
+		if u.invalid != nil {
+			return nil, u.invalid
 		}
-		return nil, says("Image fingerprint doesn't match. Got %s expected %s", u.fingerprint, info.Fingerprint)
+		return nil, daemonErrorf("Image fingerprint doesn't match. Got %s expected %s", u.fingerprint, info.Fingerprint)
 	}
 	info.UpdateSource = nil
-	if asked != info.Fingerprint {
+	if requested != info.Fingerprint {
 		info.UpdateSource = &updateSource{
-			Alias: asked, Certificate: source.Certificate, Protocol: source.Protocol,
+			Alias: requested, Certificate: source.Certificate, Protocol: source.Protocol,
 			Server: source.Server,
 		}
 	}
-	return s.keep(r, op, u, project, post, &info)
+	return s.storeDownload(r, op, u, project, post, &info)
 }
 
 // fetchExport downloads an export: one file, or a form with two.
@@ -97,7 +97,7 @@ func (s *Server) fetchExport(ctx context.Context, op *operation, client *http.Cl
 	if res.StatusCode != http.StatusOK {
 		return nil, remoteError(res)
 	}
-	return s.receive(&http.Request{Header: res.Header, Body: io.NopCloser(s.watch(op, "", res))})
+	return s.receive(&http.Request{Header: res.Header, Body: io.NopCloser(s.trackProgress(op, "", res))})
 }
 
 // serveRefresh fetches an image again from where it came from, if that has a
@@ -120,7 +120,7 @@ func (s *Server) serveRefresh(w http.ResponseWriter, r *http.Request, name strin
 			fresh, err := s.refresh(ctx, r, op, img)
 			if err != nil {
 				code := errorEnvelope(err).ErrorCode
-				return fail(code, "Failed to update image %q in project %q: %v", img.key.fingerprint, img.key.project, err)
+				return statusErrorf(code, "Failed to update image %q in project %q: %v", img.key.fingerprint, img.key.project, err)
 			}
 			s.setFinal(op, map[string]any{"refreshed": fresh != img})
 			return nil
@@ -129,7 +129,7 @@ func (s *Server) serveRefresh(w http.ResponseWriter, r *http.Request, name strin
 	return nil
 }
 
-var errNoSource = fail(http.StatusNotFound, "Image source not found")
+var errNoSource = statusErrorf(http.StatusNotFound, "Image source not found")
 
 // refresh does the work of serveRefresh and returns the image that is now
 // current. A newer one takes over aliases and settings of the old, which goes.

@@ -26,27 +26,27 @@ func (s *Server) servePushToken(w http.ResponseWriter, _ *http.Request, project 
 		})
 	op.mayCancel = true
 	op.push = true
-	answer := s.render(op)
+	response := s.render(op)
 	s.mu.Unlock()
-	writeOperation(w, answer)
+	writeOperation(w, response)
 	return nil
 }
 
-// admitsUpload tells whether a token is for an upload of this image.
-func (op *operation) admitsUpload(project, fingerprint string) bool {
+// allowsUpload tells whether a token is for an upload of this image.
+func (op *operation) allowsUpload(project, fingerprint string) bool {
 	return op.push && op.project == project && len(op.resources["images"]) == 1 &&
 		op.resources["images"][0] == "/1.0/images/"+fingerprint
 }
 
 // useToken uses up the token of an upload and takes over what it carries,
 // which replaces what the image's metadata says.
-func (s *Server) useToken(r *http.Request, op *operation, asked *wish) error {
+func (s *Server) useToken(r *http.Request, op *operation, spec *imageSpec) error {
 	s.mu.Lock()
 	metadata := op.metadata
-	s.useUp(op)
+	s.consumeToken(op)
 	s.mu.Unlock()
 	properties, _ := metadata["properties"].(map[string]string)
-	if properties == nil && len(asked.properties) > 0 {
+	if properties == nil && len(spec.properties) > 0 {
 		const reason = "assignment to entry in nil map: an upload with properties used a token that has none"
 		if s.traits.nullTokenCrash {
 			s.crashWith(reason)
@@ -54,19 +54,19 @@ func (s *Server) useToken(r *http.Request, op *operation, asked *wish) error {
 		}
 		return errNullToken
 	}
-	asked.aliases, _ = metadata["aliases"].([]imageAliasJSON)
-	asked.public, _ = metadata["public"].(bool)
+	spec.aliases, _ = metadata["aliases"].([]imageAliasJSON)
+	spec.public, _ = metadata["public"].(bool)
 	expires, _ := metadata["expires_at"].(time.Time)
-	asked.expires = jsonTime{expires}
-	asked.setsExpiry = true
-	asked.replace = maps.Clone(properties)
-	if asked.replace == nil {
-		asked.replace = map[string]string{}
+	spec.expires = jsonTime{expires}
+	spec.setExpiry = true
+	spec.replaceProperties = maps.Clone(properties)
+	if spec.replaceProperties == nil {
+		spec.replaceProperties = map[string]string{}
 	}
 	return nil
 }
 
-var errNullToken = says("Invalid token: it has no properties")
+var errNullToken = daemonErrorf("Invalid token: it has no properties")
 
 // exportPost is the body of a push.
 type exportPost struct {
@@ -81,7 +81,7 @@ type exportPost struct {
 // servePush uploads an image to another server in the background.
 func (s *Server) servePush(w http.ResponseWriter, r *http.Request, name string) error {
 	if !s.has("images_push_relay") {
-		return fail(http.StatusNotImplemented, "not implemented")
+		return statusErrorf(http.StatusNotImplemented, "not implemented")
 	}
 	s.mu.Lock()
 	project, err := s.imageProject(r)
@@ -191,19 +191,19 @@ func (s *Server) awaitRemote(ctx context.Context, client *http.Client, at string
 		return err
 	}
 	defer res.Body.Close()
-	var answer struct {
+	var response struct {
 		ErrorCode int           `json:"error_code"`
 		Error     string        `json:"error"`
 		Metadata  operationJSON `json:"metadata"`
 	}
-	if err := readJSON(&http.Request{Body: res.Body}, &answer); err != nil {
+	if err := readJSON(&http.Request{Body: res.Body}, &response); err != nil {
 		return err
 	}
 	switch {
-	case answer.Error != "":
-		return fail(answer.ErrorCode, "%s", answer.Error)
-	case answer.Metadata.Err != "":
-		return errors.New(answer.Metadata.Err)
+	case response.Error != "":
+		return statusErrorf(response.ErrorCode, "%s", response.Error)
+	case response.Metadata.Err != "":
+		return errors.New(response.Metadata.Err)
 	}
 	return nil
 }

@@ -18,7 +18,7 @@ type registry struct {
 	Config      map[string]string `json:"config"`
 }
 
-var errNoRegistry = fail(http.StatusNotFound, "Image registry not found")
+var errNoRegistry = statusErrorf(http.StatusNotFound, "Image registry not found")
 
 // AddRegistry makes an image registry for a simplestreams server, on dialects
 // that have registries. Unlike a request it takes plain http.
@@ -31,7 +31,7 @@ func (s *Server) AddRegistry(name, url string) {
 // useRegistry fills in a source from the registry that it names.
 func (s *Server) useRegistry(source *imagesSource) error {
 	if source.Registry == "" {
-		return fail(http.StatusBadRequest, "Image registry is required")
+		return statusErrorf(http.StatusBadRequest, "Image registry is required")
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -67,13 +67,13 @@ func (s *Server) serveCreateRegistry(w http.ResponseWriter, r *http.Request) err
 		return err
 	}
 	if post.Name == "" {
-		return fail(http.StatusBadRequest, "Image registry name is required")
+		return statusErrorf(http.StatusBadRequest, "Image registry name is required")
 	}
 	if post.Protocol != "simplestreams" {
-		return fail(http.StatusBadRequest, "Unsupported image registry protocol %q", post.Protocol)
+		return statusErrorf(http.StatusBadRequest, "Unsupported image registry protocol %q", post.Protocol)
 	}
 	if at, err := url.Parse(post.Config["url"]); err != nil || at.Scheme != "https" {
-		return fail(http.StatusBadRequest, "Image registry URL must use HTTPS")
+		return statusErrorf(http.StatusBadRequest, "Image registry URL must use HTTPS")
 	}
 	post.Builtin, post.Public = false, true
 	s.mu.Lock()
@@ -83,7 +83,7 @@ func (s *Server) serveCreateRegistry(w http.ResponseWriter, r *http.Request) err
 	}
 	s.mu.Unlock()
 	if exists {
-		return fail(http.StatusConflict, "Image registry %q already exists", post.Name)
+		return statusErrorf(http.StatusConflict, "Image registry %q already exists", post.Name)
 	}
 	writeCreated(w, "/1.0/image-registries/"+url.PathEscape(post.Name))
 	return nil

@@ -22,7 +22,7 @@ func (s *Server) handler() http.Handler {
 		seen := s.record(r)
 		w, injected := s.inject(w, r, seen)
 		defer injected.done()
-		if injected.answered {
+		if injected.responded {
 			return
 		}
 		if err := s.route(w, r); err != nil {
@@ -60,7 +60,7 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request) error {
 	}
 	found, ok := methods[r.Method]
 	if !ok {
-		return fail(http.StatusNotImplemented, "not implemented")
+		return statusErrorf(http.StatusNotImplemented, "not implemented")
 	}
 	if !s.trusts(r) {
 		// A client that counts on being trusted does not want the public view.

@@ -97,7 +97,7 @@ type Server struct {
 
 	pipe, securePipe *pipeListener
 
-	ctx    context.Context // ends with the server's life
+	ctx    context.Context // canceled by Close
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup // goroutines of operations, of the HTTP servers and of their connections
 
@@ -108,8 +108,8 @@ type Server struct {
 	crash     *CrashError
 	http      *http.Server
 	listeners []net.Listener
-	life      context.Context // ends when the server is closed or restarted
-	endLife   context.CancelFunc
+	runCtx    context.Context // canceled when the server stops or restarts
+	endRun    context.CancelFunc
 	conns     map[*conn]struct{}
 	accepted  int
 	spooled   int // the number of the last file made
@@ -212,7 +212,7 @@ func (s *Server) start() error {
 	if s.closed || s.up {
 		return nil
 	}
-	s.life, s.endLife = context.WithCancel(s.ctx)
+	s.runCtx, s.endRun = context.WithCancel(s.ctx)
 	s.hub.reset()
 	s.http = &http.Server{
 		Handler:     s.handler(),
@@ -312,7 +312,7 @@ func (s *Server) stop() {
 	}
 	s.up = false
 	s.stopListening()
-	s.endLife()
+	s.endRun()
 	server := s.http
 	open := make([]*conn, 0, len(s.conns))
 	for c := range s.conns {
@@ -426,7 +426,7 @@ func (s *Server) DialContext(ctx context.Context, network, _ string) (net.Conn, 
 	if network == "unix" {
 		l = s.pipe
 	}
-	refused := !s.up || s.refuses()
+	refused := !s.up || s.refuseConn()
 	s.mu.Unlock()
 	if refused {
 		return nil, errRefused
@@ -469,7 +469,7 @@ func (s *Server) forgetConn(c *conn) {
 
 // locked calls f under the lock. Answers are written outside of it: a client
 // that does not read must not stop the others.
-func (s *Server) locked(f func() error) error {
+func (s *Server) withLock(f func() error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return f()

@@ -96,14 +96,14 @@ func (s *Server) readStream(ctx context.Context, client *http.Client, base strin
 func (s *Server) getStreamFile(ctx context.Context, client *http.Client, at string, value any) error {
 	res, err := s.request(ctx, client, http.MethodGet, at, nil, nil)
 	if err != nil {
-		return says("Failed parsing stream: %w", err)
+		return daemonErrorf("Failed parsing stream: %w", err)
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
-		return says("Failed parsing stream: Unable to fetch %s: %s", at, res.Status)
+		return daemonErrorf("Failed parsing stream: Unable to fetch %s: %s", at, res.Status)
 	}
 	if err := json.NewDecoder(io.LimitReader(res.Body, 256<<20)).Decode(value); err != nil {
-		return says("Failed parsing stream: %w", err)
+		return daemonErrorf("Failed parsing stream: %w", err)
 	}
 	return nil
 }
@@ -245,12 +245,12 @@ func resolve(images []streamImage, source imagesSource) (*streamImage, error) {
 			continue
 		}
 		if found != nil && found.fingerprint != img.fingerprint {
-			return nil, says("More than one match for the provided partial fingerprint")
+			return nil, daemonErrorf("More than one match for the provided partial fingerprint")
 		}
 		found = &images[i]
 	}
 	if found == nil {
-		return nil, says("The requested image couldn't be found")
+		return nil, daemonErrorf("The requested image couldn't be found")
 	}
 	return found, nil
 }
@@ -268,10 +268,10 @@ func (s *Server) importStream(ctx context.Context, r *http.Request, op *operatio
 		chosen, err = resolve(images, source)
 	}
 	if err != nil {
-		return nil, says("Failed getting remote image info: Failed getting image: %w", err)
+		return nil, daemonErrorf("Failed getting remote image info: Failed getting image: %w", err)
 	}
 	if img := s.existing(project, chosen.fingerprint); img != nil {
-		return s.adopt(op, img, post)
+		return s.useExisting(op, img, post)
 	}
 	u, err := s.fetchStream(ctx, op, client, base, chosen)
 	if err != nil {
@@ -288,7 +288,7 @@ func (s *Server) importStream(ctx context.Context, r *http.Request, op *operatio
 			Server: source.Server, Registry: source.Registry,
 		}
 	}
-	img, err := s.keep(r, op, u, project, post, &info)
+	img, err := s.storeDownload(r, op, u, project, post, &info)
 	if err != nil {
 		return nil, err
 	}
@@ -310,7 +310,7 @@ func (s *Server) fetchStream(ctx context.Context, op *operation, client *http.Cl
 		}
 		if u.fingerprint != item.SHA256 {
 			u.discard()
-			return nil, says("Hash mismatch for %q: %s != %s", at, u.fingerprint, item.SHA256)
+			return nil, daemonErrorf("Hash mismatch for %q: %s != %s", at, u.fingerprint, item.SHA256)
 		}
 		return u, nil
 	}
@@ -327,7 +327,7 @@ func (s *Server) fetchStream(ctx context.Context, op *operation, client *http.Cl
 	u.size += rootfs.size
 	u.fingerprint, err = fileFingerprint(u.metadata, u.rootfs)
 	if err == nil && u.fingerprint != img.fingerprint {
-		err = says("Image fingerprint doesn't match. Got %s expected %s", u.fingerprint, img.fingerprint)
+		err = daemonErrorf("Image fingerprint doesn't match. Got %s expected %s", u.fingerprint, img.fingerprint)
 	}
 	if err != nil {
 		u.discard()

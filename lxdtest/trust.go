@@ -55,7 +55,7 @@ func (s *Server) Trust(name string, certificate []byte) error {
 	return s.addTrust(name, cert, nil)
 }
 
-var errTrusted = fail(http.StatusConflict, "Certificate already in trust store")
+var errTrusted = statusErrorf(http.StatusConflict, "Certificate already in trust store")
 
 // addTrust adds a parsed certificate.
 func (s *Server) addTrust(name string, cert *x509.Certificate, projects []string) error {

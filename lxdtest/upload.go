@@ -25,7 +25,7 @@ type upload struct {
 	filename    string // of the root file system's part
 	fingerprint string
 	size        int64
-	broken      error // what is wrong with it, told by the operation
+	invalid     error // what is specErr with it, told by the operation
 }
 
 // spoolFile makes a file for an incoming image.
@@ -89,9 +89,9 @@ func (s *Server) receiveUnified(body io.Reader) (*upload, error) {
 // receiveSplit spools an image of two files. What is wrong with the form is
 // kept for the operation: only a body that breaks off is an error here.
 func (s *Server) receiveSplit(body io.Reader, boundary string) (*upload, error) {
-	watched := &watchedReader{Reader: body}
+	watched := &errorRecorder{Reader: body}
 	u := &upload{}
-	u.broken = s.receiveParts(u, multipart.NewReader(watched, boundary))
+	u.invalid = s.receiveParts(u, multipart.NewReader(watched, boundary))
 	if watched.err == nil {
 		_, _ = io.Copy(io.Discard, watched)
 	}
@@ -102,14 +102,14 @@ func (s *Server) receiveSplit(body io.Reader, boundary string) (*upload, error) 
 	return u, nil
 }
 
-// watchedReader remembers the error that ended a stream, but for io.EOF.
-type watchedReader struct {
+// errorRecorder remembers the error that ended a stream, but for io.EOF.
+type errorRecorder struct {
 	io.Reader
 	err error
 }
 
 // Read reads and remembers.
-func (w *watchedReader) Read(p []byte) (int, error) {
+func (w *errorRecorder) Read(p []byte) (int, error) {
 	n, err := w.Reader.Read(p)
 	if err != nil && !errors.Is(err, io.EOF) {
 		w.err = err
@@ -120,7 +120,7 @@ func (w *watchedReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-var errMultipart = says("Invalid multipart image")
+var errMultipart = daemonErrorf("Invalid multipart image")
 
 // receiveParts reads the parts of a split image in their order.
 func (s *Server) receiveParts(u *upload, form *multipart.Reader) error {
@@ -175,57 +175,57 @@ func fileFingerprint(paths ...string) (string, error) {
 }
 
 // wish is what a request asks of the image that it makes.
-type wish struct {
-	project     string
-	public      bool
-	autoUpdate  bool
-	filename    string
-	fingerprint string // what it must be, "" for anything
-	properties  map[string]string
-	byHeader    bool     // the properties come in an upload's header
-	profiles    []string // nil for the default profile
-	aliases     []imageAliasJSON
-	expires     jsonTime
-	source      *updateSource
-	setsExpiry  bool              // expires counts even when it is zero
-	replace     map[string]string // the properties, whatever the metadata says
+type imageSpec struct {
+	project              string
+	public               bool
+	autoUpdate           bool
+	filename             string
+	fingerprint          string // what it must be, "" for anything
+	properties           map[string]string
+	propertiesFromHeader bool     // the properties come in an upload's header
+	profiles             []string // nil for the default profile
+	aliases              []imageAliasJSON
+	expires              jsonTime
+	source               *updateSource
+	setExpiry            bool              // expires counts even when it is zero
+	replaceProperties    map[string]string // the properties, whatever the metadata says
 }
 
-// headerWish reads the headers of an upload; those of the other family are not
+// specFromHeaders reads the headers of an upload; those of the other family are not
 // seen.
-func (s *Server) headerWish(r *http.Request) (wish, error) {
+func (s *Server) specFromHeaders(r *http.Request) (imageSpec, error) {
 	header := func(name string) string { return r.Header.Get(s.traits.uploadHeader + name) }
-	asked := wish{
+	spec := imageSpec{
 		public: isTrue(header("public")), filename: header("filename"), fingerprint: header("fingerprint"),
 	}
 	if text := header("properties"); text != "" {
 		values, err := url.ParseQuery(text)
 		if err != nil {
-			return asked, err
+			return spec, err
 		}
-		asked.properties = map[string]string{}
+		spec.properties = map[string]string{}
 		for key := range values {
-			asked.properties[key] = values.Get(key)
+			spec.properties[key] = values.Get(key)
 		}
-		asked.byHeader = len(values) > 0
+		spec.propertiesFromHeader = len(values) > 0
 	}
 	if text := header("profiles"); text != "" && !s.traits.dropsProfiles {
 		values, err := url.ParseQuery(text)
 		if err != nil {
-			return asked, err
+			return spec, err
 		}
-		asked.profiles = values["profile"]
+		spec.profiles = values["profile"]
 	}
 	if text := header("aliases"); text != "" && s.has("image_import_alias") {
 		values, err := url.ParseQuery(text)
 		if err != nil {
-			return asked, err
+			return spec, err
 		}
 		for _, name := range values["alias"] {
-			asked.aliases = append(asked.aliases, imageAliasJSON{Name: name})
+			spec.aliases = append(spec.aliases, imageAliasJSON{Name: name})
 		}
 	}
-	return asked, nil
+	return spec, nil
 }
 
 // isTrue reads a boolean as the daemons do.
@@ -242,7 +242,7 @@ func (s *Server) serveCreate(w http.ResponseWriter, r *http.Request) error {
 	secret := r.Header.Get(s.traits.uploadHeader + "secret")
 	s.mu.Lock()
 	project, err := s.imageProject(r)
-	token := s.tokenWith(secret)
+	token := s.findToken(secret)
 	s.mu.Unlock()
 	if !s.trusts(r) && token == nil {
 		return errForbidden
@@ -253,24 +253,24 @@ func (s *Server) serveCreate(w http.ResponseWriter, r *http.Request) error {
 	if kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); kind == "application/json" {
 		return s.serveCreateFrom(w, r, project)
 	}
-	asked, wrong := s.headerWish(r)
-	asked.project = project
-	if err := s.locked(func() error { return s.checkPublic(project, asked.public) }); err != nil {
+	spec, specErr := s.specFromHeaders(r)
+	spec.project = project
+	if err := s.withLock(func() error { return s.checkPublic(project, spec.public) }); err != nil {
 		return err
 	}
-	if token != nil && !token.admitsUpload(project, asked.fingerprint) {
+	if token != nil && !token.allowsUpload(project, spec.fingerprint) {
 		return errForbidden
 	}
 	received, err := s.receive(r)
 	if err != nil {
-		return fail(http.StatusInternalServerError, "%v", err)
+		return statusErrorf(http.StatusInternalServerError, "%v", err)
 	}
-	if wrong != nil {
-		received.broken = wrong
+	if specErr != nil {
+		received.invalid = specErr
 	}
 	if token != nil {
-		if err := s.useToken(r, token, &asked); err != nil {
-			received.broken = err
+		if err := s.useToken(r, token, &spec); err != nil {
+			received.invalid = err
 		}
 	}
 	var metadata map[string]any
@@ -282,7 +282,7 @@ func (s *Server) serveCreate(w http.ResponseWriter, r *http.Request) error {
 		project:     projectParam(r),
 		metadata:    metadata,
 		run: func(_ context.Context, op *operation) error {
-			if err := s.store(r, op, received, asked); err != nil {
+			if err := s.store(r, op, received, spec); err != nil {
 				return err
 			}
 			img := s.existing(project, received.fingerprint)
@@ -290,47 +290,47 @@ func (s *Server) serveCreate(w http.ResponseWriter, r *http.Request) error {
 				return errNoImage
 			}
 			// A name that is taken fails the operation; the image stays.
-			return s.addAliases(r, op, img, asked.aliases)
+			return s.addAliases(r, op, img, spec.aliases)
 		},
 	})
 	return nil
 }
 
 // store turns an upload into an image, or says why it is none.
-func (s *Server) store(r *http.Request, op *operation, u *upload, asked wish) (err error) {
+func (s *Server) store(r *http.Request, op *operation, u *upload, spec imageSpec) (err error) {
 	defer func() {
 		if err != nil {
 			u.discard()
 		}
 	}()
-	if u.broken != nil {
-		return u.broken
+	if u.invalid != nil {
+		return u.invalid
 	}
-	if asked.fingerprint != "" && asked.fingerprint != u.fingerprint {
-		return fmt.Errorf("fingerprints don't match, got %s expected %s", u.fingerprint, asked.fingerprint)
+	if spec.fingerprint != "" && spec.fingerprint != u.fingerprint {
+		return fmt.Errorf("fingerprints don't match, got %s expected %s", u.fingerprint, spec.fingerprint)
 	}
-	found, err := readContents(u.metadata, s.now())
+	found, err := readMetadata(u.metadata, s.now())
 	if err != nil {
 		return err
 	}
-	if asked.byHeader && found.bare && asked.replace == nil {
+	if spec.propertiesFromHeader && found.noProperties && spec.replaceProperties == nil {
 		s.crashWith("assignment to entry in nil map: an upload with properties of an image whose metadata.yaml has none")
-		return errDropped
+		return errRestarted
 	}
 	img := &image{
-		key:          imageKey{asked.project, u.fingerprint},
-		filename:     asked.filename,
+		key:          imageKey{spec.project, u.fingerprint},
+		filename:     spec.filename,
 		kind:         found.kind,
 		architecture: found.architecture,
 		size:         u.size,
-		public:       asked.public,
-		autoUpdate:   asked.autoUpdate,
+		public:       spec.public,
+		autoUpdate:   spec.autoUpdate,
 		properties:   found.properties,
-		profiles:     asked.profiles,
+		profiles:     spec.profiles,
 		expires:      found.expires,
 		created:      found.created,
 		uploaded:     s.now(),
-		source:       asked.source,
+		source:       spec.source,
 		metadata:     u.metadata,
 		rootfs:       u.rootfs,
 		suffix:       found.suffix,
@@ -342,17 +342,17 @@ func (s *Server) store(r *http.Request, op *operation, u *upload, asked wish) (e
 			img.filename = u.filename
 		}
 	}
-	if asked.replace != nil {
+	if spec.replaceProperties != nil {
 		img.properties = map[string]string{}
-		for key, value := range asked.replace {
+		for key, value := range spec.replaceProperties {
 			img.properties[key] = value
 		}
 	}
-	for key, value := range asked.properties {
+	for key, value := range spec.properties {
 		img.properties[key] = value
 	}
-	if asked.setsExpiry || !asked.expires.IsZero() {
-		img.expires = asked.expires.Time
+	if spec.setExpiry || !spec.expires.IsZero() {
+		img.expires = spec.expires.Time
 		img.zeroExpiry = img.expires.IsZero()
 	}
 	if img.profiles == nil {
@@ -383,7 +383,7 @@ func (s *Server) checkNew(img *image) error {
 		return errDuplicate
 	}
 	if img.kind == "" {
-		return says("Invalid instance type")
+		return daemonErrorf("Invalid instance type")
 	}
 	if err := s.checkPublic(img.key.project, img.public); err != nil {
 		return err
@@ -391,9 +391,9 @@ func (s *Server) checkNew(img *image) error {
 	return s.checkProfiles(img.key.project, img.profiles)
 }
 
-// giveAliases names an image; the caller holds the lock and has checked that
+// setAliases names an image; the caller holds the lock and has checked that
 // the names are free.
-func (s *Server) giveAliases(img *image, aliases []imageAliasJSON) {
+func (s *Server) setAliases(img *image, aliases []imageAliasJSON) {
 	for _, a := range aliases {
 		key := aliasKey{img.key.project, a.Name}
 		s.aliases[key] = &alias{key: key, target: img.key.fingerprint, description: a.Description}

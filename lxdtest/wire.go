@@ -31,18 +31,18 @@ type apiError struct {
 
 func (e *apiError) Error() string { return e.message }
 
-func fail(code int, format string, args ...any) error {
+func statusErrorf(code int, format string, args ...any) error {
 	return &apiError{code, fmt.Sprintf(format, args...)}
 }
 
 // says is an error in the daemons' own words, which begin with a capital.
-func says(format string, args ...any) error { return fmt.Errorf(format, args...) }
+func daemonErrorf(format string, args ...any) error { return fmt.Errorf(format, args...) }
 
 var (
-	errNotFound  = fail(http.StatusNotFound, "not found")
-	errForbidden = fail(http.StatusForbidden, "not authorized")
-	errNoImage   = fail(http.StatusNotFound, "Image not found")
-	errNoAlias   = fail(http.StatusNotFound, "Image alias not found")
+	errNotFound  = statusErrorf(http.StatusNotFound, "not found")
+	errForbidden = statusErrorf(http.StatusForbidden, "not authorized")
+	errNoImage   = statusErrorf(http.StatusNotFound, "Image not found")
+	errNoAlias   = statusErrorf(http.StatusNotFound, "Image alias not found")
 )
 
 // writeJSON answers with one JSON value. As with the daemons, short answers
@@ -117,7 +117,7 @@ func checkETag(r *http.Request, etag string) error {
 	}
 	want = strings.Trim(strings.TrimPrefix(want, "W/"), `"`)
 	if want != etag {
-		return fail(http.StatusPreconditionFailed, "ETag doesn't match: %s vs %s", etag, want)
+		return statusErrorf(http.StatusPreconditionFailed, "ETag doesn't match: %s vs %s", etag, want)
 	}
 	return nil
 }
@@ -129,14 +129,14 @@ const maxJSON = 16 << 20
 func readJSON(r *http.Request, value any) error {
 	data, err := io.ReadAll(io.LimitReader(r.Body, maxJSON+1))
 	if err != nil {
-		return fail(http.StatusBadRequest, "%v", err)
+		return statusErrorf(http.StatusBadRequest, "%v", err)
 	}
 	if len(data) > maxJSON {
-		return fail(http.StatusBadRequest, "The request is too large")
+		return statusErrorf(http.StatusBadRequest, "The request is too large")
 	}
 	// The decoder's error on an empty body is EOF, as the daemons have it.
 	if err := json.NewDecoder(strings.NewReader(string(data))).Decode(value); err != nil {
-		return fail(http.StatusBadRequest, "%v", err)
+		return statusErrorf(http.StatusBadRequest, "%v", err)
 	}
 	return nil
 }
