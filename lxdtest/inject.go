@@ -12,28 +12,28 @@ import (
 	"strings"
 )
 
-// requestFaults is what the faults do to one request.
+// requestFaults are the effects of the matching faults on one request.
 type requestFaults struct {
 	server    *Server
 	request   *http.Request
 	seen      *Request
-	responded bool // the handler has nothing more to do
-	lost      bool // the answer is not to arrive
+	responded bool // the request is done; no handler may run
+	lost      bool // reset the connection instead of responding
 	writer    *faultyWriter
 	drips     bool
 }
 
 type truncateKey struct{}
 
-// truncation returns to how many bytes the root file system of an export is to
-// be cut, if it is.
+// truncation returns the size to which TruncateRootfs truncates the root file
+// system of this export, if it applies.
 func truncation(r *http.Request) (limit int64, cut bool) {
 	limit, cut = r.Context().Value(truncateKey{}).(int64)
 	return limit, cut
 }
 
-// inject applies the faults that a request meets. What it returns takes the
-// place of the response writer; done must be called when the handler returns.
+// inject applies the faults that match a request. The handler must use the
+// returned response writer; done must be called when the handler returns.
 func (s *Server) inject(w http.ResponseWriter, r *http.Request, seen *Request) (http.ResponseWriter, *requestFaults) {
 	in := &requestFaults{server: s, request: r, seen: seen}
 	matched := s.faultsFor(r)
@@ -41,7 +41,7 @@ func (s *Server) inject(w http.ResponseWriter, r *http.Request, seen *Request) (
 		return w, in
 	}
 	defer func() {
-		// A panic here ends the request before the handler could note it.
+		// If a fault panics, nobody calls done.
 		if in.responded {
 			in.finish()
 		}
@@ -56,7 +56,7 @@ func (s *Server) inject(w http.ResponseWriter, r *http.Request, seen *Request) (
 	return in.writer, in
 }
 
-// apply prepares or plays one fault.
+// apply applies one fault, or arranges for it to occur later.
 func (s *Server) apply(in *requestFaults, i *Injected, w http.ResponseWriter, r *http.Request) {
 	f := &i.fault
 	out := in.writer
@@ -94,8 +94,9 @@ func (s *Server) apply(in *requestFaults, i *Injected, w http.ResponseWriter, r 
 		*r = *r.WithContext(context.WithValue(r.Context(), truncateKey{}, f.bytes))
 	case kindRestart:
 		restart := func() {
-			// The handler is one of those that a restart waits for.
-			s.restartFrom(r)
+
+			s.Restart()
+			panic(http.ErrAbortHandler)
 		}
 		if f.bytes <= 0 {
 			in.responded = true
@@ -108,7 +109,7 @@ func (s *Server) apply(in *requestFaults, i *Injected, w http.ResponseWriter, r 
 	}
 }
 
-// respond sends the answer of a fault in place of the handler's.
+// respond sends the response of a fault instead of the handler's.
 func respond(f *Fault, w http.ResponseWriter, r *http.Request) {
 	for name, values := range f.header {
 		w.Header()[name] = values
@@ -121,7 +122,7 @@ func respond(f *Fault, w http.ResponseWriter, r *http.Request) {
 		writeError(w, statusErrorf(f.status, "%s", f.message))
 	case kindEarly:
 		readFirst(r.Body, f.bytes)
-		// The client learns that the rest of its body is not wanted.
+		// Tells the client that the rest of its body will not be read.
 		w.Header().Set("Connection", "close")
 		writeError(w, statusErrorf(f.status, "%s", f.message))
 	case kindHTML:
@@ -138,7 +139,7 @@ func respond(f *Fault, w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// done notes that the handler has returned.
+// done ends the effects of the faults when the handler has returned.
 func (in *requestFaults) done() {
 	if in.drips {
 		_ = http.NewResponseController(in.writer.ResponseWriter).Flush()
@@ -159,21 +160,14 @@ func (in *requestFaults) finish() {
 	in.seen.done = true
 }
 
-// restartFrom restarts the server from within a handler, whose connection is
-// reset with the others.
-func (s *Server) restartFrom(*http.Request) {
-	s.Restart()
-	panic(http.ErrAbortHandler)
-}
-
-// brokenBody is a request body that breaks after some bytes.
+// brokenBody is a request body that calls broken, once, after left bytes.
 type brokenBody struct {
 	io.ReadCloser
 	left   int64
 	broken func()
 }
 
-// Read reads up to the break.
+// Read reads from the body, up to the offset at which it calls broken.
 func (b *brokenBody) Read(p []byte) (int, error) {
 	if b.broken == nil {
 		return b.ReadCloser.Read(p)
@@ -192,8 +186,8 @@ func (b *brokenBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// faultyWriter is a response whose body goes wrong at some offsets. An offset
-// of -1 is nowhere.
+// faultyWriter is a response writer whose faults occur at offsets in the body;
+// an offset of -1 disables the fault.
 type faultyWriter struct {
 	http.ResponseWriter
 	request *http.Request
@@ -204,16 +198,16 @@ type faultyWriter struct {
 	freezeAt  int64
 	corruptAt int64
 	stall     *Injected
-	short     int64 // how many bytes to leave out at the end
+	short     int64 // the number of bytes to omit at the end
 	tail      []byte
 	lost      bool
 	headerOut bool
 }
 
-// Unwrap lets http.ResponseController find the real writer.
+// Unwrap returns the underlying writer to http.ResponseController.
 func (w *faultyWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// WriteHeader sends the header, with a shorter length if the fault asks so.
+// WriteHeader sends the header, with a Content-Length reduced by short.
 func (w *faultyWriter) WriteHeader(code int) {
 	if w.lost || w.headerOut {
 		return
@@ -230,7 +224,7 @@ func (w *faultyWriter) WriteHeader(code int) {
 	}
 }
 
-// FlushError sends what was written so far.
+// FlushError sends all data written so far.
 func (w *faultyWriter) FlushError() error {
 	if w.lost {
 		return nil
@@ -241,12 +235,12 @@ func (w *faultyWriter) FlushError() error {
 	return http.NewResponseController(w.ResponseWriter).Flush()
 }
 
-// Hijack hands the connection over, as a WebSocket needs it.
+// Hijack hijacks the connection, for WebSockets.
 func (w *faultyWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return http.NewResponseController(w.ResponseWriter).Hijack()
 }
 
-// Write sends a part of the body up to where it breaks.
+// Write writes a part of the body and triggers the faults at its offsets.
 func (w *faultyWriter) Write(p []byte) (int, error) {
 	total := len(p)
 	if w.lost {
@@ -285,7 +279,7 @@ func (w *faultyWriter) Write(p []byte) (int, error) {
 	return total, nil
 }
 
-// breakHere does what is to happen at the offset that was reached.
+// breakHere triggers the faults of the current offset.
 func (w *faultyWriter) breakHere() {
 	_ = http.NewResponseController(w.ResponseWriter).Flush()
 	switch w.written {

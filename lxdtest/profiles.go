@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// profileProject returns the project that holds the profiles of another; the
-// caller holds the lock.
+// profileProject returns the project whose profiles a project uses: itself or
+// the default one; the caller holds the lock.
 func (s *Server) profileProject(name string) *project {
 	p := s.projects[name]
 	if p == nil || !p.feature("profiles") {
@@ -29,7 +29,7 @@ func (s *Server) checkProfiles(project string, names []string) error {
 	return nil
 }
 
-// AddProfile makes a profile that images can name, in the default project.
+// AddProfile adds a profile, for use in images, to the default project.
 func (s *Server) AddProfile(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -45,12 +45,12 @@ type profileJSON struct {
 	UsedBy      []string                  `json:"used_by"`
 }
 
-// renderProfile writes a profile; it has nothing but its name.
+// renderProfile copies a profile for the wire; it has only a name and a description.
 func renderProfile(p *project, name string) profileJSON {
 	return profileJSON{map[string]string{}, p.profiles[name], map[string]map[string]any{}, name, []string{}}
 }
 
-// serveProfiles lists the profiles of a project.
+// serveProfiles handles GET of the profiles of a project.
 func (s *Server) serveProfiles(w http.ResponseWriter, r *http.Request) error {
 	urls, full := []string{}, []profileJSON{}
 	err := s.withLock(func() error {
@@ -75,7 +75,7 @@ func (s *Server) serveProfiles(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// serveProfile answers GET of one profile.
+// serveProfile handles GET of one profile.
 func (s *Server) serveProfile(w http.ResponseWriter, r *http.Request, name string) error {
 	var out profileJSON
 	err := s.withLock(func() error {
@@ -93,7 +93,7 @@ func (s *Server) serveProfile(w http.ResponseWriter, r *http.Request, name strin
 	return nil
 }
 
-// serveCreateProfile makes a profile that images can name.
+// serveCreateProfile creates a profile.
 func (s *Server) serveCreateProfile(w http.ResponseWriter, r *http.Request) error {
 	var post struct {
 		Name        string `json:"name"`

@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// remoteQuery is the query of requests to the server that is pulled from.
+// remoteQuery returns the query of requests to the source of a pull.
 func remoteQuery(source imagesSource, secret bool) string {
 	query := url.Values{}
 	if source.Project != "" {
@@ -50,7 +50,7 @@ func (s *Server) pull(ctx context.Context, r *http.Request, op *operation, proje
 	}
 	name := requested
 	var found aliasJSON
-	// The daemons look for an alias of that name first, whichever it was given as.
+	// The daemons try it as an alias first, even if it is a fingerprint.
 	if err := s.getJSON(ctx, client, base+"/1.0/images/aliases/"+url.PathEscape(requested)+remoteQuery(source, false), &found); err == nil {
 		name = found.Target
 	}
@@ -86,7 +86,7 @@ func (s *Server) pull(ctx context.Context, r *http.Request, op *operation, proje
 	return s.storeDownload(r, op, u, project, post, &info)
 }
 
-// fetchExport downloads an export: one file, or a form with two.
+// fetchExport downloads an export: one file or a form with two.
 func (s *Server) fetchExport(ctx context.Context, op *operation, client *http.Client, at string) (*upload, error) {
 	s.allowCancel(op)
 	res, err := s.request(ctx, client, http.MethodGet, at, nil, nil)
@@ -100,7 +100,7 @@ func (s *Server) fetchExport(ctx context.Context, op *operation, client *http.Cl
 	return s.receive(&http.Request{Header: res.Header, Body: io.NopCloser(s.trackProgress(op, "", res))})
 }
 
-// serveRefresh fetches an image again from where it came from, if that has a
+// serveRefresh starts an operation that replaces an image if its source has a
 // newer one.
 func (s *Server) serveRefresh(w http.ResponseWriter, r *http.Request, name string) error {
 	s.mu.Lock()
@@ -131,8 +131,9 @@ func (s *Server) serveRefresh(w http.ResponseWriter, r *http.Request, name strin
 
 var errNoSource = statusErrorf(http.StatusNotFound, "Image source not found")
 
-// refresh does the work of serveRefresh and returns the image that is now
-// current. A newer one takes over aliases and settings of the old, which goes.
+// refresh replaces an image if its source has a newer one, and returns the
+// current one. A new image gets the aliases and settings of the old one, which
+// is deleted.
 func (s *Server) refresh(ctx context.Context, r *http.Request, op *operation, img *image) (*image, error) {
 	s.mu.Lock()
 	source := img.source

@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// servePushToken makes the secret with which another server may upload an
-// image. What the request asks for waits in the operation.
+// servePushToken creates a secret with which another server can upload an image.
+// The requested attributes are stored in the token operation.
 func (s *Server) servePushToken(w http.ResponseWriter, _ *http.Request, project string, post imagesPost) error {
 	s.mu.Lock()
 	op := s.addOperation("token", "Image download token", project,
@@ -32,14 +32,14 @@ func (s *Server) servePushToken(w http.ResponseWriter, _ *http.Request, project 
 	return nil
 }
 
-// allowsUpload tells whether a token is for an upload of this image.
+// allowsUpload reports whether a token allows an upload of this image.
 func (op *operation) allowsUpload(project, fingerprint string) bool {
 	return op.push && op.project == project && len(op.resources["images"]) == 1 &&
 		op.resources["images"][0] == "/1.0/images/"+fingerprint
 }
 
-// useToken uses up the token of an upload and takes over what it carries,
-// which replaces what the image's metadata says.
+// useToken consumes the token of an upload and sets the attributes stored in it,
+// which replace those in the image's metadata.
 func (s *Server) useToken(r *http.Request, op *operation, spec *imageSpec) error {
 	s.mu.Lock()
 	metadata := op.metadata
@@ -57,7 +57,7 @@ func (s *Server) useToken(r *http.Request, op *operation, spec *imageSpec) error
 	spec.aliases, _ = metadata["aliases"].([]imageAliasJSON)
 	spec.public, _ = metadata["public"].(bool)
 	expires, _ := metadata["expires_at"].(time.Time)
-	spec.expires = jsonTime{expires}
+	spec.expires = expires
 	spec.setExpiry = true
 	spec.replaceProperties = maps.Clone(properties)
 	if spec.replaceProperties == nil {
@@ -78,7 +78,7 @@ type exportPost struct {
 	Profiles    []string         `json:"profiles"`
 }
 
-// servePush uploads an image to another server in the background.
+// servePush starts an operation that uploads an image to another server.
 func (s *Server) servePush(w http.ResponseWriter, r *http.Request, name string) error {
 	if !s.has("images_push_relay") {
 		return statusErrorf(http.StatusNotImplemented, "not implemented")
@@ -87,7 +87,7 @@ func (s *Server) servePush(w http.ResponseWriter, r *http.Request, name string) 
 	project, err := s.imageProject(r)
 	var img *image
 	if err == nil {
-		// Unlike elsewhere a prefix does not do.
+		// Unlike elsewhere, a prefix is not accepted.
 		if img = s.images[imageKey{project, name}]; img == nil {
 			err = errNoImage
 		}
@@ -119,7 +119,7 @@ func (s *Server) servePush(w http.ResponseWriter, r *http.Request, name string) 
 	return nil
 }
 
-// push does the work of servePush: it uploads and waits for the other server.
+// push uploads an image to another server and waits for that server's operation.
 func (s *Server) push(ctx context.Context, client *http.Client, base string, img *image, post exportPost) error {
 	s.mu.Lock()
 	files, err := openFiles(img.metadata, img.rootfs)
@@ -127,8 +127,8 @@ func (s *Server) push(ctx context.Context, client *http.Client, base string, img
 	set := func(name, value string) { header.Set(s.traits.uploadHeader+name, value) }
 	set("fingerprint", img.key.fingerprint)
 	set("secret", post.Secret)
-	// The daemons name the file after the image and send no properties: these
-	// travel in the token.
+	// The daemons use the fingerprint as the file name and send no properties,
+	// as the token has them.
 	set("filename", img.key.fingerprint)
 	if len(post.Profiles) > 0 {
 		set("profiles", url.Values{"profile": post.Profiles}.Encode())
@@ -183,8 +183,8 @@ func (s *Server) push(ctx context.Context, client *http.Client, base string, img
 	return s.awaitRemote(ctx, client, base+accepted.Operation+"/wait?"+wait.Encode())
 }
 
-// awaitRemote waits for an operation of another server, whichever way that
-// tells of a failure.
+// awaitRemote waits for an operation of another server and returns its error, in
+// whichever form that server reports it.
 func (s *Server) awaitRemote(ctx context.Context, client *http.Client, at string) error {
 	res, err := s.request(ctx, client, http.MethodGet, at, nil, nil)
 	if err != nil {
@@ -208,7 +208,7 @@ func (s *Server) awaitRemote(ctx context.Context, client *http.Client, at string
 	return nil
 }
 
-// streamForm writes the files of a split image as a form while it is read.
+// streamForm returns a form with the files of a split image, written while it is read.
 func streamForm(files []*os.File, rootfs, fingerprint, suffix string) (body io.ReadCloser, contentType string) {
 	out, in := io.Pipe()
 	form := multipart.NewWriter(in)

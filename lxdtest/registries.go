@@ -7,8 +7,8 @@ import (
 	"slices"
 )
 
-// registry is an image registry: a simplestreams server under a name. The
-// server's lock guards it.
+// registry is an image registry: a named simplestreams server. The server's lock
+// guards it.
 type registry struct {
 	Name        string            `json:"name"`
 	Description string            `json:"description"`
@@ -20,15 +20,15 @@ type registry struct {
 
 var errNoRegistry = statusErrorf(http.StatusNotFound, "Image registry not found")
 
-// AddRegistry makes an image registry for a simplestreams server, on dialects
-// that have registries. Unlike a request it takes plain http.
+// AddRegistry adds an image registry for a simplestreams server, on dialects
+// that have registries. Unlike a request, it accepts an http URL.
 func (s *Server) AddRegistry(name, url string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.registries[name] = &registry{Name: name, Protocol: "simplestreams", Public: true, Config: map[string]string{"url": url}}
 }
 
-// useRegistry fills in a source from the registry that it names.
+// useRegistry sets the server and protocol of a source to those of its registry.
 func (s *Server) useRegistry(source *imagesSource) error {
 	if source.Registry == "" {
 		return statusErrorf(http.StatusBadRequest, "Image registry is required")
@@ -43,7 +43,7 @@ func (s *Server) useRegistry(source *imagesSource) error {
 	return nil
 }
 
-// serveRegistries lists the registries.
+// serveRegistries handles GET of the list of registries.
 func (s *Server) serveRegistries(w http.ResponseWriter, r *http.Request) error {
 	s.mu.Lock()
 	urls, full := []string{}, []registry{}
@@ -60,7 +60,7 @@ func (s *Server) serveRegistries(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// serveCreateRegistry makes a registry.
+// serveCreateRegistry creates a registry.
 func (s *Server) serveCreateRegistry(w http.ResponseWriter, r *http.Request) error {
 	var post registry
 	if err := readJSON(r, &post); err != nil {
@@ -89,7 +89,7 @@ func (s *Server) serveCreateRegistry(w http.ResponseWriter, r *http.Request) err
 	return nil
 }
 
-// serveRegistry answers GET of one registry.
+// serveRegistry handles GET of one registry.
 func (s *Server) serveRegistry(w http.ResponseWriter, _ *http.Request, name string) error {
 	s.mu.Lock()
 	found := s.registries[name]

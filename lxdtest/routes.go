@@ -6,10 +6,10 @@ import (
 	"strings"
 )
 
-// handlerFunc answers a request, or returns the error to answer with.
+// handlerFunc responds to a request, or returns the error to respond with.
 type handlerFunc func(w http.ResponseWriter, r *http.Request) error
 
-// handler is what every connection serves.
+// handler returns the handler of all connections.
 func (s *Server) handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !s.enter() {
@@ -31,8 +31,8 @@ func (s *Server) handler() http.Handler {
 	})
 }
 
-// enter counts a handler among what Close waits for, unless the server is
-// closed.
+// enter adds a running handler to s.tasks, for which Close waits. It returns
+// false if the server is closed.
 func (s *Server) enter() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -43,8 +43,8 @@ func (s *Server) enter() bool {
 	return true
 }
 
-// route finds the handler of a request. The daemons match the escaped path, so
-// that a name may hold any character.
+// route calls the handler of a request. Like the daemons it matches the escaped
+// path, so that a name can contain any character.
 func (s *Server) route(w http.ResponseWriter, r *http.Request) error {
 	path, ok := strings.CutPrefix(r.URL.EscapedPath(), "/1.0")
 	if !ok || path != "" && path[0] != '/' {
@@ -63,7 +63,7 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request) error {
 		return statusErrorf(http.StatusNotImplemented, "not implemented")
 	}
 	if !s.trusts(r) {
-		// A client that counts on being trusted does not want the public view.
+		// A client that sends this header wants an error, not the public view.
 		if r.Header.Get(s.traits.uploadHeader+"authenticated") != "" || !found.public {
 			return errForbidden
 		}
@@ -74,10 +74,10 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request) error {
 // endpoint is one method of one path.
 type endpoint struct {
 	serve  handlerFunc
-	public bool // for untrusted callers as well
+	public bool // open to untrusted clients
 }
 
-// methods returns what can be done with a path, given without "/1.0/".
+// methods returns the methods of a path, given without "/1.0/", by name.
 func (s *Server) methods(path string) map[string]endpoint {
 	var parts []string
 	if path != "" {
@@ -104,7 +104,7 @@ func (s *Server) methods(path string) map[string]endpoint {
 		case rest[0] == "aliases" && len(rest) == 1:
 			return map[string]endpoint{"GET": {s.serveAliases, false}, "POST": {s.serveCreateAlias, false}}
 		case rest[0] == "aliases":
-			// A name that was not escaped reaches over several segments.
+			// A name that was not escaped may span several segments.
 			name := strings.Join(rest[1:], "/")
 			return map[string]endpoint{
 				"GET": {with(s.serveAlias, name), true}, "PUT": {with(s.servePutAlias, name), false},
@@ -180,7 +180,7 @@ func (s *Server) methods(path string) map[string]endpoint {
 	return nil
 }
 
-// projectParam returns the project that a request is about.
+// projectParam returns the project in the query of a request.
 func projectParam(r *http.Request) string {
 	if name := r.URL.Query().Get("project"); name != "" {
 		return name

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// The part of the simplestreams format that the daemons read.
+// These types are the part of the simplestreams format that the daemons read.
 type (
 	streamIndex struct {
 		Index map[string]struct {
@@ -35,7 +35,7 @@ type (
 		Version      string `json:"version"`
 		Variant      string `json:"variant"`
 		EndOfLife    string `json:"support_eol"`
-		// Requirements are read under another name by LXD than by Incus.
+		// Incus reads Requirements, LXD reads LXDRequirements.
 		Requirements    map[string]string        `json:"requirements"`
 		LXDRequirements map[string]string        `json:"lxd_requirements"`
 		Versions        map[string]streamVersion `json:"versions"`
@@ -68,8 +68,8 @@ type streamImage struct {
 	names       []string
 }
 
-// readStream lists the images that a simplestreams server offers, the newest
-// version of a product first.
+// readStream returns the images that a simplestreams server offers, the newest
+// version of each product first.
 func (s *Server) readStream(ctx context.Context, client *http.Client, base string) ([]streamImage, error) {
 	var index streamIndex
 	if err := s.getStreamFile(ctx, client, base+"/streams/v1/index.json", &index); err != nil {
@@ -92,7 +92,7 @@ func (s *Server) readStream(ctx context.Context, client *http.Client, base strin
 	return images, nil
 }
 
-// getStreamFile reads a JSON file of a simplestreams server.
+// getStreamFile downloads and decodes a JSON file of a simplestreams server.
 func (s *Server) getStreamFile(ctx context.Context, client *http.Client, at string, value any) error {
 	res, err := s.request(ctx, client, http.MethodGet, at, nil, nil)
 	if err != nil {
@@ -108,8 +108,8 @@ func (s *Server) getStreamFile(ctx context.Context, client *http.Client, at stri
 	return nil
 }
 
-// productImages lists the images of a product, newest first. LXD looks for
-// items named lxd only; Incus 6.0.4 for those named incus only.
+// productImages returns the images of a product, newest first. LXD uses only
+// items named lxd, Incus 6.0.4 only those named incus.
 func productImages(family, id string, product streamProduct) []streamImage {
 	var images []streamImage
 	serials := slices.Sorted(maps.Keys(product.Versions))
@@ -132,7 +132,7 @@ func productImages(family, id string, product streamProduct) []streamImage {
 	}
 	for i := range images {
 		if family != "lxd" {
-			images[i].info.Filename = "" // Incus 6.0.4 does not keep it.
+			images[i].info.Filename = "" // Incus 6.0.4 does not store it.
 		}
 		for name, value := range requirements {
 			images[i].info.Properties["requirements."+name] = value
@@ -144,8 +144,8 @@ func productImages(family, id string, product streamProduct) []streamImage {
 	return images
 }
 
-// splitImages lists the images that one metadata item stands for: a container,
-// a virtual machine or both.
+// splitImages returns the images that share one metadata item: a container, a
+// virtual machine or both.
 func splitImages(id string, product streamProduct, serial string, version streamVersion, metadata streamItem) []streamImage {
 	var images []streamImage
 	container := false
@@ -174,7 +174,7 @@ func splitImages(id string, product streamProduct, serial string, version stream
 	return images
 }
 
-// newStreamImage describes one image in the daemons' terms.
+// newStreamImage returns one image with the properties that the daemons derive from its product.
 func newStreamImage(id string, product streamProduct, serial string, version streamVersion, metadata streamItem, rootfs *streamItem, fingerprint string) streamImage {
 	img := streamImage{product: id, serial: serial, kind: "container", fingerprint: fingerprint, metadata: metadata, rootfs: rootfs}
 	filetype := "tar.gz"
@@ -204,8 +204,8 @@ func newStreamImage(id string, product streamProduct, serial string, version str
 	return img
 }
 
-// aliasNames returns the names of a product: each alias, alone for the
-// server's own architecture, and with the architecture.
+// aliasNames returns the names of a product: each alias with its architecture,
+// and for the server's own architecture also without.
 func aliasNames(product streamProduct) []string {
 	var names []string
 	for alias := range strings.SplitSeq(product.Aliases, ",") {
@@ -220,8 +220,8 @@ func aliasNames(product streamProduct) []string {
 	return names
 }
 
-// resolve finds the image that an alias, a fingerprint or a prefix of one
-// names.
+// resolve returns the image with an alias, a fingerprint or a fingerprint
+// prefix.
 func resolve(images []streamImage, source imagesSource) (*streamImage, error) {
 	kind := source.ImageType
 	if kind == "" {
@@ -255,7 +255,7 @@ func resolve(images []streamImage, source imagesSource) (*streamImage, error) {
 	return found, nil
 }
 
-// importStream does a creation from a simplestreams server.
+// importStream creates an image from a simplestreams server.
 func (s *Server) importStream(ctx context.Context, r *http.Request, op *operation, project string, post imagesPost, source imagesSource) (*image, error) {
 	client, err := s.httpClient(source.Certificate)
 	if err != nil {
@@ -300,7 +300,7 @@ func (s *Server) importStream(ctx context.Context, r *http.Request, op *operatio
 	return img, nil
 }
 
-// fetchStream downloads the files of an image and verifies each.
+// fetchStream downloads and verifies the files of an image.
 func (s *Server) fetchStream(ctx context.Context, op *operation, client *http.Client, base string, img *streamImage) (*upload, error) {
 	get := func(item streamItem, what string) (*upload, error) {
 		at := base + "/" + (&url.URL{Path: item.Path}).EscapedPath()

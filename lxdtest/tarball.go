@@ -15,23 +15,23 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// imageMetadata is what an image says about itself.
+// imageMetadata is the metadata in an image's tarball.
 type imageMetadata struct {
-	kind         string // container, virtual-machine, or "" without a root
+	kind         string // container, virtual-machine, or "" without a root file system
 	architecture string
 	created      time.Time
 	expires      time.Time
 	properties   map[string]string
-	noProperties bool   // metadata.yaml is known to have no properties at all
-	suffix       string // of file names: ".tar.gz"
+	noProperties bool   // metadata.yaml was read and has no properties field
+	suffix       string // the file name extension, such as ".tar.gz"
 }
 
-// format is how a file is packed, told from its first bytes.
+// format is a file format, recognized by its first bytes.
 type format struct {
 	suffix string
 	magic  string
 	at     int
-	open   func(io.Reader) (io.Reader, error) // nil where it cannot be read here
+	open   func(io.Reader) (io.Reader, error) // nil if it cannot be read here
 }
 
 var formats = []format{
@@ -45,7 +45,7 @@ var formats = []format{
 	{suffix: ".qcow2", magic: "QFI\xfb"},
 }
 
-// detect tells how a file is packed.
+// detectFormat returns the format of a file.
 func detectFormat(head []byte) (*format, error) {
 	if len(head) == 0 {
 		return nil, io.EOF
@@ -58,7 +58,7 @@ func detectFormat(head []byte) (*format, error) {
 	return nil, daemonErrorf("Unsupported compression")
 }
 
-// suffixOf returns the extension that a file is exported with.
+// suffixOf returns the extension with which a file is exported, or "".
 func suffixOf(path string) string {
 	head, err := readHead(path)
 	if err != nil {
@@ -81,10 +81,10 @@ func readHead(path string) ([]byte, error) {
 	return head, err
 }
 
-// readMetadata reads the metadata of an image out of its tarball. It stops as
-// soon as it has seen the metadata and the root. A format that the standard
-// library cannot unpack, such as xz, passes by its first bytes: the image then
-// is a container for x86_64, and is taken to have properties.
+// readMetadata reads the metadata of an image from its tarball. It stops once it
+// has found the metadata and the root file system. A format that the standard
+// library cannot decompress, such as xz, is only recognized: the image is then
+// reported as a container for x86_64 with properties.
 func readMetadata(path string, now time.Time) (*imageMetadata, error) {
 	file, err := os.Open(path)
 	if err != nil {
@@ -172,7 +172,7 @@ func (c *imageMetadata) parse(data []byte) error {
 	return nil
 }
 
-// knownArchitecture tells whether the daemons know an architecture by its
+// knownArchitecture reports whether the daemons support an architecture, by its
 // name or by an alias.
 func knownArchitecture(name string) bool {
 	switch name {

@@ -15,20 +15,21 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
-// upload is a spooled image that is not in the store yet.
+// upload is an image that was received but is not in the store yet.
 type upload struct {
-	metadata    string // the path of the only file, or of the metadata
+	metadata    string // the path of the only file or of the metadata tarball
 	rootfs      string // the path of the root file system of a split image
-	kind        string // of a split image, told by the name of its part
-	filename    string // of the root file system's part
+	kind        string // of a split image: container or virtual-machine
+	filename    string // the file name of the root file system's part
 	fingerprint string
 	size        int64
 	invalid     error // what is specErr with it, told by the operation
 }
 
-// spoolFile makes a file for an incoming image.
+// spoolFile creates a file for an incoming image.
 func (s *Server) spoolFile() (*os.File, error) {
 	s.mu.Lock()
 	s.spooled++
@@ -37,8 +38,8 @@ func (s *Server) spoolFile() (*os.File, error) {
 	return os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 }
 
-// spool writes a stream to a file and adds it to the hash. The file of a
-// stream that fails is removed.
+// spool writes a stream to a new file and to sum. If the stream fails, the file
+// is removed.
 func (s *Server) spool(body io.Reader, sum hash.Hash) (path string, size int64, err error) {
 	file, err := s.spoolFile()
 	if err != nil {
@@ -53,11 +54,11 @@ func (s *Server) spool(body io.Reader, sum hash.Hash) (path string, size int64, 
 	return file.Name(), size, nil
 }
 
-// onlyWriter and onlyReader hide the shortcuts that would ignore the buffer.
+// onlyWriter and onlyReader hide ReadFrom and WriteTo, so that io.CopyBuffer uses its buffer.
 type onlyWriter struct{ io.Writer }
 type onlyReader struct{ io.Reader }
 
-// discard removes the files of an upload that did not become an image.
+// discard removes the files of an upload that does not become an image.
 func (u *upload) discard() {
 	for _, path := range []string{u.metadata, u.rootfs} {
 		if path != "" {
@@ -67,7 +68,7 @@ func (u *upload) discard() {
 }
 
 // receive spools the whole body of an upload, as the daemons do before they
-// answer. An error means that the body did not arrive.
+// respond. An error means that the body did not arrive completely.
 func (s *Server) receive(r *http.Request) (*upload, error) {
 	kind, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if err != nil || kind != "multipart/form-data" {
@@ -76,7 +77,7 @@ func (s *Server) receive(r *http.Request) (*upload, error) {
 	return s.receiveSplit(r.Body, params["boundary"])
 }
 
-// receiveUnified spools an image of one file.
+// receiveUnified spools a unified image, or one file of a split one.
 func (s *Server) receiveUnified(body io.Reader) (*upload, error) {
 	sum := sha256.New()
 	path, size, err := s.spool(body, sum)
@@ -86,8 +87,9 @@ func (s *Server) receiveUnified(body io.Reader) (*upload, error) {
 	return &upload{metadata: path, size: size, fingerprint: hex.EncodeToString(sum.Sum(nil))}, nil
 }
 
-// receiveSplit spools an image of two files. What is wrong with the form is
-// kept for the operation: only a body that breaks off is an error here.
+// receiveSplit spools a split image. An error in the form is stored in the
+// upload, so that its operation fails; only an incomplete body is returned as an
+// error.
 func (s *Server) receiveSplit(body io.Reader, boundary string) (*upload, error) {
 	watched := &errorRecorder{Reader: body}
 	u := &upload{}
@@ -102,13 +104,13 @@ func (s *Server) receiveSplit(body io.Reader, boundary string) (*upload, error) 
 	return u, nil
 }
 
-// errorRecorder remembers the error that ended a stream, but for io.EOF.
+// errorRecorder records the error that ended a stream, except io.EOF.
 type errorRecorder struct {
 	io.Reader
 	err error
 }
 
-// Read reads and remembers.
+// Read reads from the stream and records its error.
 func (w *errorRecorder) Read(p []byte) (int, error) {
 	n, err := w.Reader.Read(p)
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -122,7 +124,7 @@ func (w *errorRecorder) Read(p []byte) (int, error) {
 
 var errMultipart = daemonErrorf("Invalid multipart image")
 
-// receiveParts reads the parts of a split image in their order.
+// receiveParts spools the parts of a split image: metadata, then rootfs.
 func (s *Server) receiveParts(u *upload, form *multipart.Reader) error {
 	sum := sha256.New()
 	part, err := form.NextRawPart()
@@ -158,7 +160,7 @@ func (s *Server) receiveParts(u *upload, form *multipart.Reader) error {
 	return nil
 }
 
-// fileFingerprint hashes files one after the other.
+// fileFingerprint returns the fingerprint of an image that consists of these files.
 func fileFingerprint(paths ...string) (string, error) {
 	sum := sha256.New()
 	for _, path := range paths {
@@ -174,25 +176,25 @@ func fileFingerprint(paths ...string) (string, error) {
 	return hex.EncodeToString(sum.Sum(nil)), nil
 }
 
-// wish is what a request asks of the image that it makes.
+// imageSpec are the attributes that a request specifies for a new image.
 type imageSpec struct {
 	project              string
 	public               bool
 	autoUpdate           bool
 	filename             string
-	fingerprint          string // what it must be, "" for anything
+	fingerprint          string // the required fingerprint, "" for any
 	properties           map[string]string
-	propertiesFromHeader bool     // the properties come in an upload's header
+	propertiesFromHeader bool     // the properties are from an upload's header
 	profiles             []string // nil for the default profile
 	aliases              []imageAliasJSON
-	expires              jsonTime
+	expires              time.Time
 	source               *updateSource
-	setExpiry            bool              // expires counts even when it is zero
+	setExpiry            bool              // set expires even if it is zero
 	replaceProperties    map[string]string // the properties, whatever the metadata says
 }
 
-// specFromHeaders reads the headers of an upload; those of the other family are not
-// seen.
+// specFromHeaders returns the attributes in the headers of an upload; like the
+// daemons it ignores the headers of the other family.
 func (s *Server) specFromHeaders(r *http.Request) (imageSpec, error) {
 	header := func(name string) string { return r.Header.Get(s.traits.uploadHeader + name) }
 	spec := imageSpec{
@@ -237,7 +239,7 @@ func isTrue(text string) bool {
 	return false
 }
 
-// serveCreate takes an upload, or JSON that names a source.
+// serveCreate creates an image from an upload, or from the source in a JSON body.
 func (s *Server) serveCreate(w http.ResponseWriter, r *http.Request) error {
 	secret := r.Header.Get(s.traits.uploadHeader + "secret")
 	s.mu.Lock()
@@ -289,14 +291,14 @@ func (s *Server) serveCreate(w http.ResponseWriter, r *http.Request) error {
 			if img == nil {
 				return errNoImage
 			}
-			// A name that is taken fails the operation; the image stays.
+			// If an alias exists already, the operation fails, but the image is kept.
 			return s.addAliases(r, op, img, spec.aliases)
 		},
 	})
 	return nil
 }
 
-// store turns an upload into an image, or says why it is none.
+// store adds an upload to the store as an image; on errors it discards the upload.
 func (s *Server) store(r *http.Request, op *operation, u *upload, spec imageSpec) (err error) {
 	defer func() {
 		if err != nil {
@@ -338,7 +340,7 @@ func (s *Server) store(r *http.Request, op *operation, u *upload, spec imageSpec
 	if u.rootfs != "" {
 		img.kind = u.kind
 		if u.filename != "" {
-			// The name in the form counts for more than the one in the header.
+			// The name in the form takes precedence over the one in the header.
 			img.filename = u.filename
 		}
 	}
@@ -352,7 +354,7 @@ func (s *Server) store(r *http.Request, op *operation, u *upload, spec imageSpec
 		img.properties[key] = value
 	}
 	if spec.setExpiry || !spec.expires.IsZero() {
-		img.expires = spec.expires.Time
+		img.expires = spec.expires
 		img.zeroExpiry = img.expires.IsZero()
 	}
 	if img.profiles == nil {
@@ -361,7 +363,7 @@ func (s *Server) store(r *http.Request, op *operation, u *upload, spec imageSpec
 	return s.commit(r, op, img)
 }
 
-// commit takes an image into the store.
+// commit adds an image to the store and publishes an event.
 func (s *Server) commit(r *http.Request, op *operation, img *image) error {
 	s.setFinal(op, map[string]any{"fingerprint": img.key.fingerprint, "size": fmt.Sprint(img.size)})
 	s.mu.Lock()
@@ -391,8 +393,8 @@ func (s *Server) checkNew(img *image) error {
 	return s.checkProfiles(img.key.project, img.profiles)
 }
 
-// setAliases names an image; the caller holds the lock and has checked that
-// the names are free.
+// setAliases adds aliases to an image; the caller holds the lock and has checked
+// that they do not exist.
 func (s *Server) setAliases(img *image, aliases []imageAliasJSON) {
 	for _, a := range aliases {
 		key := aliasKey{img.key.project, a.Name}
