@@ -7,8 +7,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The daemons speak HTTP/2 on https to those who ask for it; faults must work
-// there too, where one connection carries all requests.
+// TestFaultsOverHTTP2 checks that faults work over HTTP/2 too, which the daemons
+// support on https, and where one connection carries all requests.
 func TestFaultsOverHTTP2(t *testing.T) {
 	s := newTestServer(t, &Options{TLS: true})
 	c := newTLSClient(t, s, true)

@@ -26,7 +26,7 @@ type upload struct {
 	filename    string // the file name of the root file system's part
 	fingerprint string
 	size        int64
-	invalid     error // what is specErr with it, told by the operation
+	invalid     error // the error with which its operation fails
 }
 
 // spoolFile creates a file for an incoming image.
@@ -190,7 +190,7 @@ type imageSpec struct {
 	expires              time.Time
 	source               *updateSource
 	setExpiry            bool              // set expires even if it is zero
-	replaceProperties    map[string]string // the properties, whatever the metadata says
+	replaceProperties    map[string]string // if non-nil, replaces the properties of the metadata
 }
 
 // specFromHeaders returns the attributes in the headers of an upload; like the
