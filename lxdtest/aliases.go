@@ -197,7 +197,7 @@ func (s *Server) servePutAlias(w http.ResponseWriter, r *http.Request, name stri
 }
 
 // aliasPatchHang is how long a PATCH takes to fail in LXD 5.0.2: its transaction
-// deadlocks with another one of its own.
+// waits for another one of the same request.
 const aliasPatchHang = 20 * time.Second
 
 // servePatchAlias changes the fields of an alias that are in the body.

@@ -20,8 +20,8 @@
 // failed wait. A daemon's oddities are reproduced too: LXD50 ignores the
 // profiles of an upload, Incus60 ignores the X-LXD-* headers, and both crash on
 // an upload with properties that uses a token without properties. Every dialect
-// crashes on an upload with a properties header if metadata.yaml has no
-// properties. Crashed reports a crash; Restart restarts the server.
+// crashes on an upload with a properties header if the image's metadata.yaml
+// has no properties. Crashed reports a crash; Restart restarts the server.
 //
 // # A service under test
 //
@@ -110,7 +110,7 @@
 //
 // Tarballs compressed with xz, lzma or zstd are recognized by their first bytes
 // alone: their metadata is not read, and the image is a container for x86_64.
-// Publishing supports only gzip and no compression. Images are not refreshed
-// automatically, and expired ones are not deleted. The extensions of LXD69 are
-// those that matter to images, not all of that version.
+// Published images are compressed with gzip or not at all. Images are not
+// refreshed automatically, and expired ones are not deleted. The extensions of
+// LXD69 are those that matter to images, not all of that version.
 package lxdtest

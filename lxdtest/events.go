@@ -213,7 +213,8 @@ func (s *Server) serveEvents(w http.ResponseWriter, r *http.Request) error {
 	if query.Get("all-projects") != "true" {
 		sub.project = projectParam(r)
 	}
-	// Subscribed before the upgrade, so that no event after the response is missed.
+	// Subscribed before the upgrade, so that no event after the response is
+	// missed.
 	s.mu.Lock()
 	runCtx := s.runCtx
 	s.hub.add(sub)
@@ -231,7 +232,8 @@ func (s *Server) serveEvents(w http.ResponseWriter, r *http.Request) error {
 	s.tasks.Go(func() {
 		defer close(gone)
 		for {
-			// Only a pending read handles pongs and notices that the client is gone.
+			// Only a pending read handles pongs and notices that the client is
+			// gone.
 			if _, _, err := socket.ReadMessage(); err != nil {
 				return
 			}

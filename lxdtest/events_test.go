@@ -52,7 +52,8 @@ func next(t *testing.T, socket *websocket.Conn) receivedEvent {
 	return e
 }
 
-// eventsUntilSuccess returns the statuses and actions of all events until an operation succeeds.
+// eventsUntilSuccess returns the statuses and actions of all events until an
+// operation succeeds.
 func eventsUntilSuccess(t *testing.T, socket *websocket.Conn) []string {
 	t.Helper()
 	var words []string

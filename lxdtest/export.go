@@ -67,7 +67,8 @@ func openFiles(paths ...string) (files []*os.File, err error) {
 func (s *Server) exportSplit(w http.ResponseWriter, r *http.Request, img *image, files []*os.File) {
 	form := multipart.NewWriter(w)
 	w.Header().Set("Content-Type", form.FormDataContentType())
-	// Flushing prevents net/http from setting a length, which short forms would get.
+	// Flushing prevents net/http from setting a length, which short forms would
+	// get.
 	_ = http.NewResponseController(w).Flush()
 	rootfs := "rootfs"
 	if img.kind == "virtual-machine" {

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// kind tells faults apart.
+// kind is the kind of a fault.
 type kind int
 
 const (
@@ -112,25 +112,25 @@ func LoseAnswer() Fault { return Fault{name: "lose response", kind: kindLoseResp
 // DialContext.
 func Refuse() Fault { return Fault{name: "refuse", kind: kindRefuse} }
 
-// StallHeaders delays the processing of the request until the handle's Release
-// or Remove.
+// StallHeaders delays the processing of the request until Injected.Release or
+// Remove.
 func StallHeaders() Fault { return Fault{name: "stall headers", kind: kindStallHeaders} }
 
-// StallResponse pauses the response after n bytes of its body until the
-// handle's Release or Remove.
+// StallResponse pauses the response after n bytes of its body until
+// Injected.Release or Remove.
 func StallResponse(n int64) Fault {
 	return Fault{name: "stall response", kind: kindStallBody, bytes: n}
 }
 
-// StallRequest stops reading after n bytes of the request body until the
-// handle's Release or Remove.
+// StallRequest stops reading after n bytes of the request body until
+// Injected.Release or Remove.
 func StallRequest(n int64) Fault {
 	return Fault{name: "stall request", kind: kindStallRequest, bytes: n}
 }
 
 // HalfOpen makes the server vanish after n bytes of the response body without
 // closing the connection, like a host that loses power: nothing more is read
-// from it or written to it until the handle's Release or Remove closes it.
+// from it or written to it until Injected.Release or Remove closes it.
 func HalfOpen(n int64) Fault { return Fault{name: "half-open", kind: kindHalfOpen, bytes: n} }
 
 // SlowLoris sends the response byte by byte with a pause before each.
@@ -150,7 +150,8 @@ func Unavailable() Fault {
 	return Fault{name: "unavailable", kind: kindStatus, status: http.StatusServiceUnavailable, message: "LXD daemon not ready"}
 }
 
-// TooManyRequests responds with 429 and a Retry-After, rounded up to whole seconds.
+// TooManyRequests responds with 429 and a Retry-After, rounded up to whole
+// seconds.
 func TooManyRequests(retryAfter time.Duration) Fault {
 	return Fault{name: "too many requests", kind: kindStatus, status: http.StatusTooManyRequests, message: "Too many requests", retry: retryAfter}
 }
@@ -199,7 +200,7 @@ func DropEvents() Fault { return Fault{name: "drop events", kind: kindDropEvents
 // ForgetOperations makes the server forget operations as soon as they end.
 func ForgetOperations() Fault { return Fault{name: "forget operations", kind: kindForget} }
 
-// StallOperations delays the work of operations until the handle's Release or
+// StallOperations delays the work of operations until Injected.Release or
 // Remove. Meanwhile their status is running.
 func StallOperations() Fault { return Fault{name: "stall operations", kind: kindStallOperation} }
 

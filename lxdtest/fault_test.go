@@ -75,7 +75,8 @@ func TestExportFaults(t *testing.T) {
 				if test.body != nil {
 					want := test.body
 					if strings.HasPrefix(c.base, "https:") && !test.whole {
-						// A reset overtakes data that is beyond the client's receive buffer.
+						// A reset overtakes data that is beyond the client's
+						// receive buffer.
 						want = want[:min(len(body), len(want))]
 					}
 					require.True(t, bytes.Equal(want, body), "%d bytes", len(body))

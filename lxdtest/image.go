@@ -135,7 +135,8 @@ func addFile(out *tar.Writer, name string, content io.Reader, size int64) error 
 	return err
 }
 
-// noise returns an endless stream of incompressible bytes, the same for the same seed.
+// noise returns an endless stream of incompressible bytes, the same for the
+// same seed.
 func noise(seed string) io.Reader {
 	return rand.NewChaCha8(sha256.Sum256([]byte(seed)))
 }

@@ -103,7 +103,8 @@ func (s *Server) checkPublic(project string, public bool) error {
 	return nil
 }
 
-// withoutEmpty copies a map without its empty values: setting a property to "" deletes it.
+// withoutEmpty copies a map without its empty values: setting a property to ""
+// deletes it.
 func withoutEmpty(properties map[string]string) map[string]string {
 	kept := map[string]string{}
 	for key, value := range properties {

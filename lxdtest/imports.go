@@ -204,7 +204,8 @@ func (p *imagesPost) overrides() bool {
 	return p.Public || p.AutoUpdate || p.Filename != "" || len(p.Properties) > 0 || len(p.Profiles) > 0
 }
 
-// override sets the requested attributes on an existing image; the caller holds the lock.
+// override sets the requested attributes on an existing image; the caller holds
+// the lock.
 func (s *Server) override(img *image, post imagesPost) error {
 	if post.Profiles != nil {
 		if err := s.checkProfiles(img.key.project, post.Profiles); err != nil {

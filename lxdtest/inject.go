@@ -41,7 +41,7 @@ func (s *Server) inject(w http.ResponseWriter, r *http.Request, seen *Request) (
 		return w, in
 	}
 	defer func() {
-		// If a fault panics, nobody calls done.
+		// If a fault panics, the handler does not call done.
 		if in.responded {
 			in.finish()
 		}

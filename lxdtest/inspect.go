@@ -43,7 +43,8 @@ func (r *Request) isUpload() bool {
 	return strings.HasPrefix(kind, "application/octet-stream") || strings.HasPrefix(kind, "multipart/")
 }
 
-// BodyBytes returns the number of bytes of the request's body that have arrived so far.
+// BodyBytes returns the number of bytes of the request's body that have arrived
+// so far.
 func (r *Request) BodyBytes() int64 {
 	r.server.mu.Lock()
 	defer r.server.mu.Unlock()
@@ -248,7 +249,8 @@ func (s *Server) runningOf(class string) []string {
 type AddOptions struct {
 	// Project is the image's project. The default is "default".
 	Project string
-	// Rootfs is the root file system of a split image. The default is a unified image.
+	// Rootfs is the root file system of a split image. The default is a unified
+	// image.
 	Rootfs []byte
 	// VM makes a split image a virtual machine image.
 	VM bool

@@ -15,7 +15,8 @@ import (
 // instanceKey names an instance or a snapshot.
 type instanceKey struct{ project, name string }
 
-// instance is an instance or snapshot to publish an image from. It is never modified.
+// instance is an instance or snapshot to publish an image from. It is never
+// modified.
 type instance struct {
 	key     instanceKey
 	running bool
@@ -31,7 +32,8 @@ type InstanceOptions struct {
 	Running bool
 	// VM makes it a virtual machine. The default is a container.
 	VM bool
-	// Content is the content of a file in its root. The default is the instance's name.
+	// Content is the content of a file in its root. The default is the
+	// instance's name.
 	Content []byte
 }
 

@@ -45,7 +45,8 @@ type profileJSON struct {
 	UsedBy      []string                  `json:"used_by"`
 }
 
-// renderProfile copies a profile for the wire; it has only a name and a description.
+// renderProfile copies a profile for the wire; it has only a name and a
+// description.
 func renderProfile(p *project, name string) profileJSON {
 	return profileJSON{map[string]string{}, p.profiles[name], map[string]map[string]any{}, name, []string{}}
 }

@@ -208,7 +208,8 @@ func (s *Server) awaitRemote(ctx context.Context, client *http.Client, at string
 	return nil
 }
 
-// streamForm returns a form with the files of a split image, written while it is read.
+// streamForm returns a form with the files of a split image, written while it
+// is read.
 func streamForm(files []*os.File, rootfs, fingerprint, suffix string) (body io.ReadCloser, contentType string) {
 	out, in := io.Pipe()
 	form := multipart.NewWriter(in)

@@ -221,7 +221,8 @@ func neutralValue(key string, value any) any {
 				delete(value, name)
 				continue
 			case "restricted", "certificate", "password", "description", "trust_token":
-				// Token operations repeat these fields of the request, which are empty here.
+				// Token operations repeat these fields of the request, which
+				// are empty here.
 				if key == "request" {
 					delete(value, name)
 					continue
@@ -258,7 +259,8 @@ func neutralValue(key string, value any) any {
 	return value
 }
 
-// TestRecordedEvents repeats the requests during which events were recorded, and compares the events.
+// TestRecordedEvents repeats the requests during which events were recorded,
+// and compares the events.
 func TestRecordedEvents(t *testing.T) {
 	for d, name := range map[Dialect]string{LXD50: "lxd-5.0.2", Incus60: "incus-6.0.4"} {
 		t.Run(name, func(t *testing.T) {

@@ -191,7 +191,8 @@ func newServer(opts *Options) (*Server, error) {
 // maxSocketPath is the longest unix socket path that all systems accept.
 const maxSocketPath = 100
 
-// tempDir creates the server's directory, with a path short enough for its socket.
+// tempDir creates the server's directory, with a path short enough for its
+// socket.
 func tempDir(parent string) (string, error) {
 	dir, err := os.MkdirTemp(parent, "lxdtest")
 	if err != nil || len(dir)+len("/unix.socket") <= maxSocketPath || parent != "" {

@@ -174,7 +174,8 @@ func splitImages(id string, product streamProduct, serial string, version stream
 	return images
 }
 
-// newStreamImage returns one image with the properties that the daemons derive from its product.
+// newStreamImage returns one image with the properties that the daemons derive
+// from its product.
 func newStreamImage(id string, product streamProduct, serial string, version streamVersion, metadata streamItem, rootfs *streamItem, fingerprint string) streamImage {
 	img := streamImage{product: id, serial: serial, kind: "container", fingerprint: fingerprint, metadata: metadata, rootfs: rootfs}
 	filetype := "tar.gz"

@@ -112,7 +112,8 @@ type joinToken struct {
 	ExpiresAt   time.Time `json:"expires_at"`
 }
 
-// NewTrustToken returns a token with which one client can add its certificate, once.
+// NewTrustToken returns a token with which one client can add its certificate,
+// once.
 func (s *Server) NewTrustToken(clientName string) string {
 	s.mu.Lock()
 	op := s.newTrustOperation(clientName, nil)

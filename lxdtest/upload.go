@@ -54,7 +54,8 @@ func (s *Server) spool(body io.Reader, sum hash.Hash) (path string, size int64, 
 	return file.Name(), size, nil
 }
 
-// onlyWriter and onlyReader hide ReadFrom and WriteTo, so that io.CopyBuffer uses its buffer.
+// onlyWriter and onlyReader hide ReadFrom and WriteTo, so that io.CopyBuffer
+// uses its buffer.
 type onlyWriter struct{ io.Writer }
 type onlyReader struct{ io.Reader }
 
@@ -160,7 +161,8 @@ func (s *Server) receiveParts(u *upload, form *multipart.Reader) error {
 	return nil
 }
 
-// fileFingerprint returns the fingerprint of an image that consists of these files.
+// fileFingerprint returns the fingerprint of an image that consists of these
+// files.
 func fileFingerprint(paths ...string) (string, error) {
 	sum := sha256.New()
 	for _, path := range paths {
@@ -291,14 +293,16 @@ func (s *Server) serveCreate(w http.ResponseWriter, r *http.Request) error {
 			if img == nil {
 				return errNoImage
 			}
-			// If an alias exists already, the operation fails, but the image is kept.
+			// If an alias exists already, the operation fails, but the image is
+			// kept.
 			return s.addAliases(r, op, img, spec.aliases)
 		},
 	})
 	return nil
 }
 
-// store adds an upload to the store as an image; on errors it discards the upload.
+// store adds an upload to the store as an image; on errors it discards the
+// upload.
 func (s *Server) store(r *http.Request, op *operation, u *upload, spec imageSpec) (err error) {
 	defer func() {
 		if err != nil {

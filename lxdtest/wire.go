@@ -35,7 +35,8 @@ func statusErrorf(code int, format string, args ...any) error {
 	return &apiError{code, fmt.Sprintf(format, args...)}
 }
 
-// daemonErrorf returns an error with a daemon's message, which may begin with a capital.
+// daemonErrorf returns an error with a daemon's message, which may begin with a
+// capital.
 func daemonErrorf(format string, args ...any) error { return fmt.Errorf(format, args...) }
 
 var (
@@ -57,7 +58,8 @@ func writeJSON(w http.ResponseWriter, code int, value any) {
 	data = append(data, '\n')
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
-	// An error means that the client is gone, and there is nobody to report it to.
+	// An error means that the client is gone, and there is nobody to report it
+	// to.
 	_, _ = w.Write(data)
 }
 
@@ -101,7 +103,8 @@ func writeError(w http.ResponseWriter, err error) {
 	writeJSON(w, e.ErrorCode, e)
 }
 
-// etagOf hashes a resource, or the list of its relevant fields, as the daemons do.
+// etagOf hashes a resource, or the list of its relevant fields, as the daemons
+// do.
 func etagOf(value any) string {
 	hash := sha256.New()
 	// Strings, booleans, times and maps of strings always encode.
@@ -134,7 +137,8 @@ func readJSON(r *http.Request, value any) error {
 	if len(data) > maxJSON {
 		return statusErrorf(http.StatusBadRequest, "The request is too large")
 	}
-	// Unlike json.Unmarshal, a decoder reports an empty body as EOF, as the daemons do.
+	// Unlike json.Unmarshal, a decoder reports an empty body as EOF, as the
+	// daemons do.
 	if err := json.NewDecoder(strings.NewReader(string(data))).Decode(value); err != nil {
 		return statusErrorf(http.StatusBadRequest, "%v", err)
 	}

@@ -281,7 +281,8 @@ func (b *Body) readSource(s *Source, p []byte) (n int, err error) {
 
 // readOnce calls Read of the caller's reader once.
 func (b *Body) readOnce(s *Source, p []byte) (int, error) {
-	// Set before closed is checked, so that Used is final once the body is closed.
+	// Set before closed is checked, so that Used is final once the body is
+	// closed.
 	s.used.Store(true)
 	s.reading <- struct{}{}
 	defer func() { <-s.reading }()
@@ -395,7 +396,8 @@ func (r partReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// WriteTo sends the body in large blocks; net/http uses it if the length is unknown.
+// WriteTo sends the body in large blocks; net/http uses it if the length is
+// unknown.
 func (b *Body) WriteTo(w io.Writer) (int64, error) {
 	return netconn.Copy(w, struct{ io.Reader }{b}, 1<<62)
 }

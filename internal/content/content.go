@@ -177,7 +177,8 @@ func (c *Content) Size() int64 {
 	return n
 }
 
-// SourceSize returns the number of bytes of the sources alone, or -1 if it is unknown.
+// SourceSize returns the number of bytes of the sources alone, or -1 if it is
+// unknown.
 func (c *Content) SourceSize() int64 {
 	var n int64
 	for _, p := range c.parts {

@@ -233,7 +233,8 @@ func TestSourceStartsAtCurrentOffset(t *testing.T) {
 
 var _ netconn.FileWriter = (*fileWriter)(nil)
 
-// blockingReader is a reader whose first Read or ReadAt blocks until unblock is closed.
+// blockingReader is a reader whose first Read or ReadAt blocks until unblock is
+// closed.
 type blockingReader struct {
 	*bytes.Reader
 	once    sync.Once
@@ -309,7 +310,8 @@ func TestContextEndsHash(t *testing.T) {
 	require.ErrorIs(t, err, errClosed)
 }
 
-// TestFinishWaitsForRead finishes a body during a Read that would be followed by others.
+// TestFinishWaitsForRead finishes a body during a Read that would be followed
+// by others.
 func TestFinishWaitsForRead(t *testing.T) {
 	t.Parallel()
 	r := newBlocking(make([]byte, 1<<20))

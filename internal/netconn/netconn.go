@@ -201,8 +201,9 @@ func (c *Conn) WriteFile(f *os.File, offset, n int64, sent func(int)) (int64, er
 	return done + rest, err
 }
 
-// responseGrace is how long a failed write waits for the response of a server that
-// responded, and closed the connection, before it had read the whole request.
+// responseGrace is how long a failed write waits for the response of a server
+// that responded, and closed the connection, before it had read the whole
+// request.
 const responseGrace = time.Second
 
 // responseWait delays a write error until the reader has had a chance to read an

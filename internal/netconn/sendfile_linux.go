@@ -8,7 +8,8 @@ import (
 	"syscall"
 )
 
-// sendfileStep is the most that one call sends, so that progress is reported in steps.
+// sendfileStep is the most that one call sends, so that progress is reported in
+// steps.
 const sendfileStep = 4 << 20
 
 // sendfile sends n bytes of f from offset to c within the kernel. handled is

@@ -58,7 +58,8 @@ func (p Policy) Begin() *Retries {
 	return &Retries{timeout: timeout}
 }
 
-// Progress ends the current series of failures; the next failure starts a new one.
+// Progress ends the current series of failures; the next failure starts a new
+// one.
 func (r *Retries) Progress() { r.began, r.failures, r.extended = time.Time{}, 0, false }
 
 // Pause waits before a retry of what failed with err, which must be transient,

@@ -66,7 +66,8 @@ func (d *Daemon) Do(ctx context.Context, method, path string, body, out any) err
 	return decode(env.Metadata, out)
 }
 
-// wait waits for an operation; method and path are those of the request that started it.
+// wait waits for an operation; method and path are those of the request that
+// started it.
 func (d *Daemon) wait(ctx context.Context, method, path, operationPath string, out any) error {
 	env, err := d.roundTrip(ctx, http.MethodGet, operationPath+"/wait?timeout=-1", nil)
 	if err != nil {

@@ -13,7 +13,8 @@ import (
 	"testing"
 )
 
-// fakeVariable is the environment variable that makes the fake daemon fail: "broken" or "mute".
+// fakeVariable is the environment variable that makes the fake daemon fail:
+// "broken" or "mute".
 const fakeVariable = "TESTDAEMON_FAKE"
 
 // TestMain runs a fake daemon if the test binary is started with a daemon's

@@ -211,7 +211,8 @@ func (r *recorder) attempt(ctx context.Context, q request) error {
 	return err
 }
 
-// headers returns the headers of an upload, with the family's prefix for names that begin with "-".
+// headers returns the headers of an upload, with the family's prefix for names
+// that begin with "-".
 func (r *recorder) headers(pairs map[string]string) map[string]string {
 	prefix := "X-LXD-"
 	if r.daemon.Family == testdaemon.Incus {
