@@ -20,9 +20,9 @@ func (s *Server) handler() http.Handler {
 		// Continue, and whose body nobody reads, gets a response at once.
 		r = r.WithContext(r.Context())
 		seen := s.record(r)
-		w, injected := s.inject(w, r, seen)
-		defer injected.done()
-		if injected.responded {
+		w, faults := s.inject(w, r, seen)
+		defer faults.done()
+		if faults.responded {
 			return
 		}
 		if err := s.route(w, r); err != nil {
