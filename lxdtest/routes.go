@@ -16,8 +16,9 @@ func (s *Server) handler() http.Handler {
 			panic(http.ErrAbortHandler)
 		}
 		defer s.tasks.Done()
-		// net/http looks at the body of its own request: one that wants a 100
-		// Continue, and whose body nobody reads, gets a response at once.
+		// The body is replaced in a copy: when it responds, net/http checks the
+		// type of its own request's body, and would otherwise read an unread
+		// body from a client that still waits for 100 Continue.
 		r = r.WithContext(r.Context())
 		seen := s.record(r)
 		w, faults := s.inject(w, r, seen)
