@@ -54,7 +54,7 @@
 //	fault                what the client sees
 //	Refuse               no connection
 //	Reset                the connection reset before the response header; the request was not processed
-//	LoseAnswer           the same, but the request was processed
+//	LoseResponse         the same, but the request was processed
 //	CutResponse          the connection reset after n bytes of the response body
 //	CutRequest           the connection reset after n bytes of its own body
 //	StallHeaders         no response until Release
@@ -68,7 +68,7 @@
 //	Unavailable          503
 //	TooManyRequests      429 with Retry-After
 //	Status               any other error status
-//	EarlyAnswer          an error in the middle of its upload
+//	EarlyResponse        an error in the middle of its upload
 //	HTML                 200 and a web page
 //	EndlessJSON          200 and JSON that never ends
 //	Redirect             307

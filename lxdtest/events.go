@@ -243,7 +243,7 @@ func (s *Server) serveEvents(w http.ResponseWriter, r *http.Request) error {
 		_ = socket.Close()
 		<-gone
 	}()
-	ping := time.NewTicker(s.opts.PingEvery)
+	ping := time.NewTicker(s.opts.PingInterval)
 	defer ping.Stop()
 	for {
 		select {

@@ -74,7 +74,7 @@ func (f Fault) On(method, pattern string) Fault {
 }
 
 // WithHeader adds a header to the responses of Unavailable, TooManyRequests,
-// Status and EarlyAnswer.
+// Status and EarlyResponse.
 func (f Fault) WithHeader(name, value string) Fault {
 	f.header = f.header.Clone()
 	if f.header == nil {
@@ -103,34 +103,34 @@ func CutRequest(n int64) Fault { return Fault{name: "cut request", kind: kindCut
 // before the request is processed.
 func Reset() Fault { return Fault{name: "reset", kind: kindReset} }
 
-// LoseAnswer processes the request and then resets the connection instead of
+// LoseResponse processes the request and then resets the connection instead of
 // responding.
-func LoseAnswer() Fault { return Fault{name: "lose response", kind: kindLoseResponse} }
+func LoseResponse() Fault { return Fault{name: "lose response", kind: kindLoseResponse} }
 
 // Refuse refuses new connections until it is removed. Open connections are not
 // affected. On and Times do not apply, and Fired counts only attempts through
 // DialContext.
 func Refuse() Fault { return Fault{name: "refuse", kind: kindRefuse} }
 
-// StallHeaders delays the processing of the request until Injected.Release or
+// StallHeaders delays the processing of the request until Injection.Release or
 // Remove.
 func StallHeaders() Fault { return Fault{name: "stall headers", kind: kindStallHeaders} }
 
 // StallResponse pauses the response after n bytes of its body until
-// Injected.Release or Remove.
+// Injection.Release or Remove.
 func StallResponse(n int64) Fault {
 	return Fault{name: "stall response", kind: kindStallBody, bytes: n}
 }
 
 // StallRequest stops reading after n bytes of the request body until
-// Injected.Release or Remove.
+// Injection.Release or Remove.
 func StallRequest(n int64) Fault {
 	return Fault{name: "stall request", kind: kindStallRequest, bytes: n}
 }
 
 // HalfOpen makes the server vanish after n bytes of the response body without
 // closing the connection, like a host that loses power: nothing more is read
-// from it or written to it until Injected.Release or Remove closes it.
+// from it or written to it until Injection.Release or Remove closes it.
 func HalfOpen(n int64) Fault { return Fault{name: "half-open", kind: kindHalfOpen, bytes: n} }
 
 // SlowLoris sends the response byte by byte with a pause before each.
@@ -161,9 +161,9 @@ func Status(code int, message string) Fault {
 	return Fault{name: "status", kind: kindStatus, status: code, message: message}
 }
 
-// EarlyAnswer responds with an error after n bytes of the request body and does
+// EarlyResponse responds with an error after n bytes of the request body and does
 // not read the rest.
-func EarlyAnswer(n int64, code int, message string) Fault {
+func EarlyResponse(n int64, code int, message string) Fault {
 	return Fault{name: "early response", kind: kindEarly, bytes: n, status: code, message: message}
 }
 
@@ -200,12 +200,12 @@ func DropEvents() Fault { return Fault{name: "drop events", kind: kindDropEvents
 // ForgetOperations makes the server forget operations as soon as they end.
 func ForgetOperations() Fault { return Fault{name: "forget operations", kind: kindForget} }
 
-// StallOperations delays the work of operations until Injected.Release or
+// StallOperations delays the work of operations until Injection.Release or
 // Remove. Meanwhile their status is running.
 func StallOperations() Fault { return Fault{name: "stall operations", kind: kindStallOperation} }
 
-// Injected is an injected fault.
-type Injected struct {
+// Injection is an injected fault.
+type Injection struct {
 	fault  Fault
 	server *Server
 
@@ -216,17 +216,17 @@ type Injected struct {
 }
 
 // Fired returns how often the fault has fired.
-func (i *Injected) Fired() int {
+func (i *Injection) Fired() int {
 	i.server.mu.Lock()
 	defer i.server.mu.Unlock()
 	return i.fired
 }
 
 // Release ends all current stalls of the fault and prevents further ones.
-func (i *Injected) Release() { i.once.Do(func() { close(i.released) }) }
+func (i *Injection) Release() { i.once.Do(func() { close(i.released) }) }
 
 // Remove ends the fault and its stalls.
-func (i *Injected) Remove() {
+func (i *Injection) Remove() {
 	i.Release()
 	s := i.server
 	s.mu.Lock()
@@ -235,7 +235,7 @@ func (i *Injected) Remove() {
 		return
 	}
 	i.removed = true
-	s.faults = slices.DeleteFunc(s.faults, func(other *Injected) bool { return other == i })
+	s.faults = slices.DeleteFunc(s.faults, func(other *Injection) bool { return other == i })
 	if i.fault.kind != kindRefuse {
 		return
 	}
@@ -249,8 +249,8 @@ func (i *Injected) Remove() {
 
 // Inject makes a fault occur from now on. Several faults can be injected at
 // once; each request is subject to all that match it.
-func (s *Server) Inject(f Fault) *Injected {
-	i := &Injected{fault: f, server: s, released: make(chan struct{})}
+func (s *Server) Inject(f Fault) *Injection {
+	i := &Injection{fault: f, server: s, released: make(chan struct{})}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.faults = append(s.faults, i)
@@ -292,14 +292,14 @@ func (s *Server) refuseConn() bool {
 
 // exhausted reports whether a fault has fired as often as Times allows; the
 // caller holds the lock.
-func (i *Injected) exhausted() bool { return i.fault.times > 0 && i.fired >= i.fault.times }
+func (i *Injection) exhausted() bool { return i.fault.times > 0 && i.fired >= i.fault.times }
 
 // fire reports whether a fault of this kind, which does not depend on requests,
 // must occur now, and if so counts it; the caller holds the lock.
 func (s *Server) fire(k kind) bool { return s.fireFault(k) != nil }
 
 // fireFault is like fire, but returns the fault, or nil.
-func (s *Server) fireFault(k kind) *Injected {
+func (s *Server) fireFault(k kind) *Injection {
 	for _, i := range s.faults {
 		if i.fault.kind == k && !i.exhausted() {
 			i.fired++
@@ -336,10 +336,10 @@ func (f Fault) matches(r *http.Request) bool {
 }
 
 // faultsFor returns the faults that apply to a request, and counts them.
-func (s *Server) faultsFor(r *http.Request) []*Injected {
+func (s *Server) faultsFor(r *http.Request) []*Injection {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var matched []*Injected
+	var matched []*Injection
 	for _, i := range s.faults {
 		if i.fault.matches(r) && !i.exhausted() {
 			i.fired++
@@ -359,7 +359,7 @@ func abort(r *http.Request) {
 
 // wait blocks until a fault is released. It returns false if the client
 // disconnects or the server stops first.
-func (i *Injected) wait(r *http.Request) bool {
+func (i *Injection) wait(r *http.Request) bool {
 	select {
 	case <-i.released:
 		return true

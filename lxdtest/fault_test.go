@@ -47,7 +47,7 @@ func TestExportFaults(t *testing.T) {
 		{CutResponse(0), 200, nil, false},
 		{CutResponse(70_000), 200, file[:70_000], false},
 		{Reset(), 0, nil, false},
-		{LoseAnswer(), 0, nil, false},
+		{LoseResponse(), 0, nil, false},
 		{Corrupt(1234), 200, broken, true},
 		{ShortLength(100), 200, file[:len(file)-100], true},
 		{Unavailable(), 503, nil, true},
@@ -203,7 +203,7 @@ func TestRefusedConnections(t *testing.T) {
 
 func TestEarlyResponse(t *testing.T) {
 	eachTransport(t, func(t *testing.T, s *Server, c *client) {
-		s.Inject(EarlyAnswer(1000, 507, "disk full").On("POST", "/1.0/images").Times(1))
+		s.Inject(EarlyResponse(1000, 507, "disk full").On("POST", "/1.0/images").Times(1))
 		file := UnifiedImage("x", 3_000_000)
 		req, err := http.NewRequestWithContext(t.Context(), "POST", c.base+"/1.0/images", io.MultiReader(bytes.NewReader(file)))
 		require.NoError(t, err)
@@ -305,7 +305,7 @@ func TestForgetOperationsFault(t *testing.T) {
 func TestLoseResponseProcessesRequest(t *testing.T) {
 	eachTransport(t, func(t *testing.T, s *Server, c *client) {
 		fingerprint := add(t, s, "x", nil)
-		s.Inject(LoseAnswer().On("POST", "/1.0/images/aliases").Times(1))
+		s.Inject(LoseResponse().On("POST", "/1.0/images/aliases").Times(1))
 		res, err := c.http.Post(c.base+"/1.0/images/aliases", "application/json", strings.NewReader(`{"name":"a","target":"`+fingerprint+`"}`))
 		if err == nil {
 			_ = res.Body.Close()

@@ -17,7 +17,7 @@ func TestFaultsOverHTTP2(t *testing.T) {
 	fingerprint, err := s.AddImage(file, nil)
 	require.NoError(t, err)
 	path := "/1.0/images/" + fingerprint + "/export"
-	for _, fault := range []Fault{CutResponse(100_000), Reset(), LoseAnswer()} {
+	for _, fault := range []Fault{CutResponse(100_000), Reset(), LoseResponse()} {
 		handle := s.Inject(fault.On("GET", "/1.0/images/*/export"))
 		_, body, err := c.get(path)
 		require.Error(t, err, fault)

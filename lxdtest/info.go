@@ -57,7 +57,7 @@ func (s *Server) serveInfo(w http.ResponseWriter, r *http.Request) error {
 		info.AuthMethods = append(info.AuthMethods, "bearer")
 	}
 	if !s.trusts(r) {
-		if s.opts.TellsStrangersNothing {
+		if s.opts.HideFromUntrusted {
 			info.APIExtensions = nil
 		}
 		writeSync(w, info)

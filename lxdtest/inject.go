@@ -57,7 +57,7 @@ func (s *Server) inject(w http.ResponseWriter, r *http.Request, seen *Request) (
 }
 
 // apply applies one fault, or arranges for it to occur later.
-func (s *Server) apply(in *requestFaults, i *Injected, w http.ResponseWriter, r *http.Request) {
+func (s *Server) apply(in *requestFaults, i *Injection, w http.ResponseWriter, r *http.Request) {
 	f := &i.fault
 	out := in.writer
 	switch f.kind {
@@ -197,7 +197,7 @@ type faultyWriter struct {
 	stallAt   int64
 	freezeAt  int64
 	corruptAt int64
-	stall     *Injected
+	stall     *Injection
 	short     int64 // the number of bytes to omit at the end
 	tail      []byte
 	lost      bool

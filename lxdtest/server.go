@@ -43,19 +43,19 @@ type Options struct {
 	// WithExtensions are API extensions to add to those of the dialect.
 	WithExtensions []string
 
-	// TellsStrangersNothing makes GET /1.0 omit the version and return null
+	// HideFromUntrusted makes GET /1.0 omit the version and return null
 	// extensions to clients that the server does not trust, as Incus 7 does. By
 	// default such clients see the extensions of the dialect.
-	TellsStrangersNothing bool
+	HideFromUntrusted bool
 
 	// ForgetAfter is how long a finished operation can still be requested.
 	// The default is 5 seconds, as in the daemons; if negative, operations are
 	// forgotten at once.
 	ForgetAfter time.Duration
 
-	// PingEvery is the time between two pings on an event socket. The default
+	// PingInterval is the time between two pings on an event socket. The default
 	// is 10 seconds, as in the daemons.
-	PingEvery time.Duration
+	PingInterval time.Duration
 
 	// TrustPassword allows a client that knows it to add its certificate, on
 	// dialects that accept passwords. The default is no password.
@@ -113,7 +113,7 @@ type Server struct {
 	accepted  int
 	spooled   int // the number of the last file created
 	requests  []*Request
-	faults    []*Injected
+	faults    []*Injection
 
 	trustMu    sync.Mutex // guards trusted and client
 	trusted    []*trust
@@ -154,8 +154,8 @@ func newServer(opts *Options) (*Server, error) {
 	if s.opts.ForgetAfter == 0 {
 		s.opts.ForgetAfter = 5 * time.Second
 	}
-	if s.opts.PingEvery <= 0 {
-		s.opts.PingEvery = 10 * time.Second
+	if s.opts.PingInterval <= 0 {
+		s.opts.PingInterval = 10 * time.Second
 	}
 	if s.opts.Now == nil {
 		s.opts.Now = time.Now

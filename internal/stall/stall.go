@@ -15,7 +15,7 @@ import (
 )
 
 // Err is the cause of a context that a Watch has canceled.
-var Err = errors.New("no byte was sent or taken for too long")
+var Err = errors.New("no data was sent or received for too long")
 
 // DefaultTimeout is the default of the StallTimeout options.
 const DefaultTimeout = time.Minute

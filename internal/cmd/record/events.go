@@ -70,7 +70,7 @@ func (r *recorder) recordEvents(ctx context.Context) error {
 		}
 	}
 	return r.save(entry{
-		File: "events.jsonl", Comment: "one line an event, as received over the WebSocket while an image was made, given an alias, changed and deleted",
+		File: "events.jsonl", Comment: "one event per line, as received over the WebSocket while an image was created, given an alias, changed and deleted",
 		Over: overUnix, Method: "GET", Path: path, Status: response.StatusCode, ContentType: response.Header.Get("Content-Type"),
 	}, lines.Bytes())
 }

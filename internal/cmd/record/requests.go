@@ -85,7 +85,7 @@ func (r *recorder) recordUploads(ctx context.Context) error {
 	if err := r.doAll(ctx,
 		request{name: "upload-wait", comment: "the upload succeeded", path: accepted.Operation + "/wait?timeout=20"},
 		request{name: "operation-success", comment: "the operation of an upload that succeeded", path: accepted.Operation},
-		request{name: "operation-cancel-finished", comment: "cancelling what has finished", method: "DELETE", path: accepted.Operation},
+		request{name: "operation-cancel-finished", comment: "cancelling a finished operation", method: "DELETE", path: accepted.Operation},
 		request{name: "operations", comment: "the finished operation is still listed", path: "/1.0/operations?recursion=1"},
 	); err != nil {
 		return err
@@ -173,7 +173,7 @@ func (r *recorder) recordAliases(ctx context.Context) error {
 		request{name: "alias-escaped", comment: "one alias with an escaped name", path: aliases + "/split%2Fa%20b%3F"},
 		request{name: "alias-not-found", comment: "no such alias", path: aliases + "/nothing"},
 		request{name: "alias-updated", comment: "the same target again", method: "PUT", path: aliases + "/unified", body: map[string]any{"target": unifiedFingerprint, "description": "changed"}},
-		request{name: "alias-update-stale", comment: "an ETag of long ago", method: "PUT", path: aliases + "/unified", headers: map[string]string{"If-Match": "stale"}, body: map[string]any{"target": unifiedFingerprint}},
+		request{name: "alias-update-stale", comment: "a stale ETag", method: "PUT", path: aliases + "/unified", headers: map[string]string{"If-Match": "stale"}, body: map[string]any{"target": unifiedFingerprint}},
 		request{name: "alias-renamed", comment: "another name", method: "POST", path: aliases + "/unified", body: map[string]any{"name": "renamed"}},
 		request{name: "alias-deleted", comment: "an alias deleted", method: "DELETE", path: aliases + "/renamed"},
 		request{name: "alias-created-again", comment: "for the lists that follow", method: "POST", path: aliases, body: alias("unified", unifiedFingerprint)},
@@ -188,7 +188,7 @@ func (r *recorder) recordImages(ctx context.Context) error {
 	path := images + "/" + unifiedFingerprint
 	return r.doAll(ctx,
 		request{name: "image-updated", comment: "properties and expiry changed", method: "PUT", path: path, body: update},
-		request{name: "image-update-stale", comment: "an ETag of long ago", method: "PUT", path: path, headers: map[string]string{"If-Match": "stale"}, body: update},
+		request{name: "image-update-stale", comment: "a stale ETag", method: "PUT", path: path, headers: map[string]string{"If-Match": "stale"}, body: update},
 		request{name: "image-patched", comment: "one property added", method: "PATCH", path: path, body: map[string]any{"properties": map[string]string{"patched": "yes"}}},
 		request{name: "images", comment: "unified, split and virtual machine, with aliases, profiles and expiry", path: images + "?recursion=1"},
 		request{name: "images-urls", comment: "the URLs of all images", path: images},
@@ -209,8 +209,8 @@ func (r *recorder) recordRefusals(ctx context.Context) error {
 		}
 	}
 	for _, q := range []request{
-		{name: "profile-not-found", comment: "an upload for a profile that there is not", body: lxdtest.UnifiedImage("profile", 0), headers: r.headers(map[string]string{"-profiles": "profile=nothing"})},
-		{name: "instance-not-found", comment: "publishing an instance that there is not", body: map[string]any{"source": map[string]any{"type": "instance", "name": "nothing"}}},
+		{name: "profile-not-found", comment: "an upload with a profile that does not exist", body: lxdtest.UnifiedImage("profile", 0), headers: r.headers(map[string]string{"-profiles": "profile=nothing"})},
+		{name: "instance-not-found", comment: "publishing an instance that does not exist", body: map[string]any{"source": map[string]any{"type": "instance", "name": "nothing"}}},
 	} {
 		q.method, q.path = "POST", images
 		if err := r.attempt(ctx, q); err != nil {
@@ -218,9 +218,9 @@ func (r *recorder) recordRefusals(ctx context.Context) error {
 		}
 	}
 	return r.doAll(ctx,
-		request{name: "image-prefix-ambiguous", comment: "two images begin with it", path: images + "/" + lxdtest.Fingerprint(first)[:2]},
+		request{name: "image-prefix-ambiguous", comment: "a prefix of two fingerprints", path: images + "/" + lxdtest.Fingerprint(first)[:2]},
 		request{name: "bad-json", comment: "a body that is not JSON", method: "POST", path: images, headers: map[string]string{"Content-Type": "application/json"}, body: []byte("{")},
-		request{name: "bad-source", comment: "a source that there is not", method: "POST", path: images, body: map[string]any{"source": map[string]any{"type": "nothing"}}},
+		request{name: "bad-source", comment: "an unknown type of source", method: "POST", path: images, body: map[string]any{"source": map[string]any{"type": "nothing"}}},
 		request{name: "path-not-found", comment: "no such endpoint", path: "/1.0/nothing"},
 		request{name: "method-not-allowed", comment: "no such method", method: "DELETE", path: images},
 		request{name: "operation-not-found", comment: "an operation that the server has forgotten", path: "/1.0/operations/00000000-0000-0000-0000-000000000000"},
@@ -251,7 +251,7 @@ func (r *recorder) recordUntrusted(ctx context.Context) error {
 	private := images + "/" + lxdtest.Fingerprint(splitMeta, splitRoot)
 	return r.doAll(ctx,
 		request{name: "images-untrusted", comment: "only the public image", over: overUntrusted, path: images + "?recursion=1"},
-		request{name: "images-untrusted-strict", comment: "with the header that asks for a refusal", over: overUntrusted, path: images + "?recursion=1", headers: strict},
+		request{name: "images-untrusted-strict", comment: "with the header that requests an error", over: overUntrusted, path: images + "?recursion=1", headers: strict},
 		request{name: "image-untrusted", comment: "a private image", over: overUntrusted, path: private},
 		request{name: "delete-untrusted", comment: "a client without a certificate", over: overUntrusted, method: "DELETE", path: private},
 		request{name: "operations-untrusted", comment: "a client without a certificate", over: overUntrusted, path: "/1.0/operations"},

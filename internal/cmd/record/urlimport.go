@@ -32,7 +32,7 @@ func (r *recorder) recordURLImport(ctx context.Context) error {
 	slow.release()
 	if err := r.doAll(ctx,
 		request{name: "url-wait", comment: "the import succeeded", path: slow.operation + "/wait?timeout=20"},
-		request{name: "image-url", comment: "the imported image: it has no update source, although it is to be updated", path: images + "/" + lxdtest.Fingerprint(slow.image)},
+		request{name: "image-url", comment: "the imported image: it has no update source, although auto_update is set", path: images + "/" + lxdtest.Fingerprint(slow.image)},
 	); err != nil {
 		return err
 	}
