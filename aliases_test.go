@@ -177,7 +177,7 @@ func TestDeleteAliasWithALostResponse(t *testing.T) {
 	f := testkit.StartFake(t)
 	image := testkit.Upload(t, f.Client, nil)
 	require.NoError(t, image.AddAlias(t.Context(), "name", ""))
-	lost := f.Inject(lxdtest.LoseAnswer().On(http.MethodDelete, "/1.0/images/aliases/*").Times(1))
+	lost := f.Inject(lxdtest.LoseResponse().On(http.MethodDelete, "/1.0/images/aliases/*").Times(1))
 	require.NoError(t, f.Client.Aliases.Delete(t.Context(), "name"))
 	require.Equal(t, 1, lost.Fired())
 	require.Empty(t, f.Aliases())

@@ -99,7 +99,7 @@ func TestDeleteImage(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]*lxdtest.Fault{
 		"at once":             nil,
-		"lost response":       new(lxdtest.LoseAnswer().On(http.MethodDelete, "/1.0/images/*").Times(1)),
+		"lost response":       new(lxdtest.LoseResponse().On(http.MethodDelete, "/1.0/images/*").Times(1)),
 		"forgotten operation": new(lxdtest.ForgetOperations()),
 	} {
 		t.Run(name, func(t *testing.T) {

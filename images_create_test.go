@@ -113,7 +113,7 @@ func TestRetryWaitsForTheReader(t *testing.T) {
 		client, err := lxd.New("unix:///lxd", &lxd.Options{Dial: server.DialContext})
 		require.NoError(t, err)
 		defer func() { require.NoError(t, client.Close()) }()
-		refused := server.Inject(lxdtest.EarlyAnswer(1<<19, 503, "busy").On("POST", "/1.0/images").Times(1))
+		refused := server.Inject(lxdtest.EarlyResponse(1<<19, 503, "busy").On("POST", "/1.0/images").Times(1))
 		data := lxdtest.UnifiedImage("late", 2<<20)
 		var once sync.Once
 		reader := &lateReader{t: t, r: bytes.NewReader(data), wait: func() {
@@ -302,7 +302,7 @@ func TestCreateReadsNoMoreWhenItHasReturned(t *testing.T) {
 	t.Parallel()
 	s := lxdtest.NewServer(nil)
 	t.Cleanup(s.Close)
-	s.Inject(lxdtest.EarlyAnswer(1<<20, http.StatusInsufficientStorage, "the disk is full").On("POST", "/1.0/images"))
+	s.Inject(lxdtest.EarlyResponse(1<<20, http.StatusInsufficientStorage, "the disk is full").On("POST", "/1.0/images"))
 	refused := make(chan struct{}, 1)
 	var current atomic.Pointer[watchedReader]
 	client := testkit.NewClient(t, s.Endpoint(), &lxd.Options{

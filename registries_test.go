@@ -55,7 +55,7 @@ func TestRegistries(t *testing.T) {
 	require.Equal(t, want.Description, read.Description)
 	require.Equal(t, want.Protocol, read.Protocol)
 	require.Equal(t, want.Config, read.Config)
-	lost := f.Inject(lxdtest.LoseAnswer().On(http.MethodDelete, "/1.0/image-registries/*").Times(1))
+	lost := f.Inject(lxdtest.LoseResponse().On(http.MethodDelete, "/1.0/image-registries/*").Times(1))
 	require.NoError(t, f.Client.Registries.Delete(t.Context(), want.Name), "it is gone when the request is sent again")
 	require.Equal(t, 1, lost.Fired())
 	_, err = f.Client.Registries.Get(t.Context(), want.Name)

@@ -136,7 +136,7 @@ func TestTrustWithALostAnswer(t *testing.T) {
 	t.Parallel()
 	server := lxdtest.NewServer(&lxdtest.Options{TLS: true})
 	defer server.Close()
-	server.Inject(lxdtest.LoseAnswer().On("POST", "/1.0/certificates").Times(1))
+	server.Inject(lxdtest.LoseResponse().On("POST", "/1.0/certificates").Times(1))
 	client, err := lxd.Join(t.Context(), server.NewTrustToken("x"), testkit.Joiner(t))
 	require.NoError(t, err)
 	require.NoError(t, client.Close())
@@ -316,7 +316,7 @@ func TestJoinSendsTheTokenAsTheServerWantsIt(t *testing.T) {
 		"LXD 6.9":     {lxdtest.Options{Dialect: lxdtest.LXD69}, lxd.LXD, "trust_token"},
 		"Incus 6.0.4": {lxdtest.Options{Dialect: lxdtest.Incus60}, lxd.Incus, "trust_token"},
 		"Incus 0.1":   {lxdtest.Options{Dialect: lxdtest.Incus60, WithoutExtensions: []string{"instances_lxcfs_per_instance"}}, lxd.Incus, "trust_token"},
-		"Incus 7":     {lxdtest.Options{Dialect: lxdtest.Incus60, TellsStrangersNothing: true}, "", "trust_token"},
+		"Incus 7":     {lxdtest.Options{Dialect: lxdtest.Incus60, HideFromUntrusted: true}, "", "trust_token"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
