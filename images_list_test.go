@@ -125,7 +125,7 @@ func TestListFilters(t *testing.T) {
 				_, err := f.Client.Images.Create(t.Context(), bytes.NewReader(data), opts)
 				require.NoError(t, err)
 			}
-			add(false, "a", false, map[string]string{"like": "1.0"})
+			add(false, "a", false, map[string]string{"like": "1.0", "odd": "say x"})
 			add(false, "b", true, map[string]string{"like": "1x0", "odd": `say "x"`, "an odd name": "1"})
 			add(true, "vm", false, map[string]string{"like": "2"})
 			f.ForgetRequests()
