@@ -233,7 +233,7 @@ func TestRemoteWithBadFiles(t *testing.T) {
 	folder.write(t, "client.key", other)
 	bad, err := folder.fails(t, "farm", lxd.Options{})
 	require.Equal(t, key, bad.File)
-	require.ErrorContains(t, err, key+" does not fit "+crt)
+	require.ErrorContains(t, err, key+" does not match "+crt)
 
 	folder.write(t, "client.key", []byte("no PEM"))
 	bad, err = folder.fails(t, "farm", lxd.Options{})
