@@ -349,7 +349,7 @@ func TestRemoteWithOIDC(t *testing.T) {
 	require.ErrorContains(t, err, "expired")
 	folder.write(t, "oidctokens/login.json", []byte(`{}`))
 	_, err = client.Trusted(t.Context())
-	require.ErrorContains(t, err, "holds no access token")
+	require.ErrorContains(t, err, "contains no access token")
 }
 
 func TestRemotes(t *testing.T) {

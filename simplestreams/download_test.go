@@ -423,7 +423,7 @@ func TestContextEndsADownload(t *testing.T) {
 		require.ErrorIs(t, err, context.Canceled)
 	})
 
-	t.Run("behind an answer", func(t *testing.T) {
+	t.Run("after a response", func(t *testing.T) {
 		_, _, image, _ := big(t, nil)
 		stop := errors.New("enough")
 		for name, call := range map[string]func(context.Context, *simplestreams.Client) error{
