@@ -23,7 +23,7 @@ type pending struct {
 	before *pending
 
 	report  func(Progress) // for a later Image.Wait; nil for none
-	size    int64          // of the image in bytes, -1 where unknown
+	size    int64          // of the image in bytes, -1 if unknown
 	watched bool           // the server reports the operation's progress
 
 	turn  chan struct{} // the lock of finish, done and image; a context can end the wait for it

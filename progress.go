@@ -17,9 +17,9 @@ const (
 // be reported at all, and the last report of a phase may be below 100 percent.
 type Progress struct {
 	Phase   string // one of the Phase constants
-	Done    int64  // bytes, -1 where unknown
-	Total   int64  // bytes, -1 where unknown
-	Percent int    // of the phase, from 0 to 100, -1 where unknown
+	Done    int64  // bytes, -1 if unknown
+	Total   int64  // bytes, -1 if unknown
+	Percent int    // of the phase, from 0 to 100, -1 if unknown
 	// Text is the server's own description of its work, such as
 	// "rootfs: 45% (12.00MB/s)"; only in PhaseServer, and often empty.
 	Text string

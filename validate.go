@@ -62,7 +62,7 @@ func checkAliases(field string, aliases []Alias) error {
 			return err
 		}
 		if seen[alias.Name] {
-			return invalid(fmt.Sprintf("%s[%d].Name", field, i), "%q is given twice", alias.Name)
+			return invalid(fmt.Sprintf("%s[%d].Name", field, i), "%q is a duplicate", alias.Name)
 		}
 		seen[alias.Name] = true
 	}

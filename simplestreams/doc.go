@@ -47,14 +47,14 @@
 // transient failure is retried: the statuses 429, 502, 503 and 504, and a connection that cannot be made, breaks or
 // stalls; but not a host name that does not exist, or a TLS handshake that is refused. Retries continue for
 // [Options.RetryTimeout] after the first failure, or after the last new byte of an image. The pauses double from 100 ms
-// to 5 s. A server's Retry-After is honored up to ten minutes, and may exceed RetryTimeout once; with a longer one the
+// to 5 s. A server's Retry-After is respected up to ten minutes, and may exceed RetryTimeout once; with a longer one the
 // call fails at once. See [Error.Transient] and [Error.RetryAfter].
 //
 // A download that breaks resumes: it requests the rest with Range, and on servers without ranges skips the bytes that it
 // has. Since the hash verifies the content, the responses may have different ETags and dates, as those of mirrors do; a
 // response with another length ends the download.
 //
-// HEAD is sent only for a root filesystem whose size the index does not give. If the server refuses it, the size is
+// HEAD is sent only for a root filesystem whose size is not in the index. If the server refuses it, the size is
 // unknown.
 //
 // # Memory and caching

@@ -14,7 +14,7 @@ const (
 	lockSuffix = ".lock.partial" // of the lock of a name; see publishPair
 )
 
-// Publish gives the file, or the two files of a split image, their final names.
+// Publish renames the file, or the two files of a split image, to their final names.
 // Their content must have been verified.
 func (p *File) Publish(ctx context.Context) (*Files, error) {
 	if p.rootfs != nil {
