@@ -116,7 +116,7 @@ func (a attributes) put(from attributes) wire.ImagePut {
 // putAttributes changes an image's attributes. With an etag, it fails with
 // ErrConflict if the image has changed since the etag was read.
 func (c *Client) putAttributes(ctx context.Context, fingerprint string, to, from attributes, etag string) error {
-	req := &request{method: http.MethodPut, path: path("images", fingerprint), query: c.query(), json: to.put(from)}
+	req := &request{method: http.MethodPut, path: path("images", fingerprint), query: c.query(), body: &jsonBody{to.put(from)}}
 	if etag != "" {
 		req.header = http.Header{"If-Match": {etag}}
 	}

@@ -2,6 +2,7 @@ package lxd
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/golxd/lxd/internal/redact"
 	"github.com/golxd/lxd/internal/retry"
+	"github.com/golxd/lxd/internal/stall"
 )
 
 // Version is the version of this package.
@@ -61,7 +63,7 @@ func New(endpoint string, opts *Options) (*Client, error) {
 	if opts != nil {
 		o = *opts
 	}
-	t := &transport{endpoint: endpoint, retry: retry.Policy{Timeout: o.RetryTimeout}, log: o.Logger, token: o.TokenSource, agent: "golxd/" + Version}
+	t := &transport{endpoint: endpoint, retry: retry.Policy{Timeout: o.RetryTimeout}, stall: cmp.Or(o.StallTimeout, stall.DefaultTimeout), log: o.Logger, token: o.TokenSource, agent: "golxd/" + Version}
 	if t.log == nil {
 		t.log = slog.New(slog.DiscardHandler)
 	}

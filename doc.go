@@ -33,14 +33,15 @@
 //
 // # Retries
 //
-// A transient failure is retried until [Options].RetryTimeout has passed without
-// progress; the default is 30 seconds, enough for a restart of the daemon. The
-// time counts from the first failure. A new byte of a transfer that resumes is
-// progress; sending a request again from its start is not. The pauses double
-// from 100 ms to 5 s, with jitter, and the last attempt is made when the time is
-// up. A Retry-After header lengthens the pause, up to 10 minutes, once even
-// beyond the timeout; if it asks for more, the error is returned at once. The errors
-// have a method Transient that reports whether the same call may succeed later.
+// A transient failure is retried until [Options].RetryTimeout has passed
+// without progress; the default is 30 seconds, enough for a restart of the
+// daemon. The time counts from the first failure. A response that brings 4 KiB
+// of a transfer that resumes is progress; sending a request again from its
+// start is not. The pauses double from 100 ms to 5 s, with jitter, and the last
+// attempt is made when the time is up. A Retry-After header lengthens the
+// pause, up to 10 minutes, once even beyond the timeout; if it asks for more,
+// the error is returned at once. The errors have a method Transient that
+// reports whether the same call may succeed later.
 //
 // The statuses 429 and 503 are retried, and connections that cannot be made. A
 // missing unix socket is retried only after the client has reached the daemon

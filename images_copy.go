@@ -397,7 +397,7 @@ func (j *copying) push(ctx context.Context) (*Image, error) {
 		Aliases: []wire.Alias{}, Properties: j.want.Properties, Public: j.want.Public, ExpiresAt: j.want.ExpiresAt,
 	}
 	c := j.target
-	secret, err := c.startToken(ctx, &request{method: http.MethodPost, path: path("images"), query: c.query(), json: post}, j.source.Fingerprint)
+	secret, err := c.startToken(ctx, &request{method: http.MethodPost, path: path("images"), query: c.query(), body: &jsonBody{post}}, j.source.Fingerprint)
 	if err != nil {
 		return nil, err
 	}
@@ -406,7 +406,7 @@ func (j *copying) push(ctx context.Context) (*Image, error) {
 	for _, address := range addresses {
 		export.Target = address
 		src := j.source.client
-		op, err = src.start(ctx, &request{method: http.MethodPost, path: path("images", j.source.Fingerprint, "export"), query: src.query(), json: export}, j.settle)
+		op, err = src.start(ctx, &request{method: http.MethodPost, path: path("images", j.source.Fingerprint, "export"), query: src.query(), body: &jsonBody{export}}, j.settle)
 		if err == nil {
 			break
 		}

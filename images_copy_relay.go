@@ -23,9 +23,9 @@ func (j *copying) relay(ctx context.Context) (*Image, error) {
 		return nil, err
 	}
 	body := &relayBody{image: j.source, filename: j.want.filename, meter: j.meter}
-	defer body.close()
+	defer body.discard()
 	req := &request{
-		method: http.MethodPost, path: path("images"), query: c.query(), header: j.want.headers(to, j.source.Fingerprint), raw: body, repeatable: true,
+		method: http.MethodPost, path: path("images"), query: c.query(), header: j.want.headers(to, j.source.Fingerprint), body: body, repeatable: true,
 	}
 	op, err := c.start(ctx, req, j.settle)
 	if err != nil {
@@ -61,8 +61,8 @@ type relayBody struct {
 	err    error        // that ended it
 }
 
-func (r *relayBody) open(ctx context.Context) (_ io.ReadCloser, mediaType string, size int64, err error) {
-	r.close()
+func (r *relayBody) open(ctx context.Context, hreq *http.Request) (err error) {
+	r.discard()
 	// A target may refuse before it has read everything; the reading, which goes
 	// on elsewhere, must not take the end of the body for a cut then.
 	ctx, cancel := context.WithCancel(ctx)
@@ -71,42 +71,50 @@ func (r *relayBody) open(ctx context.Context) (_ io.ReadCloser, mediaType string
 			cancel()
 		}
 	}()
-	req := r.image.exportRequest(0, 0)
-	res, err := r.image.client.t.stream(ctx, req)
+	src, err := r.image.content(ctx, 0, 0)
 	if err != nil {
-		return nil, "", 0, err
+		return err
 	}
-	mediaType, size = res.Header.Get("Content-Type"), res.ContentLength
+	mediaType, size := src.Response().Header.Get("Content-Type"), src.Size()
 	kind, params, err := mime.ParseMediaType(mediaType)
 	if err != nil || (kind != "application/octet-stream" && !strings.HasPrefix(kind, "multipart/")) {
-		_ = res.Body.Close()
-		return nil, "", 0, r.image.client.t.badResponse(req, res, errors.New("it is not an image"))
+		_ = src.Close()
+		return r.image.client.t.badResponse(src.req, src.Response(), errors.New("it is not an image"))
 	}
-	var body io.ReadCloser = res.Body
-	if kind == "application/octet-stream" {
-		body = &resuming{ctx: ctx, image: r.image, body: res.Body, size: size, retries: r.image.client.t.retry.Begin()}
-	} else if r.filename != "" {
-		// The server takes the image's name from the rootfs.
-		body = struct {
-			io.Reader
-			io.Closer
-		}{formname.Rename(res.Body, params["boundary"], r.filename), res.Body}
-		size = -1
+	var body io.ReadCloser = src
+	if kind != "application/octet-stream" {
+		// No part of a form can be asked for.
+		src.NoResume()
+		if r.filename != "" {
+			// The server takes the image's name from the rootfs.
+			body = struct {
+				io.Reader
+				io.Closer
+			}{formname.Rename(src, params["boundary"], r.filename), src}
+			size = -1
+		}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.reader, r.err = &relayReader{ctx, cancel, r, body, req}, nil
+	r.reader, r.err = &relayReader{ctx, cancel, r, src, body}, nil
 	r.meter.Phase(PhaseSend, 0, max(r.image.Size, size))
-	return r.reader, mediaType, size, nil
+	hreq.Body, hreq.ContentLength = r.reader, size
+	hreq.Header.Set("Content-Type", mediaType)
+	return nil
 }
 
-func (r *relayBody) failed() error {
+func (r *relayBody) replayable() bool { return true }
+
+// mayBlock: reading from the source obeys ctx.
+func (r *relayBody) mayBlock() bool { return false }
+
+func (r *relayBody) cause() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.err
 }
 
-func (r *relayBody) close() {
+func (r *relayBody) discard() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.reader != nil {
@@ -117,7 +125,7 @@ func (r *relayBody) close() {
 
 // explain adds what the source's side knows to what the target says.
 func (r *relayBody) explain(err error) error {
-	if cause := r.failed(); cause != nil {
+	if cause := r.cause(); cause != nil {
 		return errors.Join(err, cause)
 	}
 	return err
@@ -127,8 +135,8 @@ type relayReader struct {
 	ctx    context.Context //nolint:containedctx // of the transfer
 	cancel context.CancelFunc
 	r      *relayBody
+	src    *contentReader
 	body   io.ReadCloser
-	req    *request
 }
 
 func (r *relayReader) Read(p []byte) (int, error) {
@@ -140,7 +148,7 @@ func (r *relayReader) Read(p []byte) (int, error) {
 		var connection *ConnectionError
 		if !errors.As(err, &answer) && !errors.As(err, &connection) && !errors.Is(err, ErrBadResponse) {
 			// One that a copy may be begun anew after.
-			cause = r.r.image.client.t.connectionError(r.ctx, r.req, err)
+			cause = r.r.image.client.t.connectionError(r.ctx, r.src.req, err)
 		}
 		r.r.mu.Lock()
 		r.r.err = cause

@@ -241,7 +241,7 @@ type upload struct {
 	meter       *progress.Meter
 	report      func(Progress) // for a later Image.Wait; nil for none
 
-	body *content.Body // the last sending
+	body *content.Body // the last sending; nil before the first
 	sent int           // how often it was opened
 	// When the first sending began, and when the server accepted the last.
 	began, accepted time.Time
@@ -271,20 +271,8 @@ func (u *upload) run(ctx context.Context, wait bool) (*Image, error) {
 		return nil, err
 	}
 	u.meter.Phase(PhaseSend, 0, u.content.Size())
-	hash := u.hash
 	req := &request{
-		method: http.MethodPost, path: path("images"), query: c.query(), header: u.want.headers(server, u.fingerprint), upload: u.content, repeatable: true,
-		body: content.Options{Sent: u.meter.Counter(), Hash: hash},
-		opened: func(b *content.Body) {
-			if u.body != nil {
-				u.body.Discard(ctx)
-			}
-			if u.sent++; u.sent == 1 {
-				u.began = time.Now()
-			}
-			u.body = b
-			u.meter.Phase(PhaseSend, 0, u.content.Size())
-		},
+		method: http.MethodPost, path: path("images"), query: c.query(), header: u.want.headers(server, u.fingerprint), body: u, repeatable: true,
 	}
 	op, err := c.start(ctx, req, u.settle)
 	if err != nil {
@@ -302,7 +290,7 @@ func (u *upload) run(ctx context.Context, wait bool) (*Image, error) {
 	}
 	image := u.want.image(c, u.fingerprint)
 	image.Size = max(u.content.SourceSize(), 0)
-	if hash {
+	if u.hash {
 		sum, err := u.body.Fingerprint(ctx)
 		if err != nil {
 			u.body.Discard(ctx)
@@ -319,6 +307,41 @@ func (u *upload) run(ctx context.Context, wait bool) (*Image, error) {
 	}
 	return outcome(image, image.pending.wait(ctx, image, u.meter))
 }
+
+// open begins a sending of the content.
+func (u *upload) open(ctx context.Context, hreq *http.Request) error {
+	body, err := u.content.Open(ctx, content.Options{Sent: u.meter.Counter(), Hash: u.hash})
+	if err != nil {
+		return err
+	}
+	if u.body != nil {
+		u.body.Discard(ctx)
+	}
+	u.body = body
+	if u.sent++; u.sent == 1 {
+		u.began = time.Now()
+	}
+	u.meter.Phase(PhaseSend, 0, u.content.Size())
+	hreq.Body, hreq.ContentLength = body, u.content.Size()
+	if hreq.ContentLength == 0 {
+		hreq.Body = http.NoBody
+	}
+	hreq.Header.Set("Content-Type", u.content.Type)
+	if !u.content.Replayable() {
+		// It can be sent once: not before the server has said that it wants it.
+		hreq.Header.Set("Expect", "100-continue")
+	}
+	return nil
+}
+
+func (u *upload) replayable() bool { return u.content.Replayable() || !u.content.Used() }
+
+// mayBlock: the reader is the caller's.
+func (u *upload) mayBlock() bool { return true }
+
+func (u *upload) cause() error { return u.body.Err() }
+
+func (u *upload) discard() { _ = u.body.Close() }
 
 // existing is the outcome where the server has the image.
 func (u *upload) existing(ctx context.Context, image *Image) (*Image, error) {

@@ -12,8 +12,6 @@ import (
 	"mime"
 	"mime/multipart"
 	"net"
-	"net/http"
-	"net/url"
 	gopath "path"
 	"strings"
 	"sync"
@@ -109,70 +107,42 @@ func (i *Image) export(ctx context.Context, h hash.Hash, offset int64, m *progre
 	return e, nil
 }
 
-// exportRequest is the request for the content from an offset on, up to an end
-// or, where that is 0, to the image's.
-func (i *Image) exportRequest(offset, end int64) *request {
-	query := i.client.query()
-	if i.secret != "" {
-		q := url.Values{"secret": {i.secret}}
-		for name, values := range query {
-			q[name] = values
-		}
-		query = q
-	}
-	req := &request{method: http.MethodGet, path: path("images", i.Fingerprint, "export"), query: query}
-	switch {
-	case end > 0:
-		req.header = http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", offset, end-1)}}
-	case offset > 0:
-		req.header = http.Header{"Range": {fmt.Sprintf("bytes=%d-", offset)}}
-	}
-	return req
-}
-
 func (e *Export) open(offset int64) error {
-	req := e.image.exportRequest(offset, 0)
-	res, err := e.image.client.t.stream(e.ctx, req)
+	src, err := e.image.content(e.ctx, offset, 0)
 	if err != nil {
 		return err
 	}
+	if err := e.accept(src, offset); err != nil {
+		_ = src.Close()
+		return err
+	}
+	e.source = src
+	return nil
+}
+
+// accept takes over from the first response what it says of the content.
+func (e *Export) accept(src *contentReader, offset int64) error {
+	res := src.Response()
 	kind, params, err := mime.ParseMediaType(res.Header.Get("Content-Type"))
 	if err != nil {
 		kind = ""
 	}
-	switch {
+	switch size := src.Size(); {
 	case strings.HasPrefix(kind, "multipart/"):
-		if offset > 0 {
-			_ = res.Body.Close()
-			return errNoRange
-		}
+		// No part of a form can be asked for.
+		src.NoResume()
 		e.split, e.size = true, -1
-		e.source = res.Body
 		// The parser reads 4 KiB at a time; the buffer makes larger reads of it.
-		e.form = multipart.NewReader(bufio.NewReaderSize(res.Body, 64<<10), params["boundary"])
+		e.form = multipart.NewReader(bufio.NewReaderSize(src, 64<<10), params["boundary"])
 		return nil
 	case kind != "application/octet-stream":
-		defer func() { _ = res.Body.Close() }()
-		return e.image.client.t.badResponse(req, res, errors.New("it is not an image"))
-	}
-	size := res.ContentLength
-	switch {
-	case offset > 0:
-		size = e.image.Size
-		if err := checkRange(res, offset, size, size); err != nil {
-			_ = res.Body.Close()
-			return fmt.Errorf("GET %s: %w", req.path, err)
-		}
-	case res.StatusCode != http.StatusOK:
-		defer func() { _ = res.Body.Close() }()
-		return e.image.client.t.badResponse(req, res, errors.New("it is a part of what was asked for"))
+		return e.image.client.t.badResponse(src.req, res, errors.New("it is not an image"))
 	case size >= 0 && e.image.Size > 0 && size != e.image.Size:
-		_ = res.Body.Close()
 		return &FingerprintError{Want: e.image.Fingerprint, Err: fmt.Errorf("%w: the server sends %d bytes, the image has %d", ErrBadResponse, size, e.image.Size)}
+	default:
+		e.size = size
 	}
-	e.size = size
 	e.filename = dispositionName(res.Header.Get("Content-Disposition"))
-	e.source = &resuming{ctx: e.ctx, image: e.image, body: res.Body, offset: offset, size: size, retries: e.image.client.t.retry.Begin()}
 	return nil
 }
 
@@ -352,7 +322,7 @@ func (e *Export) incomplete(err error) error { return e.image.incomplete(e.ctx, 
 // incomplete is the error for content that ended too soon.
 func (i *Image) incomplete(ctx context.Context, err error) error {
 	if cause := ctx.Err(); cause != nil {
-		return i.client.t.connectionError(ctx, i.exportRequest(0, 0), cause)
+		return i.client.t.connectionError(ctx, i.exportRequest(nil), cause)
 	}
 	var typed *Error
 	if errors.As(err, &typed) {

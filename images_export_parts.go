@@ -15,7 +15,8 @@ import (
 const maxConnections = partfile.MaxParts
 
 // fetchParts fetches what is missing of the parts, over several connections,
-// and verifies the whole. It gives errNoRange if the server sends no parts.
+// and verifies the whole. The error is a
+// rangeread.ErrNoRange if the server sends no parts.
 func (x *exportTo) fetchParts(list []*partfile.Part) (*partfile.Files, error) {
 	var have int64
 	for _, p := range list {
@@ -55,7 +56,7 @@ func (x *exportTo) receiveParts(list []*partfile.Part) error {
 		return nil
 	}
 	// The first alone shows whether the server sends parts.
-	if err := first.src.open(); err != nil {
+	if err := first.open(); err != nil {
 		return err
 	}
 	var workers sync.WaitGroup
@@ -81,21 +82,24 @@ func (x *exportTo) receiveParts(list []*partfile.Part) error {
 // partTransfer fetches the rest of a part.
 type partTransfer struct {
 	*partfile.Part
+	ctx      context.Context //nolint:containedctx // of all parts
 	x        *exportTo
-	src      *resuming
-	writeErr error // of the file
+	src      *contentReader // nil until it is opened
+	writeErr error          // of the file
 }
 
 func (x *exportTo) transfer(ctx context.Context, p *partfile.Part) *partTransfer {
-	return &partTransfer{
-		Part: p, x: x,
-		src: &resuming{ctx: ctx, image: x.image, offset: p.Next, size: x.image.Size, end: p.To, retries: x.image.client.t.retry.Begin()},
-	}
+	return &partTransfer{Part: p, ctx: ctx, x: x}
+}
+
+func (t *partTransfer) open() (err error) {
+	t.src, err = t.x.image.content(t.ctx, t.Next, t.To)
+	return err
 }
 
 func (t *partTransfer) run() error {
-	if t.src.body == nil {
-		if err := t.src.open(); err != nil {
+	if t.src == nil {
+		if err := t.open(); err != nil {
 			return err
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/golxd/lxd/internal/partfile"
 	"github.com/golxd/lxd/internal/progress"
+	"github.com/golxd/lxd/internal/rangeread"
 	"github.com/golxd/lxd/internal/retry"
 )
 
@@ -198,7 +199,7 @@ func (x *exportTo) fetch() (*partfile.Files, error) {
 	}
 	if parts != nil {
 		files, err := x.fetchParts(parts)
-		if !errors.Is(err, errNoRange) {
+		if !errors.Is(err, rangeread.ErrNoRange) {
 			return files, err
 		}
 		x.noRanges = true
@@ -216,7 +217,7 @@ func (x *exportTo) fetch() (*partfile.Files, error) {
 		sum, have = sha256.New(), 0
 	}
 	export, err := x.image.export(x.ctx, sum, have, x.meter)
-	if errors.Is(err, errNoRange) && have > 0 {
+	if errors.Is(err, rangeread.ErrNoRange) && have > 0 {
 		// This server, or this kind of image, starts over.
 		sum, have = sha256.New(), 0
 		export, err = x.image.export(x.ctx, sum, 0, x.meter)

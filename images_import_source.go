@@ -1,6 +1,7 @@
 package lxd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,12 +9,12 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"sync"
 	"time"
 
-	"github.com/golxd/lxd/internal/ctxerr"
+	"github.com/golxd/lxd/internal/rangeread"
 	"github.com/golxd/lxd/internal/redact"
 	"github.com/golxd/lxd/internal/retry"
+	"github.com/golxd/lxd/internal/stall"
 )
 
 // SourceError says what is wrong with the file that an image was to be fetched
@@ -62,21 +63,13 @@ func (e *SourceError) Is(target error) bool {
 	return target == ErrNotFound && (e.StatusCode == http.StatusNotFound || e.StatusCode == http.StatusGone)
 }
 
-var (
-	// errStalled is the cause of a request that its source has let wait too
-	// long.
-	errStalled = errors.New("nothing came for too long")
-	// errRedirect says that a redirect was not followed.
-	errRedirect = errors.New("redirect not followed")
-)
+// errRedirect says that a redirect was not followed.
+var errRedirect = errors.New("redirect not followed")
 
-const (
-	defaultStallTimeout = 30 * time.Second
-	maxRedirects        = 10
-)
+const maxRedirects = 10
 
 // source is a file at a URL. It is read once, from its beginning to its end; a
-// transfer that breaks off goes on where it was.
+// transfer that is cut is resumed.
 type source struct {
 	client   *http.Client
 	own      bool
@@ -84,28 +77,16 @@ type source struct {
 	secrets  *redact.Secrets // of its URLs
 	verified bool            // its content will be compared with a fingerprint from elsewhere
 	stall    time.Duration
-	retries  *retry.Retries
+	policy   retry.Policy
 
 	size int64  // -1 where unknown
 	name string // that the server gives it
 
-	ctx  context.Context //nolint:containedctx // of the transfer
-	stop context.CancelFunc
-
-	mu     sync.Mutex // guards res and closed: close comes from another goroutine than Read
-	closed bool
-	res    *sourceAnswer
-
-	offset    int64
-	validator http.Header
-	err       error
+	content *rangeread.Reader // nil until it is opened
 }
 
-func newSource(o *CreateFromURLOptions, u *url.URL, policy retry.Policy) *source {
-	s := &source{url: u, secrets: redact.HideURL(u), stall: o.StallTimeout, retries: policy.Begin(), verified: o.Fingerprint != ""}
-	if s.stall == 0 {
-		s.stall = defaultStallTimeout
-	}
+func newSource(o *CreateFromURLOptions, u *url.URL, t *transport) *source {
+	s := &source{url: u, secrets: redact.HideURL(u), stall: cmp.Or(o.StallTimeout, t.stall), policy: t.retry, verified: o.Fingerprint != ""}
 	s.client = &http.Client{}
 	if o.HTTPClient != nil {
 		*s.client = *o.HTTPClient
@@ -137,18 +118,10 @@ func newSource(o *CreateFromURLOptions, u *url.URL, policy retry.Policy) *source
 
 func sameOrigin(a, b *url.URL) bool { return a.Scheme == b.Scheme && a.Host == b.Host }
 
-// close ends the transfer. A Read that goes on elsewhere fails, and does not ask
-// for the rest.
+// close ends the transfer, also a Read that goes on elsewhere.
 func (s *source) close() {
-	if s.stop != nil {
-		s.stop()
-	}
-	s.mu.Lock()
-	s.closed = true
-	res := s.res
-	s.mu.Unlock()
-	if res != nil {
-		_ = res.Close()
+	if s.content != nil {
+		_ = s.content.Close()
 	}
 	if s.own {
 		s.client.CloseIdleConnections()
@@ -169,11 +142,24 @@ func (s *source) probe(ctx context.Context, target *Server) (fingerprint string,
 		header.Set(family.Prefix+"-Server-Version", target.Version)
 		header.Set(family.Prefix+"-Server-Architectures", strings.Join(target.Architectures, ", "))
 	}
-	res, err := s.ask(ctx, http.MethodHead, header)
+	var res *http.Response
+	err = s.policy.Do(ctx, func() error {
+		ctx, watch := stall.New(ctx, s.stall)
+		defer watch.Close()
+		watch.Start()
+		res, err = s.send(ctx, http.MethodHead, header) //nolint:bodyclose // It is closed below.
+		watch.Stop()
+		if err == nil {
+			_ = res.Body.Close()
+			if unavailable(res.StatusCode) {
+				err = s.refused(res)
+			}
+		}
+		return err
+	})
 	if err != nil {
 		return "", err
 	}
-	_ = res.Close()
 	for _, family := range families {
 		hash, location := res.Header.Get(family.Prefix+"-Image-Hash"), res.Header.Get(family.Prefix+"-Image-URL")
 		if hash == "" && location == "" {
@@ -196,61 +182,43 @@ func (s *source) probe(ctx context.Context, target *Server) (fingerprint string,
 }
 
 // open asks for the file.
-func (s *source) open(ctx context.Context) error {
-	ctx, s.stop = context.WithCancel(ctx)
-	s.ctx = ctx
-	res, err := s.ask(ctx, http.MethodGet, nil)
+func (s *source) open(ctx context.Context) (err error) {
+	s.content, err = rangeread.Start(ctx, rangeread.Options{
+		Open: func(ctx context.Context, header http.Header) (*http.Response, error) {
+			res, err := s.send(ctx, http.MethodGet, header)
+			if err == nil && res.StatusCode != http.StatusOK && res.StatusCode != http.StatusPartialContent {
+				_ = res.Body.Close()
+				err = s.refused(res)
+			}
+			return res, err
+		},
+		Size: -1, Verified: s.verified, ReadOver: true,
+		Retry: s.policy, StallTimeout: s.stall,
+		Broken: func(offset int64, err error) error {
+			return s.broken(fmt.Sprintf("the transfer broke off after %d bytes", offset), err)
+		},
+	})
 	if err != nil {
-		return err
+		return s.failed(err)
 	}
-	if res.StatusCode != http.StatusOK {
-		_ = res.Close()
-		return s.refused(res)
-	}
-	s.res, s.size = res, res.ContentLength
-	s.name = dispositionName(res.Header.Get("Content-Disposition"))
-	s.validator = http.Header{"Etag": res.Header["Etag"], "Last-Modified": res.Header["Last-Modified"]}
+	s.size = s.content.Size()
+	s.name = dispositionName(s.content.Response().Header.Get("Content-Disposition"))
 	return nil
 }
 
-func (s *source) refused(res *sourceAnswer) error {
-	at := res.Request.URL // another one after a redirect
-	return &SourceError{
-		URL: redact.URL(at), StatusCode: res.StatusCode, Problem: redact.Join(s.secrets, redact.HideURL(at)).Text("its server answers " + res.Status),
-		retryAfter: res.Header.Get("Retry-After"),
+// Read reads the next bytes of the file.
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.content.Read(p)
+	if err != nil && err != io.EOF {
+		err = s.failed(err)
 	}
+	return n, err
 }
 
-// ask sends a request, again where that may help.
-func (s *source) ask(ctx context.Context, method string, header http.Header) (*sourceAnswer, error) {
-	for {
-		res, err := s.askOnce(ctx, method, header)
-		if err == nil && !unavailable(res.StatusCode) {
-			return res, nil
-		}
-		if err == nil {
-			_ = res.Close()
-			err = s.refused(res)
-		}
-		if err := s.pause(ctx, err); err != nil {
-			return nil, err
-		}
-	}
-}
-
-// pause waits before the next attempt, or returns err where there is none.
-func (s *source) pause(ctx context.Context, err error) error {
-	if !retry.Transient(err) {
-		return err
-	}
-	return s.retries.Pause(ctx, err)
-}
-
-func (s *source) askOnce(ctx context.Context, method string, header http.Header) (*sourceAnswer, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
+// send sends one request.
+func (s *source) send(ctx context.Context, method string, header http.Header) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, s.url.String(), nil)
 	if err != nil {
-		cancel(nil)
 		return nil, s.bad("it cannot be asked for")
 	}
 	for name, values := range header {
@@ -259,155 +227,33 @@ func (s *source) askOnce(ctx context.Context, method string, header http.Header)
 	req.Header.Set("User-Agent", "golxd/"+Version)
 	// The bytes that the fingerprint is of, not what they unpack to.
 	req.Header.Set("Accept-Encoding", "identity")
-	a := &sourceAnswer{ctx: ctx, cancel: cancel, stall: s.stall}
-	stop := a.watch()
-	a.Response, err = s.client.Do(req) //nolint:bodyclose // Close does.
-	stop()
+	res, err := s.client.Do(req)
 	if err != nil {
-		err = s.broken(ctx, "it cannot be fetched", err)
-		cancel(nil)
-		return nil, err
+		return nil, s.broken("it cannot be fetched", stall.Cause(ctx, err))
 	}
-	return a, nil
+	return res, nil
 }
 
-// broken is the error of a transfer that did not go well.
-func (s *source) broken(ctx context.Context, problem string, err error) error {
-	err = s.secrets.Error(redact.Error(err))
-	if ended := ctxerr.Of(ctx, errStalled); ended != nil {
-		err = ended
-	}
-	return &SourceError{URL: redact.URL(s.url), Problem: problem, Err: err}
-}
-
-// Read gives the file's bytes.
-func (s *source) Read(p []byte) (int, error) {
-	for s.err == nil {
-		n, err := s.res.Read(p)
-		s.offset += int64(n)
-		if n > 0 {
-			s.retries.Progress()
-		}
-		switch {
-		case err == io.EOF && (s.size < 0 || s.offset == s.size):
-			s.err = io.EOF
-		case err != nil:
-			if errors.Is(err, io.EOF) {
-				err = io.ErrUnexpectedEOF
-			}
-			s.err = s.resume(s.broken(s.res.ctx, fmt.Sprintf("the transfer broke off after %d bytes", s.offset), err))
-		}
-		if n > 0 {
-			return n, nil
-		}
-	}
-	return 0, s.err
-}
-
-// resume goes on with a transfer that was cut, or gives the reason if it
-// cannot.
-func (s *source) resume(cut error) error {
-	_ = s.res.Close()
-	if s.size < 0 || (!s.verified && len(s.validator["Etag"]) == 0 && len(s.validator["Last-Modified"]) == 0) {
-		return cut // nothing would tell the end, or that it is still the same file
-	}
-	for {
-		if err := s.pause(s.ctx, cut); err != nil {
-			return err
-		}
-		res, err := s.askOnce(s.ctx, http.MethodGet, http.Header{"Range": {fmt.Sprintf("bytes=%d-", s.offset)}})
-		if err != nil {
-			cut = err
-			continue
-		}
-		if unavailable(res.StatusCode) {
-			_ = res.Close()
-			cut = s.refused(res)
-			continue
-		}
-		if err := s.accept(res); err != nil {
-			_ = res.Close()
-			return fmt.Errorf("%w; and it cannot go on: %w", cut, err)
-		}
-		if !s.adopt(res) {
-			return cut
-		}
-		return nil
+// refused is the error of a response with another status than was wanted.
+func (s *source) refused(res *http.Response) error {
+	at := res.Request.URL // another one after a redirect
+	return &SourceError{
+		URL: redact.URL(at), StatusCode: res.StatusCode, Problem: redact.Join(s.secrets, redact.HideURL(at)).Text("its server responds " + res.Status),
+		retryAfter: res.Header.Get("Retry-After"),
 	}
 }
 
-// adopt makes an answer the one that is read, unless the source was closed.
-func (s *source) adopt(res *sourceAnswer) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		_ = res.Close()
-		return false
-	}
-	s.res = res
-	return true
+// broken is the error of a transfer that failed.
+func (s *source) broken(problem string, err error) error {
+	return &SourceError{URL: redact.URL(s.url), Problem: problem, Err: s.secrets.Error(redact.Error(err))}
 }
 
-// accept checks that an answer is the rest of the same file.
-func (s *source) accept(res *sourceAnswer) error {
-	for name, is := range s.validator {
-		if len(is) > 0 && res.Header.Get(name) != is[0] {
-			return s.bad("the file was replaced meanwhile")
+// failed makes a SourceError of an error of rangeread that is none.
+func (s *source) failed(err error) error {
+	for _, bad := range []error{rangeread.ErrNoRange, rangeread.ErrChanged, rangeread.ErrRange, rangeread.ErrClosed} {
+		if errors.Is(err, bad) {
+			return s.broken("it cannot be fetched", err)
 		}
 	}
-	switch res.StatusCode {
-	case http.StatusPartialContent:
-		var from, to, size int64
-		got := res.Header.Get("Content-Range")
-		if n, _ := fmt.Sscanf(got, "bytes %d-%d/%d", &from, &to, &size); n != 3 || from != s.offset || size != s.size {
-			return s.bad(fmt.Sprintf("asked for the bytes from %d on, its server gives %q", s.offset, got))
-		}
-		return nil
-	case http.StatusOK:
-		// It does not know ranges.
-		if res.ContentLength != s.size {
-			return s.bad("the file was replaced meanwhile")
-		}
-		if _, err := io.CopyN(io.Discard, res, s.offset); err != nil {
-			return s.broken(res.ctx, "the transfer broke off again", err)
-		}
-		return nil
-	}
-	return s.refused(res)
-}
-
-// sourceAnswer is an answer whose source may not stop sending.
-type sourceAnswer struct {
-	*http.Response
-	ctx    context.Context
-	cancel context.CancelCauseFunc
-	stall  time.Duration
-	timer  *time.Timer
-}
-
-// watch ends the request if nothing comes until stop is called.
-func (a *sourceAnswer) watch() (stop func()) {
-	if a.stall < 0 {
-		return func() {}
-	}
-	if a.timer == nil {
-		a.timer = time.AfterFunc(a.stall, func() { a.cancel(fmt.Errorf("%w: %v", errStalled, a.stall)) })
-	} else {
-		a.timer.Reset(a.stall)
-	}
-	return func() { a.timer.Stop() }
-}
-
-// Read waits for bytes, for as long as the source may take.
-func (a *sourceAnswer) Read(p []byte) (int, error) {
-	stop := a.watch()
-	n, err := a.Body.Read(p)
-	stop()
-	return n, err
-}
-
-// Close ends the answer.
-func (a *sourceAnswer) Close() error {
-	a.cancel(nil)
-	return a.Body.Close()
+	return err
 }

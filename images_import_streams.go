@@ -59,7 +59,8 @@ type CreateFromSimplestreamsOptions struct {
 	// that takes the proxy from the environment.
 	HTTPClient *http.Client
 	// StallTimeout is how long the server may take to send its next byte where
-	// the client fetches. Default: one minute. Negative: as long as ctx lets.
+	// the client fetches. The default is the client's Options.StallTimeout.
+	// Negative: as long as ctx lets.
 	StallTimeout time.Duration
 
 	// Wait returns when the image is there. Default: when the server has
@@ -197,7 +198,7 @@ func (m *Images) resolveStream(ctx context.Context, server, alias string, o *Cre
 	for _, family := range info.daemon().Preferred() {
 		streams, err := simplestreams.New(server, &simplestreams.Options{
 			Family: simplestreams.Family(family.Name), AllowHTTP: o.AllowHTTP, Certificate: o.Certificate, Cache: o.Cache, HTTPClient: o.HTTPClient,
-			StallTimeout: o.StallTimeout, RetryTimeout: m.client.t.retry.Timeout, UserAgent: m.client.t.agent, Logger: m.client.t.log,
+			StallTimeout: cmp.Or(o.StallTimeout, m.client.t.stall), RetryTimeout: m.client.t.retry.Timeout, UserAgent: m.client.t.agent, Logger: m.client.t.log,
 		})
 		if err != nil {
 			return nil, nil, err

@@ -53,7 +53,8 @@ type CreateFromURLOptions struct {
 	// Default: one that takes the proxy from the environment.
 	HTTPClient *http.Client
 	// StallTimeout is how long the source may take to send its next byte where
-	// the client fetches. Default: 30 seconds. Negative: as long as ctx lets.
+	// the client fetches. The default is the client's Options.StallTimeout.
+	// Negative: as long as ctx lets.
 	StallTimeout time.Duration
 
 	// Wait returns when the image is there. Default: when the server has
@@ -105,7 +106,7 @@ func (m *Images) CreateFromURL(ctx context.Context, imageURL string, opts *Creat
 		return m.fetchURL(ctx, u, &o, imp)
 	}
 	imp.resolve = func(ctx context.Context) (string, error) {
-		source := newSource(&o, u, m.client.t.retry)
+		source := newSource(&o, u, m.client.t)
 		defer source.close()
 		info, err := m.client.serverInfo(ctx, false)
 		if err != nil {
@@ -138,7 +139,7 @@ func (m *Images) fetchURL(ctx context.Context, u *url.URL, o *CreateFromURLOptio
 	if err != nil {
 		return nil, err
 	}
-	source := newSource(o, u, m.client.t.retry)
+	source := newSource(o, u, m.client.t)
 	defer source.close()
 	fingerprint, err := source.probe(ctx, info)
 	if err != nil {

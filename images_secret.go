@@ -177,7 +177,7 @@ func (c *Client) endLostToken(ctx context.Context, req *request, image string, b
 		since := now.Add(-received.Sub(began))
 		found := slices.DeleteFunc(ops, func(op *Operation) bool {
 			s := op.Status()
-			return !s.isToken(image, req.json != nil) || s.CreatedAt.Before(since) || s.CreatedAt.After(now) || c.t.tokens.has(op.id)
+			return !s.isToken(image, req.body != nil) || s.CreatedAt.Before(since) || s.CreatedAt.After(now) || c.t.tokens.has(op.id)
 		})
 		switch {
 		case len(found) == 0:

@@ -152,8 +152,8 @@ func (o *Operation) read(ctx context.Context, timeout string) error {
 		for name, values := range o.query {
 			req.query[name] = values
 		}
-		// Wait has its own retries, for longer.
-		req.noRetry = true
+		// Wait has its own retries, for longer, and its own timeout.
+		req.noRetry, req.silence = true, waitTimeout+waitSlack
 	}
 	state, err := o.get(ctx, req)
 	if err != nil {
@@ -227,9 +227,7 @@ func (o *Operation) Wait(ctx context.Context) error {
 	refusals := endless.Begin()
 	for {
 		began := time.Now()
-		attempt, cancel := context.WithTimeout(ctx, waitTimeout+waitSlack)
-		err := o.read(attempt, strconv.Itoa(int(waitTimeout/time.Second)))
-		cancel()
+		err := o.read(ctx, strconv.Itoa(int(waitTimeout/time.Second)))
 		if err == nil {
 			if finished, err := o.result(); finished {
 				return err
@@ -265,7 +263,7 @@ func (o *Operation) Wait(ctx context.Context) error {
 				continue
 			}
 			series = refusals
-		case errors.Is(err, ErrUnavailable) && retry.Transient(err), errors.Is(err, context.DeadlineExceeded):
+		case errors.Is(err, ErrUnavailable) && retry.Transient(err):
 			// The server is unavailable, or the connection is dead.
 		case errors.Is(err, ErrUnavailable):
 			return o.lost(err)

@@ -63,6 +63,14 @@ type Options struct {
 	// says what is retried, and with which pauses.
 	RetryTimeout time.Duration
 
+	// StallTimeout is how long the server may be silent: how long it may take to
+	// read the next block sent to it (at most 256 KiB), or to send the next byte
+	// or its response. The connection then counts as broken, and the request is
+	// retried or resumed as after any other break. Time that the caller's own
+	// reader or writer takes does not count, nor does waiting for an operation or
+	// an event. The default is one minute. A negative value means no limit.
+	StallTimeout time.Duration
+
 	// UserAgent is put before this package's own user agent. The default is
 	// empty.
 	UserAgent string

@@ -140,13 +140,18 @@ func (s *connections) closeAll() {
 	}
 }
 
+// continueTimeout is how long an upload that can be sent once waits for the
+// server to want it. Every daemon says so as soon as it begins to read; a proxy
+// may not, and gets the content all the same.
+const continueTimeout = 10 * time.Second
+
 // newPool makes the one connection pool of a client.
 func newPool(conns *connections, tlsConfig *tls.Config) *http.Transport {
 	pool := &http.Transport{
 		MaxIdleConnsPerHost:   64,
 		IdleConnTimeout:       90 * time.Second,
 		TLSHandshakeTimeout:   dialTimeout,
-		ExpectContinueTimeout: time.Second,
+		ExpectContinueTimeout: continueTimeout,
 		DisableCompression:    true,
 		ReadBufferSize:        64 << 10,
 		WriteBufferSize:       16 << 10,

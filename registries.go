@@ -80,9 +80,9 @@ func (r *Registries) Create(ctx context.Context, registry Registry) error {
 	if err := r.need(ctx); err != nil {
 		return err
 	}
-	return r.change(ctx, &request{method: http.MethodPost, path: path("image-registries"), json: &wire.ImageRegistry{
+	return r.change(ctx, &request{method: http.MethodPost, path: path("image-registries"), body: &jsonBody{&wire.ImageRegistry{
 		Name: registry.Name, Description: registry.Description, Protocol: registry.Protocol, Config: registry.Config,
-	}})
+	}}})
 }
 
 // change sends a request to which LXD 6.9 responds when the change is made, and

@@ -42,7 +42,7 @@ var errDeletedBefore = errors.New("deleted by an earlier attempt")
 // can be, the failure is transient, and either the server has not acted on it or
 // acting twice does no harm.
 func (r *request) retryable(err error) bool {
-	if r.noRetry || (r.upload != nil && !r.upload.Replayable() && r.upload.Used()) {
+	if r.noRetry || (r.body != nil && !r.body.replayable()) {
 		return false
 	}
 	var refused *Error

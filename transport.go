@@ -1,22 +1,19 @@
 package lxd
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"sync/atomic"
 	"time"
 
-	"github.com/golxd/lxd/internal/content"
 	"github.com/golxd/lxd/internal/redact"
 	"github.com/golxd/lxd/internal/retry"
-	"github.com/golxd/lxd/internal/wire"
+	"github.com/golxd/lxd/internal/stall"
 )
 
 const (
@@ -46,6 +43,7 @@ type transport struct {
 	token    func(context.Context) (string, error)
 	agent    string
 	retry    retry.Policy
+	stall    time.Duration // Options.StallTimeout; not positive for none
 	log      *slog.Logger
 	conns    *connections
 	tls      *tls.Config                      // nil for none
@@ -67,7 +65,7 @@ func (t *transport) pinned(fingerprint string) (pinned *transport, release func(
 		return verify(state)
 	}
 	pinned = &transport{
-		endpoint: t.endpoint, base: t.base, token: t.token, agent: t.agent, retry: t.retry, log: t.log, conns: t.conns, tls: config,
+		endpoint: t.endpoint, base: t.base, token: t.token, agent: t.agent, retry: t.retry, stall: t.stall, log: t.log, conns: t.conns, tls: config,
 		pool: newPool(t.conns, config),
 	}
 	pinned.http = pinned.pool
@@ -75,69 +73,6 @@ func (t *transport) pinned(fingerprint string) (pinned *transport, release func(
 		pinned.http = t.wrap(pinned.pool)
 	}
 	return pinned, pinned.pool.CloseIdleConnections
-}
-
-// request is one call of the API.
-type request struct {
-	method string
-	path   string // escaped, from /1.0 on
-	query  url.Values
-	header http.Header
-	json   any              // body as JSON; nil for none
-	upload *content.Content // body of an upload; nil for none
-	// opened receives the body of each sending of upload.
-	opened func(*content.Body)
-	body   content.Options
-	raw    rawBody  // body that is handed on from another server; nil for none
-	expect expected // what kind of answer is a success
-	// check holds the metadata to what was asked for; nil for none.
-	check func() error
-	// noRetry makes a failure final, whatever its kind.
-	noRetry bool
-	// repeatable makes a POST one that may be sent twice, because the second
-	// does no harm: the same content is the same image.
-	repeatable bool
-	// secrets are those that the server knows from before, such as of the
-	// request that has begun an operation.
-	secrets *redact.Secrets
-	bearer  string // that was sent last; may be empty
-}
-
-// hidden are the secrets that are not to be told of what comes of a request: all
-// that the server may put into its words.
-func (r *request) hidden() *redact.Secrets {
-	all := []*redact.Secrets{r.secrets, redact.Hide(r.bearer, r.query.Get("secret"))}
-	if body, ok := r.json.(interface{ Secrets() *redact.Secrets }); ok {
-		all = append(all, body.Secrets())
-	}
-	return redact.Join(all...)
-}
-
-// expected is the kind of answer that a request is to get.
-type expected int
-
-const (
-	expectSync      expected = iota
-	expectOperation          // work in the background
-	expectEither             // servers differ
-)
-
-// rawBody is the body of another server's answer.
-type rawBody interface {
-	// open begins it (anew), and tells its media type and length (-1 where
-	// unknown).
-	open(ctx context.Context) (body io.ReadCloser, mediaType string, size int64, err error)
-	// failed gives the error of the other server that ended the body.
-	failed() error
-}
-
-// answer is what a call gave.
-type answer struct {
-	wire.Envelope
-	status   int
-	etag     string
-	location string
-	date     string
 }
 
 // call sends one request and decodes the one envelope that comes back, the
@@ -156,31 +91,66 @@ func (t *transport) call(ctx context.Context, req *request, metadata any) (*answ
 	return ans, err
 }
 
-// stream sends one request and gives the answer's body unread. Only the
-// statuses 200 and 206 are a success.
+// stream sends one request, without a retry, and returns the response with its
+// body unread. Only the statuses 200 and 206 are a success.
 func (t *transport) stream(ctx context.Context, req *request) (*http.Response, error) {
-	var res *http.Response
-	err := t.retrying(ctx, req, func() error {
-		var err error
-		res, err = t.send(ctx, req)
-		if err != nil {
-			return err
-		}
-		if res.StatusCode == http.StatusOK || res.StatusCode == http.StatusPartialContent {
-			return nil
-		}
-		defer func() { _ = res.Body.Close() }()
-		_, err = t.readAnswer(ctx, req, res, nil)
-		if err == nil {
-			err = t.badResponse(req, res, fmt.Errorf("an export answered with status %d", res.StatusCode))
-		}
-		return err
-	})
-	return res, err
+	if t.conns.isClosed() {
+		return nil, t.connectionError(ctx, req, errClosed)
+	}
+	res, err := t.send(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	if res.StatusCode == http.StatusOK || res.StatusCode == http.StatusPartialContent {
+		return res, nil
+	}
+	defer func() { _ = res.Body.Close() }()
+	_, err = t.readAnswer(ctx, req, res, nil)
+	if err == nil {
+		err = t.badResponse(req, res, fmt.Errorf("an export with the status %d", res.StatusCode))
+	}
+	return nil, err
 }
 
-// send makes one attempt.
+// send makes one attempt. Where the server is silent for Options.StallTimeout,
+// that breaks the connection.
 func (t *transport) send(ctx context.Context, req *request) (*http.Response, error) {
+	watched, watch := stall.New(ctx, cmp.Or(req.silence, t.stall))
+	hreq, err := t.httpRequest(watched, req)
+	if err != nil {
+		watch.Close()
+		return nil, err
+	}
+	started := time.Now()
+	exchange := newExchange(watch, hreq)
+	res, err := t.roundTrip(hreq, req.body != nil && req.body.mayBlock())
+	exchange.responded()
+	if err != nil {
+		err = stall.Cause(watched, err)
+		watch.Close()
+		if req.body != nil {
+			// It may still be read from, which must not go on once it is opened
+			// again.
+			req.body.discard()
+			if cause := req.body.cause(); cause != nil && ctx.Err() == nil {
+				return nil, fmt.Errorf("read the image: %w", cause)
+			}
+		}
+		err = t.connectionError(ctx, req, err)
+		t.log.DebugContext(ctx, "lxd request failed", "method", req.method, "path", req.path, "error", err, "duration", time.Since(started))
+		return nil, err
+	}
+	res.Body = stall.Body(watched, watch, res.Body)
+	if req.body != nil && res.StatusCode >= http.StatusBadRequest {
+		// Refused, perhaps before it was read.
+		req.body.discard()
+	}
+	t.log.DebugContext(ctx, "lxd request", "method", req.method, "path", req.path, "status", res.StatusCode, "duration", time.Since(started))
+	return res, nil
+}
+
+// httpRequest opens the body, and puts it with the headers into a request.
+func (t *transport) httpRequest(ctx context.Context, req *request) (*http.Request, error) {
 	target := t.base + req.path
 	if len(req.query) > 0 {
 		target += "?" + req.query.Encode()
@@ -199,66 +169,10 @@ func (t *transport) send(ctx context.Context, req *request) (*http.Response, err
 		}
 		hreq.Header.Set("Authorization", "Bearer "+req.bearer)
 	}
-	var sent *content.Body
-	switch {
-	case req.json != nil:
-		data, err := wire.Marshal(req.json)
-		if err != nil {
-			return nil, fmt.Errorf("%s %s: encode the request: %w", req.method, req.path, err)
-		}
-		hreq.Body = io.NopCloser(bytes.NewReader(data))
-		// For net/http, where an idle connection breaks before it took a byte.
-		hreq.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }
-		hreq.ContentLength = int64(len(data))
-		hreq.Header.Set("Content-Type", "application/json")
-	case req.upload != nil:
-		sent, err = req.upload.Open(ctx, req.body)
-		if err != nil {
-			return nil, err
-		}
-		if req.opened != nil {
-			req.opened(sent)
-		}
-		hreq.Body = sent
-		hreq.ContentLength = req.upload.Size()
-		hreq.Header.Set("Content-Type", req.upload.Type)
-		if hreq.ContentLength == 0 {
-			hreq.Body = http.NoBody
-		}
-	case req.raw != nil:
-		body, mediaType, size, err := req.raw.open(ctx)
-		if err != nil {
-			return nil, err
-		}
-		hreq.Body, hreq.ContentLength = body, size
-		hreq.Header.Set("Content-Type", mediaType)
+	if req.body == nil {
+		return hreq, nil
 	}
-	started := time.Now()
-	res, err := t.roundTrip(hreq, sent != nil)
-	if err != nil {
-		if sent != nil {
-			// It may still be read from, which must not go on once the
-			// content is opened again.
-			_ = sent.Close()
-		}
-		switch {
-		case sent != nil && sent.Err() != nil:
-			err = fmt.Errorf("read the image: %w", sent.Err())
-		case req.raw != nil && req.raw.failed() != nil && ctx.Err() == nil:
-			err = fmt.Errorf("read the image: %w", req.raw.failed())
-		default:
-			err = t.connectionError(ctx, req, err)
-		}
-		t.log.DebugContext(ctx, "lxd request failed", "method", req.method, "path", req.path, "error", err, "duration", time.Since(started))
-		return nil, err
-	}
-	if sent != nil && res.StatusCode >= http.StatusBadRequest {
-		// Refused, perhaps before it was read: it must not be read any more
-		// when the content is opened again.
-		_ = sent.Close()
-	}
-	t.log.DebugContext(ctx, "lxd request", "method", req.method, "path", req.path, "status", res.StatusCode, "duration", time.Since(started))
-	return res, nil
+	return hreq, req.body.open(ctx, hreq)
 }
 
 // bearer asks for the bearer token.

@@ -288,7 +288,7 @@ func (c *Client) joinable(ctx context.Context) (*Server, error) {
 // client. refused is the error if the server refuses.
 func (c *Client) join(ctx context.Context, t *transport, post *wire.CertificatePost, refused *TrustError) error {
 	refused.Endpoint = c.t.endpoint
-	req := &request{method: http.MethodPost, path: path("certificates"), json: post}
+	req := &request{method: http.MethodPost, path: path("certificates"), body: &jsonBody{post}}
 	if _, err := t.call(ctx, req, nil); err != nil {
 		var pin *PinError
 		if errors.As(err, &pin) {

@@ -188,7 +188,7 @@ func (m *Images) post(ctx context.Context, post *wire.ImagePost, w *wanted, sett
 	c := m.client
 	w.attributes.post(post)
 	post.Filename = w.filename
-	op, err := c.start(ctx, &request{method: http.MethodPost, path: path("images"), query: c.query(), json: post}, settle)
+	op, err := c.start(ctx, &request{method: http.MethodPost, path: path("images"), query: c.query(), body: &jsonBody{post}}, settle)
 	if err != nil {
 		return nil, err
 	}

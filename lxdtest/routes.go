@@ -16,6 +16,9 @@ func (s *Server) handler() http.Handler {
 			panic(http.ErrAbortHandler)
 		}
 		defer s.tasks.Done()
+		// net/http looks at the body of its own request: one that wants a 100
+		// Continue, and whose body nobody reads, gets a response at once.
+		r = r.WithContext(r.Context())
 		seen := s.record(r)
 		w, injected := s.inject(w, r, seen)
 		defer injected.done()

@@ -46,9 +46,9 @@
 // Every call ends when its context ends. A request fails when the server sends nothing for [Options.StallTimeout]. A
 // transient failure is retried: the statuses 429, 502, 503 and 504, and a connection that cannot be made, breaks or
 // stalls; but not a host name that does not exist, or a TLS handshake that is refused. Retries continue for
-// [Options.RetryTimeout] after the first failure, or after the last new byte of an image. The pauses double from 100 ms
-// to 5 s. A server's Retry-After is respected up to ten minutes, and may exceed RetryTimeout once; with a longer one the
-// call fails at once. See [Error.Transient] and [Error.RetryAfter].
+// [Options.RetryTimeout] after the first failure, or after the last response with 4 KiB of an image. The pauses double
+// from 100 ms to 5 s. A server's Retry-After is respected up to ten minutes, and may exceed RetryTimeout once; with a
+// longer one the call fails at once. See [Error.Transient] and [Error.RetryAfter].
 //
 // A download that breaks resumes: it requests the rest with Range, and on servers without ranges skips the bytes that it
 // has. Since the hash verifies the content, the responses may have different ETags and dates, as those of mirrors do; a

@@ -46,10 +46,10 @@ type Download struct {
 // Open starts to download an image. It sends the request for the first file; the request for the root filesystem is sent
 // when that is first read. The context applies to the whole download. The caller must close the Download.
 //
-// A file is hashed while it is read. Its last Read returns io.EOF only if the hash in the index matches and, for the last
-// file, if the fingerprint matches too; else it returns a *HashError. A download that breaks or stalls resumes with a
-// Range request, and is retried for [Options.RetryTimeout] after its last new byte. A file is resumed at most a hundred
-// times.
+// A file is hashed while it is read. Its last Read returns io.EOF only if the hash in the index matches and, for the
+// last file, if the fingerprint matches too; else it returns a *HashError. A download that breaks or stalls resumes
+// with a Range request, and is retried for [Options.RetryTimeout] without progress; only a response with at least 4 KiB
+// is progress.
 func (c *Client) Open(ctx context.Context, image *Image, options *DownloadOptions) (*Download, error) {
 	if image == nil || len(image.Files) < 1 || len(image.Files) > 2 {
 		return nil, errors.New("simplestreams: an image has one or two files")
@@ -127,14 +127,10 @@ type FileReader struct {
 	mu     sync.Mutex        // guards source against Close
 	source *rangeread.Reader // nil before the first request
 
-	hash      hash.Hash
-	hashing   streamHash
-	responses int
-	err       error
+	hash    hash.Hash
+	hashing streamHash
+	err     error
 }
-
-// maxResponses limits the responses for one file: a server that sends one byte in each would never end the retries.
-const maxResponses = 101
 
 func (c *Client) reader(ctx context.Context, d *Download, file File, split bool) *FileReader {
 	r := &FileReader{File: file, client: c, ctx: ctx, download: d, size: file.Size, hash: sha256.New()}
@@ -288,9 +284,6 @@ func (r *FileReader) open(ctx context.Context, header http.Header) (*http.Respon
 	if err != nil {
 		_ = response.Body.Close()
 		return nil, err
-	}
-	if r.responses++; r.responses >= maxResponses && r.source != nil {
-		r.source.NoResume()
 	}
 
 	return response, nil

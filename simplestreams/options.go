@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"net/url"
 	"time"
+
+	"github.com/golxd/lxd/internal/stall"
 )
 
 // Family is one of the two families of daemons. They read different items of the same server, so an alias can be
@@ -66,7 +68,7 @@ type Options struct {
 	// attempt fails with [ErrStalled]. The default is one minute. With a negative value only the context limits it.
 	StallTimeout time.Duration
 
-	// RetryTimeout is how long a transient failure is retried without a new byte. The default is 30 seconds. A negative
+	// RetryTimeout is how long a transient failure is retried without progress. The default is 30 seconds. A negative
 	// value disables retries. The package documentation says what is retried, and with which pauses.
 	RetryTimeout time.Duration
 
@@ -79,7 +81,6 @@ const (
 	defaultUserAgent       = "golxd-simplestreams/1"
 	defaultMaxMetadataSize = 128 << 20
 	defaultTTL             = time.Hour
-	defaultStallTimeout    = time.Minute
 )
 
 // withDefaults returns a copy with the defaults in its zero fields.
@@ -98,7 +99,7 @@ func (o *Options) withDefaults() Options {
 		set.TTL = defaultTTL
 	}
 	if set.StallTimeout == 0 {
-		set.StallTimeout = defaultStallTimeout
+		set.StallTimeout = stall.DefaultTimeout
 	}
 	if set.Logger == nil {
 		set.Logger = slog.New(slog.DiscardHandler)

@@ -242,10 +242,10 @@ func TestAFileIsNotAskedForWithoutEnd(t *testing.T) {
 					return cut, nil
 				})
 				content, err := download(t.Context(), client, image, nil)
-				require.ErrorContains(t, err, "cut after 101 bytes")
+				require.ErrorContains(t, err, fmt.Sprintf("cut after %d bytes", requests))
 				require.ErrorContains(t, err, bigRoot)
-				require.Equal(t, 101, requests)
-				require.Len(t, content, 700+101)
+				require.Less(t, requests, 30, "the default is to retry for 30 seconds, and no response brings 4 KiB")
+				require.Len(t, content, 700+requests)
 			})
 		})
 	}

@@ -51,7 +51,8 @@ type Options struct {
 	// Range header. Otherwise that is ErrNoRange.
 	ReadOver bool
 
-	// Retry is how often a transfer goes on. It counts anew when a byte has come.
+	// Retry is how long a transfer is retried. Its time begins anew when a
+	// response has brought 4 KiB.
 	Retry retry.Policy
 	// StallTimeout is how long the server may take to send the next byte, or the
 	// headers. Not positive: without limit.
@@ -63,6 +64,10 @@ type Options struct {
 	// Retrying is told of each retry; nil for nobody.
 	Retrying func(offset int64, err error)
 }
+
+// minProgress is how many bytes of one response are progress. A server that
+// sends less with each would otherwise be asked for ever.
+const minProgress = 4 << 10
 
 // Reader is content while it arrives. Read is for one goroutine at a time; Close
 // may come from another one.
@@ -77,6 +82,7 @@ type Reader struct {
 	lastModified string
 	resumable    bool
 	offset       int64
+	fresh        int64 // bytes of the current response
 	err          error
 
 	mu     sync.Mutex // guards body and closed
@@ -141,7 +147,7 @@ func (r *Reader) read(p []byte) (int, error) {
 	}
 	n, err := r.body.Read(p)
 	r.offset += int64(n)
-	if n > 0 {
+	if r.fresh += int64(n); r.fresh >= minProgress {
 		r.retries.Progress()
 	}
 	switch {
@@ -338,7 +344,7 @@ func (r *Reader) adopt(body io.ReadCloser) bool {
 		_ = body.Close()
 		return false
 	}
-	r.body = body
+	r.body, r.fresh = body, 0
 	return true
 }
 

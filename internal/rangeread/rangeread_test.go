@@ -298,12 +298,28 @@ func TestGivesUp(t *testing.T) {
 			require.Equal(t, len(s.requests)-1, told)
 		})
 	})
-	t.Run("not while bytes come", func(t *testing.T) {
+	t.Run("where a response brings next to nothing", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
 			s := &server{content: bytes.Repeat([]byte("x"), 1000)}
 			for range len(s.content) {
 				s.script = append(s.script, step{after: 1, broken: errCut})
+			}
+			o := options(s)
+			o.Retry.Timeout = 30 * time.Second
+			began := time.Now()
+			got, err := readAll(t.Context(), o)
+			require.ErrorIs(t, err, errCut)
+			require.Len(t, got, len(s.requests))
+			require.Equal(t, 30*time.Second, time.Since(began))
+		})
+	})
+	t.Run("not while it goes on", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			s := &server{content: bytes.Repeat([]byte("x"), 200*minProgress)}
+			for range 199 {
+				s.script = append(s.script, step{after: minProgress, broken: errCut})
 			}
 			o := options(s)
 			o.Retry.Timeout = time.Second

@@ -71,6 +71,21 @@ func (r *Retries) Pause(ctx context.Context, err error) error {
 	return Pause(ctx, wait, err)
 }
 
+// Do calls attempt until it succeeds, fails with an error that is not transient,
+// or the policy or ctx ends.
+func (p Policy) Do(ctx context.Context, attempt func() error) error {
+	retries := p.Begin()
+	for {
+		err := attempt()
+		if err == nil || !Transient(err) {
+			return err
+		}
+		if err := retries.Pause(ctx, err); err != nil {
+			return err
+		}
+	}
+}
+
 // next decides how long to wait after a failure.
 func (r *Retries) next(err error) (wait time.Duration, again bool) {
 	if r.timeout < 0 {
@@ -164,6 +179,15 @@ func Transient(err error) bool {
 	}
 	return true
 }
+
+// Permanent returns err as one that is not transient, whatever it is.
+func Permanent(err error) error { return permanentError{err} }
+
+type permanentError struct{ error }
+
+func (e permanentError) Unwrap() error { return e.error }
+
+func (permanentError) Transient() bool { return false }
 
 // After returns the pause that a server has asked for: that of the first error in
 // the chain that has a method RetryAfter.

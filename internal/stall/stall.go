@@ -16,6 +16,9 @@ import (
 // Err is the cause of a context that a Watch has ended.
 var Err = errors.New("no byte was sent or taken for too long")
 
+// DefaultTimeout is the default of the options that set one.
+const DefaultTimeout = time.Minute
+
 // Watch ends a context when nothing happens between Start and Stop for the
 // timeout. The time between Stop and Start is the caller's own and is not
 // counted. It is safe for concurrent use.

@@ -1,0 +1,114 @@
+package lxd
+
+import (
+	"io"
+	"net/http"
+	"os"
+	"sync"
+
+	"github.com/golxd/lxd/internal/netconn"
+	"github.com/golxd/lxd/internal/stall"
+)
+
+// exchange is a request on its way to its response.
+type exchange struct {
+	watch *stall.Watch
+
+	mu      sync.Mutex
+	waiting bool // for the response
+	over    bool // it has come, or none will
+}
+
+// newExchange watches a request: each write of its body to the connection, and
+// the time from the end of the body, or without one from now, to the response.
+// The body is wrapped in one that hands its own netconn.Sender on.
+func newExchange(w *stall.Watch, req *http.Request) *exchange {
+	x := &exchange{watch: w}
+	if req.Body == nil || req.Body == http.NoBody {
+		x.sent()
+	} else {
+		req.Body = &exchangeBody{req.Body, x}
+	}
+	return x
+}
+
+// sent begins to wait for the response, unless it came before the end of the
+// body.
+func (x *exchange) sent() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if !x.waiting && !x.over {
+		x.waiting = true
+		x.watch.Start()
+	}
+}
+
+// responded must be called when the response has come, or none will.
+func (x *exchange) responded() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.over = true
+	if x.waiting {
+		x.waiting = false
+		x.watch.Stop()
+	}
+}
+
+// exchangeBody is the body of an exchange.
+type exchangeBody struct {
+	io.ReadCloser
+	exchange *exchange
+}
+
+// SendTo writes to a connection.
+func (b *exchangeBody) SendTo(w netconn.FileWriter, n int64) (int64, error) {
+	to := stallFileWriter{stallWriter{w, b.exchange.watch}, w}
+	if body, ok := b.ReadCloser.(netconn.Sender); ok {
+		return body.SendTo(to, n)
+	}
+	return netconn.Copy(to, b.ReadCloser, n)
+}
+
+// WriteTo writes a body of unknown length.
+func (b *exchangeBody) WriteTo(w io.Writer) (int64, error) {
+	to := stallWriter{w, b.exchange.watch}
+	if body, ok := b.ReadCloser.(io.WriterTo); ok {
+		return body.WriteTo(to)
+	}
+	return netconn.Copy(to, b.ReadCloser, 1<<62)
+}
+
+// Close is the end of the body for net/http.
+func (b *exchangeBody) Close() error {
+	b.exchange.sent()
+	return b.ReadCloser.Close()
+}
+
+// stallWriter watches each Write.
+type stallWriter struct {
+	w     io.Writer
+	watch *stall.Watch
+}
+
+func (w stallWriter) Write(p []byte) (int, error) {
+	w.watch.Start()
+	defer w.watch.Stop()
+	return w.w.Write(p)
+}
+
+// stallFileWriter watches each step of a file, too.
+type stallFileWriter struct {
+	stallWriter
+	w netconn.FileWriter
+}
+
+func (w stallFileWriter) WriteFile(f *os.File, offset, n int64, sent func(int)) (int64, error) {
+	w.watch.Start()
+	defer w.watch.Stop()
+	return w.w.WriteFile(f, offset, n, func(step int) {
+		w.watch.Progress()
+		if sent != nil {
+			sent(step)
+		}
+	})
+}

@@ -1,0 +1,81 @@
+package lxd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+
+	"github.com/golxd/lxd/internal/rangeread"
+	"github.com/golxd/lxd/internal/retry"
+)
+
+// contentReader reads the content that a server sends of an image, and asks for
+// the rest where the connection breaks.
+type contentReader struct {
+	*rangeread.Reader
+	req *request // the last; it knows what is not to be told
+}
+
+// content begins to read the image's content from an offset up to another one
+// or, where that is 0, to its end. If the server ignores the range, the error
+// is a rangeread.ErrNoRange.
+func (i *Image) content(ctx context.Context, from, to int64) (*contentReader, error) {
+	t := i.client.t
+	size := int64(-1)
+	if from > 0 || to > 0 {
+		size = i.Size
+	}
+	r := &contentReader{}
+	var err error
+	r.Reader, err = rangeread.Start(ctx, rangeread.Options{
+		Open: func(ctx context.Context, header http.Header) (*http.Response, error) {
+			r.req = i.exportRequest(header)
+			res, err := t.stream(ctx, r.req)
+			if err != nil && !r.req.retryable(err) {
+				err = retry.Permanent(err)
+			}
+			return res, err
+		},
+		From: from, To: to, Size: size, Verified: true,
+		Retry: t.retry,
+		Retrying: func(offset int64, err error) {
+			t.log.DebugContext(ctx, "lxd export is retried", "fingerprint", i.Fingerprint, "offset", offset, "error", err)
+		},
+	})
+	if err != nil {
+		return nil, r.failed(err)
+	}
+	return r, nil
+}
+
+// exportRequest is the request for the content, or for the part of it that the
+// header tells.
+func (i *Image) exportRequest(header http.Header) *request {
+	query := i.client.query()
+	if i.secret != "" {
+		q := url.Values{"secret": {i.secret}}
+		for name, values := range query {
+			q[name] = values
+		}
+		query = q
+	}
+	return &request{method: http.MethodGet, path: path("images", i.Fingerprint, "export"), query: query, header: header}
+}
+
+// Read reads the next bytes.
+func (r *contentReader) Read(p []byte) (int, error) {
+	n, err := r.Reader.Read(p)
+	return n, r.failed(err)
+}
+
+// failed makes an ErrBadResponse of a response that is not what was asked for.
+func (r *contentReader) failed(err error) error {
+	for _, bad := range []error{rangeread.ErrNoRange, rangeread.ErrChanged, rangeread.ErrRange} {
+		if errors.Is(err, bad) {
+			return fmt.Errorf("%w: %w", ErrBadResponse, r.req.hidden().Error(err))
+		}
+	}
+	return err
+}

@@ -1,0 +1,119 @@
+package lxd_test
+
+import (
+	"bytes"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/lxdtest"
+)
+
+// TestStalledUploadIsSentAgain has the server take nothing more in the middle of
+// an upload, on each way that a body takes to a connection.
+func TestStalledUploadIsSentAgain(t *testing.T) {
+	t.Parallel()
+	data := unified(t, 24<<20)
+	file := filepath.Join(t.TempDir(), "image")
+	require.NoError(t, os.WriteFile(file, data, 0o600))
+	for _, overTLS := range []bool{false, true} {
+		for name, reader := range map[string]func(*testing.T) io.Reader{
+			"file": func(t *testing.T) io.Reader {
+				t.Helper()
+				f, err := os.Open(file)
+				require.NoError(t, err)
+				t.Cleanup(func() { _ = f.Close() })
+				return f
+			},
+			"memory": func(*testing.T) io.Reader { return bytes.NewReader(data) },
+			"seeker": func(*testing.T) io.Reader { return struct{ io.ReadSeeker }{bytes.NewReader(data)} },
+		} {
+			over := "unix"
+			if overTLS {
+				over = "TLS"
+			}
+			t.Run(name+" over "+over, func(t *testing.T) {
+				t.Parallel()
+				server := lxdtest.NewServer(&lxdtest.Options{TLS: overTLS})
+				t.Cleanup(server.Close)
+				opts, endpoint := &lxd.Options{StallTimeout: 300 * time.Millisecond}, server.Endpoint()
+				if overTLS {
+					endpoint = server.URL()
+					opts.ClientCertificate, opts.ClientKey = server.ClientCertificate()
+					opts.ServerCertificate = server.Certificate()
+				}
+				client := newClient(t, endpoint, opts)
+				stalled := server.Inject(lxdtest.StallRequest(1<<20).On("POST", "/1.0/images").Times(1))
+				defer stalled.Release()
+				image, err := client.Images.Create(t.Context(), reader(t), &lxd.CreateOptions{Wait: true})
+				require.NoError(t, err)
+				require.Equal(t, lxdtest.Fingerprint(data), image.Fingerprint)
+				require.Equal(t, 1, stalled.Fired())
+			})
+		}
+	}
+}
+
+// pausing takes ten minutes for each Read and Write, which is nobody's fault.
+type pausing struct {
+	r io.Reader
+	w io.Writer
+}
+
+func (p pausing) Read(b []byte) (int, error) {
+	time.Sleep(10 * time.Minute)
+	return p.r.Read(b)
+}
+
+func (p pausing) Write(b []byte) (int, error) {
+	time.Sleep(10 * time.Minute)
+	return p.w.Write(b)
+}
+
+// TestSlowCallersDoNotStall uploads from a reader, and exports to a writer, that
+// take longer than the timeout of the server.
+func TestSlowCallersDoNotStall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := lxdtest.NewServer(&lxdtest.Options{InMemory: true})
+		defer server.Close()
+		client, err := lxd.New("unix:///server", &lxd.Options{Dial: server.DialContext, RetryTimeout: -1})
+		require.NoError(t, err)
+		defer func() { require.NoError(t, client.Close()) }()
+		data := unified(t, 8<<20) // more than is read ahead
+		began := time.Now()
+		image, err := client.Images.Create(t.Context(), pausing{r: bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true})
+		require.NoError(t, err)
+		export, err := image.Export(t.Context(), nil)
+		require.NoError(t, err)
+		defer func() { _ = export.Close() }()
+		var got bytes.Buffer
+		_, err = export.WriteTo(pausing{w: &got})
+		require.NoError(t, err)
+		require.Equal(t, lxdtest.Fingerprint(data), lxdtest.Fingerprint(got.Bytes()))
+		require.Greater(t, time.Since(began), time.Hour)
+	})
+}
+
+// TestNoStallTimeout waits for a server for as long as ctx lets.
+func TestNoStallTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := lxdtest.NewServer(&lxdtest.Options{InMemory: true})
+		defer server.Close()
+		client, err := lxd.New("unix:///server", &lxd.Options{Dial: server.DialContext, StallTimeout: -1})
+		require.NoError(t, err)
+		defer func() { require.NoError(t, client.Close()) }()
+		stalled := server.Inject(lxdtest.StallHeaders().Times(1))
+		release := time.AfterFunc(24*time.Hour, stalled.Release)
+		defer release.Stop()
+		began := time.Now()
+		_, err = client.Images.All(t.Context(), nil)
+		require.NoError(t, err)
+		require.Equal(t, 24*time.Hour, time.Since(began))
+	})
+}
