@@ -96,7 +96,7 @@ type Error struct {
 	retryAfter string // the header Retry-After
 }
 
-// Error contains the request, the daemon's words, the status code and the hint.
+// Error returns the request, the daemon's words, the status code and the hint.
 func (e *Error) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s %s: ", e.Method, e.Path)
@@ -168,7 +168,7 @@ type InputError struct {
 	Problem string // such as "is empty"
 }
 
-// Error contains the field and the problem.
+// Error returns the field and the problem.
 func (e *InputError) Error() string { return e.Field + " " + e.Problem }
 
 // Is matches [ErrInvalid].
@@ -192,7 +192,7 @@ type ConnectionError struct {
 	Err      error
 }
 
-// Error contains the request, the endpoint, the cause and the hint.
+// Error returns the request, the endpoint, the cause and the hint.
 func (e *ConnectionError) Error() string {
 	s := fmt.Sprintf("%s %s at %s: %v", e.Method, e.Path, e.Endpoint, e.Err)
 	if e.Hint != "" {
@@ -223,7 +223,7 @@ type OperationError struct {
 	kind error
 }
 
-// Error contains the description, the daemon's words and the operation's ID.
+// Error returns the description, the daemon's words and the operation's ID.
 func (e *OperationError) Error() string {
 	what := e.Description
 	if what == "" {
@@ -261,7 +261,7 @@ type FingerprintError struct {
 	Err  error  // further causes, such as why it ended too soon; may be nil
 }
 
-// Error contains both fingerprints.
+// Error returns both fingerprints.
 func (e *FingerprintError) Error() string {
 	if e.Got == "" {
 		return fmt.Sprintf("image %s is incomplete: %v", e.Want, e.Err)

@@ -150,7 +150,7 @@ type ProxyError struct {
 	Err        error
 }
 
-// Error contains the target, the proxy and the cause.
+// Error returns the target, the proxy and the cause.
 func (e *ProxyError) Error() string {
 	return fmt.Sprintf("connect to %s through the proxy %s: %v", e.Target, e.Proxy, e.Err)
 }

@@ -61,7 +61,7 @@ type RemoteError struct {
 	Err   error
 }
 
-// Error contains the remote's name, the cause and the existing remotes.
+// Error returns the remote's name, the cause and the existing remotes.
 func (e *RemoteError) Error() string {
 	if e.Name == "" {
 		return "configuration of the command line: " + e.Err.Error()

@@ -17,7 +17,7 @@ type PinError struct {
 	Got  string
 }
 
-// Error contains both fingerprints.
+// Error returns both fingerprints.
 func (e *PinError) Error() string {
 	return fmt.Sprintf("the server's certificate has the SHA-256 fingerprint %s, not %s: it was renewed, or this is another server", e.Got, e.Want)
 }

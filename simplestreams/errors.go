@@ -55,7 +55,7 @@ type Error struct {
 	hasRetryAfter bool
 }
 
-// Error contains the address, the status if there is one, and the cause.
+// Error returns the address, the status if there is one, and the cause.
 func (e *Error) Error() string {
 	if e.StatusCode != 0 {
 		return fmt.Sprintf("simplestreams: %s: HTTP %d: %v", e.URL, e.StatusCode, e.Err)
@@ -81,7 +81,7 @@ func (e *Error) Transient() bool {
 }
 
 // RetryAfter returns the pause that the response's Retry-After header asks for, counted from the response, and whether
-// there is such a header. After a pause of more than ten minutes nothing is retried: the call returns the error at once.
+// there is such a header. If it asks for more than ten minutes, nothing is retried: the call returns the error at once.
 func (e *Error) RetryAfter() (time.Duration, bool) {
 	if !e.hasRetryAfter {
 		return retry.After(e.Err)
@@ -100,7 +100,7 @@ type HashError struct {
 	Expected, Actual string
 }
 
-// Error contains the file and the two hashes.
+// Error returns the file and the two hashes.
 func (e *HashError) Error() string {
 	return fmt.Sprintf("simplestreams: %s: SHA-256 is %s, the index says %s", e.File, e.Actual, e.Expected)
 }
@@ -124,7 +124,7 @@ type ResolveError struct {
 	Err error
 }
 
-// Error contains the reference, the cause, the matches and the similar aliases.
+// Error returns the reference, the cause, the matches and the similar aliases.
 func (e *ResolveError) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "simplestreams: image %q: %v", e.Ref, e.Err)

@@ -278,14 +278,14 @@ func TestServerWithOneOperatingSystem(t *testing.T) {
 func TestTTL(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		requests := 0
-		answer := treeTransport(streamstest.Tree(products("lxd"), nil), &requests)
+		transport := treeTransport(streamstest.Tree(products("lxd"), nil), &requests)
 		for _, test := range []struct {
 			ttl, wait time.Duration
 			requests  int
 		}{{0, time.Hour - time.Second, 2}, {0, time.Hour, 4}, {time.Minute, time.Minute, 4}, {-1, 0, 4}} {
 			requests = 0
 			client, err := simplestreams.New("https://images.example.net", &simplestreams.Options{
-				TTL: test.ttl, HTTPClient: &http.Client{Transport: answer},
+				TTL: test.ttl, HTTPClient: &http.Client{Transport: transport},
 			})
 			require.NoError(t, err)
 			require.Len(t, all(t, client), 11)

@@ -51,7 +51,7 @@ type SyntaxError struct {
 	Err  error
 }
 
-// Error contains the file, the line and the cause.
+// Error returns the file, the line and the cause.
 func (e *SyntaxError) Error() string {
 	if e.Line > 0 {
 		return fmt.Sprintf("%s line %d: %v", e.File, e.Line, e.Err)
