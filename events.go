@@ -15,6 +15,7 @@ import (
 
 	"github.com/gorilla/websocket"
 
+	"github.com/golxd/lxd/internal/redact"
 	"github.com/golxd/lxd/internal/retry"
 	"github.com/golxd/lxd/internal/wire"
 )
@@ -227,6 +228,8 @@ func (c *Client) readEvents(ctx context.Context, conn *websocket.Conn, req *requ
 	conn.SetPingHandler(func(data string) error {
 		return errors.Join(alive(), pong(data))
 	})
+	own := req.hidden()
+	var sent, secrets *redact.Secrets // set at the first event, and whenever sent has changed
 	for {
 		_, data, err := conn.ReadMessage()
 		switch {
@@ -241,9 +244,12 @@ func (c *Client) readEvents(ctx context.Context, conn *websocket.Conn, req *requ
 		if err := alive(); err != nil {
 			return true, c.t.connectionError(ctx, req, err)
 		}
-		event, wanted, err := decodeEvent(data, o)
+		if latest := c.t.secrets.joined(); secrets == nil || latest != sent {
+			sent, secrets = latest, redact.Join(latest, own)
+		}
+		event, wanted, err := decodeEvent(data, o, secrets)
 		if err != nil {
-			return true, req.hidden().Error(err)
+			return true, secrets.Error(err)
 		}
 		if wanted && !yield(event, nil) {
 			return false, nil
@@ -251,7 +257,7 @@ func (c *Client) readEvents(ctx context.Context, conn *websocket.Conn, req *requ
 	}
 }
 
-func decodeEvent(data []byte, o *EventsOptions) (event Event, wanted bool, err error) {
+func decodeEvent(data []byte, o *EventsOptions, secrets *redact.Secrets) (event Event, wanted bool, err error) {
 	var raw wire.Event
 	if err := wire.Unmarshal(data, &raw); err != nil {
 		return Event{}, false, fmt.Errorf("event: %w: %w", ErrBadResponse, err)
@@ -263,6 +269,7 @@ func decodeEvent(data []byte, o *EventsOptions) (event Event, wanted bool, err e
 		if err := wire.Unmarshal(raw.Metadata, &state); err != nil {
 			return Event{}, false, fmt.Errorf("operation event: %w: %w", ErrBadResponse, err)
 		}
+		state = without(state, secrets)
 		status := statusOf(&state)
 		event.Operation = &status
 	case EventLifecycle:
@@ -270,6 +277,7 @@ func decodeEvent(data []byte, o *EventsOptions) (event Event, wanted bool, err e
 		if err := wire.Unmarshal(raw.Metadata, event.Lifecycle); err != nil {
 			return Event{}, false, fmt.Errorf("lifecycle event: %w: %w", ErrBadResponse, err)
 		}
+		event.Lifecycle.Context, _ = secrets.Value(event.Lifecycle.Context).(map[string]any)
 		if o.ImagesOnly && !strings.HasPrefix(event.Lifecycle.Action, "image-") {
 			return Event{}, false, nil
 		}

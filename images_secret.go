@@ -82,16 +82,15 @@ func (c *Client) startToken(ctx context.Context, req *request, image string) (*S
 		return nil, err
 	}
 	c.t.tokens.add(op.id)
-	secret := &Secret{op: op}
+	secret := &Secret{op: op, Value: op.token}
 	if cause := ctx.Err(); cause != nil {
 		secret.end(ctx)
 		return nil, c.t.connectionError(ctx, req, cause)
 	}
-	if secret.Value, _ = op.Status().Metadata["secret"].(string); secret.Value == "" {
+	if secret.Value == "" {
 		secret.end(ctx)
 		return nil, fmt.Errorf("token operation %s: %w: it holds no secret", op.ID(), ErrBadResponse)
 	}
-	op.hide(secret.Value)
 	return secret, nil
 }
 

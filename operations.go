@@ -52,9 +52,11 @@ type Operation struct {
 	// errUnsettled if it shows nothing. It may be nil.
 	settle func(context.Context) error
 
-	mu      sync.Mutex
-	state   wire.Operation // without secrets
-	secrets *redact.Secrets
+	token   string          // the secret of a token operation
+	secrets *redact.Secrets // removed from everything that is reported of the operation
+
+	mu    sync.Mutex
+	state wire.Operation // without secrets
 }
 
 // OperationStatus is the state of an operation.
@@ -77,15 +79,34 @@ type OperationStatus struct {
 func (s *OperationStatus) Done() bool { return s.StatusCode >= statusSuccess }
 
 // operation returns an Operation of that state. secrets are those that the
-// requests for it contained; they are removed from everything that is reported of
-// it.
+// requests for it contained.
 func (c *Client) operation(state wire.Operation, settle func(context.Context) error, secrets *redact.Secrets) *Operation {
-	return &Operation{client: c, id: state.ID, query: c.query(), state: without(state, secrets), settle: settle, secrets: secrets}
+	token, _ := state.Metadata["secret"].(string)
+	secrets = redact.Join(secrets, ownSecrets(&state))
+	return &Operation{client: c, id: state.ID, query: c.query(), settle: settle, token: token, secrets: secrets, state: without(state, secrets)}
+}
+
+// ownSecrets returns the secrets that the server creates for an operation: of a
+// token operation, and of the connections of a websocket operation.
+func ownSecrets(state *wire.Operation) *redact.Secrets {
+	var values []string
+	if token, ok := state.Metadata["secret"].(string); ok {
+		values = append(values, token)
+	}
+	if connections, ok := state.Metadata["fds"].(map[string]any); ok {
+		for _, secret := range connections {
+			if text, ok := secret.(string); ok {
+				values = append(values, text)
+			}
+		}
+	}
+	return redact.Hide(values...)
 }
 
 // without returns an operation's state without secrets. It keeps the fingerprint
 // of an image, by which the result of the work is found.
 func without(state wire.Operation, secrets *redact.Secrets) wire.Operation {
+	secrets = redact.Join(secrets, ownSecrets(&state))
 	state.Err, state.Description, state.Status = secrets.Text(state.Err), secrets.Text(state.Description), secrets.Text(state.Status)
 	if state.Metadata == nil {
 		return state
@@ -98,27 +119,12 @@ func without(state wire.Operation, secrets *redact.Secrets) wire.Operation {
 	return state
 }
 
-// hide adds a secret that the operation must not report.
-func (o *Operation) hide(secret string) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.secrets = redact.Join(o.secrets, redact.Hide(secret))
-	o.state = without(o.state, o.secrets)
-}
-
-// hidden returns the operation's secrets.
-func (o *Operation) hidden() *redact.Secrets {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.secrets
-}
-
 // ID returns the operation's UUID.
 func (o *Operation) ID() string { return o.id }
 
 // Status returns the last known state of the operation, without a request. It
-// contains no secrets of the requests for it, and no user names and queries of
-// URLs.
+// contains no secrets, neither of the requests for it nor its own, and no user
+// names and queries of URLs.
 func (o *Operation) Status() OperationStatus {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -145,7 +151,7 @@ func (o *Operation) Refresh(ctx context.Context) (OperationStatus, error) {
 // read updates the state. With a timeout, in seconds, the server responds when the
 // operation has finished or the timeout is over; with "", at once.
 func (o *Operation) read(ctx context.Context, timeout string) error {
-	req := &request{method: http.MethodGet, path: path("operations", o.id), query: o.query, secrets: o.hidden()}
+	req := &request{method: http.MethodGet, path: path("operations", o.id), query: o.query, secrets: o.secrets}
 	if timeout != "" {
 		req.path = path("operations", o.id, "wait")
 		req.query = url.Values{"timeout": {timeout}}
@@ -350,7 +356,7 @@ func (o *Operation) interrupted(ctx context.Context) error {
 // Cancel asks the server to cancel the operation. It fails if the operation has
 // finished, or cannot be cancelled.
 func (o *Operation) Cancel(ctx context.Context) error {
-	_, err := o.client.t.call(ctx, &request{method: http.MethodDelete, path: path("operations", o.id), query: o.query, secrets: o.hidden()}, nil)
+	_, err := o.client.t.call(ctx, &request{method: http.MethodDelete, path: path("operations", o.id), query: o.query, secrets: o.secrets}, nil)
 	if errors.Is(err, errDeletedBefore) {
 		return nil
 	}
@@ -397,6 +403,8 @@ func (c *Client) operations(ctx context.Context) ([]*Operation, *answer, error) 
 // start sends a request whose response is an operation.
 func (c *Client) start(ctx context.Context, req *request, settle func(context.Context) error) (*Operation, error) {
 	req.expect = expectOperation
+	// An event may report the operation before the response arrives.
+	c.t.secrets.add(req.hidden())
 	state, _, err := get(ctx, c.t, req, func(state *wire.Operation) error { return checkOperation(state, "") })
 	if err != nil {
 		return nil, err

@@ -89,11 +89,11 @@ func (o *Operation) watch(ctx context.Context, m *progress.Meter) (stop func()) 
 	ctx, cancel := context.WithCancel(ctx)
 	report := func(s *OperationStatus) {
 		if p, ok := s.Progress(); ok {
-			m.Server(p.Percent, p.Bytes, o.hidden().Text(p.Text))
+			m.Server(p.Percent, p.Bytes, o.secrets.Text(p.Text))
 		}
 	}
 	read := func() {
-		req := &request{method: http.MethodGet, path: path("operations", o.id), query: o.query, noRetry: true, secrets: o.hidden()}
+		req := &request{method: http.MethodGet, path: path("operations", o.id), query: o.query, noRetry: true, secrets: o.secrets}
 		if state, err := o.get(ctx, req); err == nil {
 			status := statusOf(state)
 			report(&status)

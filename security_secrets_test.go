@@ -610,3 +610,62 @@ func TestEventsTellSecrets(t *testing.T) {
 	}
 	ear.check(t)
 }
+
+// TestEventsOfOperationsTellSecrets has events repeat what the request of an
+// operation held, the URL that its source announced, and what tokens and
+// connections are known by.
+func TestEventsOfOperationsTellSecrets(t *testing.T) {
+	t.Parallel()
+	imported := make(chan string, 1)
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/1.0":
+			_, _ = io.WriteString(w, `{"type":"sync","metadata":{"api_extensions":[],"auth":"trusted","environment":{"server":"lxd","server_version":"5.0.2"}}}`)
+		case "/1.0/images":
+			body, _ := io.ReadAll(r.Body)
+			imported <- string(body)
+			w.WriteHeader(http.StatusAccepted)
+			_, _ = io.WriteString(w, `{"type":"async","metadata":{"id":"work","class":"task","status_code":103}}`)
+		case "/1.0/events":
+			conn, err := (&websocket.Upgrader{}).Upgrade(w, r, nil)
+			if err != nil {
+				return
+			}
+			defer func() { _ = conn.Close() }()
+			quote := func(text string) string { data, _ := json.Marshal(text); return string(data) }
+			words := quote(<-imported + " as user with s3cr3t-password, from https://mirror.invalid/image?signature=s3cr3t-announced")
+			for _, metadata := range []string{
+				`{"id":"work","class":"task","status_code":400,"description":` + words + `,"err":` + words + `,"metadata":{"download_progress":` + words + `}}`,
+				`{"id":"token","class":"token","status_code":103,"metadata":{"secret":"s3cr3t-token","request":"use s3cr3t-token"}}`,
+				`{"id":"exec","class":"websocket","status_code":103,"metadata":{"fds":{"0":"s3cr3t-fd","control":"s3cr3t-control"}}}`,
+			} {
+				_ = conn.WriteMessage(websocket.TextMessage, []byte(`{"type":"operation","metadata":`+metadata+`}`))
+			}
+			_ = conn.WriteMessage(websocket.TextMessage, []byte(`{"type":"lifecycle","metadata":{"action":"image-created","source":"/1.0/images/aa","context":{"words":`+words+`}}}`))
+			_, _, _ = conn.ReadMessage() // until the client goes
+		}
+	}))
+	t.Cleanup(server.Close)
+	client := newClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw), RetryTimeout: -1})
+	seen := map[string]lxd.Event{}
+	for event, err := range client.Events(t.Context(), nil) {
+		require.NoError(t, err)
+		switch event.Type {
+		case lxd.EventConnected:
+			_, err := client.Images.CreateFromURL(t.Context(), "https://user:s3cr3t-password@source.invalid/image?key=s3cr3t-query", &lxd.CreateFromURLOptions{Via: lxd.ViaServer})
+			require.NoError(t, err)
+			continue
+		case lxd.EventOperation:
+			seen[event.Operation.ID] = event
+		default:
+			seen["lifecycle"] = event
+		}
+		text := fmt.Sprintf("%+v %+v", event.Operation, event.Lifecycle)
+		require.NotContains(t, text, "s3cr3t")
+		if len(seen) == 4 {
+			break
+		}
+	}
+	require.Contains(t, seen["work"].Operation.Error, "https://source.invalid/image", "what is no secret stays")
+	require.Contains(t, seen["work"].Operation.Error, "https://mirror.invalid/image")
+}

@@ -49,6 +49,7 @@ type transport struct {
 	tls      *tls.Config                      // nil for none
 	peer     atomic.Pointer[x509.Certificate] // that the server showed last
 	tokens   recentTokens
+	secrets  recentSecrets
 }
 
 // pinned returns a transport to the same server, with connections of its own,
