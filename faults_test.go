@@ -37,9 +37,9 @@ type faultCase struct {
 	fingerprint  string
 	image        *lxd.Image // of from
 	started      *lxd.Image // on to, for a wait
-	held         *lxdtest.Injected
+	held         *lxdtest.Injection
 	dir          string
-	injected     *lxdtest.Injected
+	injected     *lxdtest.Injection
 	late         *lxdtest.Fault // to be injected when the socket is open
 	source       *memorySource
 }
@@ -429,7 +429,7 @@ func runFault(t *testing.T, tr *transfer, f *fault, injection lxdtest.Fault) str
 	// A socket that is dropped must be there first: what listens to events does
 	// so beside the work itself.
 	timed := f.late && tr.name != "events"
-	struckLate := make(chan *lxdtest.Injected, 1)
+	struckLate := make(chan *lxdtest.Injection, 1)
 	switch {
 	case tr.name == "events" && f.late:
 		c.late = &injection
@@ -671,7 +671,7 @@ var faults = []fault{
 	{name: "reset before headers", of: aimed(lxdtest.Reset(), 1), wants: map[string]string{"": again,
 		"URL import": away,
 	}},
-	{name: "lost answer", of: aimed(lxdtest.LoseAnswer(), 1), wants: map[string]string{"": again,
+	{name: "lost response", of: aimed(lxdtest.LoseResponse(), 1), wants: map[string]string{"": again,
 		"upload, one-shot":       once,
 		"split upload, one-shot": once,
 		"URL import":             away,
@@ -736,7 +736,7 @@ var faults = []fault{
 	}},
 	{name: "429 with Retry-After", of: aimed(lxdtest.TooManyRequests(faultPause), 1), wants: map[string]string{"": again}},
 	{name: "slow loris", of: only(answered, aimed(lxdtest.SlowLoris(time.Millisecond), 1)), wants: map[string]string{"": succeeds}},
-	{name: "early answer 507", of: only(sends, aimed(lxdtest.EarlyAnswer(faultAt, 507, "disk full"), 1)), wants: map[string]string{"": refusal}},
+	{name: "early response 507", of: only(sends, aimed(lxdtest.EarlyResponse(faultAt, 507, "disk full"), 1)), wants: map[string]string{"": refusal}},
 	{name: "cut multipart", of: only(splitExport, aimed(lxdtest.TruncateRootfs(faultAt), 1)), wants: map[string]string{"": corrupt,
 		"split relay, source": failed,
 	}},

@@ -236,7 +236,7 @@ func TestRelayLeavesTheSourceAlone(t *testing.T) {
 	t.Parallel()
 	x := newExportTest(t, 0, lxdtest.UnifiedImage("relay", 8<<20), nil)
 	target := startFakeWith(t, nil, &lxd.Options{RetryTimeout: -1})
-	target.Inject(lxdtest.EarlyAnswer(1<<20, 400, "no room").On("POST", "/1.0/images"))
+	target.Inject(lxdtest.EarlyResponse(1<<20, 400, "no room").On("POST", "/1.0/images"))
 	returned := make(chan struct{})
 	var late atomic.Int64
 	x.between(func(req *http.Request, next http.RoundTripper) (*http.Response, error) {

@@ -104,7 +104,7 @@ func (l *lateReader) Seek(offset int64, whence int) (int64, error) {
 func TestRetryWaitsForTheReader(t *testing.T) {
 	t.Parallel()
 	server := startFakeWith(t, nil, nil)
-	refused := server.Inject(lxdtest.EarlyAnswer(1<<19, 503, "busy").On("POST", "/1.0/images").Times(1))
+	refused := server.Inject(lxdtest.EarlyResponse(1<<19, 503, "busy").On("POST", "/1.0/images").Times(1))
 	data := lxdtest.UnifiedImage("late", 2<<20)
 	var once sync.Once
 	reader := &lateReader{t: t, r: bytes.NewReader(data), wait: func() {
@@ -292,7 +292,7 @@ func TestCreateReadsNoMoreWhenItHasReturned(t *testing.T) {
 	t.Parallel()
 	s := lxdtest.NewServer(nil)
 	t.Cleanup(s.Close)
-	s.Inject(lxdtest.EarlyAnswer(1<<20, http.StatusInsufficientStorage, "the disk is full").On("POST", "/1.0/images"))
+	s.Inject(lxdtest.EarlyResponse(1<<20, http.StatusInsufficientStorage, "the disk is full").On("POST", "/1.0/images"))
 	refused := make(chan struct{}, 1)
 	var current atomic.Pointer[watchedReader]
 	client := newClient(t, s.Endpoint(), &lxd.Options{

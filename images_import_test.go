@@ -371,7 +371,7 @@ func TestImportFromStalledSources(t *testing.T) {
 			_, err := target.client.Images.CreateFromURL(t.Context(), at, &lxd.CreateFromURLOptions{
 				Via: lxd.ViaClient, Wait: true, StallTimeout: 500 * time.Millisecond,
 			})
-			require.ErrorContains(t, err, "no byte was sent or taken for too long")
+			require.ErrorContains(t, err, "no data was sent or received for too long")
 			require.NotErrorIs(t, err, context.Canceled, "nobody has cancelled it")
 			require.Contains(t, errOf[*lxd.SourceError](t, err).URL, path)
 			require.Less(t, time.Since(begin), 10*time.Second)

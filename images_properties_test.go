@@ -221,8 +221,8 @@ func TestLostAnswersKeepProperties(t *testing.T) {
 	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60} {
 		for _, ifExists := range []lxd.IfExists{lxd.UseExisting, lxd.ErrorIfExists} {
 			for _, fault := range []lxdtest.Fault{
-				lxdtest.LoseAnswer().On("POST", "/1.0/images"),
-				lxdtest.LoseAnswer().On("PUT", "/1.0/images/*"),
+				lxdtest.LoseResponse().On("POST", "/1.0/images"),
+				lxdtest.LoseResponse().On("PUT", "/1.0/images/*"),
 				lxdtest.Reset().On("PUT", "/1.0/images/*"),
 			} {
 				f := startFakeWith(t, &lxdtest.Options{Dialect: dialect}, nil)

@@ -184,7 +184,7 @@ func TestTokenIsEndedAgain(t *testing.T) {
 		"500":         lxdtest.Status(500, "database is locked").Times(1),
 		"500, thrice": lxdtest.Status(500, "database is locked").Times(3),
 		"reset":       lxdtest.Reset().Times(1),
-		"lost":        lxdtest.LoseAnswer().Times(1),
+		"lost":        lxdtest.LoseResponse().Times(1),
 		"a page":      lxdtest.HTML().Times(1),
 	} {
 		for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush, lxd.CopyAuto} {
@@ -195,7 +195,7 @@ func TestTokenIsEndedAgain(t *testing.T) {
 				// Nobody gets as far as using the token.
 				source.Inject(lxdtest.Status(500, "disk broken").On("POST", "/1.0/images/*/export"))
 				source.Inject(lxdtest.Status(502, "a proxy").On("GET", "/1.0/images/*").Times(2))
-				failing := []*lxdtest.Injected{source.Inject(fault.On("DELETE", "/1.0/operations/*")), target.Inject(fault.On("DELETE", "/1.0/operations/*"))}
+				failing := []*lxdtest.Injection{source.Inject(fault.On("DELETE", "/1.0/operations/*")), target.Inject(fault.On("DELETE", "/1.0/operations/*"))}
 				copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: mode, Wait: wait})
 				if err == nil {
 					err = copied.Wait(t.Context())
@@ -323,7 +323,7 @@ func TestForeignTokensStay(t *testing.T) {
 					return next.RoundTrip(req)
 				}
 				others()
-				injected := server.Inject(lxdtest.LoseAnswer().On("POST", "/1.0/images/*/secret").Times(1))
+				injected := server.Inject(lxdtest.LoseResponse().On("POST", "/1.0/images/*/secret").Times(1))
 				res, err := next.RoundTrip(req)
 				injected.Remove()
 				others()
@@ -379,7 +379,7 @@ func TestTokenOfAnotherKindStays(t *testing.T) {
 	}})
 	image, err := client.Images.Get(t.Context(), fingerprint)
 	require.NoError(t, err)
-	server.Inject(lxdtest.LoseAnswer().On("POST", "/1.0/images/*/secret").Times(1))
+	server.Inject(lxdtest.LoseResponse().On("POST", "/1.0/images/*/secret").Times(1))
 	_, err = image.Secret(t.Context())
 	require.ErrorIs(t, err, lxd.ErrUnavailable)
 	require.Len(t, server.Tokens(), 1)
@@ -402,7 +402,7 @@ func TestOwnTokensStay(t *testing.T) {
 	image := upload(t, server.Client, nil)
 	const many = 20
 	for range 5 {
-		server.Inject(lxdtest.LoseAnswer().On("POST", "/1.0/images/*/secret").Times(1))
+		server.Inject(lxdtest.LoseResponse().On("POST", "/1.0/images/*/secret").Times(1))
 		made := make(chan *lxd.Secret, many)
 		for range many {
 			go func() {

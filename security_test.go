@@ -93,7 +93,7 @@ func TestSecretsAreNotTold(t *testing.T) {
 	tell := func(err error) { told = append(told, textsOf(err)...) }
 	faults := []*lxdtest.Fault{nil}
 	for _, f := range []lxdtest.Fault{
-		lxdtest.Reset(), lxdtest.HTML(), lxdtest.Status(400, "no"), lxdtest.LoseAnswer(), lxdtest.EndlessJSON(),
+		lxdtest.Reset(), lxdtest.HTML(), lxdtest.Status(400, "no"), lxdtest.LoseResponse(), lxdtest.EndlessJSON(),
 		lxdtest.Redirect("https://elsewhere.invalid/?secret=query-s3cr3t"),
 	} {
 		faults = append(faults, &f)
@@ -106,7 +106,7 @@ func TestSecretsAreNotTold(t *testing.T) {
 		secret, err := image.Secret(t.Context())
 		require.NoError(t, err)
 		secrets = append(secrets, secret.Value)
-		var injected []*lxdtest.Injected
+		var injected []*lxdtest.Injection
 		if f != nil {
 			for _, s := range []*lxdtest.Server{source, target} {
 				injected = append(injected, s.Inject(*f))

@@ -27,7 +27,7 @@ func TestJoinSendsTheTokenAsTheServerWantsIt(t *testing.T) {
 		"LXD 6.9":     {lxdtest.Options{Dialect: lxdtest.LXD69}, lxd.LXD, "trust_token"},
 		"Incus 6.0.4": {lxdtest.Options{Dialect: lxdtest.Incus60}, lxd.Incus, "trust_token"},
 		"Incus 0.1":   {lxdtest.Options{Dialect: lxdtest.Incus60, WithoutExtensions: []string{"instances_lxcfs_per_instance"}}, lxd.Incus, "trust_token"},
-		"Incus 7":     {lxdtest.Options{Dialect: lxdtest.Incus60, TellsStrangersNothing: true}, "", "trust_token"},
+		"Incus 7":     {lxdtest.Options{Dialect: lxdtest.Incus60, HideFromUntrusted: true}, "", "trust_token"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -75,7 +75,7 @@ func TestJoinSendsTheTokenAsTheServerWantsIt(t *testing.T) {
 // TestExtensionsAreNotTold: what a server does not tell, it does not lack.
 func TestExtensionsAreNotTold(t *testing.T) {
 	t.Parallel()
-	server := lxdtest.NewServer(&lxdtest.Options{Dialect: lxdtest.Incus60, TLS: true, TellsStrangersNothing: true})
+	server := lxdtest.NewServer(&lxdtest.Options{Dialect: lxdtest.Incus60, TLS: true, HideFromUntrusted: true})
 	t.Cleanup(server.Close)
 	opts := joiner(t)
 	opts.ServerCertificate = server.Certificate()

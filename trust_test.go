@@ -151,7 +151,7 @@ func TestTrustWithALostAnswer(t *testing.T) {
 	t.Parallel()
 	server := lxdtest.NewServer(&lxdtest.Options{TLS: true})
 	defer server.Close()
-	server.Inject(lxdtest.LoseAnswer().On("POST", "/1.0/certificates").Times(1))
+	server.Inject(lxdtest.LoseResponse().On("POST", "/1.0/certificates").Times(1))
 	client, err := lxd.Join(t.Context(), server.NewTrustToken("x"), joiner(t))
 	require.NoError(t, err)
 	require.NoError(t, client.Close())

@@ -27,7 +27,7 @@ type aliasJSON struct {
 	Type        string `json:"type"`
 }
 
-// aliasPost is the body of a creation, a change or a renaming.
+// aliasPost is the body of POST, PUT and PATCH.
 type aliasPost struct {
 	Name        string  `json:"name"`
 	Target      *string `json:"target"`
@@ -43,7 +43,7 @@ func (s *Server) renderAlias(a *alias) aliasJSON {
 	return out
 }
 
-// aliasETag is the ETag of an alias; the caller holds the lock.
+// aliasETag returns the ETag of an alias; the caller holds the lock.
 func (s *Server) aliasETag(a *alias) string { return etagOf(s.renderAlias(a)) }
 
 // sortedAliases returns the aliases of a project by name; the caller holds the
@@ -59,7 +59,7 @@ func (s *Server) sortedAliases(project string) []*alias {
 	return list
 }
 
-// aliasURL is the URL of an alias in answers.
+// aliasURL returns the URL of an alias, for responses.
 func (s *Server) aliasURL(key aliasKey) string {
 	name := url.PathEscape(key.name)
 	if s.traits.escapesTwice {
@@ -71,16 +71,16 @@ func (s *Server) aliasURL(key aliasKey) string {
 	return "/1.0/images/aliases/" + name
 }
 
-// serveAliases lists the aliases.
+// serveAliases handles GET of the list of aliases.
 func (s *Server) serveAliases(w http.ResponseWriter, r *http.Request) error {
 	urls, full := []string{}, []aliasJSON{}
-	err := s.locked(func() error {
+	err := s.withLock(func() error {
 		project, err := s.imageProject(r)
 		if err != nil {
 			return err
 		}
 		for _, a := range s.sortedAliases(project) {
-			// Unlike a Location the URLs in a list do not tell the project.
+			// Unlike a Location, the URLs in a list do not have the project.
 			urls = append(urls, s.aliasURL(aliasKey{defaultProject, a.key.name}))
 			full = append(full, s.renderAlias(a))
 		}
@@ -111,12 +111,12 @@ func (s *Server) findAlias(r *http.Request, name string) (*alias, error) {
 	return a, nil
 }
 
-// serveAlias answers GET of one alias; an untrusted caller sees those of
-// public images.
+// serveAlias handles GET of one alias; an untrusted client sees those of public
+// images.
 func (s *Server) serveAlias(w http.ResponseWriter, r *http.Request, name string) error {
 	var etag string
 	var out aliasJSON
-	err := s.locked(func() error {
+	err := s.withLock(func() error {
 		a, err := s.findAlias(r, name)
 		if err != nil {
 			return err
@@ -134,14 +134,14 @@ func (s *Server) serveAlias(w http.ResponseWriter, r *http.Request, name string)
 	return nil
 }
 
-// serveCreateAlias makes an alias.
+// serveCreateAlias creates an alias.
 func (s *Server) serveCreateAlias(w http.ResponseWriter, r *http.Request) error {
 	var post aliasPost
 	if err := readJSON(r, &post); err != nil {
 		return err
 	}
 	if post.Name == "" || post.Target == nil || *post.Target == "" {
-		return fail(http.StatusBadRequest, "name and target are required")
+		return statusErrorf(http.StatusBadRequest, "name and target are required")
 	}
 	s.mu.Lock()
 	key, err := s.createAlias(r, post)
@@ -178,17 +178,17 @@ func (s *Server) createAlias(r *http.Request, post aliasPost) (aliasKey, error) 
 }
 
 func aliasExists(name string) error {
-	return fail(http.StatusConflict, "Alias %q already exists", name)
+	return statusErrorf(http.StatusConflict, "Alias %q already exists", name)
 }
 
-// servePutAlias replaces target and description of an alias.
+// servePutAlias replaces the target and description of an alias.
 func (s *Server) servePutAlias(w http.ResponseWriter, r *http.Request, name string) error {
 	var put aliasPost
 	if err := readJSON(r, &put); err != nil {
 		return err
 	}
 	if put.Target == nil || *put.Target == "" {
-		return fail(http.StatusBadRequest, "The target field is required")
+		return statusErrorf(http.StatusBadRequest, "The target field is required")
 	}
 	if put.Description == nil {
 		put.Description = new(string)
@@ -196,11 +196,11 @@ func (s *Server) servePutAlias(w http.ResponseWriter, r *http.Request, name stri
 	return s.changeAlias(w, r, name, put)
 }
 
-// aliasPatchHang is how long LXD 5.0.2 takes to give up on a PATCH: its
-// transaction waits for one that it holds itself.
+// aliasPatchHang is how long a PATCH takes to fail in LXD 5.0.2: its transaction
+// waits for another one of the same request.
 const aliasPatchHang = 20 * time.Second
 
-// servePatchAlias changes what the body names of an alias.
+// servePatchAlias changes the fields of an alias that are in the body.
 func (s *Server) servePatchAlias(w http.ResponseWriter, r *http.Request, name string) error {
 	var patch aliasPost
 	if err := readJSON(r, &patch); err != nil {
@@ -224,7 +224,7 @@ func (s *Server) servePatchAlias(w http.ResponseWriter, r *http.Request, name st
 	return s.changeAlias(w, r, name, patch)
 }
 
-// changeAlias does what PUT and PATCH have in common.
+// changeAlias is the common part of PUT and PATCH.
 func (s *Server) changeAlias(w http.ResponseWriter, r *http.Request, name string, change aliasPost) error {
 	s.mu.Lock()
 	a, err := s.findAlias(r, name)
@@ -252,7 +252,7 @@ func (s *Server) changeAlias(w http.ResponseWriter, r *http.Request, name string
 	return nil
 }
 
-// serveRenameAlias gives an alias another name.
+// serveRenameAlias renames an alias.
 func (s *Server) serveRenameAlias(w http.ResponseWriter, r *http.Request, name string) error {
 	var post aliasPost
 	if err := readJSON(r, &post); err != nil {
@@ -277,7 +277,7 @@ func (s *Server) renameAlias(r *http.Request, from, to string) (location, projec
 	}
 	key := aliasKey{project, to}
 	if s.aliases[key] != nil {
-		// The daemons look at this first, even when there is no such alias.
+		// The daemons check this first, even if the old name does not exist.
 		return "", "", aliasExists(to)
 	}
 	a, err := s.findAlias(r, from)

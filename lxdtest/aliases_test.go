@@ -36,7 +36,7 @@ func TestAliasNames(t *testing.T) {
 	})
 }
 
-func TestPatchOfAnAlias(t *testing.T) {
+func TestPatchAlias(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t, &Options{InMemory: true})
 		c := newClient(t, s)
@@ -53,7 +53,7 @@ func TestPatchOfAnAlias(t *testing.T) {
 	require.Equal(t, "new", c.do("GET", "/1.0/images/aliases/x", nil).field("description"))
 }
 
-func TestAliasesGoWithTheirImage(t *testing.T) {
+func TestDeleteImageDeletesAliases(t *testing.T) {
 	s := newTestServer(t, &Options{InMemory: true})
 	c := newClient(t, s)
 	c.wait(c.do("DELETE", "/1.0/images/"+add(t, s, "1", &AddOptions{Aliases: []string{"x", "y"}}), nil))

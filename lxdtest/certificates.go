@@ -29,7 +29,7 @@ func (t *trust) render() certificateJSON {
 	return certificateJSON{t.name, "client", t.restricted, projects, string(t.certificate), t.fingerprint}
 }
 
-// certificatePost is the body of a request to trust a certificate, or to make
+// certificatePost is the body of a request to trust a certificate, or to create
 // a token for one.
 type certificatePost struct {
 	Name        string   `json:"name"`
@@ -41,7 +41,7 @@ type certificatePost struct {
 	Token       bool     `json:"token"`
 }
 
-// serveCertificates lists the trusted certificates.
+// serveCertificates handles GET of the list of trusted certificates.
 func (s *Server) serveCertificates(w http.ResponseWriter, r *http.Request) error {
 	s.trustMu.Lock()
 	urls, full := []string{}, []certificateJSON{}
@@ -66,10 +66,10 @@ func (s *Server) findTrust(name string) (*trust, error) {
 			return t, nil
 		}
 	}
-	return nil, fail(http.StatusNotFound, "Certificate not found")
+	return nil, statusErrorf(http.StatusNotFound, "Certificate not found")
 }
 
-// serveCertificate answers GET of one trusted certificate.
+// serveCertificate handles GET of one trusted certificate.
 func (s *Server) serveCertificate(w http.ResponseWriter, _ *http.Request, name string) error {
 	s.trustMu.Lock()
 	t, err := s.findTrust(name)
@@ -77,7 +77,7 @@ func (s *Server) serveCertificate(w http.ResponseWriter, _ *http.Request, name s
 	if err != nil {
 		return err
 	}
-	// What is in the list never changes.
+	// A *trust is never modified, so it can be read without the lock.
 	out := t.render()
 	writeETag(w, etagOf(out), out)
 	return nil
@@ -96,7 +96,7 @@ func (s *Server) serveDeleteCertificate(w http.ResponseWriter, _ *http.Request, 
 	return nil
 }
 
-// serveAddCertificate trusts a certificate, or makes a token for one.
+// serveAddCertificate adds a trusted certificate, or creates a token for one.
 func (s *Server) serveAddCertificate(w http.ResponseWriter, r *http.Request) error {
 	var post certificatePost
 	if err := readJSON(r, &post); err != nil {
@@ -108,36 +108,36 @@ func (s *Server) serveAddCertificate(w http.ResponseWriter, r *http.Request) err
 			return errForbidden
 		}
 		s.mu.Lock()
-		answer := s.render(s.newTrustOperation(post.Name, post.Projects))
+		response := s.render(s.newTrustOperation(post.Name, post.Projects))
 		s.mu.Unlock()
-		writeOperation(w, answer)
+		writeOperation(w, response)
 		return nil
 	}
 	if post.Type != "client" && post.Type != "" {
-		return fail(http.StatusBadRequest, "Unknown request type %s", post.Type)
+		return statusErrorf(http.StatusBadRequest, "Unknown request type %s", post.Type)
 	}
 	name, projects := post.Name, post.Projects
 	var token *operation
 	if !trusted {
 		var err error
-		if token, err = s.admits(post); err != nil {
+		if token, err = s.checkCredentials(post); err != nil {
 			return err
 		}
 	}
-	cert, err := s.joiningCertificate(r, post)
+	cert, err := s.clientCertificate(r, post)
 	if err != nil {
 		return err
 	}
 	if token != nil {
 		s.mu.Lock()
 		request, _ := token.metadata["request"].(map[string]any)
-		if asked, _ := request["name"].(string); asked != "" {
-			name = asked
+		if tokenName, _ := request["name"].(string); tokenName != "" {
+			name = tokenName
 		}
 		projects, _ = request["projects"].([]string)
 		used := token.status == statusRunning
 		if used {
-			// A token serves once.
+			// A token can be used only once.
 			s.cancelOperation(token)
 		}
 		s.mu.Unlock()
@@ -155,15 +155,16 @@ func (s *Server) serveAddCertificate(w http.ResponseWriter, r *http.Request) err
 	return nil
 }
 
-var errNoPasswords = fail(http.StatusNotImplemented, "Password authentication is no longer supported, please update your client")
+var errNoPasswords = statusErrorf(http.StatusNotImplemented, "Password authentication is no longer supported, please update your client")
 
-// admits checks the password or the token of an untrusted caller.
-func (s *Server) admits(post certificatePost) (token *operation, err error) {
+// checkCredentials checks the password or token of an untrusted client. It
+// returns the operation of the token, or nil for a password.
+func (s *Server) checkCredentials(post certificatePost) (token *operation, err error) {
 	if s.traits.refusesPassword && post.Password != "" {
 		return nil, errNoPasswords
 	}
-	// A token travels as the password before explicit_trust_token; Incus never
-	// had passwords.
+	// Without explicit_trust_token LXD expects a token as the password; Incus
+	// never had passwords.
 	var text string
 	if s.traits.family == "incus" || s.has("explicit_trust_token") {
 		text = post.TrustToken
@@ -176,7 +177,7 @@ func (s *Server) admits(post certificatePost) (token *operation, err error) {
 		if json.Unmarshal(data, &join) == nil && join.Secret != "" {
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			if op := s.tokenWith(join.Secret); op != nil && op.metadata["request"] != nil {
+			if op := s.findToken(join.Secret); op != nil && op.metadata["request"] != nil {
 				return op, nil
 			}
 			return nil, errForbidden
@@ -188,26 +189,26 @@ func (s *Server) admits(post certificatePost) (token *operation, err error) {
 	return nil, errForbidden
 }
 
-// joiningCertificate returns the certificate in the body, or the one of the
-// connection.
-func (s *Server) joiningCertificate(r *http.Request, post certificatePost) (*x509.Certificate, error) {
+// clientCertificate returns the certificate in the body, or otherwise that of
+// the connection.
+func (s *Server) clientCertificate(r *http.Request, post certificatePost) (*x509.Certificate, error) {
 	if post.Certificate != "" {
-		// It comes as base64 of the certificate, without a PEM frame, or as PEM.
+		// The certificate is base64 of DER, without the PEM lines, or PEM.
 		data, err := base64.StdEncoding.DecodeString(post.Certificate)
 		if block, _ := pem.Decode([]byte(post.Certificate)); block != nil {
 			data, err = block.Bytes, nil
 		}
 		if err != nil {
-			return nil, fail(http.StatusBadRequest, "%v", err)
+			return nil, statusErrorf(http.StatusBadRequest, "%v", err)
 		}
 		cert, err := x509.ParseCertificate(data)
 		if err != nil {
-			return nil, fail(http.StatusBadRequest, "Invalid certificate material: %v", err)
+			return nil, statusErrorf(http.StatusBadRequest, "Invalid certificate material: %v", err)
 		}
 		return cert, nil
 	}
 	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
-		return nil, fail(http.StatusBadRequest, "No client certificate provided")
+		return nil, statusErrorf(http.StatusBadRequest, "No client certificate provided")
 	}
 	return r.TLS.PeerCertificates[0], nil
 }

@@ -21,7 +21,7 @@ type keyPair struct {
 	tls       tls.Certificate
 }
 
-// fingerprint is the SHA-256 of the certificate.
+// fingerprint returns the SHA-256 of the certificate.
 func (p *keyPair) fingerprint() string { return certFingerprint(p.tls.Leaf) }
 
 func certFingerprint(cert *x509.Certificate) string {
@@ -29,9 +29,9 @@ func certFingerprint(cert *x509.Certificate) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// newKeyPair makes a self-signed certificate for a server on loopback or for a
-// client. Its dates are fixed, wide enough for the clock of a testing/synctest
-// bubble, which starts at the year 2000.
+// newKeyPair creates a self-signed certificate for a server on loopback or for a
+// client. It is valid from 1999, so that it works with the clock of a
+// testing/synctest bubble, which starts in the year 2000.
 func newKeyPair(name string, server bool) (*keyPair, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -14,9 +14,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// These tests have clients that know nothing of this package do their image
-// work on it: the lxc and incus commands and pylxd, as Debian packages them.
-// They run with -tags clients and need all three.
+// These tests run other clients against the server: the lxc and incus commands
+// and pylxd, from Debian's packages. They run with -tags clients and require all
+// three.
 
 // commands runs a command-line client against servers.
 type commands struct {
@@ -32,11 +32,11 @@ func newCommands(t *testing.T, bin string, s *Server) *commands {
 	dir := t.TempDir()
 	return &commands{t, bin, append(os.Environ(),
 		"LXD_CONF="+dir+"/conf", "INCUS_CONF="+dir+"/conf", "LXD_SOCKET="+s.Socket(), "INCUS_SOCKET="+s.Socket(),
-		// A bundle in the environment would count for more than what pylxd is told.
+		// A bundle in the environment would override pylxd's verify argument.
 		"REQUESTS_CA_BUNDLE=", "CURL_CA_BUNDLE="), dir}
 }
 
-// exec runs the client with what it reads and returns what it says.
+// exec runs the client with this standard input and returns its output.
 func (c *commands) exec(stdin string, args ...string) (string, error) {
 	c.t.Helper()
 	cmd := exec.CommandContext(c.t.Context(), c.bin, args...)
@@ -46,7 +46,7 @@ func (c *commands) exec(stdin string, args ...string) (string, error) {
 	return string(out), err
 }
 
-// run runs the client and insists on success.
+// run runs the client, which must succeed, and returns its output.
 func (c *commands) run(args ...string) string {
 	c.t.Helper()
 	out, err := c.exec("", args...)
@@ -54,7 +54,7 @@ func (c *commands) run(args ...string) string {
 	return out
 }
 
-// fails runs the client and insists on a failure with these words.
+// fails runs the client, which must fail with output that contains words.
 func (c *commands) fails(words string, args ...string) {
 	c.t.Helper()
 	out, err := c.exec("", args...)
@@ -154,8 +154,8 @@ func TestCommandLineCopies(t *testing.T) {
 		from, to := newTestServer(t, &Options{Dialect: d, TLS: true}), newTestServer(t, &Options{Dialect: d, TLS: true})
 		c := newCommands(t, commandOf[d], from)
 		if d == LXD69 {
-			// LXD 6.9 refuses a token that comes as a password, as this lxc sends
-			// it, so its certificate is trusted beforehand.
+			// This lxc sends a token as a password, which LXD 6.9 refuses, so its
+			// certificate is trusted beforehand.
 			cert, key := from.ClientCertificate()
 			require.NoError(t, to.Trust("lxc", cert))
 			require.NoError(t, os.Mkdir(filepath.Join(c.dir, "conf"), 0o700))
@@ -190,8 +190,8 @@ func TestCommandLineCopies(t *testing.T) {
 	})
 }
 
-// pylxdScript does the image work of pylxd's documentation; it prints what is
-// to be compared.
+// pylxdScript uses the image functions of pylxd's documentation and prints their
+// results.
 const pylxdScript = `
 import sys, warnings
 warnings.simplefilter("ignore")

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// conn is a server's end of a connection. It is counted while it is open, and
-// faults break it in ways that net/http alone cannot.
+// conn is the server's end of a connection. The server counts it while it is
+// open, and faults break it in ways that net/http alone cannot.
 type conn struct {
 	net.Conn
 	server *Server
@@ -19,14 +19,14 @@ type conn struct {
 	closed chan struct{}
 
 	mu     sync.Mutex
-	frozen chan struct{} // not nil once half open; closed when thawed
-	drip   time.Duration // the pause between two bytes written; 0 for none
+	frozen chan struct{} // non-nil while half-open; closed when thawed
+	drip   time.Duration // the pause before each byte written; 0 for none
 	local  bool          // a unix socket: its callers are trusted
 
-	first []byte // read by Accept, and not yet by Read
+	first []byte // read by Accept, not yet returned by Read
 }
 
-// Read reads, unless the connection is half open: then it hears nothing more.
+// Read reads from the connection. While it is half-open, Read blocks.
 func (c *conn) Read(p []byte) (int, error) {
 	if len(c.first) > 0 {
 		n := copy(p, c.first)
@@ -48,8 +48,8 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 }
 
-// Write writes, byte by byte if the connection drips. On a half-open one what
-// is written is lost.
+// Write writes to the connection, byte by byte if drip is set. On a half-open
+// connection the data is discarded.
 func (c *conn) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	frozen, drip := c.frozen != nil, c.drip
@@ -75,7 +75,7 @@ func (c *conn) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// ReadFrom lets the HTTP server send files the fast way where there is one.
+// ReadFrom lets the HTTP server send files with sendfile where possible.
 func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 	c.mu.Lock()
 	plain := c.frozen == nil && c.drip == 0
@@ -86,7 +86,7 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 	return io.CopyBuffer(onlyWriter{c}, onlyReader{r}, make([]byte, 128<<10))
 }
 
-// Close closes the connection and takes it off the server's count.
+// Close closes the connection and removes it from the server's list.
 func (c *conn) Close() error {
 	err := net.ErrClosed
 	c.once.Do(func() {
@@ -97,7 +97,7 @@ func (c *conn) Close() error {
 	return err
 }
 
-// reset ends the connection at once: with a reset where the kernel has one.
+// reset closes the connection at once, over TCP with a reset.
 func (c *conn) reset() {
 	if tcp, ok := c.Conn.(*net.TCPConn); ok {
 		_ = tcp.SetLinger(0)
@@ -105,7 +105,7 @@ func (c *conn) reset() {
 	_ = c.Close()
 }
 
-// freeze makes the connection half open until the returned function is called.
+// freeze makes the connection half-open until the returned function is called.
 func (c *conn) freeze() (thaw func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -121,7 +121,7 @@ func (c *conn) freeze() (thaw func()) {
 	})
 }
 
-// setDrip sets the pause between two written bytes.
+// setDrip sets the pause before each written byte; 0 ends it.
 func (c *conn) setDrip(pause time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -130,8 +130,8 @@ func (c *conn) setDrip(pause time.Duration) {
 
 type connKey struct{}
 
-// withConn is the ConnContext of the HTTP server: handlers find their
-// connection in the request's context.
+// withConn is the ConnContext of the HTTP server: it stores the connection in
+// the context of its requests.
 func withConn(ctx context.Context, c net.Conn) context.Context {
 	if secure, ok := c.(*tls.Conn); ok {
 		c = secure.NetConn()
@@ -145,20 +145,19 @@ func connOf(r *http.Request) *conn {
 	return c
 }
 
-// listener hands the connections of another listener to the server, each as a
-// *conn.
+// listener wraps the connections of another listener, each in a *conn.
 type listener struct {
 	net.Listener
 	server *Server
 	local  bool
 }
 
-// firstBytes is how much of a local connection Accept reads.
+// firstBytes is the number of bytes that Accept reads from a local connection.
 const firstBytes = 8
 
-// Accept waits for a connection and counts it. Like LXD 5.0.2 and Incus 6.0.4
-// it waits for the first bytes of a local one: until they come, or the
-// connection is closed, no other caller is accepted.
+// Accept waits for a connection and registers it. Like LXD 5.0.2 and Incus
+// 6.0.4 it waits for the first bytes of a local one: until they arrive or the
+// connection is closed, no other connection is accepted.
 func (l *listener) Accept() (net.Conn, error) {
 	for {
 		raw, err := l.Listener.Accept()
@@ -204,7 +203,7 @@ func (l *pipeListener) Accept() (net.Conn, error) {
 	}
 }
 
-// dial makes a pair of connected ends and queues one for Accept.
+// dial creates a pipe, queues one end for Accept and returns the other.
 func (l *pipeListener) dial(ctx context.Context) (net.Conn, error) {
 	client, server := net.Pipe()
 	select {
@@ -217,11 +216,11 @@ func (l *pipeListener) dial(ctx context.Context) (net.Conn, error) {
 	}
 }
 
-// Close ends Accept.
+// Close makes Accept return net.ErrClosed.
 func (l *pipeListener) Close() error {
 	l.once.Do(func() { close(l.closed) })
 	return nil
 }
 
-// Addr returns the address given at the start.
+// Addr returns the address given to newPipeListener.
 func (l *pipeListener) Addr() net.Addr { return l.addr }

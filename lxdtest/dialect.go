@@ -8,18 +8,18 @@ import (
 	"time"
 )
 
-// Dialect is the daemon that a Server speaks like, down to its headers, its
-// API extensions, what it refuses and how it reports a failed wait.
+// Dialect is the daemon that a Server imitates, down to its headers, its API
+// extensions, what it refuses and how it reports a failed wait.
 type Dialect int
 
 const (
-	// LXD50 speaks like LXD 5.0.2.
+	// LXD50 imitates LXD 5.0.2.
 	LXD50 Dialect = iota
-	// LXD69 speaks like LXD 6.9: it refuses prefixes of fingerprints under 12
+	// LXD69 imitates LXD 6.9: it refuses fingerprint prefixes shorter than 12
 	// characters, imports from a URL and public images outside the default
-	// project, and takes simplestreams servers only as image registries.
+	// project, and uses simplestreams servers only through image registries.
 	LXD69
-	// Incus60 speaks like Incus 6.0.4.
+	// Incus60 imitates Incus 6.0.4.
 	Incus60
 )
 
@@ -41,37 +41,37 @@ func (d Dialect) Version() string { return d.traits().version }
 // Extensions returns the API extensions of the daemon.
 func (d Dialect) Extensions() []string { return slices.Clone(d.traits().extensions) }
 
-// traits is all in which the dialects differ.
+// traits holds everything in which the dialects differ.
 type traits struct {
 	family     string
 	version    string
 	extensions []string
 
-	uploadHeader string // the prefix of the headers of an upload
-	importHeader string // the prefix of the headers of an import from a URL
+	uploadHeader string // the prefix of an upload's headers
+	importHeader string // the prefix of the headers used by imports from a URL
 
-	never time.Time // how "never expires" is written
+	never time.Time // the encoding of "never expires"
 
-	shortestPrefix  int  // the shortest prefix that names an image
-	urlImport       bool // imports from a URL are done
+	shortestPrefix  int  // the minimum length of a fingerprint prefix
+	urlImport       bool // imports from a URL are supported
 	publicAnywhere  bool // images may be public outside the default project
-	bearer          bool // bearer tokens are taken
-	password        bool // a trust password is taken
-	refusesPassword bool // a request to be trusted that has a password is not implemented
-	hidesProgress   bool // GET of an operation leaves out its progress
+	bearer          bool // bearer tokens are accepted
+	password        bool // a trust password is accepted
+	refusesPassword bool // a request for trust that has a password gets a 501
+	hidesProgress   bool // GET of an operation omits its progress
 
-	waitFailsAsError   bool // a failed wait is HTTP 200 with type error
-	waitFlushesHeaders bool // and its header is sent before the waiting
+	waitFailsAsError   bool // a failed wait returns HTTP 200 with type error
+	waitFlushesHeaders bool // the header is sent before waiting
 
-	imageProject        bool // an image tells its project
+	imageProject        bool // an image includes its project
 	typedFilter         bool // filters compare booleans and numbers
 	dropsProfiles       bool // the profiles header of an upload is ignored
-	nullTokenCrash      bool // an upload for a token without properties ends the daemon
-	escapesTwice        bool // URLs of aliases in answers are escaped twice
+	nullTokenCrash      bool // an upload with properties that uses a token without any crashes the daemon
+	escapesTwice        bool // URLs of aliases in responses are escaped twice
 	slowAliasPatch      bool // PATCH of an alias hangs for 20 seconds and fails
 	badProfile          int  // the status for a profile that does not exist in an update
-	pushesVMAsContainer bool // a push names the disk of a virtual machine like the root of a container
-	emptyResources      bool // an operation without resources has {} and not null
+	pushesVMAsContainer bool // a push sends a virtual machine's disk under the form name of a container's root
+	emptyResources      bool // missing resources of an operation are {}, not null
 }
 
 //go:embed extensions/lxd50.txt
@@ -107,17 +107,17 @@ var dialects = [...]traits{
 	},
 }
 
-// projectExists is the refusal of a project whose name is taken.
+// projectExists returns the error for a project whose name already exists.
 func (t *traits) projectExists(name string) error {
 	if t.family == "incus" {
-		return fail(http.StatusInternalServerError, "Failed creating project %q: Failed adding database record: "+
+		return statusErrorf(http.StatusInternalServerError, "Failed creating project %q: Failed adding database record: "+
 			"Failed to create \"projects\" entry: UNIQUE constraint failed: projects.name", name)
 	}
-	return fail(http.StatusConflict, "Failed creating project %q: Failed adding database record: "+
+	return statusErrorf(http.StatusConflict, "Failed creating project %q: Failed adding database record: "+
 		"This \"projects\" entry already exists", name)
 }
 
-// traits returns the differences of the dialect; an unknown one is LXD50.
+// traits returns the traits of the dialect; an unknown one is treated as LXD50.
 func (d Dialect) traits() *traits {
 	if d < 0 || int(d) >= len(dialects) {
 		d = LXD50

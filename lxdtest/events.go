@@ -11,7 +11,7 @@ import (
 	"github.com/gorilla/websocket"
 )
 
-// event is what an event socket carries.
+// event is a message on an event socket.
 type event struct {
 	Type      string    `json:"type"`
 	Timestamp time.Time `json:"timestamp"`
@@ -30,18 +30,18 @@ type lifecycleJSON struct {
 	Project   string         `json:"project,omitempty"`
 }
 
-// requestorJSON says who caused a lifecycle event.
+// requestorJSON is the client that caused a lifecycle event.
 type requestorJSON struct {
 	Username string `json:"username"`
 	Protocol string `json:"protocol"`
 	Address  string `json:"address"`
 }
 
-// hub hands events to the open event sockets.
+// hub sends events to the open event sockets.
 type hub struct {
 	mu          sync.Mutex
 	subscribers []*subscriber
-	held        *event // waits to be sent after the next one
+	delayed     *event // to be sent after the next one
 }
 
 // subscriber is one open event socket.
@@ -56,10 +56,10 @@ type subscriber struct {
 	once   sync.Once
 }
 
-// drop closes the socket without a farewell.
+// drop makes serveEvents close the connection without a close message.
 func (sub *subscriber) drop() { sub.once.Do(func() { close(sub.closed) }) }
 
-// wants tells whether a socket asked for events of this kind.
+// wants reports whether a socket has subscribed to an event.
 func (sub *subscriber) wants(e *event) bool {
 	if len(sub.types) > 0 && !slices.Contains(sub.types, e.Type) {
 		return false
@@ -78,7 +78,7 @@ func (sub *subscriber) push(data []byte) {
 	}
 }
 
-// take empties the queue.
+// take empties the queue and returns its content.
 func (sub *subscriber) take() [][]byte {
 	sub.mu.Lock()
 	defer sub.mu.Unlock()
@@ -87,31 +87,31 @@ func (sub *subscriber) take() [][]byte {
 	return queue
 }
 
-// reset forgets the sockets of an earlier life.
+// reset drops the sockets from before a restart.
 func (h *hub) reset() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, sub := range h.subscribers {
 		sub.drop()
 	}
-	h.subscribers, h.held = nil, nil
+	h.subscribers, h.delayed = nil, nil
 }
 
-// add opens a socket.
+// add adds a socket to the list.
 func (h *hub) add(sub *subscriber) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.subscribers = append(h.subscribers, sub)
 }
 
-// remove takes a closed socket off the list.
+// remove removes a closed socket from the list.
 func (h *hub) remove(sub *subscriber) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.subscribers = slices.DeleteFunc(h.subscribers, func(other *subscriber) bool { return other == sub })
 }
 
-// dropAll closes every socket and returns how many there were.
+// dropAll drops every socket and returns their number.
 func (h *hub) dropAll() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -123,20 +123,20 @@ func (h *hub) dropAll() int {
 	return n
 }
 
-// reorderLimit is how long an event is held back at most: there may be no next.
+// reorderLimit is the longest delay of an event: there may be no next one.
 const reorderLimit = 100 * time.Millisecond
 
-// flush sends an event if it is still held back.
+// flush sends an event if it is still delayed.
 func (h *hub) flush(e *event) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.held == e {
-		h.held = nil
+	if h.delayed == e {
+		h.delayed = nil
 		h.send(e)
 	}
 }
 
-// send hands an event to all who want it.
+// send queues an event for all sockets that want it; the caller holds h.mu.
 func (h *hub) send(e *event) {
 	data, err := json.Marshal(e)
 	if err != nil {
@@ -151,59 +151,59 @@ func (h *hub) send(e *event) {
 	}
 }
 
-// publish sends an event, twice or late if faults say so; the caller holds the
-// server's lock.
+// publish sends an event, or with DuplicateEvents and ReorderEvents twice or
+// late; the caller holds the server's lock.
 func (s *Server) publish(e *event) {
 	e.Timestamp = s.now()
 	e.Location = "none"
 	s.hub.mu.Lock()
 	defer s.hub.mu.Unlock()
 	operation := e.Type == "operation"
-	if operation && s.hub.held == nil && s.fires(kindReorder) {
-		s.hub.held = e
+	if operation && s.hub.delayed == nil && s.fire(kindReorder) {
+		s.hub.delayed = e
 		time.AfterFunc(reorderLimit, func() { s.hub.flush(e) })
 		return
 	}
 	s.hub.send(e)
-	if operation && s.fires(kindDuplicate) {
+	if operation && s.fire(kindDuplicate) {
 		s.hub.send(e)
 	}
-	if late := s.hub.held; late != nil && operation {
-		s.hub.held = nil
+	if late := s.hub.delayed; late != nil && operation {
+		s.hub.delayed = nil
 		s.hub.send(late)
 	}
 }
 
-// publishOperation tells the listeners how an operation is; the caller holds
-// the lock.
+// publishOperation publishes the state of an operation; the caller holds the
+// lock.
 func (s *Server) publishOperation(op *operation) {
 	s.publish(&event{Type: "operation", Metadata: s.render(op), Project: op.project})
 }
 
-// publishLifecycle tells the listeners what happened to an image or an alias.
+// publishLifecycle publishes a lifecycle event of an image or an alias.
 func (s *Server) publishLifecycle(r *http.Request, action, source, project string, context map[string]any) {
-	life := lifecycleJSON{Action: action, Source: source, Context: context}
+	lifecycle := lifecycleJSON{Action: action, Source: source, Context: context}
 	if r != nil {
-		life.Requestor = &requestorJSON{Username: "root", Protocol: "unix", Address: "@"}
+		lifecycle.Requestor = &requestorJSON{Username: "root", Protocol: "unix", Address: "@"}
 		if r.TLS != nil {
-			life.Requestor.Protocol = "tls"
-			life.Requestor.Address = r.RemoteAddr
-			life.Requestor.Username = ""
+			lifecycle.Requestor.Protocol = "tls"
+			lifecycle.Requestor.Address = r.RemoteAddr
+			lifecycle.Requestor.Username = ""
 			if len(r.TLS.PeerCertificates) > 0 {
-				life.Requestor.Username = certFingerprint(r.TLS.PeerCertificates[0])
+				lifecycle.Requestor.Username = certFingerprint(r.TLS.PeerCertificates[0])
 			}
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.publish(&event{Type: "lifecycle", Metadata: life, Project: project})
+	s.publish(&event{Type: "lifecycle", Metadata: lifecycle, Project: project})
 }
 
-// serveEvents upgrades to a WebSocket and sends events until either side
-// closes it.
+// serveEvents upgrades the connection to a WebSocket and sends events until
+// either side closes it.
 func (s *Server) serveEvents(w http.ResponseWriter, r *http.Request) error {
 	if !websocket.IsWebSocketUpgrade(r) {
-		return fail(http.StatusBadRequest, "websocket: the client is not using the websocket protocol: 'upgrade' token not found in 'Connection' header")
+		return statusErrorf(http.StatusBadRequest, "websocket: the client is not using the websocket protocol: 'upgrade' token not found in 'Connection' header")
 	}
 	query := r.URL.Query()
 	sub := &subscriber{wake: make(chan struct{}, 1), closed: make(chan struct{})}
@@ -213,16 +213,17 @@ func (s *Server) serveEvents(w http.ResponseWriter, r *http.Request) error {
 	if query.Get("all-projects") != "true" {
 		sub.project = projectParam(r)
 	}
-	// What happens as soon as the client has its answer is among the events.
+	// Subscribed before the upgrade, so that no event after the response is
+	// missed.
 	s.mu.Lock()
-	life := s.life
+	runCtx := s.runCtx
 	s.hub.add(sub)
 	s.mu.Unlock()
 	defer s.hub.remove(sub)
 	upgrader := websocket.Upgrader{CheckOrigin: func(*http.Request) bool { return true }}
 	socket, err := upgrader.Upgrade(w, r, nil)
 	if err != nil {
-		// The upgrader has answered.
+		// The upgrader has sent the error.
 		return nil
 	}
 	defer socket.Close()
@@ -231,7 +232,8 @@ func (s *Server) serveEvents(w http.ResponseWriter, r *http.Request) error {
 	s.tasks.Go(func() {
 		defer close(gone)
 		for {
-			// Reading is what notices pongs and the client's farewell.
+			// Only a pending read handles pongs and notices that the client is
+			// gone.
 			if _, _, err := socket.ReadMessage(); err != nil {
 				return
 			}
@@ -241,7 +243,7 @@ func (s *Server) serveEvents(w http.ResponseWriter, r *http.Request) error {
 		_ = socket.Close()
 		<-gone
 	}()
-	ping := time.NewTicker(s.opts.PingEvery)
+	ping := time.NewTicker(s.opts.PingInterval)
 	defer ping.Stop()
 	for {
 		select {
@@ -250,7 +252,7 @@ func (s *Server) serveEvents(w http.ResponseWriter, r *http.Request) error {
 				if err := socket.WriteMessage(websocket.TextMessage, data); err != nil {
 					return nil
 				}
-				if s.dropsSocket() {
+				if s.dropEventSocket() {
 					return nil
 				}
 			}
@@ -262,7 +264,7 @@ func (s *Server) serveEvents(w http.ResponseWriter, r *http.Request) error {
 			return nil
 		case <-gone:
 			return nil
-		case <-life.Done():
+		case <-runCtx.Done():
 			return nil
 		}
 	}

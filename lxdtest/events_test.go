@@ -12,8 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// seenEvent is an event as a client reads it.
-type seenEvent struct {
+// receivedEvent is a decoded event.
+type receivedEvent struct {
 	Type     string `json:"type"`
 	Project  string `json:"project"`
 	Metadata struct {
@@ -41,19 +41,20 @@ func listen(t *testing.T, s *Server, query string) *websocket.Conn {
 	return socket
 }
 
-// next reads one event.
-func next(t *testing.T, socket *websocket.Conn) seenEvent {
+// next returns the next event.
+func next(t *testing.T, socket *websocket.Conn) receivedEvent {
 	t.Helper()
 	require.NoError(t, socket.SetReadDeadline(time.Now().Add(5*time.Second)))
 	_, data, err := socket.ReadMessage()
 	require.NoError(t, err)
-	var e seenEvent
+	var e receivedEvent
 	require.NoError(t, json.Unmarshal(data, &e))
 	return e
 }
 
-// story reads events up to the end of an operation.
-func story(t *testing.T, socket *websocket.Conn) []string {
+// eventsUntilSuccess returns the statuses and actions of all events until an
+// operation succeeds.
+func eventsUntilSuccess(t *testing.T, socket *websocket.Conn) []string {
 	t.Helper()
 	var words []string
 	for {
@@ -65,12 +66,12 @@ func story(t *testing.T, socket *websocket.Conn) []string {
 	}
 }
 
-func TestEventsOfAnUpload(t *testing.T) {
+func TestUploadEvents(t *testing.T) {
 	s := newTestServer(t, &Options{InMemory: true})
 	c := newClient(t, s)
 	socket := listen(t, s, "?type=operation,lifecycle")
 	c.upload(UnifiedImage("x", 0))
-	require.Equal(t, []string{"Pending", "Running", "Running", "image-created", "Success"}, story(t, socket))
+	require.Equal(t, []string{"Pending", "Running", "Running", "image-created", "Success"}, eventsUntilSuccess(t, socket))
 	c.do("POST", "/1.0/images/aliases", map[string]any{"name": "a/b", "target": s.Images()[0].Fingerprint})
 	e := next(t, socket)
 	require.Equal(t, "image-alias-created", e.Metadata.Action)
@@ -91,14 +92,14 @@ func TestEventFaults(t *testing.T) {
 	socket := listen(t, s, "?type=operation")
 	fault := s.Inject(DuplicateEvents())
 	c.upload(UnifiedImage("1", 0))
-	require.Equal(t, []string{"Pending", "Pending", "Running", "Running", "Running", "Running", "Success"}, story(t, socket))
+	require.Equal(t, []string{"Pending", "Pending", "Running", "Running", "Running", "Running", "Success"}, eventsUntilSuccess(t, socket))
 	next(t, socket)
 	require.Equal(t, 4, fault.Fired())
 	fault.Remove()
 
 	s.Inject(ReorderEvents())
 	c.upload(UnifiedImage("2", 0))
-	require.Equal(t, []string{"Running", "Pending", "Success"}, story(t, socket))
+	require.Equal(t, []string{"Running", "Pending", "Success"}, eventsUntilSuccess(t, socket))
 	require.Equal(t, "Running", next(t, socket).Metadata.Status)
 
 	require.Equal(t, 1, s.Inject(DropEvents()).Fired())

@@ -13,7 +13,7 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// An upload, and what the server made of it.
+// An upload, and the resulting image.
 func Example() {
 	server := lxdtest.NewServer(nil)
 	defer server.Close()
@@ -41,7 +41,7 @@ func Example() {
 	// Output: true container lxdtest 0
 }
 
-// A download that breaks off twice and then works.
+// A download that is interrupted twice and then succeeds.
 func ExampleServer_Inject() {
 	server := lxdtest.NewServer(nil)
 	defer server.Close()
@@ -85,8 +85,8 @@ func ExampleDialect() {
 	// Output: LXD 6.9 400 Image download from client-specified URL is not supported
 }
 
-// Two servers in memory, one pulling from the other over TLS: no socket is
-// opened, and in the bubble no time passes.
+// TestTwoServersInMemory has one server pull from another over TLS, in a bubble
+// without sockets and without waiting.
 func TestTwoServersInMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := lxdtest.NewServer(&lxdtest.Options{InMemory: true})

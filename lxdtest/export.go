@@ -7,8 +7,8 @@ import (
 	"os"
 )
 
-// serveExport sends the file of a unified image with ranges, or the two files
-// of a split one as a form.
+// serveExport sends the file of a unified image, with support for Range, or the
+// two files of a split one as a form.
 func (s *Server) serveExport(w http.ResponseWriter, r *http.Request, name string) error {
 	s.mu.Lock()
 	img, err := s.visibleImage(r, name)
@@ -17,7 +17,7 @@ func (s *Server) serveExport(w http.ResponseWriter, r *http.Request, name string
 		return err
 	}
 	out := *img
-	// Opened under the lock, so that a deletion cannot come between.
+	// The files are opened under the lock, so that they cannot be deleted before.
 	files, err := openFiles(out.metadata, out.rootfs)
 	s.mu.Unlock()
 	if err != nil {
@@ -39,7 +39,7 @@ func (s *Server) serveExport(w http.ResponseWriter, r *http.Request, name string
 	header := w.Header()
 	header.Set("Content-Type", "application/octet-stream")
 	header.Set("Content-Disposition", "inline;filename="+out.key.fingerprint+out.suffix)
-	// ServeContent does Range, If-Range and Last-Modified.
+	// ServeContent implements Range, If-Range and Last-Modified.
 	http.ServeContent(w, r, "", out.uploaded, files[0])
 	return nil
 }
@@ -62,12 +62,13 @@ func openFiles(paths ...string) (files []*os.File, err error) {
 	return files, nil
 }
 
-// exportSplit sends a split image as a form of unknown length. What goes wrong
-// on the way is not told: the form still closes as if it were whole.
+// exportSplit sends a split image as a form of unknown length. Like the daemons
+// it does not report read errors: the form is completed nevertheless.
 func (s *Server) exportSplit(w http.ResponseWriter, r *http.Request, img *image, files []*os.File) {
 	form := multipart.NewWriter(w)
 	w.Header().Set("Content-Type", form.FormDataContentType())
-	// The header goes out at once: a form has no length, however short it is.
+	// Flushing prevents net/http from setting a length, which short forms would
+	// get.
 	_ = http.NewResponseController(w).Flush()
 	rootfs := "rootfs"
 	if img.kind == "virtual-machine" {

@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// get fetches a path; headers come in pairs.
+// get downloads a path; headers are name-value pairs.
 func (c *client) get(path string, headers ...string) (*http.Response, []byte, error) {
 	c.t.Helper()
 	req, err := http.NewRequestWithContext(c.t.Context(), "GET", c.base+path, nil)
@@ -60,7 +60,7 @@ func TestExportInRanges(t *testing.T) {
 	})
 }
 
-// parts reads a form.
+// parts returns the names and files of a form.
 func parts(t *testing.T, res *http.Response, body io.Reader) (names []string, files [][]byte) {
 	t.Helper()
 	_, params, err := mime.ParseMediaType(res.Header.Get("Content-Type"))
@@ -102,7 +102,7 @@ func TestSplitExport(t *testing.T) {
 	require.Equal(t, 1, fault.Fired())
 }
 
-func TestDeletionDuringAnExport(t *testing.T) {
+func TestDeleteDuringExport(t *testing.T) {
 	s := newTestServer(t, nil)
 	c := newClient(t, s)
 	file := UnifiedImage("x", 300_000)

@@ -12,14 +12,14 @@ import (
 	"time"
 )
 
-// kind tells faults apart.
+// kind is the kind of a fault.
 type kind int
 
 const (
 	kindCutResponse kind = iota
 	kindCutRequest
 	kindReset
-	kindLoseAnswer
+	kindLoseResponse
 	kindRefuse
 	kindStallHeaders
 	kindStallBody
@@ -42,8 +42,8 @@ const (
 	kindStallOperation
 )
 
-// Fault is something that goes wrong. The functions that return one say what;
-// On and Times say where and how often; Server.Inject makes it happen.
+// Fault is a failure to inject with Server.Inject. On and Times restrict where
+// and how often it occurs.
 type Fault struct {
 	name    string
 	kind    kind
@@ -57,24 +57,24 @@ type Fault struct {
 
 	method  string
 	pattern string
-	times   int // 0 for always
+	times   int // 0 for no limit
 }
 
 // String returns the name of the fault.
 func (f Fault) String() string { return f.name }
 
-// On restricts a fault to requests of a method and a path. An empty method is
-// any. The pattern is that of path.Match, held against the escaped path, so
-// that * stands for one segment: "/1.0/images/*/export". An empty pattern is
-// any path, and one that ends in /** any path below. Faults of events and of
-// operations are not about requests and ignore it.
+// On restricts a fault to requests with this method and path. An empty method
+// matches any. The pattern is matched by path.Match against the escaped path,
+// so that * stands for one segment: "/1.0/images/*/export". An empty pattern
+// matches any path, and one that ends in /** any path below it. Faults of
+// events and operations are not restricted by On.
 func (f Fault) On(method, pattern string) Fault {
 	f.method, f.pattern = method, pattern
 	return f
 }
 
-// WithHeader has the answers of Unavailable, TooManyRequests, Status and
-// EarlyAnswer carry a header.
+// WithHeader adds a header to the responses of Unavailable, TooManyRequests,
+// Status and EarlyResponse.
 func (f Fault) WithHeader(name, value string) Fault {
 	f.header = f.header.Clone()
 	if f.header == nil {
@@ -84,128 +84,128 @@ func (f Fault) WithHeader(name, value string) Fault {
 	return f
 }
 
-// Times has the fault fire n times and then no more. Without it, or with 0, it
-// fires until it is removed.
+// Times makes the fault fire at most n times. The default, and 0, is no limit:
+// it fires until it is removed.
 func (f Fault) Times(n int) Fault {
 	f.times = n
 	return f
 }
 
-// CutResponse resets the connection after n bytes of the answer's body. On TCP
-// the reset may overtake what the client has not read yet, so that fewer than n
-// bytes arrive; never more do.
+// CutResponse resets the connection after n bytes of the response body. Over
+// TCP the reset may overtake data that the client has not read yet, so that
+// fewer than n bytes arrive, but never more.
 func CutResponse(n int64) Fault { return Fault{name: "cut response", kind: kindCutResponse, bytes: n} }
 
-// CutRequest resets the connection after n bytes of the request's body.
+// CutRequest resets the connection after n bytes of the request body.
 func CutRequest(n int64) Fault { return Fault{name: "cut request", kind: kindCutRequest, bytes: n} }
 
-// Reset resets the connection as soon as the header of a request has arrived.
-// The server has done nothing.
+// Reset resets the connection as soon as the header of a request has arrived,
+// before the request is processed.
 func Reset() Fault { return Fault{name: "reset", kind: kindReset} }
 
-// LoseAnswer resets the connection in place of the answer. The server has done
-// what the request asked for.
-func LoseAnswer() Fault { return Fault{name: "lose answer", kind: kindLoseAnswer} }
+// LoseResponse processes the request and then resets the connection instead of
+// responding.
+func LoseResponse() Fault { return Fault{name: "lose response", kind: kindLoseResponse} }
 
-// Refuse has connections refused until it is removed. Connections that are
-// open stay so. It is not about requests: On and Times do nothing, and of the
-// attempts only those through DialContext are counted.
+// Refuse refuses new connections until it is removed. Open connections are not
+// affected. On and Times do not apply, and Fired counts only attempts through
+// DialContext.
 func Refuse() Fault { return Fault{name: "refuse", kind: kindRefuse} }
 
-// StallHeaders holds the answer back, header and all, until the handle's
-// Release or Remove; then the request is served.
+// StallHeaders delays the processing of the request until Injection.Release or
+// Remove.
 func StallHeaders() Fault { return Fault{name: "stall headers", kind: kindStallHeaders} }
 
-// StallResponse holds the answer back after n bytes of its body, until the
-// handle's Release or Remove.
+// StallResponse pauses the response after n bytes of its body until
+// Injection.Release or Remove.
 func StallResponse(n int64) Fault {
 	return Fault{name: "stall response", kind: kindStallBody, bytes: n}
 }
 
-// StallRequest stops reading after n bytes of the request's body, until the
-// handle's Release or Remove.
+// StallRequest stops reading after n bytes of the request body until
+// Injection.Release or Remove.
 func StallRequest(n int64) Fault {
 	return Fault{name: "stall request", kind: kindStallRequest, bytes: n}
 }
 
-// HalfOpen has the server vanish after n bytes of the answer's body without
-// closing the connection, as a host does that loses its power: nothing more is
-// read or answered on it, until the handle's Release or Remove closes it.
+// HalfOpen makes the server vanish after n bytes of the response body without
+// closing the connection, like a host that loses power: nothing more is read
+// from it or written to it until Injection.Release or Remove closes it.
 func HalfOpen(n int64) Fault { return Fault{name: "half-open", kind: kindHalfOpen, bytes: n} }
 
-// SlowLoris sends the answer a byte at a time with a pause after each.
+// SlowLoris sends the response byte by byte with a pause before each.
 func SlowLoris(pause time.Duration) Fault {
 	return Fault{name: "slow loris", kind: kindSlowLoris, pause: pause}
 }
 
-// Corrupt flips every bit of one byte of the answer's body.
+// Corrupt flips every bit of the byte at offset in the response body.
 func Corrupt(offset int64) Fault { return Fault{name: "corrupt", kind: kindCorrupt, bytes: offset} }
 
-// ShortLength leaves the last n bytes out of the answer's body and tells a
-// Content-Length to match, as if the answer were whole.
+// ShortLength omits the last n bytes of the response body and adjusts the
+// Content-Length, so that the response looks complete.
 func ShortLength(n int64) Fault { return Fault{name: "short length", kind: kindShort, bytes: n} }
 
-// Unavailable answers with 503, as a daemon that is starting.
+// Unavailable responds with 503, like a daemon that is starting.
 func Unavailable() Fault {
 	return Fault{name: "unavailable", kind: kindStatus, status: http.StatusServiceUnavailable, message: "LXD daemon not ready"}
 }
 
-// TooManyRequests answers with 429 and a Retry-After of whole seconds.
+// TooManyRequests responds with 429 and a Retry-After, rounded up to whole
+// seconds.
 func TooManyRequests(retryAfter time.Duration) Fault {
 	return Fault{name: "too many requests", kind: kindStatus, status: http.StatusTooManyRequests, message: "Too many requests", retry: retryAfter}
 }
 
-// Status answers with an error of this HTTP status and message.
+// Status responds with an error of this HTTP status and message.
 func Status(code int, message string) Fault {
 	return Fault{name: "status", kind: kindStatus, status: code, message: message}
 }
 
-// EarlyAnswer answers with an error after n bytes of the request's body and
-// does not read the rest.
-func EarlyAnswer(n int64, code int, message string) Fault {
-	return Fault{name: "early answer", kind: kindEarly, bytes: n, status: code, message: message}
+// EarlyResponse responds with an error after n bytes of the request body and does
+// not read the rest.
+func EarlyResponse(n int64, code int, message string) Fault {
+	return Fault{name: "early response", kind: kindEarly, bytes: n, status: code, message: message}
 }
 
-// TruncateRootfs cuts the root file system of an exported split image to its
-// first n bytes and closes the form properly, as the daemons do when they
-// cannot read on.
+// TruncateRootfs truncates the root file system of an exported split image to n
+// bytes and completes the form, as the daemons do if they fail to read it.
 func TruncateRootfs(n int64) Fault {
 	return Fault{name: "truncate rootfs", kind: kindTruncateRootfs, bytes: n}
 }
 
-// HTML answers 200 with a web page, as a captive portal does.
+// HTML responds with 200 and a web page, like a captive portal.
 func HTML() Fault { return Fault{name: "html", kind: kindHTML} }
 
-// EndlessJSON answers 200 with JSON that never ends.
+// EndlessJSON responds with 200 and JSON that never ends.
 func EndlessJSON() Fault { return Fault{name: "endless json", kind: kindEndless} }
 
-// Redirect answers with a redirection that keeps the method: 307.
+// Redirect responds with 307, a redirect that keeps the method.
 func Redirect(url string) Fault { return Fault{name: "redirect", kind: kindRedirect, url: url} }
 
-// RestartServer restarts the server as Server.Restart does, when n bytes of
-// the request's body have arrived; with 0, as soon as its header has. For a
-// moment connections are refused.
+// RestartServer restarts the server as Server.Restart does, once n bytes of the
+// request body have arrived; if n is 0, once its header has. For a moment
+// connections are refused.
 func RestartServer(n int64) Fault { return Fault{name: "restart", kind: kindRestart, bytes: n} }
 
 // DuplicateEvents sends each operation event twice.
 func DuplicateEvents() Fault { return Fault{name: "duplicate events", kind: kindDuplicate} }
 
-// ReorderEvents holds an operation event back until the next one was sent.
+// ReorderEvents sends an operation event after the next one, or after 100 ms.
 func ReorderEvents() Fault { return Fault{name: "reorder events", kind: kindReorder} }
 
-// DropEvents closes the event sockets: those that are open at once, and any
-// other after its next event.
+// DropEvents closes all open event sockets at once, and others after their next
+// event.
 func DropEvents() Fault { return Fault{name: "drop events", kind: kindDropEvents} }
 
-// ForgetOperations has operations forgotten as soon as they end.
+// ForgetOperations makes the server forget operations as soon as they end.
 func ForgetOperations() Fault { return Fault{name: "forget operations", kind: kindForget} }
 
-// StallOperations keeps the work of operations from beginning, until the
-// handle's Release or Remove. They are running meanwhile, and can be waited for.
+// StallOperations delays the work of operations until Injection.Release or
+// Remove. Meanwhile their status is running.
 func StallOperations() Fault { return Fault{name: "stall operations", kind: kindStallOperation} }
 
-// Injected is the handle of a fault that was injected.
-type Injected struct {
+// Injection is an injected fault.
+type Injection struct {
 	fault  Fault
 	server *Server
 
@@ -216,17 +216,17 @@ type Injected struct {
 }
 
 // Fired returns how often the fault has fired.
-func (i *Injected) Fired() int {
+func (i *Injection) Fired() int {
 	i.server.mu.Lock()
 	defer i.server.mu.Unlock()
 	return i.fired
 }
 
-// Release lets go of what stalls on the fault, now and from now on.
-func (i *Injected) Release() { i.once.Do(func() { close(i.released) }) }
+// Release ends all current stalls of the fault and prevents further ones.
+func (i *Injection) Release() { i.once.Do(func() { close(i.released) }) }
 
-// Remove ends the fault and lets go of what stalls on it.
-func (i *Injected) Remove() {
+// Remove ends the fault and its stalls.
+func (i *Injection) Remove() {
 	i.Release()
 	s := i.server
 	s.mu.Lock()
@@ -235,7 +235,7 @@ func (i *Injected) Remove() {
 		return
 	}
 	i.removed = true
-	s.faults = slices.DeleteFunc(s.faults, func(other *Injected) bool { return other == i })
+	s.faults = slices.DeleteFunc(s.faults, func(other *Injection) bool { return other == i })
 	if i.fault.kind != kindRefuse {
 		return
 	}
@@ -247,10 +247,10 @@ func (i *Injected) Remove() {
 	}
 }
 
-// Inject makes a fault happen from now on. Several faults may be there at
-// once; each request meets all that match it.
-func (s *Server) Inject(f Fault) *Injected {
-	i := &Injected{fault: f, server: s, released: make(chan struct{})}
+// Inject makes a fault occur from now on. Several faults can be injected at
+// once; each request is subject to all that match it.
+func (s *Server) Inject(f Fault) *Injection {
+	i := &Injection{fault: f, server: s, released: make(chan struct{})}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.faults = append(s.faults, i)
@@ -264,8 +264,8 @@ func (s *Server) Inject(f Fault) *Injected {
 	return i
 }
 
-// stopSockets closes the listeners of the real sockets; dialing them is then
-// refused by the system. The caller holds the lock.
+// stopSockets closes the listeners of the network sockets, so that the system
+// refuses connections. The caller holds the lock.
 func (s *Server) stopSockets() {
 	s.listeners = slices.DeleteFunc(s.listeners, func(l net.Listener) bool {
 		if _, ok := l.(*pipeListener); ok {
@@ -276,9 +276,9 @@ func (s *Server) stopSockets() {
 	})
 }
 
-// refuses tells whether connections are refused, and counts one; the caller
-// holds the lock.
-func (s *Server) refuses() bool {
+// refuseConn reports whether a connection must be refused, and if so counts it;
+// the caller holds the lock.
+func (s *Server) refuseConn() bool {
 	if s.refusing == 0 {
 		return false
 	}
@@ -290,18 +290,18 @@ func (s *Server) refuses() bool {
 	return true
 }
 
-// spent tells whether a fault has fired as often as it was to; the caller
-// holds the lock.
-func (i *Injected) spent() bool { return i.fault.times > 0 && i.fired >= i.fault.times }
+// exhausted reports whether a fault has fired as often as Times allows; the
+// caller holds the lock.
+func (i *Injection) exhausted() bool { return i.fault.times > 0 && i.fired >= i.fault.times }
 
-// fires counts one firing of a fault that is not about requests and tells
-// whether there is one; the caller holds the lock.
-func (s *Server) fires(k kind) bool { return s.firing(k) != nil }
+// fire reports whether a fault of this kind, which does not depend on requests,
+// must occur now, and if so counts it; the caller holds the lock.
+func (s *Server) fire(k kind) bool { return s.fireFault(k) != nil }
 
-// firing is fires, returning the fault.
-func (s *Server) firing(k kind) *Injected {
+// fireFault is like fire, but returns the fault, or nil.
+func (s *Server) fireFault(k kind) *Injection {
 	for _, i := range s.faults {
-		if i.fault.kind == k && !i.spent() {
+		if i.fault.kind == k && !i.exhausted() {
 			i.fired++
 			return i
 		}
@@ -309,14 +309,14 @@ func (s *Server) firing(k kind) *Injected {
 	return nil
 }
 
-// dropsSocket tells whether an event socket is to be closed after an event.
-func (s *Server) dropsSocket() bool {
+// dropEventSocket reports whether to close an event socket after an event.
+func (s *Server) dropEventSocket() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.fires(kindDropEvents)
+	return s.fire(kindDropEvents)
 }
 
-// matches tells whether a fault is about a request.
+// matches reports whether a fault applies to a request.
 func (f Fault) matches(r *http.Request) bool {
 	if f.kind == kindRefuse || f.kind >= kindDuplicate {
 		return false
@@ -335,18 +335,18 @@ func (f Fault) matches(r *http.Request) bool {
 	return err == nil && ok
 }
 
-// take returns the faults that a request meets.
-func (s *Server) take(r *http.Request) []*Injected {
+// faultsFor returns the faults that apply to a request, and counts them.
+func (s *Server) faultsFor(r *http.Request) []*Injection {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var met []*Injected
+	var matched []*Injection
 	for _, i := range s.faults {
-		if i.fault.matches(r) && !i.spent() {
+		if i.fault.matches(r) && !i.exhausted() {
 			i.fired++
-			met = append(met, i)
+			matched = append(matched, i)
 		}
 	}
-	return met
+	return matched
 }
 
 // abort breaks the request's connection and ends its handler.
@@ -357,9 +357,9 @@ func abort(r *http.Request) {
 	panic(http.ErrAbortHandler)
 }
 
-// wait blocks until a fault is released, the client is gone or the server
-// ends. It returns false if there is nobody left to answer.
-func (i *Injected) wait(r *http.Request) bool {
+// wait blocks until a fault is released. It returns false if the client
+// disconnects or the server stops first.
+func (i *Injection) wait(r *http.Request) bool {
 	select {
 	case <-i.released:
 		return true
@@ -368,5 +368,5 @@ func (i *Injected) wait(r *http.Request) bool {
 	}
 }
 
-// readFirst reads the beginning of a request's body.
+// readFirst reads the first n bytes of a request's body.
 func readFirst(body io.Reader, n int64) { _, _ = io.CopyN(io.Discard, body, n) }

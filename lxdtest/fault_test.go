@@ -34,7 +34,7 @@ func eachTransport(t *testing.T, test func(t *testing.T, s *Server, c *client)) 
 	})
 }
 
-func TestFaultsOfAnExport(t *testing.T) {
+func TestExportFaults(t *testing.T) {
 	file := UnifiedImage("x", 200_000)
 	broken := bytes.Clone(file)
 	broken[1234] ^= 0xff
@@ -42,12 +42,12 @@ func TestFaultsOfAnExport(t *testing.T) {
 		fault Fault
 		code  int // 0 for an error before the header
 		body  []byte
-		whole bool // without an error at the end of the body
+		whole bool // the body ends without an error
 	}{
 		{CutResponse(0), 200, nil, false},
 		{CutResponse(70_000), 200, file[:70_000], false},
 		{Reset(), 0, nil, false},
-		{LoseAnswer(), 0, nil, false},
+		{LoseResponse(), 0, nil, false},
 		{Corrupt(1234), 200, broken, true},
 		{ShortLength(100), 200, file[:len(file)-100], true},
 		{Unavailable(), 503, nil, true},
@@ -61,7 +61,7 @@ func TestFaultsOfAnExport(t *testing.T) {
 				require.NoError(t, err)
 				path := "/1.0/images/" + fingerprint + "/export"
 				handle := s.Inject(test.fault.On("GET", "/1.0/images/*/export").Times(1))
-				// On a new connection the client does not try again by itself.
+				// On a new connection the HTTP client does not retry.
 				res, body, err := c.get(path)
 				if test.code == 0 {
 					require.Error(t, err)
@@ -75,7 +75,8 @@ func TestFaultsOfAnExport(t *testing.T) {
 				if test.body != nil {
 					want := test.body
 					if strings.HasPrefix(c.base, "https:") && !test.whole {
-						// A reset overtakes what the client's kernel has no room for.
+						// A reset overtakes data that is beyond the client's
+						// receive buffer.
 						want = want[:min(len(body), len(want))]
 					}
 					require.True(t, bytes.Equal(want, body), "%d bytes", len(body))
@@ -103,11 +104,11 @@ func TestStalls(t *testing.T) {
 				got <- body
 			}()
 			require.Eventually(t, func() bool { return handle.Fired() == 1 }, 5*time.Second, time.Millisecond)
-			// Others are served meanwhile.
+			// Other requests are served meanwhile.
 			require.Equal(t, 200, c.do("GET", "/1.0/images/"+fingerprint, nil).HTTP)
 			select {
 			case <-got:
-				t.Fatal("the answer arrived in spite of the stall")
+				t.Fatal("the response arrived in spite of the stall")
 			default:
 			}
 			handle.Remove()
@@ -119,7 +120,7 @@ func TestStalls(t *testing.T) {
 func TestStalledUpload(t *testing.T) {
 	eachTransport(t, func(t *testing.T, s *Server, c *client) {
 		handle := s.Inject(StallRequest(5000).On("POST", "/1.0/images"))
-		done := make(chan *reply)
+		done := make(chan *apiResponse)
 		go func() { done <- c.do("POST", "/1.0/images", UnifiedImage("x", 500_000)) }()
 		upload := func() *Request {
 			for _, r := range s.Requests() {
@@ -176,7 +177,7 @@ func TestHalfOpenConnection(t *testing.T) {
 	})
 }
 
-func TestSlowLorisTakesItsTime(t *testing.T) {
+func TestSlowLoris(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestServer(t, &Options{InMemory: true})
 		s.Inject(SlowLoris(time.Second).On("GET", "/1.0/images").Times(1))
@@ -200,15 +201,15 @@ func TestRefusedConnections(t *testing.T) {
 	})
 }
 
-func TestEarlyAnswer(t *testing.T) {
+func TestEarlyResponse(t *testing.T) {
 	eachTransport(t, func(t *testing.T, s *Server, c *client) {
-		s.Inject(EarlyAnswer(1000, 507, "disk full").On("POST", "/1.0/images").Times(1))
+		s.Inject(EarlyResponse(1000, 507, "disk full").On("POST", "/1.0/images").Times(1))
 		file := UnifiedImage("x", 3_000_000)
 		req, err := http.NewRequestWithContext(t.Context(), "POST", c.base+"/1.0/images", io.MultiReader(bytes.NewReader(file)))
 		require.NoError(t, err)
 		res, err := c.http.Do(req)
-		// Whether the client sees the answer or the broken pipe is a race that
-		// real servers have too.
+		// Whether the client sees the response or the broken pipe is a race, as
+		// with real servers.
 		if err == nil {
 			require.Equal(t, 507, res.StatusCode)
 			require.NoError(t, res.Body.Close())
@@ -243,7 +244,7 @@ func TestRestartKeepsImages(t *testing.T) {
 	eachTransport(t, func(t *testing.T, s *Server, c *client) {
 		fingerprint := add(t, s, "x", &AddOptions{Aliases: []string{"a"}})
 		token := c.do("POST", "/1.0/images/"+fingerprint+"/secret", nil)
-		// On a used connection the client would ask again by itself.
+		// On a reused connection the HTTP client would retry.
 		c.http.CloseIdleConnections()
 		waiting := make(chan error)
 		go func() {
@@ -267,7 +268,7 @@ func TestRestartKeepsImages(t *testing.T) {
 	})
 }
 
-func TestRestartInTheMiddleOfAnUpload(t *testing.T) {
+func TestRestartDuringUpload(t *testing.T) {
 	eachTransport(t, func(t *testing.T, s *Server, c *client) {
 		handle := s.Inject(RestartServer(10_000).On("POST", "/1.0/images").Times(1))
 		file := UnifiedImage("x", 1_000_000)
@@ -285,7 +286,7 @@ func TestRestartInTheMiddleOfAnUpload(t *testing.T) {
 				_ = res.Body.Close()
 			}
 			return err == nil
-		}, 5*time.Second, time.Millisecond, "the server is up again")
+		}, 5*time.Second, time.Millisecond, "the server has restarted")
 		c.wait(c.do("POST", "/1.0/images", file))
 		require.Len(t, s.Images(), 1)
 	})
@@ -301,10 +302,10 @@ func TestForgetOperationsFault(t *testing.T) {
 	require.Len(t, s.Images(), 1)
 }
 
-func TestLoseAnswerHasDoneTheWork(t *testing.T) {
+func TestLoseResponseProcessesRequest(t *testing.T) {
 	eachTransport(t, func(t *testing.T, s *Server, c *client) {
 		fingerprint := add(t, s, "x", nil)
-		s.Inject(LoseAnswer().On("POST", "/1.0/images/aliases").Times(1))
+		s.Inject(LoseResponse().On("POST", "/1.0/images/aliases").Times(1))
 		res, err := c.http.Post(c.base+"/1.0/images/aliases", "application/json", strings.NewReader(`{"name":"a","target":"`+fingerprint+`"}`))
 		if err == nil {
 			_ = res.Body.Close()
@@ -328,7 +329,7 @@ func TestStalledOperation(t *testing.T) {
 	require.Len(t, s.Images(), 2)
 }
 
-func TestHeadersOfARefusal(t *testing.T) {
+func TestStatusWithHeader(t *testing.T) {
 	s := newTestServer(t, &Options{InMemory: true})
 	s.Inject(Status(401, "login").WithHeader("X-LXD-OIDC-issuer", "https://issuer"))
 	res, _, err := newClient(t, s).get("/1.0")
@@ -337,7 +338,7 @@ func TestHeadersOfARefusal(t *testing.T) {
 	require.Equal(t, "https://issuer", res.Header.Get("X-LXD-OIDC-issuer"))
 }
 
-func TestCancelOfADownload(t *testing.T) {
+func TestCancelDownload(t *testing.T) {
 	source := newTestServer(t, &Options{TLS: true})
 	s := newTestServer(t, &Options{InMemory: true})
 	c := newClient(t, s)

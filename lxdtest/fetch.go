@@ -13,15 +13,15 @@ import (
 	"time"
 )
 
-// httpClient returns a client for fetching from elsewhere. With a certificate,
-// given as PEM, only a server that has it or was signed by it is trusted; the
-// certificate is then all there is to trust, whatever its names.
+// httpClient returns a client for requests to other servers. If certificate, a
+// PEM certificate, is not empty, the client trusts only a server that has this
+// certificate, whatever its names, or one that was signed by it.
 func (s *Server) httpClient(certificate string) (*http.Client, error) {
 	config := &tls.Config{RootCAs: s.opts.RootCAs, MinVersion: tls.VersionTLS12}
 	if certificate != "" {
 		block, _ := pem.Decode([]byte(certificate))
 		if block == nil {
-			return nil, says("Invalid certificate")
+			return nil, daemonErrorf("Invalid certificate")
 		}
 		pinned, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
@@ -30,7 +30,7 @@ func (s *Server) httpClient(certificate string) (*http.Client, error) {
 		pool := x509.NewCertPool()
 		pool.AddCert(pinned)
 		config.RootCAs = pool
-		config.InsecureSkipVerify = true // VerifyConnection does it by hand.
+		config.InsecureSkipVerify = true // VerifyConnection verifies instead.
 		config.VerifyConnection = func(state tls.ConnectionState) error {
 			if state.PeerCertificates[0].Equal(pinned) {
 				return nil
@@ -49,19 +49,19 @@ func (s *Server) httpClient(certificate string) (*http.Client, error) {
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			c, err := s.opts.Dial(ctx, network, addr)
 			if err != nil {
-				return nil, says("Unable to connect to: %s ([%w])", addr, err)
+				return nil, daemonErrorf("Unable to connect to: %s ([%w])", addr, err)
 			}
 			return c, nil
 		},
 	}}, nil
 }
 
-// userAgent is how the server names itself to others.
+// userAgent returns the User-Agent of the server's own requests.
 func (s *Server) userAgent() string {
 	return s.familyName() + " " + s.traits.version + " (Linux; x86_64)"
 }
 
-// request sends a request on the server's own behalf.
+// request sends a request to another server.
 func (s *Server) request(ctx context.Context, client *http.Client, method, target string, header http.Header, body io.Reader) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, target, body)
 	if err != nil {
@@ -74,7 +74,7 @@ func (s *Server) request(ctx context.Context, client *http.Client, method, targe
 	return client.Do(req)
 }
 
-// fetch downloads a file into the spool.
+// fetch downloads a file and spools it.
 func (s *Server) fetch(ctx context.Context, op *operation, client *http.Client, target, what string) (*upload, error) {
 	s.allowCancel(op)
 	res, err := s.request(ctx, client, http.MethodGet, target, nil, nil)
@@ -83,13 +83,13 @@ func (s *Server) fetch(ctx context.Context, op *operation, client *http.Client, 
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
-		return nil, says("Unable to fetch %s: %s", target, res.Status)
+		return nil, daemonErrorf("Unable to fetch %s: %s", target, res.Status)
 	}
-	return s.receiveUnified(s.watch(op, what, res))
+	return s.receiveUnified(s.trackProgress(op, what, res))
 }
 
-// allowCancel lets an operation be cancelled, which a download can be once it
-// has begun.
+// allowCancel makes an operation cancellable. In the daemons a download is, once
+// it has begun.
 func (s *Server) allowCancel(op *operation) {
 	if op == nil {
 		return
@@ -99,13 +99,13 @@ func (s *Server) allowCancel(op *operation) {
 	op.mayCancel = true
 }
 
-// watch returns the body of a download whose progress the operation tells, at
-// every tenth part if the length is known.
-func (s *Server) watch(op *operation, what string, res *http.Response) io.Reader {
+// trackProgress returns the body of a download and reports its progress in the
+// operation, at every 10 % if the length is known.
+func (s *Server) trackProgress(op *operation, what string, res *http.Response) io.Reader {
 	return &progressReader{Reader: res.Body, server: s, op: op, what: what, total: res.ContentLength, begin: time.Now()}
 }
 
-// progressReader tells how far a download is.
+// progressReader reports the progress of a download.
 type progressReader struct {
 	io.Reader
 	server      *Server
@@ -116,7 +116,7 @@ type progressReader struct {
 	begin       time.Time
 }
 
-// Read reads and tells of each tenth part.
+// Read reads from the body and reports each 10 %.
 func (p *progressReader) Read(b []byte) (int, error) {
 	n, err := p.Reader.Read(b)
 	p.done += int64(n)
@@ -130,7 +130,7 @@ func (p *progressReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// setProgress says how far a download is, in the daemons' words.
+// setProgress sets the progress of an operation, in the daemons' format.
 func (s *Server) setProgress(op *operation, what string, percent int64, speed float64) {
 	text := fmt.Sprintf("%d%% (%.2fMB/s)", percent, speed/1e6)
 	if what != "" {
@@ -139,7 +139,7 @@ func (s *Server) setProgress(op *operation, what string, percent int64, speed fl
 	s.setMetadata(op, map[string]any{"download_progress": text})
 }
 
-// getJSON reads the metadata of an answer of another server.
+// getJSON decodes the metadata of another server's response to GET.
 func (s *Server) getJSON(ctx context.Context, client *http.Client, at string, value any) error {
 	res, err := s.request(ctx, client, http.MethodGet, at, nil, nil)
 	if err != nil {
@@ -154,11 +154,11 @@ func (s *Server) getJSON(ctx context.Context, client *http.Client, at string, va
 	}{value})
 }
 
-// remoteError is what another server refused.
+// remoteError returns the error in another server's response.
 func remoteError(res *http.Response) error {
-	var answer envelope
-	if err := readJSON(&http.Request{Body: res.Body}, &answer); err != nil || answer.Error == "" {
+	var response envelope
+	if err := readJSON(&http.Request{Body: res.Body}, &response); err != nil || response.Error == "" {
 		return errors.New(res.Status)
 	}
-	return fail(answer.ErrorCode, "%s", answer.Error)
+	return statusErrorf(response.ErrorCode, "%s", response.Error)
 }

@@ -9,7 +9,7 @@ import (
 
 // clause is one comparison of a filter.
 type clause struct {
-	or     bool // joined to the clauses before by or
+	or     bool // joined to the previous clauses by or, not by and
 	negate bool
 	field  string
 	equal  bool
@@ -17,11 +17,11 @@ type clause struct {
 	regex  *regexp.Regexp
 }
 
-func badFilter(why string) error { return says("Invalid filter: %s", why) }
+func badFilter(why string) error { return daemonErrorf("Invalid filter: %s", why) }
 
-// parseFilter parses a filter as the daemons do and returns what tells whether
-// an image passes it. A value is a regular expression for the whole text,
-// whatever the case of the letters.
+// parseFilter parses a filter as the daemons do and returns a function that
+// reports whether an image matches it. A value is a regular expression that
+// must match the whole field, ignoring case.
 func (s *Server) parseFilter(text string) (func(imageJSON) (bool, error), error) {
 	words, err := filterWords(text)
 	if err != nil {
@@ -59,14 +59,14 @@ func (s *Server) parseFilter(text string) (func(imageJSON) (bool, error), error)
 		case "ne":
 		default:
 			if s.traits.typedFilter {
-				return nil, says("Unsupported operation")
+				return nil, daemonErrorf("Unsupported operation")
 			}
-			// LXD 5.0.2 lets it pass and finds nothing.
+			// LXD 5.0.2 accepts an unknown operator and matches nothing.
 			c.value, c.equal = "\x00", true
 		}
 		c.regex, err = regexp.Compile("(?i)^(?:" + c.value + ")$")
 		if err != nil {
-			// What is no expression is compared as it stands.
+			// An invalid expression is compared literally.
 			c.regex = regexp.MustCompile("(?i)^" + regexp.QuoteMeta(c.value) + "$")
 		}
 		clauses = append(clauses, c)
@@ -99,7 +99,7 @@ func (s *Server) parseFilter(text string) (func(imageJSON) (bool, error), error)
 	}, nil
 }
 
-// fieldsOf returns an image as the fields that a filter names.
+// fieldsOf returns the fields of an image by their names in filters.
 func fieldsOf(img imageJSON) (map[string]any, error) {
 	data, err := json.Marshal(img)
 	if err != nil {
@@ -119,7 +119,7 @@ func (s *Server) matchClause(c clause, fields map[string]any) (bool, error) {
 		}
 	}
 	if !known && s.traits.typedFilter {
-		return false, says("Invalid type %q for field %q", "invalid", c.field)
+		return false, daemonErrorf("Invalid type %q for field %q", "invalid", c.field)
 	}
 	equal := false
 	switch value := value.(type) {
@@ -136,7 +136,7 @@ func (s *Server) matchClause(c clause, fields map[string]any) (bool, error) {
 	return equal != c.negate, nil
 }
 
-// filterWords splits a filter at spaces. Only a value that holds a space may
+// filterWords splits a filter at spaces. Only a value that contains a space can
 // be quoted: the daemons look for the closing quote in a later word.
 func filterWords(text string) ([]string, error) {
 	var words []string

@@ -7,8 +7,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The daemons speak HTTP/2 on https to those who ask for it; faults must work
-// there too, where one connection carries all requests.
+// TestFaultsOverHTTP2 checks that faults work over HTTP/2 too, which the daemons
+// support on https, and where one connection carries all requests.
 func TestFaultsOverHTTP2(t *testing.T) {
 	s := newTestServer(t, &Options{TLS: true})
 	c := newTLSClient(t, s, true)
@@ -17,7 +17,7 @@ func TestFaultsOverHTTP2(t *testing.T) {
 	fingerprint, err := s.AddImage(file, nil)
 	require.NoError(t, err)
 	path := "/1.0/images/" + fingerprint + "/export"
-	for _, fault := range []Fault{CutResponse(100_000), Reset(), LoseAnswer()} {
+	for _, fault := range []Fault{CutResponse(100_000), Reset(), LoseResponse()} {
 		handle := s.Inject(fault.On("GET", "/1.0/images/*/export"))
 		_, body, err := c.get(path)
 		require.Error(t, err, fault)

@@ -12,15 +12,16 @@ import (
 	"time"
 )
 
-// imageDate is the creation date inside every image made here. It is fixed, so
-// that the same seed gives the same fingerprint on every run.
+// imageDate is the creation date in every generated image. It is fixed, so that
+// the same seed yields the same fingerprint on every run.
 var imageDate = time.Date(2024, time.January, 1, 0, 0, 0, 0, time.UTC)
 
-// UnifiedImage returns a small valid image of a container in one tarball:
-// metadata.yaml and rootfs. The same seed and size give the same bytes with
-// every version of Go: the tarball is not compressed. An incompressible file in
-// rootfs brings it to about size bytes; size 0 gives the smallest image there
-// is. Its properties are os=lxdtest, release=1, description and seed.
+// UnifiedImage returns a small valid container image in one tarball:
+// metadata.yaml and rootfs. The tarball is not compressed, so that the same
+// seed and size yield the same bytes with every version of Go. An
+// incompressible file in rootfs pads it to about size bytes; size 0 yields the
+// smallest image. Its properties are os=lxdtest, release=1, description and
+// seed.
 func UnifiedImage(seed string, size int64) []byte {
 	var buf bytes.Buffer
 	buf.Grow(int(size) + 4096)
@@ -29,15 +30,15 @@ func UnifiedImage(seed string, size int64) []byte {
 	return buf.Bytes()
 }
 
-// WriteUnifiedImage writes to w what UnifiedImage returns, in constant memory,
-// for images too large to hold.
+// WriteUnifiedImage writes the image that UnifiedImage returns to w, in
+// constant memory, for images too large for memory.
 func WriteUnifiedImage(w io.Writer, seed string, size int64) error {
 	return writeTarball(w, seed, size, true, true)
 }
 
-// SplitImage returns a small valid image of a container in two files, the
-// metadata tarball and the root file system, with its padding in the latter.
-// Its fingerprint is the SHA-256 of the first followed by the second.
+// SplitImage returns a small valid container image in two files, the metadata
+// tarball and the root file system, which has the padding. The fingerprint is
+// the SHA-256 of the first followed by the second.
 func SplitImage(seed string, size int64) (metadata, rootfs []byte) {
 	var meta, root bytes.Buffer
 	_ = writeTarball(&meta, seed, 0, true, false)
@@ -46,9 +47,9 @@ func SplitImage(seed string, size int64) (metadata, rootfs []byte) {
 	return meta.Bytes(), root.Bytes()
 }
 
-// VMImage returns a small valid image of a virtual machine: the metadata
-// tarball and an empty qcow2 disk of 1 MiB, padded to about size bytes. The
-// disk goes into the upload's part named rootfs.img.
+// VMImage returns a small valid virtual machine image: the metadata tarball and
+// an empty qcow2 disk of 1 MiB, padded to about size bytes. In an upload the
+// disk is the part named rootfs.img.
 func VMImage(seed string, size int64) (metadata, disk []byte) {
 	var meta bytes.Buffer
 	_ = writeTarball(&meta, seed, 0, true, false)
@@ -61,9 +62,9 @@ func VMImage(seed string, size int64) (metadata, disk []byte) {
 	return meta.Bytes(), disk
 }
 
-// Fingerprint returns the fingerprint of an image made of these files: the
-// SHA-256 of the only file of a unified image, or of the metadata followed by
-// the root file system of a split one.
+// Fingerprint returns the fingerprint of an image that consists of these files:
+// the SHA-256 of the only file of a unified image, or of the metadata followed
+// by the root file system of a split one.
 func Fingerprint(files ...[]byte) string {
 	hash := sha256.New()
 	for _, file := range files {
@@ -72,14 +73,14 @@ func Fingerprint(files ...[]byte) string {
 	return hex.EncodeToString(hash.Sum(nil))
 }
 
-// metadataYAML is the metadata.yaml of an image made here.
+// metadataYAML returns the metadata.yaml of a generated image.
 func metadataYAML(seed string) string {
 	return fmt.Sprintf("architecture: x86_64\ncreation_date: %d\nproperties:\n"+
 		"  architecture: x86_64\n  description: Test image %s\n  os: lxdtest\n  release: \"1\"\n  seed: %q\n",
 		imageDate.Unix(), yamlPlain(seed), seed)
 }
 
-// yamlPlain keeps the characters of s that may stand in a plain YAML scalar.
+// yamlPlain removes the characters of s that are unsafe in a plain YAML scalar.
 func yamlPlain(s string) string {
 	kept := make([]rune, 0, len(s))
 	for _, r := range s {
@@ -90,9 +91,9 @@ func yamlPlain(s string) string {
 	return string(kept)
 }
 
-// writeTarball writes a tarball with the metadata, with a root file system, or
-// with both. It is not compressed: what a compressor makes of the same input
-// changes from one version of Go to the next.
+// writeTarball writes a tarball with the metadata, a root file system, or both.
+// It is not compressed: the output of a compressor depends on the version of
+// Go.
 func writeTarball(w io.Writer, seed string, size int64, metadata, rootfs bool) error {
 	out := tar.NewWriter(w)
 	if metadata {
@@ -102,7 +103,7 @@ func writeTarball(w io.Writer, seed string, size int64, metadata, rootfs bool) e
 		}
 	}
 	if rootfs {
-		// In a root file system of its own the files are at the top.
+		// A root file system without metadata has its files at the top level.
 		prefix := ""
 		if metadata {
 			prefix = "rootfs/"
@@ -124,7 +125,7 @@ func writeTarball(w io.Writer, seed string, size int64, metadata, rootfs bool) e
 	return out.Close()
 }
 
-// addFile adds one regular file with the first size bytes of content.
+// addFile adds a regular file with the first size bytes of content.
 func addFile(out *tar.Writer, name string, content io.Reader, size int64) error {
 	header := &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: size, ModTime: imageDate, Format: tar.FormatPAX}
 	if err := out.WriteHeader(header); err != nil {
@@ -134,14 +135,15 @@ func addFile(out *tar.Writer, name string, content io.Reader, size int64) error 
 	return err
 }
 
-// noise returns endless incompressible bytes, the same for the same seed.
+// noise returns an endless stream of incompressible bytes, the same for the
+// same seed.
 func noise(seed string) io.Reader {
 	return rand.NewChaCha8(sha256.Sum256([]byte(seed)))
 }
 
-// emptyDisk returns a valid qcow2 file of version 3 that holds an empty disk
-// of 1 MiB. Its four clusters of 512 bytes are the header, the reference table,
-// one reference block and the first-level table.
+// emptyDisk returns a valid qcow2 file, version 3, of an empty disk of 1 MiB.
+// Its four clusters of 512 bytes are the header, the refcount table, one
+// refcount block and the L1 table.
 func emptyDisk() []byte {
 	const cluster = 512
 	disk := make([]byte, 4*cluster)
@@ -151,11 +153,11 @@ func emptyDisk() []byte {
 	put32(4, 3)          // version
 	put32(20, 9)         // cluster bits
 	put64(24, 1<<20)     // virtual size
-	put32(36, 32)        // entries in the first-level table: 1 MiB / (64 × 512)
-	put64(40, 3*cluster) // where it is
-	put64(48, cluster)   // the reference table
-	put32(56, 1)         // its clusters
-	put32(96, 4)         // reference counts of 16 bits
+	put32(36, 32)        // entries in the L1 table: 1 MiB / (64 × 512)
+	put64(40, 3*cluster) // offset of the L1 table
+	put64(48, cluster)   // offset of the refcount table
+	put32(56, 1)         // clusters of the refcount table
+	put32(96, 4)         // refcounts of 16 bits
 	put32(100, 104)      // header length
 	put64(cluster, 2*cluster)
 	for i := range 4 {

@@ -14,7 +14,7 @@ func TestImagesAreDeterministic(t *testing.T) {
 	require.Equal(t, Fingerprint(append(bytes.Clone(meta), root...)), Fingerprint(meta, root))
 }
 
-func TestImagesHaveTheirSize(t *testing.T) {
+func TestImageSizes(t *testing.T) {
 	for _, size := range []int64{50_000, 1 << 20} {
 		_, root := SplitImage("s", size)
 		_, disk := VMImage("s", size)
@@ -25,7 +25,7 @@ func TestImagesHaveTheirSize(t *testing.T) {
 	require.Less(t, len(UnifiedImage("s", 0)), 4096)
 }
 
-func TestAwkwardSeedsMakeValidMetadata(t *testing.T) {
+func TestUnusualSeeds(t *testing.T) {
 	for _, seed := range []string{"", "a: b", "日本", "x\ny", `"quoted" \ back`} {
 		s := newTestServer(t, &Options{InMemory: true})
 		fingerprint, err := s.AddImage(UnifiedImage(seed, 0), nil)

@@ -12,8 +12,8 @@ import (
 // imageKey names an image: the same content may be in several projects.
 type imageKey struct{ project, fingerprint string }
 
-// image is an image as the server has it. The server's lock guards it; its
-// files never change.
+// image is an image of the server. The server's lock guards it; its files never
+// change.
 type image struct {
 	key          imageKey
 	filename     string
@@ -26,15 +26,15 @@ type image struct {
 	properties   map[string]string
 	profiles     []string
 	expires      time.Time
-	zeroExpiry   bool // its expiry was set to zero by a token: written so by all
+	zeroExpiry   bool // the expiry is explicitly zero, which all dialects encode as such
 	created      time.Time
 	lastUsed     time.Time
 	uploaded     time.Time
 	source       *updateSource
 
-	metadata string // the path of the only file, or of the metadata
+	metadata string // the path of the only file or of the metadata tarball
 	rootfs   string // the path of the root file system of a split image
-	suffix   string // the extension of an exported file name
+	suffix   string // the extension of the exported file's name
 }
 
 // updateSource is where an image was downloaded from.
@@ -112,9 +112,8 @@ func (s *Server) renderImageWith(img *image, aliases []imageAliasJSON) imageJSON
 	return out
 }
 
-// imageETag is the ETag of an image; the caller holds the lock. Like that of the
-// daemons it knows nothing of profiles and expiry: a change of these alone keeps
-// it.
+// imageETag returns the ETag of an image; the caller holds the lock. As in the
+// daemons, it does not depend on profiles and expiry.
 func imageETag(img *image) string {
 	return etagOf([]any{img.public, img.autoUpdate, img.properties})
 }
@@ -137,14 +136,14 @@ func (s *Server) sortedImages(project string, all bool) []*image {
 	return list
 }
 
-// findImage returns the image that a fingerprint or a prefix of one names; the
+// findImage returns the image with a fingerprint or a fingerprint prefix; the
 // caller holds the lock.
 func (s *Server) findImage(project, prefix string) (*image, error) {
 	if img := s.images[imageKey{project, prefix}]; img != nil {
 		return img, nil
 	}
 	if len(prefix) < s.traits.shortestPrefix {
-		return nil, fail(http.StatusBadRequest, "Image fingerprint prefix must contain %d characters or more", s.traits.shortestPrefix)
+		return nil, statusErrorf(http.StatusBadRequest, "Image fingerprint prefix must contain %d characters or more", s.traits.shortestPrefix)
 	}
 	var found *image
 	for key, img := range s.images {
@@ -152,7 +151,7 @@ func (s *Server) findImage(project, prefix string) (*image, error) {
 			continue
 		}
 		if found != nil {
-			return nil, s.ambiguous(prefix)
+			return nil, errAmbiguous
 		}
 		found = img
 	}
@@ -162,13 +161,9 @@ func (s *Server) findImage(project, prefix string) (*image, error) {
 	return found, nil
 }
 
-// ambiguous is the refusal of a prefix that several images have.
-func (s *Server) ambiguous(string) error {
-	return fail(http.StatusInternalServerError, "More than one image matches")
-}
-
-// visibleImage returns an image for a caller: a trusted one sees all, another
-// the public ones and those whose secret it knows; the caller holds the lock.
+// visibleImage returns an image if the client may see it: a trusted client sees
+// all, others see public images and those whose secret they present; the caller
+// holds the lock.
 func (s *Server) visibleImage(r *http.Request, name string) (*image, error) {
 	project, err := s.imageProject(r)
 	if err != nil {
@@ -176,29 +171,30 @@ func (s *Server) visibleImage(r *http.Request, name string) (*image, error) {
 	}
 	img, err := s.findImage(project, name)
 	if errors.Is(err, errNoImage) && s.traits.family == "incus" {
-		return nil, fail(http.StatusNotFound, "Image %q not found", name)
+		return nil, statusErrorf(http.StatusNotFound, "Image %q not found", name)
 	}
 	if err != nil {
 		return nil, err
 	}
-	if s.trusts(r) || img.public || s.secretOpens(r.URL.Query().Get("secret"), img) {
+	if s.trusts(r) || img.public || s.secretAllows(r.URL.Query().Get("secret"), img) {
 		return img, nil
 	}
-	return nil, fail(http.StatusNotFound, "Image %q not found", name)
+	return nil, statusErrorf(http.StatusNotFound, "Image %q not found", name)
 }
 
-// secretOpens uses up a secret if it belongs to the image; it goes on opening
-// it until the token is forgotten. The caller holds the lock.
-func (s *Server) secretOpens(secret string, img *image) bool {
-	op := s.tokenWith(secret)
+// secretAllows reports whether a secret gives access to the image, and marks it
+// as used; it remains valid until the token is forgotten. The caller holds the
+// lock.
+func (s *Server) secretAllows(secret string, img *image) bool {
+	op := s.findToken(secret)
 	if op == nil || op.project != img.key.project || !slices.Contains(op.resources["images"], "/1.0/images/"+img.key.fingerprint) {
 		return false
 	}
-	s.useUp(op)
+	s.consumeToken(op)
 	return true
 }
 
-// serveImages lists the images.
+// serveImages handles GET of the list of images.
 func (s *Server) serveImages(w http.ResponseWriter, r *http.Request) error {
 	query := r.URL.Query()
 	full := query.Get("recursion") == "1"
@@ -212,11 +208,11 @@ func (s *Server) serveImages(w http.ResponseWriter, r *http.Request) error {
 	}
 	all := query.Get("all-projects") == "true" && s.has("images_all_projects")
 	if all && query.Get("project") != "" {
-		return fail(http.StatusBadRequest, "Cannot specify a project when requesting all projects")
+		return statusErrorf(http.StatusBadRequest, "Cannot specify a project when requesting all projects")
 	}
 	var found []imageJSON
 	trusted := s.trusts(r)
-	err = s.locked(func() error {
+	err = s.withLock(func() error {
 		project, err := s.imageProject(r)
 		if err != nil {
 			return err
@@ -251,7 +247,7 @@ func (s *Server) serveImages(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// imageURL is the URL of an image in answers.
+// imageURL returns the URL of an image, for responses.
 func imageURL(key imageKey) string {
 	url := "/1.0/images/" + key.fingerprint
 	if key.project != defaultProject {
@@ -260,11 +256,11 @@ func imageURL(key imageKey) string {
 	return url
 }
 
-// serveImage answers GET of one image.
+// serveImage handles GET of one image.
 func (s *Server) serveImage(w http.ResponseWriter, r *http.Request, name string) error {
 	var etag string
 	var out imageJSON
-	err := s.locked(func() error {
+	err := s.withLock(func() error {
 		img, err := s.visibleImage(r, name)
 		if err != nil {
 			return err
@@ -279,11 +275,10 @@ func (s *Server) serveImage(w http.ResponseWriter, r *http.Request, name string)
 	return nil
 }
 
-// addImage takes a finished image into the store and gives it its aliases; the
-// caller holds the lock.
+// addImage adds a complete image to the store; the caller holds the lock.
 func (s *Server) addImage(op *operation, img *image) error {
 	if op != nil && (op.dropped || op.status != statusRunning) {
-		return errDropped
+		return errRestarted
 	}
 	if s.images[img.key] != nil {
 		return errDuplicate
@@ -292,9 +287,9 @@ func (s *Server) addImage(op *operation, img *image) error {
 	return nil
 }
 
-var errDuplicate = says("Image with same fingerprint already exists")
+var errDuplicate = daemonErrorf("Image with same fingerprint already exists")
 
-// serveSecret makes a secret for a private image: a token operation that runs
+// serveSecret creates a secret for a private image: a token operation that runs
 // until it is cancelled.
 func (s *Server) serveSecret(w http.ResponseWriter, r *http.Request, name string) error {
 	s.mu.Lock()
@@ -311,9 +306,9 @@ func (s *Server) serveSecret(w http.ResponseWriter, r *http.Request, name string
 		map[string][]string{"images": {"/1.0/images/" + img.key.fingerprint}},
 		map[string]any{"secret": newSecret()})
 	op.mayCancel = true
-	answer := s.render(op)
+	response := s.render(op)
 	s.mu.Unlock()
 	s.publishLifecycle(r, "image-secret-created", imageURL(img.key), project, nil)
-	writeOperation(w, answer)
+	writeOperation(w, response)
 	return nil
 }

@@ -17,7 +17,7 @@ type imagePut struct {
 	Profiles   []string          `json:"profiles"`
 }
 
-// servePutImage replaces what may be changed in an image.
+// servePutImage replaces the changeable attributes of an image.
 func (s *Server) servePutImage(w http.ResponseWriter, r *http.Request, name string) error {
 	return s.changeImage(w, r, name, func(img *image, put imagePut) error {
 		profiles := put.Profiles
@@ -25,7 +25,7 @@ func (s *Server) servePutImage(w http.ResponseWriter, r *http.Request, name stri
 			profiles = []string{"default"}
 		}
 		if err := s.checkProfiles(img.key.project, profiles); err != nil {
-			return fail(s.traits.badProfile, "%v", err)
+			return statusErrorf(s.traits.badProfile, "%v", err)
 		}
 		img.public = put.Public != nil && *put.Public
 		img.autoUpdate = put.AutoUpdate != nil && *put.AutoUpdate
@@ -38,8 +38,8 @@ func (s *Server) servePutImage(w http.ResponseWriter, r *http.Request, name stri
 	})
 }
 
-// servePatchImage changes what the body names; expiry and profiles are ignored
-// as the daemons do.
+// servePatchImage changes the attributes that are in the body; like the daemons
+// it ignores expiry and profiles.
 func (s *Server) servePatchImage(w http.ResponseWriter, r *http.Request, name string) error {
 	return s.changeImage(w, r, name, func(img *image, put imagePut) error {
 		if put.Public != nil {
@@ -55,7 +55,7 @@ func (s *Server) servePatchImage(w http.ResponseWriter, r *http.Request, name st
 	})
 }
 
-// changeImage does what PUT and PATCH have in common.
+// changeImage is the common part of PUT and PATCH.
 func (s *Server) changeImage(w http.ResponseWriter, r *http.Request, name string, change func(*image, imagePut) error) error {
 	s.mu.Lock()
 	project, err := s.imageProject(r)
@@ -70,7 +70,7 @@ func (s *Server) changeImage(w http.ResponseWriter, r *http.Request, name string
 	if err != nil {
 		return err
 	}
-	// The body is read without the lock: it may never come.
+	// The body is read without the lock: it may never arrive.
 	var put imagePut
 	if err := readJSON(r, &put); err != nil {
 		return err
@@ -94,16 +94,17 @@ func (s *Server) changeImage(w http.ResponseWriter, r *http.Request, name string
 	return nil
 }
 
-// checkPublic refuses public images where the dialect has none; the caller
-// holds the lock.
+// checkPublic refuses public images where the dialect does not allow them; the
+// caller holds the lock.
 func (s *Server) checkPublic(project string, public bool) error {
 	if public && !s.traits.publicAnywhere && project != defaultProject {
-		return fail(http.StatusBadRequest, "Images can only be public in the default project")
+		return statusErrorf(http.StatusBadRequest, "Images can only be public in the default project")
 	}
 	return nil
 }
 
-// withoutEmpty copies a map without its empty values: setting "" deletes.
+// withoutEmpty copies a map without its empty values: setting a property to ""
+// deletes it.
 func withoutEmpty(properties map[string]string) map[string]string {
 	kept := map[string]string{}
 	for key, value := range properties {
@@ -147,7 +148,7 @@ func (s *Server) deleteImage(op *operation, img *image) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if op != nil && op.dropped {
-		return errDropped
+		return errRestarted
 	}
 	if s.images[img.key] != img {
 		return errNoImage
@@ -160,8 +161,8 @@ func (s *Server) deleteImage(op *operation, img *image) error {
 	return nil
 }
 
-// removeFiles removes the files of an image; one that is being exported stays
-// readable. The caller holds the lock.
+// removeFiles removes the files of an image that no other image shares; exports
+// in progress can still read them. The caller holds the lock.
 func (s *Server) removeFiles(img *image) {
 	for _, path := range []string{img.metadata, img.rootfs} {
 		if path == "" {
@@ -172,7 +173,7 @@ func (s *Server) removeFiles(img *image) {
 			shared = shared || other != img && (other.metadata == path || other.rootfs == path)
 		}
 		if !shared {
-			// On Windows an open file stays until the server is closed.
+			// On Windows this fails for an open file, which Close removes.
 			_ = os.Remove(path)
 		}
 	}

@@ -28,7 +28,7 @@ func TestPrefixes(t *testing.T) {
 	full := s.Images()[0].Fingerprint
 	require.Equal(t, 200, c.do("GET", "/1.0/images/"+full[:20], nil).HTTP)
 	require.Equal(t, 404, c.do("GET", "/1.0/images/zz", nil).HTTP)
-	// Of 17 fingerprints two begin with the same digit.
+	// At least two of 17 fingerprints begin with the same digit.
 	codes := map[int]bool{}
 	for _, digit := range "0123456789abcdef" {
 		codes[c.do("GET", "/1.0/images/"+string(digit), nil).HTTP] = true
@@ -72,7 +72,7 @@ func TestPutAndPatch(t *testing.T) {
 	})
 }
 
-func TestTimesThatMeanNever(t *testing.T) {
+func TestNeverExpires(t *testing.T) {
 	for d, want := range map[Dialect]string{LXD50: "1970-01-01T00:00:00Z", Incus60: "0001-01-01T00:00:00Z"} {
 		s := newTestServer(t, &Options{Dialect: d, InMemory: true})
 		got := newClient(t, s).do("GET", "/1.0/images/"+add(t, s, "x", nil), nil)

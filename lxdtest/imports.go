@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// imagesPost is the body of a creation from a source.
+// imagesPost is the JSON body of a request to create an image from a source.
 type imagesPost struct {
 	AutoUpdate  bool              `json:"auto_update"`
 	Properties  map[string]string `json:"properties"`
@@ -21,7 +21,7 @@ type imagesPost struct {
 	Aliases     []imageAliasJSON  `json:"aliases"`
 }
 
-// imagesSource is where an image is to come from.
+// imagesSource is the source of a new image.
 type imagesSource struct {
 	Alias       string `json:"alias"`
 	Certificate string `json:"certificate"`
@@ -38,10 +38,9 @@ type imagesSource struct {
 	Registry    string `json:"image_registry"`
 }
 
-var errBadSource = fail(http.StatusInternalServerError, "Invalid images JSON")
+var errBadSource = statusErrorf(http.StatusInternalServerError, "Invalid images JSON")
 
-// serveCreateFrom makes an image from the source that the JSON of a request
-// names.
+// serveCreateFrom creates an image from the source in a JSON body.
 func (s *Server) serveCreateFrom(w http.ResponseWriter, r *http.Request, project string) error {
 	if !s.trusts(r) {
 		return errForbidden
@@ -52,7 +51,7 @@ func (s *Server) serveCreateFrom(w http.ResponseWriter, r *http.Request, project
 	}
 	source := post.Source
 	if source == nil {
-		// The daemons' handler fails on it and the connection with the handler.
+		// The daemons' handler panics, which breaks the connection.
 		abort(r)
 	}
 	s.mu.Lock()
@@ -75,18 +74,18 @@ func (s *Server) serveCreateFrom(w http.ResponseWriter, r *http.Request, project
 		}
 	case "url":
 		if !s.traits.urlImport {
-			return fail(http.StatusBadRequest, "Image download from client-specified URL is not supported")
+			return statusErrorf(http.StatusBadRequest, "Image download from client-specified URL is not supported")
 		}
 		run = func(ctx context.Context, op *operation) (*image, error) {
 			return s.importURL(ctx, r, op, project, post)
 		}
 	case "instance", "container", "virtual-machine", "snapshot":
-		prepared, err := s.preparePublish(r, source)
+		inst, err := s.preparePublish(r, source)
 		if err != nil {
 			return err
 		}
 		run = func(ctx context.Context, op *operation) (*image, error) {
-			return s.publishInstance(ctx, r, op, project, post, prepared)
+			return s.publishInstance(ctx, r, op, project, post, inst)
 		}
 	default:
 		return errBadSource
@@ -105,7 +104,7 @@ func (s *Server) serveCreateFrom(w http.ResponseWriter, r *http.Request, project
 	return nil
 }
 
-// addAliases names an image that a creation from a source has made or found.
+// addAliases adds aliases to an image; it fails if one exists already.
 func (s *Server) addAliases(r *http.Request, op *operation, img *image, aliases []imageAliasJSON) error {
 	for _, a := range aliases {
 		key := aliasKey{img.key.project, a.Name}
@@ -113,23 +112,23 @@ func (s *Server) addAliases(r *http.Request, op *operation, img *image, aliases 
 		switch {
 		case op != nil && op.dropped:
 			s.mu.Unlock()
-			return errDropped
+			return errRestarted
 		case s.aliases[key] != nil:
 			s.mu.Unlock()
 			return aliasTaken(a.Name)
 		}
-		s.giveAliases(img, []imageAliasJSON{a})
+		s.setAliases(img, []imageAliasJSON{a})
 		s.mu.Unlock()
 		s.publishLifecycle(r, "image-alias-created", s.aliasURL(key), key.project, map[string]any{"target": img.key.fingerprint})
 	}
 	return nil
 }
 
-// importURL does a creation from a URL: HEAD tells the fingerprint and the
-// place, GET brings the image.
+// importURL creates an image from a URL: the response to HEAD has the image's
+// fingerprint and URL in its headers, from which GET downloads it.
 func (s *Server) importURL(ctx context.Context, r *http.Request, op *operation, project string, post imagesPost) (*image, error) {
 	if post.Source.URL == "" {
-		return nil, says("Missing URL")
+		return nil, daemonErrorf("Missing URL")
 	}
 	client, err := s.httpClient("")
 	if err != nil {
@@ -144,30 +143,30 @@ func (s *Server) importURL(ctx context.Context, r *http.Request, op *operation, 
 		return nil, err
 	}
 	_ = res.Body.Close()
-	// The daemons look at the headers alone, whatever the status.
-	fingerprint, place := res.Header.Get(prefix+"Image-Hash"), res.Header.Get(prefix+"Image-URL")
+	// The daemons ignore the status and check only the headers.
+	fingerprint, location := res.Header.Get(prefix+"Image-Hash"), res.Header.Get(prefix+"Image-URL")
 	if fingerprint == "" {
-		return nil, says("Missing %sImage-Hash header", prefix)
+		return nil, daemonErrorf("Missing %sImage-Hash header", prefix)
 	}
-	if place == "" {
-		return nil, says("Missing %sImage-URL header", prefix)
+	if location == "" {
+		return nil, daemonErrorf("Missing %sImage-URL header", prefix)
 	}
 	if img := s.existing(project, fingerprint); img != nil {
-		return s.adopt(op, img, post)
+		return s.useExisting(op, img, post)
 	}
-	u, err := s.fetch(ctx, op, client, place, "")
+	u, err := s.fetch(ctx, op, client, location, "")
 	if err != nil {
 		return nil, err
 	}
 	if u.fingerprint != fingerprint {
 		u.discard()
-		return nil, says("Hash mismatch for %q: %s != %s", place, u.fingerprint, fingerprint)
+		return nil, daemonErrorf("Hash mismatch for %q: %s != %s", location, u.fingerprint, fingerprint)
 	}
-	return s.keep(r, op, u, project, post, nil)
+	return s.storeDownload(r, op, u, project, post, nil)
 }
 
-// existing returns the image of a project that a fingerprint or a prefix
-// names, or nil.
+// existing returns the image of a project with a fingerprint or a prefix of it,
+// or nil.
 func (s *Server) existing(project, fingerprint string) *image {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -181,9 +180,9 @@ func (s *Server) existing(project, fingerprint string) *image {
 	return img
 }
 
-// adopt is what an import does when the image is there already: it succeeds,
-// and what the request asks for is set on the image.
-func (s *Server) adopt(op *operation, img *image, post imagesPost) (*image, error) {
+// useExisting completes an import whose image already exists: it sets the
+// requested attributes on that image.
+func (s *Server) useExisting(op *operation, img *image, post imagesPost) (*image, error) {
 	s.mu.Lock()
 	err := s.override(img, post)
 	s.mu.Unlock()
@@ -194,18 +193,19 @@ func (s *Server) adopt(op *operation, img *image, post imagesPost) (*image, erro
 	return img, nil
 }
 
-// aliasTaken is the failure of an operation that cannot name its image.
+// aliasTaken returns the error of an operation that cannot add an alias.
 func aliasTaken(name string) error {
-	return says("Alias already exists: %s", name)
+	return daemonErrorf("Alias already exists: %s", name)
 }
 
-// overrides tells whether a request sets anything on the image that it
-// imports. If so the daemons set the file name too, even to nothing.
+// overrides reports whether a request sets attributes of the image that it
+// imports. If so, the daemons set the file name too, even if it is empty.
 func (p *imagesPost) overrides() bool {
 	return p.Public || p.AutoUpdate || p.Filename != "" || len(p.Properties) > 0 || len(p.Profiles) > 0
 }
 
-// override sets on an image what a request asks for; the caller holds the lock.
+// override sets the requested attributes on an existing image; the caller holds
+// the lock.
 func (s *Server) override(img *image, post imagesPost) error {
 	if post.Profiles != nil {
 		if err := s.checkProfiles(img.key.project, post.Profiles); err != nil {
@@ -238,30 +238,31 @@ func (s *Server) override(img *image, post imagesPost) error {
 	return nil
 }
 
-// keep stores a downloaded image. With info, the source's own account of the
-// image counts for more than the image's metadata.
-func (s *Server) keep(r *http.Request, op *operation, u *upload, project string, post imagesPost, info *imageJSON) (*image, error) {
-	asked := wish{
+// storeDownload adds a downloaded image to the store. The attributes in info,
+// which is what the source reports, take precedence over the image's metadata;
+// info may be nil.
+func (s *Server) storeDownload(r *http.Request, op *operation, u *upload, project string, post imagesPost, info *imageJSON) (*image, error) {
+	spec := imageSpec{
 		project: project, public: post.Public, autoUpdate: post.AutoUpdate, filename: post.Filename,
-		properties: post.Properties, profiles: post.Profiles, expires: jsonTime{post.ExpiresAt},
+		properties: post.Properties, profiles: post.Profiles, expires: post.ExpiresAt,
 	}
 	if info != nil {
-		u.filename = "" // the source's account counts for more than the form it sent
-		asked.replace = info.Properties
-		asked.source = info.UpdateSource
+		u.filename = "" // info takes precedence over the form
+		spec.replaceProperties = info.Properties
+		spec.source = info.UpdateSource
 		if !post.overrides() {
-			asked.filename = info.Filename
+			spec.filename = info.Filename
 		}
-		if asked.expires.IsZero() && info.ExpiresAt.Unix() > 0 {
-			asked.expires = jsonTime{info.ExpiresAt}
+		if spec.expires.IsZero() && info.ExpiresAt.Unix() > 0 {
+			spec.expires = info.ExpiresAt
 		}
 	}
-	// A download of what has arrived in the meantime is no failure.
+	// The image may have been created during the download; that is not an error.
 	if img := s.existing(project, u.fingerprint); img != nil {
 		u.discard()
-		return s.adopt(op, img, post)
+		return s.useExisting(op, img, post)
 	}
-	if err := s.store(r, op, u, asked); err != nil {
+	if err := s.store(r, op, u, spec); err != nil {
 		return nil, err
 	}
 	img := s.existing(project, u.fingerprint)
@@ -271,7 +272,7 @@ func (s *Server) keep(r *http.Request, op *operation, u *upload, project string,
 	return img, nil
 }
 
-// importImage does a creation from another image server.
+// importImage creates an image from another image server.
 func (s *Server) importImage(ctx context.Context, r *http.Request, op *operation, project string, post imagesPost) (*image, error) {
 	source := *post.Source
 	if s.has("image_registries") && (source.Registry != "" || source.Protocol == "simplestreams" || source.Server == "") {
@@ -282,10 +283,10 @@ func (s *Server) importImage(ctx context.Context, r *http.Request, op *operation
 	if source.Alias == "" && source.Fingerprint == "" {
 		return nil, errors.New("must specify one of alias or fingerprint for init from image")
 	}
-	// An image that is here already is not looked for elsewhere.
+	// If the image already exists, the source is not contacted.
 	if source.Alias == "" {
 		if img := s.existing(project, source.Fingerprint); img != nil {
-			return s.adopt(op, img, post)
+			return s.useExisting(op, img, post)
 		}
 	}
 	if source.Server == "" {

@@ -11,8 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// imageServer serves images for imports from URLs. What the keys of change
-// name is set in place of the right headers.
+// imageServer serves an image for imports from a URL. The headers in change
+// replace the correct ones.
 func imageServer(t *testing.T, family Dialect, file []byte, change map[string]string) *httptest.Server {
 	t.Helper()
 	mux := http.NewServeMux()
@@ -41,7 +41,7 @@ func TestImportFromURL(t *testing.T) {
 	for _, d := range []Dialect{LXD50, Incus60} {
 		s := newTestServer(t, &Options{Dialect: d, InMemory: true})
 		c := newClient(t, s)
-		from := func(url string) *reply {
+		from := func(url string) *apiResponse {
 			return c.do("POST", "/1.0/images", map[string]any{
 				"public": true, "aliases": []map[string]string{{"name": "web"}},
 				"source": map[string]string{"type": "url", "mode": "pull", "url": url},
@@ -65,8 +65,8 @@ func TestImportFromURL(t *testing.T) {
 	require.Equal(t, "Image download from client-specified URL is not supported", got.Error)
 }
 
-// streamServer serves a simplestreams tree with a unified image under the
-// alias u, and a split one with a container and a virtual machine under s/x.
+// streamServer serves a simplestreams tree with a unified image with the alias
+// u, and a split one, both a container and a virtual machine, with the alias s/x.
 func streamServer(t *testing.T, family string) (web *httptest.Server, unified, container, vm string) {
 	t.Helper()
 	files := map[string][]byte{"u": UnifiedImage("stream", 0)}
@@ -111,7 +111,7 @@ func TestImportFromSimplestreams(t *testing.T) {
 		web, unified, container, vm := streamServer(t, d.Family())
 		s := newTestServer(t, &Options{Dialect: d, InMemory: true})
 		c := newClient(t, s)
-		from := func(more map[string]string) *reply {
+		from := func(more map[string]string) *apiResponse {
 			source := map[string]string{"type": "image", "mode": "pull", "protocol": "simplestreams", "server": web.URL}
 			for key, value := range more {
 				source[key] = value
@@ -142,7 +142,7 @@ func TestImportFromSimplestreams(t *testing.T) {
 	}
 }
 
-func TestRefreshTakesTheNewerImage(t *testing.T) {
+func TestRefreshReplacesImage(t *testing.T) {
 	source := newTestServer(t, &Options{TLS: true})
 	s := newTestServer(t, &Options{InMemory: true})
 	c := newClient(t, s)
@@ -192,7 +192,7 @@ func TestPublish(t *testing.T) {
 		s.AddInstance("web1", nil)
 		s.AddInstance("web1/snap0", &InstanceOptions{Content: []byte("then")})
 		s.AddInstance("busy", &InstanceOptions{Running: true})
-		publish := func(kind, name string) *reply {
+		publish := func(kind, name string) *apiResponse {
 			return c.do("POST", "/1.0/images", map[string]any{
 				"properties": map[string]string{"from": name}, "aliases": []map[string]string{{"name": "of " + name}},
 				"source": map[string]string{"type": kind, "name": name},

@@ -20,7 +20,7 @@ type infoJSON struct {
 	Environment    *environmentJSON `json:"environment,omitempty"`
 }
 
-// environmentJSON is the part of GET /1.0 for trusted callers.
+// environmentJSON is the part of GET /1.0 for trusted clients.
 type environmentJSON struct {
 	Addresses              []string          `json:"addresses"`
 	Architectures          []string          `json:"architectures"`
@@ -47,7 +47,7 @@ type environmentJSON struct {
 	StorageVersion         string            `json:"storage_version"`
 }
 
-// serveInfo answers GET /1.0.
+// serveInfo handles GET /1.0.
 func (s *Server) serveInfo(w http.ResponseWriter, r *http.Request) error {
 	info := infoJSON{
 		APIExtensions: s.extensions(), APIStatus: "stable", APIVersion: "1.0",
@@ -57,7 +57,7 @@ func (s *Server) serveInfo(w http.ResponseWriter, r *http.Request) error {
 		info.AuthMethods = append(info.AuthMethods, "bearer")
 	}
 	if !s.trusts(r) {
-		if s.opts.TellsStrangersNothing {
+		if s.opts.HideFromUntrusted {
 			info.APIExtensions = nil
 		}
 		writeSync(w, info)

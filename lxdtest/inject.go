@@ -12,68 +12,68 @@ import (
 	"strings"
 )
 
-// injection is what the faults do to one request.
-type injection struct {
-	server   *Server
-	request  *http.Request
-	seen     *Request
-	answered bool // the handler has nothing more to do
-	lost     bool // the answer is not to arrive
-	writer   *faultyWriter
-	drips    bool
+// requestFaults are the effects of the matching faults on one request.
+type requestFaults struct {
+	server    *Server
+	request   *http.Request
+	seen      *Request
+	responded bool // the request is done; no handler may run
+	lost      bool // reset the connection instead of responding
+	writer    *faultyWriter
+	drips     bool
 }
 
 type truncateKey struct{}
 
-// truncation returns to how many bytes the root file system of an export is to
-// be cut, if it is.
+// truncation returns the size to which TruncateRootfs truncates the root file
+// system of this export, if it applies.
 func truncation(r *http.Request) (limit int64, cut bool) {
 	limit, cut = r.Context().Value(truncateKey{}).(int64)
 	return limit, cut
 }
 
-// inject applies the faults that a request meets. What it returns takes the
-// place of the response writer; done must be called when the handler returns.
-func (s *Server) inject(w http.ResponseWriter, r *http.Request, seen *Request) (http.ResponseWriter, *injection) {
-	in := &injection{server: s, request: r, seen: seen}
-	met := s.take(r)
-	if len(met) == 0 {
+// inject applies the faults that match a request. The handler must use the
+// returned response writer; done must be called when the handler returns.
+func (s *Server) inject(w http.ResponseWriter, r *http.Request, seen *Request) (http.ResponseWriter, *requestFaults) {
+	in := &requestFaults{server: s, request: r, seen: seen}
+	matched := s.faultsFor(r)
+	if len(matched) == 0 {
 		return w, in
 	}
 	defer func() {
-		// A panic here ends the request before the handler could note it.
-		if in.answered {
+		// If a fault panics, the handler does not call done.
+		if in.responded {
 			in.finish()
 		}
 	}()
 	in.writer = &faultyWriter{ResponseWriter: w, request: r, cutAt: -1, stallAt: -1, freezeAt: -1, corruptAt: -1}
-	for _, i := range met {
+	for _, i := range matched {
 		s.apply(in, i, w, r)
-		if in.answered {
+		if in.responded {
 			break
 		}
 	}
 	return in.writer, in
 }
 
-// apply prepares or plays one fault.
-func (s *Server) apply(in *injection, i *Injected, w http.ResponseWriter, r *http.Request) {
+// apply applies one fault, or arranges for it to occur later.
+func (s *Server) apply(in *requestFaults, i *Injection, w http.ResponseWriter, r *http.Request) {
 	f := &i.fault
 	out := in.writer
 	switch f.kind {
 	case kindReset:
-		in.answered = true
+		in.responded = true
 		abort(r)
 	case kindCutResponse:
 		out.cutAt = f.bytes
 	case kindCutRequest:
 		r.Body = &brokenBody{ReadCloser: r.Body, left: f.bytes, broken: func() { abort(r) }}
-	case kindLoseAnswer:
+	case kindLoseResponse:
 		in.lost = true
 		out.lost = true
 	case kindStallHeaders:
 		if !i.wait(r) {
-			in.answered = true
+			in.responded = true
 		}
 	case kindStallBody:
 		out.stallAt, out.stall = f.bytes, i
@@ -94,22 +94,23 @@ func (s *Server) apply(in *injection, i *Injected, w http.ResponseWriter, r *htt
 		*r = *r.WithContext(context.WithValue(r.Context(), truncateKey{}, f.bytes))
 	case kindRestart:
 		restart := func() {
-			// The handler is one of those that a restart waits for.
-			s.restartFrom(r)
+
+			s.Restart()
+			panic(http.ErrAbortHandler)
 		}
 		if f.bytes <= 0 {
-			in.answered = true
+			in.responded = true
 			restart()
 		}
 		r.Body = &brokenBody{ReadCloser: r.Body, left: f.bytes, broken: restart}
 	default:
-		in.answered = true
-		playAnswer(f, w, r)
+		in.responded = true
+		respond(f, w, r)
 	}
 }
 
-// playAnswer sends the answer of a fault in place of the handler's.
-func playAnswer(f *Fault, w http.ResponseWriter, r *http.Request) {
+// respond sends the response of a fault instead of the handler's.
+func respond(f *Fault, w http.ResponseWriter, r *http.Request) {
 	for name, values := range f.header {
 		w.Header()[name] = values
 	}
@@ -118,12 +119,12 @@ func playAnswer(f *Fault, w http.ResponseWriter, r *http.Request) {
 		if f.retry > 0 {
 			w.Header().Set("Retry-After", strconv.FormatInt(int64(math.Ceil(f.retry.Seconds())), 10))
 		}
-		writeError(w, fail(f.status, "%s", f.message))
+		writeError(w, statusErrorf(f.status, "%s", f.message))
 	case kindEarly:
 		readFirst(r.Body, f.bytes)
-		// The client learns that the rest of its body is not wanted.
+		// Tells the client that the rest of its body will not be read.
 		w.Header().Set("Connection", "close")
-		writeError(w, fail(f.status, "%s", f.message))
+		writeError(w, statusErrorf(f.status, "%s", f.message))
 	case kindHTML:
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		_, _ = io.WriteString(w, "<!DOCTYPE html>\n<html><head><title>Welcome</title></head><body><h1>Please sign in</h1></body></html>\n")
@@ -138,8 +139,8 @@ func playAnswer(f *Fault, w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// done notes that the handler has returned.
-func (in *injection) done() {
+// done ends the effects of the faults when the handler has returned.
+func (in *requestFaults) done() {
 	if in.drips {
 		_ = http.NewResponseController(in.writer.ResponseWriter).Flush()
 		if c := connOf(in.request); c != nil {
@@ -153,27 +154,20 @@ func (in *injection) done() {
 }
 
 // finish marks the request as done.
-func (in *injection) finish() {
+func (in *requestFaults) finish() {
 	in.server.mu.Lock()
 	defer in.server.mu.Unlock()
 	in.seen.done = true
 }
 
-// restartFrom restarts the server from within a handler, whose connection is
-// reset with the others.
-func (s *Server) restartFrom(*http.Request) {
-	s.Restart()
-	panic(http.ErrAbortHandler)
-}
-
-// brokenBody is a request body that breaks after some bytes.
+// brokenBody is a request body that calls broken, once, after left bytes.
 type brokenBody struct {
 	io.ReadCloser
 	left   int64
 	broken func()
 }
 
-// Read reads up to the break.
+// Read reads from the body, up to the offset at which it calls broken.
 func (b *brokenBody) Read(p []byte) (int, error) {
 	if b.broken == nil {
 		return b.ReadCloser.Read(p)
@@ -192,8 +186,8 @@ func (b *brokenBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// faultyWriter is a response whose body goes wrong at some offsets. An offset
-// of -1 is nowhere.
+// faultyWriter is a response writer whose faults occur at offsets in the body;
+// an offset of -1 disables the fault.
 type faultyWriter struct {
 	http.ResponseWriter
 	request *http.Request
@@ -203,17 +197,17 @@ type faultyWriter struct {
 	stallAt   int64
 	freezeAt  int64
 	corruptAt int64
-	stall     *Injected
-	short     int64 // how many bytes to leave out at the end
-	held      []byte
+	stall     *Injection
+	short     int64 // the number of bytes to omit at the end
+	tail      []byte
 	lost      bool
 	headerOut bool
 }
 
-// Unwrap lets http.ResponseController find the real writer.
+// Unwrap returns the underlying writer to http.ResponseController.
 func (w *faultyWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// WriteHeader sends the header, with a shorter length if the fault asks so.
+// WriteHeader sends the header, with a Content-Length reduced by short.
 func (w *faultyWriter) WriteHeader(code int) {
 	if w.lost || w.headerOut {
 		return
@@ -230,7 +224,7 @@ func (w *faultyWriter) WriteHeader(code int) {
 	}
 }
 
-// FlushError sends what was written so far.
+// FlushError sends all data written so far.
 func (w *faultyWriter) FlushError() error {
 	if w.lost {
 		return nil
@@ -241,12 +235,12 @@ func (w *faultyWriter) FlushError() error {
 	return http.NewResponseController(w.ResponseWriter).Flush()
 }
 
-// Hijack hands the connection over, as a WebSocket needs it.
+// Hijack hijacks the connection, for WebSockets.
 func (w *faultyWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return http.NewResponseController(w.ResponseWriter).Hijack()
 }
 
-// Write sends a part of the body up to where it breaks.
+// Write writes a part of the body and triggers the faults at its offsets.
 func (w *faultyWriter) Write(p []byte) (int, error) {
 	total := len(p)
 	if w.lost {
@@ -256,10 +250,10 @@ func (w *faultyWriter) Write(p []byte) (int, error) {
 		w.WriteHeader(http.StatusOK)
 	}
 	if w.short > 0 {
-		w.held = append(w.held, p...)
-		keep := int(min(w.short, int64(len(w.held))))
-		p = w.held[:len(w.held)-keep]
-		defer func() { w.held = append([]byte(nil), w.held[len(w.held)-keep:]...) }()
+		w.tail = append(w.tail, p...)
+		keep := int(min(w.short, int64(len(w.tail))))
+		p = w.tail[:len(w.tail)-keep]
+		defer func() { w.tail = append([]byte(nil), w.tail[len(w.tail)-keep:]...) }()
 	}
 	for len(p) > 0 {
 		n := len(p)
@@ -285,7 +279,7 @@ func (w *faultyWriter) Write(p []byte) (int, error) {
 	return total, nil
 }
 
-// breakHere does what is to happen at the offset that was reached.
+// breakHere triggers the faults of the current offset.
 func (w *faultyWriter) breakHere() {
 	_ = http.NewResponseController(w.ResponseWriter).Flush()
 	switch w.written {

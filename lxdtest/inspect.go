@@ -12,11 +12,11 @@ import (
 	"time"
 )
 
-// Request is a request that the server has seen.
+// Request is a request that the server has received.
 type Request struct {
 	Method string
 	Path   string // escaped, as it was sent
-	Query  string // undecoded
+	Query  string // encoded, as it was sent
 	Header http.Header
 	TLS    bool
 
@@ -26,45 +26,46 @@ type Request struct {
 	done   bool
 }
 
-// maxText is how much of a request's body is kept for Text.
+// maxText is the number of bytes of a request's body that are kept for Text.
 const maxText = 64 << 10
 
-// Text returns the beginning of the request's body as far as it has arrived, 64
-// KiB at most. Uploads, which are octet streams and forms, are not kept.
+// Text returns the part of the request's body that has arrived so far, up to 64
+// KiB. It returns nil for uploads: octet streams and forms.
 func (r *Request) Text() []byte {
 	r.server.mu.Lock()
 	defer r.server.mu.Unlock()
 	return slices.Clone(r.text)
 }
 
-// isUpload tells whether the body of a request is an image.
+// isUpload reports whether the body of a request is an image.
 func (r *Request) isUpload() bool {
 	kind := r.Header.Get("Content-Type")
 	return strings.HasPrefix(kind, "application/octet-stream") || strings.HasPrefix(kind, "multipart/")
 }
 
-// BodyBytes returns how many bytes of the request's body have arrived so far.
+// BodyBytes returns the number of bytes of the request's body that have arrived
+// so far.
 func (r *Request) BodyBytes() int64 {
 	r.server.mu.Lock()
 	defer r.server.mu.Unlock()
 	return r.body
 }
 
-// Done tells whether the server has finished with the request, by an answer or
-// by breaking the connection.
+// Done reports whether the server has finished with the request, by a response
+// or by breaking the connection.
 func (r *Request) Done() bool {
 	r.server.mu.Lock()
 	defer r.server.mu.Unlock()
 	return r.done
 }
 
-// countedBody counts what is read of a request's body.
+// countedBody is a request body that records in seen what is read from it.
 type countedBody struct {
 	io.ReadCloser
 	seen *Request
 }
 
-// Read reads and counts.
+// Read reads from the body and records it.
 func (b *countedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if n > 0 {
@@ -78,7 +79,7 @@ func (b *countedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// record notes a request.
+// record adds a request to the list.
 func (s *Server) record(r *http.Request) *Request {
 	seen := &Request{
 		Method: r.Method, Path: r.URL.EscapedPath(), Query: r.URL.RawQuery,
@@ -96,41 +97,40 @@ func (s *Server) record(r *http.Request) *Request {
 	return seen
 }
 
-// maxRequests is how many requests are kept at most; then the older half goes.
+// maxRequests is the number of requests at which the older half is dropped.
 const maxRequests = 10_000
 
-// Requests returns the requests seen so far, in the order of their arrival; of
-// more than 10,000 the oldest are dropped.
+// Requests returns the requests received so far, in order of arrival. At 10,000
+// the server drops the oldest half.
 func (s *Server) Requests() []*Request {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.requests)
 }
 
-// ForgetRequests empties the list of the requests seen.
+// ForgetRequests empties the list that Requests returns.
 func (s *Server) ForgetRequests() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.requests = nil
 }
 
-// Accepted returns how many connections were accepted so far, over all
-// restarts.
+// Accepted returns the number of connections accepted so far, across restarts.
 func (s *Server) Accepted() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.accepted
 }
 
-// Open returns how many connections are open. A connection that its client
-// closed counts until the server has noticed.
+// Open returns the number of open connections. One that its client has closed
+// counts until the server has noticed.
 func (s *Server) Open() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.conns)
 }
 
-// Image is an image that the server has.
+// Image is an image in the server's store.
 type Image struct {
 	Project      string
 	Fingerprint  string
@@ -150,7 +150,7 @@ type Image struct {
 	LastUsedAt   time.Time // zero for never
 }
 
-// Images returns the images of all projects, by fingerprint.
+// Images returns the images of all projects, sorted by fingerprint.
 func (s *Server) Images() []Image {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -161,7 +161,7 @@ func (s *Server) Images() []Image {
 	return images
 }
 
-// Image returns an image of the default project by its full fingerprint.
+// Image returns the image of the default project with this full fingerprint.
 func (s *Server) Image(fingerprint string) (Image, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -188,8 +188,8 @@ func (s *Server) inspect(img *image) Image {
 	return out
 }
 
-// Files returns the content of an image of the default project: one file, or
-// the metadata and the root file system.
+// Files returns the files of an image of the default project: one file, or the
+// metadata and the root file system.
 func (s *Server) Files(fingerprint string) ([][]byte, error) {
 	s.mu.Lock()
 	img := s.images[imageKey{defaultProject, fingerprint}]
@@ -211,8 +211,7 @@ func (s *Server) Files(fingerprint string) ([][]byte, error) {
 	return files, nil
 }
 
-// Aliases returns the fingerprints that the aliases of the default project
-// point to, by name.
+// Aliases returns the aliases of the default project: fingerprints by name.
 func (s *Server) Aliases() map[string]string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -225,12 +224,11 @@ func (s *Server) Aliases() map[string]string {
 	return aliases
 }
 
-// Running returns the descriptions of the operations that are still running,
-// tokens left out.
+// Running returns the descriptions of the running operations, without tokens.
 func (s *Server) Running() []string { return s.runningOf("task") }
 
-// Tokens returns the descriptions of the secrets that were handed out and
-// neither used up nor cancelled: of images, of uploads and of trust.
+// Tokens returns the descriptions of the tokens that were neither used nor
+// cancelled: image secrets, upload tokens and trust tokens.
 func (s *Server) Tokens() []string { return s.runningOf("token") }
 
 // runningOf returns the descriptions of the running operations of a class.
@@ -247,54 +245,55 @@ func (s *Server) runningOf(class string) []string {
 	return list
 }
 
-// AddOptions are the settings of an image that is added directly.
+// AddOptions are the settings of AddImage.
 type AddOptions struct {
-	// Project is where the image goes. The default is the project default.
+	// Project is the image's project. The default is "default".
 	Project string
-	// Rootfs makes it a split image.
+	// Rootfs is the root file system of a split image. The default is a unified
+	// image.
 	Rootfs []byte
-	// VM makes a split image one of a virtual machine.
+	// VM makes a split image a virtual machine image.
 	VM bool
-	// Public has everyone see the image.
+	// Public makes the image visible to untrusted clients.
 	Public bool
 	// Filename is the image's file name.
 	Filename string
-	// Properties are set over those in the image's metadata.
+	// Properties override those in the image's metadata.
 	Properties map[string]string
-	// Aliases name the image.
+	// Aliases are the image's aliases.
 	Aliases []string
-	// ExpiresAt is when the image expires. Zero is never.
+	// ExpiresAt is when the image expires. The default is never.
 	ExpiresAt time.Time
 }
 
 // AddImage adds an image as if it had been uploaded, without a request, and
-// returns its fingerprint. A nil opts is a private image without aliases.
+// returns its fingerprint. A nil opts means a private image without aliases.
 func (s *Server) AddImage(file []byte, opts *AddOptions) (fingerprint string, err error) {
 	if opts == nil {
 		opts = &AddOptions{}
 	}
-	asked := wish{
+	spec := imageSpec{
 		project: opts.Project, public: opts.Public, filename: opts.Filename,
-		properties: opts.Properties, expires: jsonTime{opts.ExpiresAt},
+		properties: opts.Properties, expires: opts.ExpiresAt,
 	}
-	if asked.project == "" {
-		asked.project = defaultProject
+	if spec.project == "" {
+		spec.project = defaultProject
 	}
 	for _, name := range opts.Aliases {
-		asked.aliases = append(asked.aliases, imageAliasJSON{Name: name})
+		spec.aliases = append(spec.aliases, imageAliasJSON{Name: name})
 	}
 	u, err := s.receiveFiles(file, opts)
 	if err != nil {
 		return "", fmt.Errorf("lxdtest: add image: %w", err)
 	}
-	if err := s.store(nil, nil, u, asked); err != nil {
+	if err := s.store(nil, nil, u, spec); err != nil {
 		return "", fmt.Errorf("lxdtest: add image: %w", err)
 	}
-	img := s.existing(asked.project, u.fingerprint)
+	img := s.existing(spec.project, u.fingerprint)
 	if img == nil {
 		return "", fmt.Errorf("lxdtest: add image: %w", errNoImage)
 	}
-	if err := s.addAliases(nil, nil, img, asked.aliases); err != nil {
+	if err := s.addAliases(nil, nil, img, spec.aliases); err != nil {
 		return "", fmt.Errorf("lxdtest: add image: %w", err)
 	}
 	return u.fingerprint, nil

@@ -15,7 +15,8 @@ import (
 // instanceKey names an instance or a snapshot.
 type instanceKey struct{ project, name string }
 
-// instance is something to publish an image from. The server's lock guards it.
+// instance is an instance or snapshot to publish an image from. It is never
+// modified.
 type instance struct {
 	key     instanceKey
 	running bool
@@ -23,21 +24,22 @@ type instance struct {
 	content []byte
 }
 
-// InstanceOptions are the settings of an instance to publish from.
+// InstanceOptions are the settings of an instance.
 type InstanceOptions struct {
-	// Project is where the instance is. The default is the project default.
+	// Project is the instance's project. The default is "default".
 	Project string
-	// Running has the instance run, so that it cannot be published.
+	// Running makes the instance a running one, which cannot be published.
 	Running bool
-	// VM makes it a virtual machine and not a container.
+	// VM makes it a virtual machine. The default is a container.
 	VM bool
-	// Content is a file in its root. The default is the name of the instance.
+	// Content is the content of a file in its root. The default is the
+	// instance's name.
 	Content []byte
 }
 
-// AddInstance makes an instance to publish an image from, or a snapshot when
-// the name has a slash: "web1/snap0". An instance of that name is replaced. A
-// nil opts is a stopped container.
+// AddInstance adds an instance to publish an image from, or a snapshot if the
+// name has a slash: "web1/snap0". An existing one is replaced. A nil opts means
+// a stopped container.
 func (s *Server) AddInstance(name string, opts *InstanceOptions) {
 	if opts == nil {
 		opts = &InstanceOptions{}
@@ -56,7 +58,7 @@ func (s *Server) AddInstance(name string, opts *InstanceOptions) {
 	s.instances[key] = &instance{key: key, running: opts.Running, vm: opts.VM, content: bytes.Clone(content)}
 }
 
-// instanceJSON is an instance on the wire, as far as a publisher looks at it.
+// instanceJSON is an instance on the wire, with the fields that publishing needs.
 type instanceJSON struct {
 	Architecture string            `json:"architecture"`
 	Config       map[string]string `json:"config"`
@@ -84,7 +86,7 @@ func (i *instance) render() instanceJSON {
 	return out
 }
 
-// serveInstances lists the instances of a project, snapshots left out.
+// serveInstances handles GET of the instances of a project, without snapshots.
 func (s *Server) serveInstances(w http.ResponseWriter, r *http.Request) error {
 	s.mu.Lock()
 	full := []instanceJSON{}
@@ -107,22 +109,22 @@ func (s *Server) serveInstances(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// serveInstance answers GET of one instance or snapshot.
+// serveInstance handles GET of one instance or snapshot.
 func (s *Server) serveInstance(w http.ResponseWriter, r *http.Request, name string) error {
 	s.mu.Lock()
 	found := s.instances[instanceKey{projectParam(r), name}]
 	s.mu.Unlock()
 	if found == nil {
-		return fail(http.StatusNotFound, "Instance not found")
+		return statusErrorf(http.StatusNotFound, "Instance not found")
 	}
-	// What was added never changes.
+
 	out := found.render()
 	writeETag(w, etagOf(out), out)
 	return nil
 }
 
-// preparePublish finds the instance of a publication. LXD 5.0.2 refuses at
-// once when there is none, the others in the operation.
+// preparePublish returns the instance to publish, or nil. If it does not exist,
+// LXD 5.0.2 refuses the request; in the other daemons the operation fails.
 func (s *Server) preparePublish(r *http.Request, source *imagesSource) (*instance, error) {
 	if source.Name == "" {
 		return nil, nil
@@ -131,23 +133,23 @@ func (s *Server) preparePublish(r *http.Request, source *imagesSource) (*instanc
 	defer s.mu.Unlock()
 	found := s.instances[instanceKey{projectParam(r), source.Name}]
 	if found == nil && s.traits.family == "lxd" && !s.traits.waitFailsAsError {
-		return nil, fail(http.StatusNotFound, "Instance not found")
+		return nil, statusErrorf(http.StatusNotFound, "Instance not found")
 	}
 	return found, nil
 }
 
-// publishInstance makes an image out of an instance.
+// publishInstance creates an image from an instance.
 func (s *Server) publishInstance(ctx context.Context, r *http.Request, op *operation, project string, post imagesPost, from *instance) (*image, error) {
 	source := post.Source
 	switch {
 	case source.Name == "":
-		return nil, says("No source provided")
+		return nil, daemonErrorf("No source provided")
 	case source.Type == "snapshot" && !strings.Contains(source.Name, "/"):
-		return nil, says("Not a snapshot")
+		return nil, daemonErrorf("Not a snapshot")
 	case from == nil:
-		return nil, fail(http.StatusNotFound, "Failed to fetch instance %q in project %q: Instance not found", source.Name, projectParam(r))
+		return nil, statusErrorf(http.StatusNotFound, "Failed to fetch instance %q in project %q: Instance not found", source.Name, projectParam(r))
 	case from.running:
-		return nil, says("Cannot export a running instance as an image")
+		return nil, daemonErrorf("Cannot export a running instance as an image")
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -168,11 +170,11 @@ func (s *Server) publishInstance(ctx context.Context, r *http.Request, op *opera
 	if err != nil {
 		return nil, err
 	}
-	asked := wish{
+	spec := imageSpec{
 		project: project, public: post.Public, autoUpdate: post.AutoUpdate, filename: post.Filename,
-		properties: post.Properties, profiles: post.Profiles, expires: jsonTime{post.ExpiresAt}, setsExpiry: true,
+		properties: post.Properties, profiles: post.Profiles, expires: post.ExpiresAt, setExpiry: true,
 	}
-	if err := s.store(r, op, u, asked); err != nil {
+	if err := s.store(r, op, u, spec); err != nil {
 		return nil, err
 	}
 	img := s.existing(project, u.fingerprint)
@@ -182,8 +184,8 @@ func (s *Server) publishInstance(ctx context.Context, r *http.Request, op *opera
 	return img, nil
 }
 
-// pack writes the tarball of an instance, compressed unless the request says
-// none.
+// pack returns the tarball of an instance, compressed with gzip unless the
+// request asks for none.
 func (s *Server) pack(from *instance, post imagesPost) ([]byte, error) {
 	name, _, _ := strings.Cut(post.Compression, " ")
 	var buf bytes.Buffer
@@ -196,7 +198,7 @@ func (s *Server) pack(from *instance, post imagesPost) ([]byte, error) {
 	case "bzip2", "xz", "lzma", "zstd", "squashfs":
 		return nil, fmt.Errorf("lxdtest cannot compress with %q: ask for gzip or none", name)
 	default:
-		return nil, says("Compression algorithm %q isn't currently supported", name)
+		return nil, daemonErrorf("Compression algorithm %q isn't currently supported", name)
 	}
 	metadata := fmt.Sprintf("architecture: x86_64\ncreation_date: %d\n", s.now().Truncate(time.Second).Unix())
 	if err := addFile(out, "metadata.yaml", strings.NewReader(metadata), int64(len(metadata))); err != nil {

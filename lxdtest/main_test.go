@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// TestMain fails when goroutines are left after all servers were closed.
+// TestMain fails if goroutines are left after all tests.
 func TestMain(m *testing.M) {
 	before := runtime.NumGoroutine()
 	code := m.Run()

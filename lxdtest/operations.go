@@ -31,8 +31,8 @@ var statusNames = map[int]string{
 	statusCancelled: "Cancelled",
 }
 
-// operation is work in the background (class task) or a secret that waits to
-// be used (class token). The server's lock guards it.
+// operation is background work (class task) or a secret that can be used once
+// (class token). The server's lock guards it.
 type operation struct {
 	id          string
 	class       string
@@ -50,8 +50,8 @@ type operation struct {
 	done    chan struct{} // closed at the end
 	cancel  context.CancelFunc
 	forget  *time.Timer
-	push    bool // a token for an upload
-	dropped bool // the server has restarted: nothing it does counts any more
+	push    bool // a token that allows an upload
+	dropped bool // the server has restarted; the operation must have no effect any more
 }
 
 // operationJSON is an operation on the wire.
@@ -85,7 +85,7 @@ func (s *Server) render(op *operation) operationJSON {
 	}
 }
 
-// uuid returns a random identifier in the usual form.
+// uuid returns a random UUID of version 4.
 func uuid() string {
 	var b [16]byte
 	// The system's random source does not fail.
@@ -102,8 +102,8 @@ func newSecret() string {
 	return hex.EncodeToString(b[:])
 }
 
-// errDropped ends the work of an operation of an earlier life.
-var errDropped = errors.New("the server was restarted")
+// errRestarted ends the work of an operation from before a restart.
+var errRestarted = errors.New("the server was restarted")
 
 // addOperation registers a running operation; the caller holds the lock.
 func (s *Server) addOperation(class, description, project string, resources map[string][]string, metadata map[string]any) *operation {
@@ -114,7 +114,7 @@ func (s *Server) addOperation(class, description, project string, resources map[
 		resources: resources, metadata: metadata, done: make(chan struct{}),
 	}
 	s.operations[op.id] = op
-	// Listeners are told of it twice, as the daemons do.
+	// Like the daemons it publishes two events: pending and running.
 	op.status = statusPending
 	s.publishOperation(op)
 	op.status = statusRunning
@@ -122,21 +122,21 @@ func (s *Server) addOperation(class, description, project string, resources map[
 	return op
 }
 
-// startTask runs work in the background as an operation and answers with it.
-// The work's context ends when the operation is cancelled and when the server
-// ends or restarts. Its error makes the operation a failure.
+// startTask runs a task in the background as an operation and responds with it.
+// The task's context ends when the operation is cancelled and when the
+// server stops or restarts. If the task returns an error, the operation fails.
 func (s *Server) startTask(w http.ResponseWriter, task task) {
 	s.mu.Lock()
 	op := s.addOperation("task", task.description, task.project, task.resources, task.metadata)
-	ctx, cancel := context.WithCancel(s.life)
+	ctx, cancel := context.WithCancel(s.runCtx)
 	op.cancel = cancel
 	op.mayCancel = task.mayCancel
-	answer := s.render(op)
-	stall := s.firing(kindStallOperation)
+	response := s.render(op)
+	stall := s.fireFault(kindStallOperation)
 	started := make(chan struct{})
 	s.tasks.Go(func() {
 		defer cancel()
-		// The daemons answer with an operation that has just begun.
+		// The daemons' response has the state before the work.
 		<-started
 		if stall != nil {
 			select {
@@ -148,11 +148,11 @@ func (s *Server) startTask(w http.ResponseWriter, task task) {
 		s.finish(op, err)
 	})
 	s.mu.Unlock()
-	defer close(started) // also where a fault breaks the answer off
-	writeOperation(w, answer)
+	defer close(started) // deferred: a fault may panic while the response is written
+	writeOperation(w, response)
 }
 
-// task is what startTask needs to know.
+// task is the work of an operation.
 type task struct {
 	description string
 	project     string
@@ -162,7 +162,7 @@ type task struct {
 	run         func(ctx context.Context, op *operation) error
 }
 
-// writeOperation answers that an operation was created.
+// writeOperation responds that an operation was created.
 func writeOperation(w http.ResponseWriter, op operationJSON) {
 	url := "/1.0/operations/" + op.ID
 	w.Header().Set("Location", url)
@@ -171,14 +171,14 @@ func writeOperation(w http.ResponseWriter, op operationJSON) {
 	})
 }
 
-// setMetadata adds to the metadata of an operation and tells the listeners.
+// setMetadata adds to the metadata of an operation and publishes an event.
 func (s *Server) setMetadata(op *operation, metadata map[string]any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if op == nil || op.dropped || op.status != statusRunning {
 		return
 	}
-	// A map that was handed out is never changed.
+	// The old map may be in use; it must not be changed.
 	merged := maps.Clone(op.metadata)
 	if merged == nil {
 		merged = map[string]any{}
@@ -190,7 +190,7 @@ func (s *Server) setMetadata(op *operation, metadata map[string]any) {
 }
 
 // setFinal replaces the metadata of an operation, its progress included. Only
-// the secret of an upload stays.
+// the secret of an upload is kept.
 func (s *Server) setFinal(op *operation, metadata map[string]any) {
 	if op == nil {
 		return
@@ -204,7 +204,7 @@ func (s *Server) setFinal(op *operation, metadata map[string]any) {
 	s.setMetadata(op, metadata)
 }
 
-// finish ends an operation with the outcome of its work.
+// finish ends an operation with the result of its task.
 func (s *Server) finish(op *operation, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -220,7 +220,7 @@ func (s *Server) finish(op *operation, err error) {
 	}
 }
 
-// end gives an operation its final status; the caller holds the lock.
+// end sets the final status of an operation; the caller holds the lock.
 func (s *Server) end(op *operation, status int) {
 	op.status = status
 	op.updated = s.now()
@@ -229,7 +229,7 @@ func (s *Server) end(op *operation, status int) {
 	}
 	close(op.done)
 	s.publishOperation(op)
-	if s.opts.ForgetAfter < 0 || s.fires(kindForget) {
+	if s.opts.ForgetAfter < 0 || s.fire(kindForget) {
 		delete(s.operations, op.id)
 		return
 	}
@@ -240,7 +240,7 @@ func (s *Server) end(op *operation, status int) {
 	})
 }
 
-// drop ends an operation whose server has gone; the caller holds the lock.
+// drop ends an operation when the server stops; the caller holds the lock.
 func (op *operation) drop() {
 	op.dropped = true
 	if op.cancel != nil {
@@ -251,14 +251,14 @@ func (op *operation) drop() {
 	}
 }
 
-// useUp cancels a token that is used; the caller holds the lock.
-func (s *Server) useUp(op *operation) {
+// consumeToken cancels a token once it is used; the caller holds the lock.
+func (s *Server) consumeToken(op *operation) {
 	if op.status == statusRunning {
 		s.cancelOperation(op)
 	}
 }
 
-// cancelOperation ends a running operation; the caller holds the lock.
+// cancelOperation cancels a running operation; the caller holds the lock.
 func (s *Server) cancelOperation(op *operation) {
 	if op.cancel != nil {
 		op.cancel()
@@ -266,10 +266,10 @@ func (s *Server) cancelOperation(op *operation) {
 	s.end(op, statusCancelled)
 }
 
-// tokenWith returns the token operation with this secret. One that was used or
-// cancelled is still found until it is forgotten, and still opens: so do the
-// daemons. The caller holds the lock.
-func (s *Server) tokenWith(secret string) *operation {
+// findToken returns the token operation with this secret. As in the daemons,
+// one that was used or cancelled is found, and valid, until it is forgotten.
+// The caller holds the lock.
+func (s *Server) findToken(secret string) *operation {
 	if secret == "" {
 		return nil
 	}
@@ -281,7 +281,7 @@ func (s *Server) tokenWith(secret string) *operation {
 	return nil
 }
 
-// serveOperations lists the operations of a project by status.
+// serveOperations handles GET of the operations of a project, by status.
 func (s *Server) serveOperations(w http.ResponseWriter, r *http.Request) error {
 	query := r.URL.Query()
 	project := projectParam(r)
@@ -308,7 +308,7 @@ func (s *Server) serveOperations(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-var errNoOperation = fail(http.StatusNotFound, "Operation not found")
+var errNoOperation = statusErrorf(http.StatusNotFound, "Operation not found")
 
 // findOperation returns an operation by its id.
 func (s *Server) findOperation(id string) (*operation, error) {
@@ -321,37 +321,37 @@ func (s *Server) findOperation(id string) (*operation, error) {
 	return op, nil
 }
 
-// serveOperation answers GET of one operation.
+// serveOperation handles GET of one operation.
 func (s *Server) serveOperation(w http.ResponseWriter, _ *http.Request, id string) error {
 	op, err := s.findOperation(id)
 	if err != nil {
 		return err
 	}
 	s.mu.Lock()
-	answer := s.render(op)
+	response := s.render(op)
 	s.mu.Unlock()
 	if s.traits.hidesProgress {
-		for key := range answer.Metadata {
+		for key := range response.Metadata {
 			if key == "progress" || strings.HasSuffix(key, "_progress") {
-				delete(answer.Metadata, key)
+				delete(response.Metadata, key)
 			}
 		}
 	}
-	writeSync(w, answer)
+	writeSync(w, response)
 	return nil
 }
 
-// serveCancel answers DELETE of one operation.
+// serveCancel handles DELETE of one operation.
 func (s *Server) serveCancel(w http.ResponseWriter, _ *http.Request, id string) error {
-	err := s.locked(func() error {
+	err := s.withLock(func() error {
 		op := s.operations[id]
 		switch {
 		case op == nil:
 			return errNoOperation
 		case op.status != statusRunning:
-			return fail(http.StatusBadRequest, "Only running operations can be cancelled")
+			return statusErrorf(http.StatusBadRequest, "Only running operations can be cancelled")
 		case !op.mayCancel:
-			return fail(http.StatusBadRequest, "This operation can't be cancelled")
+			return statusErrorf(http.StatusBadRequest, "This operation can't be cancelled")
 		}
 		s.cancelOperation(op)
 		return nil
@@ -363,14 +363,14 @@ func (s *Server) serveCancel(w http.ResponseWriter, _ *http.Request, id string) 
 	return nil
 }
 
-// serveWait answers when an operation has ended or the timeout has passed, in
-// the shape of the dialect.
+// serveWait responds when an operation has ended or the timeout has passed, in
+// the form of the dialect.
 func (s *Server) serveWait(w http.ResponseWriter, r *http.Request, id string) error {
 	timeout := -1
 	if text := r.URL.Query().Get("timeout"); text != "" {
 		n, err := strconv.Atoi(text)
 		if err != nil {
-			return fail(http.StatusBadRequest, "strconv.Atoi: parsing %q: invalid syntax", text)
+			return statusErrorf(http.StatusBadRequest, "strconv.Atoi: parsing %q: invalid syntax", text)
 		}
 		timeout = n
 	}
@@ -379,7 +379,7 @@ func (s *Server) serveWait(w http.ResponseWriter, r *http.Request, id string) er
 		return err
 	}
 	if !s.trusts(r) {
-		// Who uploaded with a token knows the secret of the operation.
+		// A client that uploaded with a token got the secret of the operation.
 		s.mu.Lock()
 		known := op.metadata["secret"]
 		s.mu.Unlock()
@@ -409,37 +409,37 @@ func (s *Server) serveWait(w http.ResponseWriter, r *http.Request, id string) er
 		return nil
 	}
 	s.mu.Lock()
-	answer := syncEnvelope(s.render(op))
+	response := syncEnvelope(s.render(op))
 	if s.traits.waitFailsAsError {
 		switch {
 		case !ended:
-			answer = errorEnvelope(context.DeadlineExceeded)
+			response = errorEnvelope(context.DeadlineExceeded)
 		case op.status == statusFailure:
-			answer = errorEnvelope(fail(op.errCode, "%s", op.err))
+			response = errorEnvelope(statusErrorf(op.errCode, "%s", op.err))
 		}
 	}
 	s.mu.Unlock()
-	writeJSON(flushed{w, s.traits.waitFlushesHeaders}, http.StatusOK, answer)
+	writeJSON(bodyWriter{w, s.traits.waitFlushesHeaders}, http.StatusOK, response)
 	return nil
 }
 
-// flushed is a response whose header may be out already.
-type flushed struct {
+// bodyWriter is a response writer that ignores the header if headerSent.
+type bodyWriter struct {
 	http.ResponseWriter
-	out bool
+	headerSent bool
 }
 
-// Header returns a header that no longer matters once it is out.
-func (f flushed) Header() http.Header {
-	if f.out {
+// Header returns the header, or one that is discarded if headerSent.
+func (w bodyWriter) Header() http.Header {
+	if w.headerSent {
 		return http.Header{}
 	}
-	return f.ResponseWriter.Header()
+	return w.ResponseWriter.Header()
 }
 
-// WriteHeader does nothing once the header is out.
-func (f flushed) WriteHeader(code int) {
-	if !f.out {
-		f.ResponseWriter.WriteHeader(code)
+// WriteHeader does nothing if headerSent.
+func (w bodyWriter) WriteHeader(code int) {
+	if !w.headerSent {
+		w.ResponseWriter.WriteHeader(code)
 	}
 }

@@ -50,7 +50,7 @@ func TestWaitTimesOut(t *testing.T) {
 	})
 }
 
-func TestCancelAToken(t *testing.T) {
+func TestCancelToken(t *testing.T) {
 	eachDialect(t, func(t *testing.T, d Dialect) {
 		s := newTestServer(t, &Options{Dialect: d, InMemory: true})
 		c := newClient(t, s)

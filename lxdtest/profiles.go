@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// profileProject returns the project that holds the profiles of another; the
-// caller holds the lock.
+// profileProject returns the project whose profiles a project uses: itself or
+// the default one; the caller holds the lock.
 func (s *Server) profileProject(name string) *project {
 	p := s.projects[name]
 	if p == nil || !p.feature("profiles") {
@@ -23,13 +23,13 @@ func (s *Server) checkProfiles(project string, names []string) error {
 	p := s.profileProject(project)
 	for _, name := range names {
 		if _, ok := p.profiles[name]; !ok {
-			return says("Profile '%s' doesn't exist", name)
+			return daemonErrorf("Profile '%s' doesn't exist", name)
 		}
 	}
 	return nil
 }
 
-// AddProfile makes a profile that images can name, in the default project.
+// AddProfile adds a profile, for use in images, to the default project.
 func (s *Server) AddProfile(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -45,15 +45,16 @@ type profileJSON struct {
 	UsedBy      []string                  `json:"used_by"`
 }
 
-// renderProfile writes a profile; it has nothing but its name.
+// renderProfile copies a profile for the wire; it has only a name and a
+// description.
 func renderProfile(p *project, name string) profileJSON {
 	return profileJSON{map[string]string{}, p.profiles[name], map[string]map[string]any{}, name, []string{}}
 }
 
-// serveProfiles lists the profiles of a project.
+// serveProfiles handles GET of the profiles of a project.
 func (s *Server) serveProfiles(w http.ResponseWriter, r *http.Request) error {
 	urls, full := []string{}, []profileJSON{}
-	err := s.locked(func() error {
+	err := s.withLock(func() error {
 		if s.projects[projectParam(r)] == nil {
 			return errNoProject
 		}
@@ -75,13 +76,13 @@ func (s *Server) serveProfiles(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// serveProfile answers GET of one profile.
+// serveProfile handles GET of one profile.
 func (s *Server) serveProfile(w http.ResponseWriter, r *http.Request, name string) error {
 	var out profileJSON
-	err := s.locked(func() error {
+	err := s.withLock(func() error {
 		p := s.profileProject(projectParam(r))
 		if _, ok := p.profiles[name]; !ok {
-			return fail(http.StatusNotFound, "Profile not found")
+			return statusErrorf(http.StatusNotFound, "Profile not found")
 		}
 		out = renderProfile(p, name)
 		return nil
@@ -93,7 +94,7 @@ func (s *Server) serveProfile(w http.ResponseWriter, r *http.Request, name strin
 	return nil
 }
 
-// serveCreateProfile makes a profile that images can name.
+// serveCreateProfile creates a profile.
 func (s *Server) serveCreateProfile(w http.ResponseWriter, r *http.Request) error {
 	var post struct {
 		Name        string `json:"name"`
@@ -103,12 +104,12 @@ func (s *Server) serveCreateProfile(w http.ResponseWriter, r *http.Request) erro
 		return err
 	}
 	if post.Name == "" || strings.Contains(post.Name, "/") {
-		return fail(http.StatusBadRequest, "Invalid profile name %q", post.Name)
+		return statusErrorf(http.StatusBadRequest, "Invalid profile name %q", post.Name)
 	}
-	err := s.locked(func() error {
+	err := s.withLock(func() error {
 		p := s.profileProject(projectParam(r))
 		if _, ok := p.profiles[post.Name]; ok {
-			return fail(http.StatusConflict, "Profile %q already exists", post.Name)
+			return statusErrorf(http.StatusConflict, "Profile %q already exists", post.Name)
 		}
 		p.profiles[post.Name] = post.Description
 		return nil

@@ -10,8 +10,7 @@ import (
 
 const defaultProject = "default"
 
-// project is a project with the profiles that exist in it. The server's lock
-// guards it.
+// project is a project with its profiles. The server's lock guards it.
 type project struct {
 	name        string
 	description string
@@ -27,9 +26,9 @@ type projectJSON struct {
 	UsedBy      []string          `json:"used_by"`
 }
 
-var errNoProject = fail(http.StatusNotFound, "Project not found")
+var errNoProject = statusErrorf(http.StatusNotFound, "Project not found")
 
-// familyName is the family as it stands in descriptions.
+// familyName returns the family as the daemons write it in descriptions.
 func (s *Server) familyName() string {
 	if s.traits.family == "incus" {
 		return "Incus"
@@ -37,7 +36,7 @@ func (s *Server) familyName() string {
 	return "LXD"
 }
 
-// addDefaultProject makes what every daemon begins with.
+// addDefaultProject adds the project and profile that every new daemon has.
 func (s *Server) addDefaultProject() {
 	s.projects[defaultProject] = &project{
 		name:        defaultProject,
@@ -50,16 +49,16 @@ func (s *Server) addDefaultProject() {
 	}
 }
 
-// feature tells whether a project has something of its own: images, profiles.
+// feature reports whether a project has its own images, profiles and so on.
 func (p *project) feature(name string) bool { return isTrue(p.config["features."+name]) }
 
-// imageProject returns the project whose images a request is about: that of
-// the request, or the default one where it has no images of its own. The
-// caller holds the lock.
+// imageProject returns the project whose images a request uses: that in its
+// query, or the default one if that has no images of its own. The caller holds
+// the lock.
 func (s *Server) imageProject(r *http.Request) (string, error) {
 	p := s.projects[projectParam(r)]
 	if p == nil {
-		return "", fail(http.StatusNotFound, "Check if project has images: fetch project: Project not found")
+		return "", statusErrorf(http.StatusNotFound, "Check if project has images: fetch project: Project not found")
 	}
 	if !p.feature("images") {
 		return defaultProject, nil
@@ -67,16 +66,15 @@ func (s *Server) imageProject(r *http.Request) (string, error) {
 	return p.name, nil
 }
 
-// AddProject makes a project. With images it has images of its own, else it
-// shares those of the default project; it has profiles of its own either way.
+// AddProject adds a project. If images is true it has its own images, otherwise
+// it uses those of the default project. It always has its own profiles.
 func (s *Server) AddProject(name string, images bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.putProject(name, "", map[string]string{"features.images": fmt.Sprint(images), "features.profiles": "true"})
 }
 
-// putProject makes a project with its default profile; the caller holds the
-// lock.
+// putProject adds a project with its default profile; the caller holds the lock.
 func (s *Server) putProject(name, description string, config map[string]string) {
 	s.projects[name] = &project{
 		name: name, description: description, config: config,
@@ -102,7 +100,7 @@ func (s *Server) renderProject(p *project) projectJSON {
 	return projectJSON{Config: maps.Clone(p.config), Description: p.description, Name: p.name, UsedBy: used}
 }
 
-// serveProjects lists the projects.
+// serveProjects handles GET of the list of projects.
 func (s *Server) serveProjects(w http.ResponseWriter, r *http.Request) error {
 	s.mu.Lock()
 	urls, full := []string{}, []projectJSON{}
@@ -119,10 +117,10 @@ func (s *Server) serveProjects(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// serveProject answers GET of one project.
+// serveProject handles GET of one project.
 func (s *Server) serveProject(w http.ResponseWriter, _ *http.Request, name string) error {
 	var out projectJSON
-	err := s.locked(func() error {
+	err := s.withLock(func() error {
 		p := s.projects[name]
 		if p == nil {
 			return errNoProject
@@ -137,8 +135,8 @@ func (s *Server) serveProject(w http.ResponseWriter, _ *http.Request, name strin
 	return nil
 }
 
-// serveCreateProject makes a project; features that the body does not name are
-// on, as with the daemons.
+// serveCreateProject creates a project. As in the daemons, features default to
+// true.
 func (s *Server) serveCreateProject(w http.ResponseWriter, r *http.Request) error {
 	var post struct {
 		Name        string            `json:"name"`
@@ -149,11 +147,11 @@ func (s *Server) serveCreateProject(w http.ResponseWriter, r *http.Request) erro
 		return err
 	}
 	if post.Name == "" || post.Name == "*" || post.Name == "." || post.Name == ".." || strings.ContainsAny(post.Name, "/ '\"_") {
-		return fail(http.StatusBadRequest, "Invalid project name %q", post.Name)
+		return statusErrorf(http.StatusBadRequest, "Invalid project name %q", post.Name)
 	}
 	config := map[string]string{"features.images": "true", "features.profiles": "true", "features.storage.volumes": "true"}
 	maps.Copy(config, post.Config)
-	err := s.locked(func() error {
+	err := s.withLock(func() error {
 		if s.projects[post.Name] != nil {
 			return s.traits.projectExists(post.Name)
 		}
@@ -169,14 +167,14 @@ func (s *Server) serveCreateProject(w http.ResponseWriter, r *http.Request) erro
 
 // serveDeleteProject deletes an empty project.
 func (s *Server) serveDeleteProject(w http.ResponseWriter, _ *http.Request, name string) error {
-	err := s.locked(func() error {
+	err := s.withLock(func() error {
 		switch {
 		case s.projects[name] == nil:
 			return errNoProject
 		case name == defaultProject:
-			return fail(http.StatusForbidden, "The 'default' project cannot be deleted")
+			return statusErrorf(http.StatusForbidden, "The 'default' project cannot be deleted")
 		case len(s.sortedImages(name, false)) > 0:
-			return fail(http.StatusInternalServerError, "Only empty projects can be removed")
+			return statusErrorf(http.StatusInternalServerError, "Only empty projects can be removed")
 		}
 		delete(s.projects, name)
 		return nil

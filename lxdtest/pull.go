@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// remoteQuery is the query of requests to the server that is pulled from.
+// remoteQuery returns the query of requests to the source of a pull.
 func remoteQuery(source imagesSource, secret bool) string {
 	query := url.Values{}
 	if source.Project != "" {
@@ -42,51 +42,51 @@ func (s *Server) pull(ctx context.Context, r *http.Request, op *operation, proje
 		if s.traits.family == "lxd" {
 			name = "LXD server"
 		}
-		return nil, says("Failed to connect to %s %q: %w", name, source.Server, err)
+		return nil, daemonErrorf("Failed to connect to %s %q: %w", name, source.Server, err)
 	}
-	asked := source.Alias
-	if asked == "" {
-		asked = source.Fingerprint
+	requested := source.Alias
+	if requested == "" {
+		requested = source.Fingerprint
 	}
-	name := asked
+	name := requested
 	var found aliasJSON
-	// The daemons look for an alias of that name first, whichever it was given as.
-	if err := s.getJSON(ctx, client, base+"/1.0/images/aliases/"+url.PathEscape(asked)+remoteQuery(source, false), &found); err == nil {
+	// The daemons try it as an alias first, even if it is a fingerprint.
+	if err := s.getJSON(ctx, client, base+"/1.0/images/aliases/"+url.PathEscape(requested)+remoteQuery(source, false), &found); err == nil {
 		name = found.Target
 	}
 	if img := s.existing(project, name); img != nil {
-		return s.adopt(op, img, post)
+		return s.useExisting(op, img, post)
 	}
 	var info imageJSON
 	at := base + "/1.0/images/" + url.PathEscape(name)
 	if err := s.getJSON(ctx, client, at+remoteQuery(source, true), &info); err != nil {
-		return nil, says("Failed getting remote image info: %w", err)
+		return nil, daemonErrorf("Failed getting remote image info: %w", err)
 	}
 	if img := s.existing(project, info.Fingerprint); img != nil {
-		return s.adopt(op, img, post)
+		return s.useExisting(op, img, post)
 	}
 	u, err := s.fetchExport(ctx, op, client, base+"/1.0/images/"+info.Fingerprint+"/export"+remoteQuery(source, true))
 	if err != nil {
 		return nil, err
 	}
-	if u.broken != nil || u.fingerprint != info.Fingerprint {
+	if u.invalid != nil || u.fingerprint != info.Fingerprint {
 		u.discard()
-		if u.broken != nil {
-			return nil, u.broken
+		if u.invalid != nil {
+			return nil, u.invalid
 		}
-		return nil, says("Image fingerprint doesn't match. Got %s expected %s", u.fingerprint, info.Fingerprint)
+		return nil, daemonErrorf("Image fingerprint doesn't match. Got %s expected %s", u.fingerprint, info.Fingerprint)
 	}
 	info.UpdateSource = nil
-	if asked != info.Fingerprint {
+	if requested != info.Fingerprint {
 		info.UpdateSource = &updateSource{
-			Alias: asked, Certificate: source.Certificate, Protocol: source.Protocol,
+			Alias: requested, Certificate: source.Certificate, Protocol: source.Protocol,
 			Server: source.Server,
 		}
 	}
-	return s.keep(r, op, u, project, post, &info)
+	return s.storeDownload(r, op, u, project, post, &info)
 }
 
-// fetchExport downloads an export: one file, or a form with two.
+// fetchExport downloads an export: one file or a form with two.
 func (s *Server) fetchExport(ctx context.Context, op *operation, client *http.Client, at string) (*upload, error) {
 	s.allowCancel(op)
 	res, err := s.request(ctx, client, http.MethodGet, at, nil, nil)
@@ -97,10 +97,10 @@ func (s *Server) fetchExport(ctx context.Context, op *operation, client *http.Cl
 	if res.StatusCode != http.StatusOK {
 		return nil, remoteError(res)
 	}
-	return s.receive(&http.Request{Header: res.Header, Body: io.NopCloser(s.watch(op, "", res))})
+	return s.receive(&http.Request{Header: res.Header, Body: io.NopCloser(s.trackProgress(op, "", res))})
 }
 
-// serveRefresh fetches an image again from where it came from, if that has a
+// serveRefresh starts an operation that replaces an image if its source has a
 // newer one.
 func (s *Server) serveRefresh(w http.ResponseWriter, r *http.Request, name string) error {
 	s.mu.Lock()
@@ -120,7 +120,7 @@ func (s *Server) serveRefresh(w http.ResponseWriter, r *http.Request, name strin
 			fresh, err := s.refresh(ctx, r, op, img)
 			if err != nil {
 				code := errorEnvelope(err).ErrorCode
-				return fail(code, "Failed to update image %q in project %q: %v", img.key.fingerprint, img.key.project, err)
+				return statusErrorf(code, "Failed to update image %q in project %q: %v", img.key.fingerprint, img.key.project, err)
 			}
 			s.setFinal(op, map[string]any{"refreshed": fresh != img})
 			return nil
@@ -129,10 +129,11 @@ func (s *Server) serveRefresh(w http.ResponseWriter, r *http.Request, name strin
 	return nil
 }
 
-var errNoSource = fail(http.StatusNotFound, "Image source not found")
+var errNoSource = statusErrorf(http.StatusNotFound, "Image source not found")
 
-// refresh does the work of serveRefresh and returns the image that is now
-// current. A newer one takes over aliases and settings of the old, which goes.
+// refresh replaces an image if its source has a newer one, and returns the
+// current one. A new image gets the aliases and settings of the old one, which
+// is deleted.
 func (s *Server) refresh(ctx context.Context, r *http.Request, op *operation, img *image) (*image, error) {
 	s.mu.Lock()
 	source := img.source

@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// servePushToken makes the secret with which another server may upload an
-// image. What the request asks for waits in the operation.
+// servePushToken creates a secret with which another server can upload an image.
+// The requested attributes are stored in the token operation.
 func (s *Server) servePushToken(w http.ResponseWriter, _ *http.Request, project string, post imagesPost) error {
 	s.mu.Lock()
 	op := s.addOperation("token", "Image download token", project,
@@ -26,27 +26,27 @@ func (s *Server) servePushToken(w http.ResponseWriter, _ *http.Request, project 
 		})
 	op.mayCancel = true
 	op.push = true
-	answer := s.render(op)
+	response := s.render(op)
 	s.mu.Unlock()
-	writeOperation(w, answer)
+	writeOperation(w, response)
 	return nil
 }
 
-// admitsUpload tells whether a token is for an upload of this image.
-func (op *operation) admitsUpload(project, fingerprint string) bool {
+// allowsUpload reports whether a token allows an upload of this image.
+func (op *operation) allowsUpload(project, fingerprint string) bool {
 	return op.push && op.project == project && len(op.resources["images"]) == 1 &&
 		op.resources["images"][0] == "/1.0/images/"+fingerprint
 }
 
-// useToken uses up the token of an upload and takes over what it carries,
-// which replaces what the image's metadata says.
-func (s *Server) useToken(r *http.Request, op *operation, asked *wish) error {
+// useToken consumes the token of an upload and sets the attributes stored in it,
+// which replace those in the image's metadata.
+func (s *Server) useToken(r *http.Request, op *operation, spec *imageSpec) error {
 	s.mu.Lock()
 	metadata := op.metadata
-	s.useUp(op)
+	s.consumeToken(op)
 	s.mu.Unlock()
 	properties, _ := metadata["properties"].(map[string]string)
-	if properties == nil && len(asked.properties) > 0 {
+	if properties == nil && len(spec.properties) > 0 {
 		const reason = "assignment to entry in nil map: an upload with properties used a token that has none"
 		if s.traits.nullTokenCrash {
 			s.crashWith(reason)
@@ -54,19 +54,19 @@ func (s *Server) useToken(r *http.Request, op *operation, asked *wish) error {
 		}
 		return errNullToken
 	}
-	asked.aliases, _ = metadata["aliases"].([]imageAliasJSON)
-	asked.public, _ = metadata["public"].(bool)
+	spec.aliases, _ = metadata["aliases"].([]imageAliasJSON)
+	spec.public, _ = metadata["public"].(bool)
 	expires, _ := metadata["expires_at"].(time.Time)
-	asked.expires = jsonTime{expires}
-	asked.setsExpiry = true
-	asked.replace = maps.Clone(properties)
-	if asked.replace == nil {
-		asked.replace = map[string]string{}
+	spec.expires = expires
+	spec.setExpiry = true
+	spec.replaceProperties = maps.Clone(properties)
+	if spec.replaceProperties == nil {
+		spec.replaceProperties = map[string]string{}
 	}
 	return nil
 }
 
-var errNullToken = says("Invalid token: it has no properties")
+var errNullToken = daemonErrorf("Invalid token: it has no properties")
 
 // exportPost is the body of a push.
 type exportPost struct {
@@ -78,16 +78,16 @@ type exportPost struct {
 	Profiles    []string         `json:"profiles"`
 }
 
-// servePush uploads an image to another server in the background.
+// servePush starts an operation that uploads an image to another server.
 func (s *Server) servePush(w http.ResponseWriter, r *http.Request, name string) error {
 	if !s.has("images_push_relay") {
-		return fail(http.StatusNotImplemented, "not implemented")
+		return statusErrorf(http.StatusNotImplemented, "not implemented")
 	}
 	s.mu.Lock()
 	project, err := s.imageProject(r)
 	var img *image
 	if err == nil {
-		// Unlike elsewhere a prefix does not do.
+		// Unlike elsewhere, a prefix is not accepted.
 		if img = s.images[imageKey{project, name}]; img == nil {
 			err = errNoImage
 		}
@@ -119,7 +119,7 @@ func (s *Server) servePush(w http.ResponseWriter, r *http.Request, name string) 
 	return nil
 }
 
-// push does the work of servePush: it uploads and waits for the other server.
+// push uploads an image to another server and waits for that server's operation.
 func (s *Server) push(ctx context.Context, client *http.Client, base string, img *image, post exportPost) error {
 	s.mu.Lock()
 	files, err := openFiles(img.metadata, img.rootfs)
@@ -127,8 +127,8 @@ func (s *Server) push(ctx context.Context, client *http.Client, base string, img
 	set := func(name, value string) { header.Set(s.traits.uploadHeader+name, value) }
 	set("fingerprint", img.key.fingerprint)
 	set("secret", post.Secret)
-	// The daemons name the file after the image and send no properties: these
-	// travel in the token.
+	// The daemons use the fingerprint as the file name and send no properties,
+	// as the token has them.
 	set("filename", img.key.fingerprint)
 	if len(post.Profiles) > 0 {
 		set("profiles", url.Values{"profile": post.Profiles}.Encode())
@@ -183,32 +183,33 @@ func (s *Server) push(ctx context.Context, client *http.Client, base string, img
 	return s.awaitRemote(ctx, client, base+accepted.Operation+"/wait?"+wait.Encode())
 }
 
-// awaitRemote waits for an operation of another server, whichever way that
-// tells of a failure.
+// awaitRemote waits for an operation of another server and returns its error, in
+// whichever form that server reports it.
 func (s *Server) awaitRemote(ctx context.Context, client *http.Client, at string) error {
 	res, err := s.request(ctx, client, http.MethodGet, at, nil, nil)
 	if err != nil {
 		return err
 	}
 	defer res.Body.Close()
-	var answer struct {
+	var response struct {
 		ErrorCode int           `json:"error_code"`
 		Error     string        `json:"error"`
 		Metadata  operationJSON `json:"metadata"`
 	}
-	if err := readJSON(&http.Request{Body: res.Body}, &answer); err != nil {
+	if err := readJSON(&http.Request{Body: res.Body}, &response); err != nil {
 		return err
 	}
 	switch {
-	case answer.Error != "":
-		return fail(answer.ErrorCode, "%s", answer.Error)
-	case answer.Metadata.Err != "":
-		return errors.New(answer.Metadata.Err)
+	case response.Error != "":
+		return statusErrorf(response.ErrorCode, "%s", response.Error)
+	case response.Metadata.Err != "":
+		return errors.New(response.Metadata.Err)
 	}
 	return nil
 }
 
-// streamForm writes the files of a split image as a form while it is read.
+// streamForm returns a form with the files of a split image, written while it
+// is read.
 func streamForm(files []*os.File, rootfs, fingerprint, suffix string) (body io.ReadCloser, contentType string) {
 	out, in := io.Pipe()
 	form := multipart.NewWriter(in)

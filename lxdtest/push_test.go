@@ -20,7 +20,7 @@ func TestPullCopies(t *testing.T) {
 		meta, root := SplitImage("x", 40_000)
 		split, err := source.AddImage(meta, &AddOptions{Rootfs: root, Filename: "mine", Properties: map[string]string{"k": "v"}})
 		require.NoError(t, err)
-		pull := func(fingerprint, secret, certificate string) *reply {
+		pull := func(fingerprint, secret, certificate string) *apiResponse {
 			return c.do("POST", "/1.0/images", map[string]any{"source": map[string]string{
 				"type": "image", "mode": "pull", "protocol": d.Family(), "server": source.URL(),
 				"fingerprint": fingerprint, "secret": secret, "certificate": certificate,
@@ -37,14 +37,14 @@ func TestPullCopies(t *testing.T) {
 		require.Equal(t, "v", img.Properties["k"])
 		require.Equal(t, "mine", img.Filename)
 		require.Empty(t, source.Tokens())
-		// What is there is not fetched again.
+		// An existing image is not downloaded again.
 		source.Shutdown()
 		done := c.wait(pull(split, "", certificate))
 		require.Equal(t, split, done.field("metadata").(map[string]any)["fingerprint"])
 	})
 }
 
-// pushToken asks a target for a token to upload an image.
+// pushToken requests a token from a target to upload an image.
 func pushToken(t *testing.T, target *Server, fingerprint string, properties map[string]string) string {
 	t.Helper()
 	got := newClient(t, target).do("POST", "/1.0/images", map[string]any{
@@ -82,20 +82,21 @@ func TestPushCopies(t *testing.T) {
 	})
 }
 
-// TestPropertiesOfABareImageEndTheDaemon has an upload name properties although
-// the metadata.yaml has none. Other ways to set them do no harm.
-func TestPropertiesOfABareImageEndTheDaemon(t *testing.T) {
+// TestPropertiesHeaderCrash uploads with a properties header an image whose
+// metadata.yaml has no properties. Only that crashes the daemon; other ways to
+// set properties are harmless.
+func TestPropertiesHeaderCrash(t *testing.T) {
 	for d := range dialects {
 		s := newTestServer(t, &Options{Dialect: Dialect(d)})
 		kept := add(t, s, "kept", nil)
 		c := newClient(t, s)
 		header := Dialect(d).traits().uploadHeader + "properties"
-		file := bareImage(t, "architecture: x86_64\ncreation_date: 1704067200\n")
-		c.upload(bareImage(t, "architecture: x86_64\ncreation_date: 1704067201\nproperties: {}\n"), header, "a=b")
+		file := imageWithMetadata(t, "architecture: x86_64\ncreation_date: 1704067200\n")
+		c.upload(imageWithMetadata(t, "architecture: x86_64\ncreation_date: 1704067201\nproperties: {}\n"), header, "a=b")
 		c.upload(UnifiedImage("has", 0), header, "a=b")
 		c.upload(append([]byte("\xfd7zXZ\x00"), make([]byte, 600)...), header, "a=b")
 		c.upload(file)
-		_, err := s.AddImage(bareImage(t, "architecture: x86_64\ncreation_date: 1704067202\n"), &AddOptions{Properties: map[string]string{"a": "b"}})
+		_, err := s.AddImage(imageWithMetadata(t, "architecture: x86_64\ncreation_date: 1704067202\n"), &AddOptions{Properties: map[string]string{"a": "b"}})
 		require.NoError(t, err)
 		require.Equal(t, 200, c.do("PATCH", "/1.0/images/"+Fingerprint(file), map[string]any{"properties": map[string]string{"a": "b"}}).HTTP)
 		require.Nil(t, s.Crashed())
@@ -105,7 +106,7 @@ func TestPropertiesOfABareImageEndTheDaemon(t *testing.T) {
 		require.NoError(t, err)
 		post.Header.Set(header, "a=b")
 		if res, err := c.http.Do(post); err == nil {
-			// The daemons may answer before they come to it.
+			// The daemons may respond before they crash.
 			_ = res.Body.Close()
 		}
 		require.Eventually(t, func() bool { return s.Crashed() != nil }, 10*time.Second, time.Millisecond)
@@ -121,8 +122,8 @@ func TestPropertiesOfABareImageEndTheDaemon(t *testing.T) {
 	}
 }
 
-// bareImage is a unified image with this metadata.yaml.
-func bareImage(t *testing.T, metadata string) []byte {
+// imageWithMetadata returns a unified image with this metadata.yaml.
+func imageWithMetadata(t *testing.T, metadata string) []byte {
 	t.Helper()
 	var buf bytes.Buffer
 	out := tar.NewWriter(&buf)
@@ -132,7 +133,7 @@ func bareImage(t *testing.T, metadata string) []byte {
 	return buf.Bytes()
 }
 
-func TestNullPropertiesEndTheDaemon(t *testing.T) {
+func TestTokenWithoutPropertiesCrash(t *testing.T) {
 	for d, crashes := range map[Dialect]bool{LXD50: true, LXD69: false, Incus60: true} {
 		s := newTestServer(t, &Options{Dialect: d})
 		file := UnifiedImage("x", 0)

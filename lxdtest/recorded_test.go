@@ -15,8 +15,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// recording is one entry of the index of recorded answers: a request to a real
-// daemon, and what is not in the body of its answer.
+// recording is an entry in the index of recorded responses: a request to a real
+// daemon, and the status and headers of its response.
 type recording struct {
 	File        string            `json:"file"`
 	Over        string            `json:"over"`
@@ -30,14 +30,14 @@ type recording struct {
 	ETag        string            `json:"etag"`
 }
 
-// The answers that cannot be the same here: those about an import from an image
-// server that is not there any more, and about an instance's own files.
-var notReplayed = regexp.MustCompile(`^(url-|image-url|publish-|image-published|operations?-running|operation-cancelled|operation-wait-cancelled|wait-timeout)`)
+// skippedRecordings matches the responses that cannot be reproduced: those of an
+// import from an image server that no longer runs, and of an instance's files.
+var skippedRecordings = regexp.MustCompile(`^(url-|image-url|publish-|image-published|operations?-running|operation-cancelled|operation-wait-cancelled|wait-timeout)`)
 
-// TestRecordedAnswers sends the requests that were once sent to real daemons
-// and compares the answers with theirs, word by word and ETag by ETag but for
-// times, operation ids, secrets, addresses and what the machine is like.
-func TestRecordedAnswers(t *testing.T) {
+// TestRecordedResponses sends the requests that were recorded with real daemons
+// and compares the responses with the recorded ones, texts and ETags included,
+// except for times, operation ids, secrets, addresses and the machine's details.
+func TestRecordedResponses(t *testing.T) {
 	for d, name := range map[Dialect]string{LXD50: "lxd-5.0.2", Incus60: "incus-6.0.4"} {
 		t.Run(name, func(t *testing.T) {
 			dir := filepath.Join("..", "testdata", "envelopes", name)
@@ -51,7 +51,7 @@ func TestRecordedAnswers(t *testing.T) {
 			}}
 			compared := 0
 			for _, r := range index {
-				if strings.HasSuffix(r.File, ".json") && !notReplayed.MatchString(r.File) {
+				if strings.HasSuffix(r.File, ".json") && !skippedRecordings.MatchString(r.File) {
 					t.Run(strings.TrimSuffix(r.File, ".json"), func(t *testing.T) { replay.play(t, r) })
 					compared++
 				}
@@ -61,18 +61,18 @@ func TestRecordedAnswers(t *testing.T) {
 	}
 }
 
-// replayer sends recorded requests to a server.
+// replayer replays recorded requests.
 type replayer struct {
 	t       *testing.T
 	s       *Server
 	dir     string
-	ids     map[string]string // recorded operation ids to our own
+	ids     map[string]string // recorded operation ids to those of the replay
 	clients map[string]*client
 }
 
 var operationURL = regexp.MustCompile(`/1\.0/operations/([0-9a-f-]{36})`)
 
-// play sends one request and compares the answer.
+// play replays one request and compares the response.
 func (p *replayer) play(t *testing.T, r recording) {
 	recorded, err := os.ReadFile(filepath.Join(p.dir, r.File))
 	require.NoError(t, err)
@@ -113,13 +113,13 @@ func (p *replayer) play(t *testing.T, r recording) {
 	if strings.HasPrefix(r.Path, "/1.0/images") {
 		require.Equal(t, r.ETag, res.Header.Get("Etag"))
 	} else {
-		// That of the server itself depends on its configuration.
+		// The ETag of GET /1.0 depends on the server's configuration.
 		require.Equal(t, r.ETag != "", res.Header.Get("Etag") != "")
 	}
 	require.Equal(t, neutral(t, recorded), neutral(t, got))
 }
 
-// prepare does what the recorder did without writing it down.
+// prepare sends the requests that the recorder sent without recording them.
 func (p *replayer) prepare(t *testing.T, r recording) {
 	c := &client{t, p.clients["unix"].http, "http://lxd"}
 	switch r.File {
@@ -136,8 +136,8 @@ func (p *replayer) prepare(t *testing.T, r recording) {
 	}
 }
 
-// sharedPrefix makes two images whose fingerprints begin with the same two
-// characters, the same two as the recorder's.
+// sharedPrefix returns two images whose fingerprints begin with the same two
+// characters: the same images as the recorder's.
 func sharedPrefix() (first, second []byte) {
 	seen := map[string][]byte{}
 	for i := 0; ; i++ {
@@ -150,7 +150,7 @@ func sharedPrefix() (first, second []byte) {
 	}
 }
 
-// body makes the body of a recorded request.
+// body returns the body of a recorded request.
 func (p *replayer) body(t *testing.T, r recording) (body io.Reader, contentType string) {
 	t.Helper()
 	split := func(root string, meta, file []byte) (io.Reader, string) {
@@ -189,7 +189,7 @@ func (p *replayer) body(t *testing.T, r recording) (body io.Reader, contentType 
 	return strings.NewReader(string(r.Body)), ""
 }
 
-// neutral decodes an answer without what is new every time.
+// neutral decodes a response and replaces the values that differ every time.
 func neutral(t *testing.T, data []byte) any {
 	t.Helper()
 	var value any
@@ -212,7 +212,7 @@ func neutralValue(key string, value any) any {
 		for name, inner := range value {
 			switch name {
 			case "environment", "config":
-				// What machine it is and how it is set up.
+				// These describe the machine and its configuration.
 				if key == "metadata" {
 					delete(value, name)
 					continue
@@ -221,7 +221,8 @@ func neutralValue(key string, value any) any {
 				delete(value, name)
 				continue
 			case "restricted", "certificate", "password", "description", "trust_token":
-				// Fields of a request that tokens repeat, empty here.
+				// Token operations repeat these fields of the request, which
+				// are empty here.
 				if key == "request" {
 					delete(value, name)
 					continue
@@ -237,7 +238,7 @@ func neutralValue(key string, value any) any {
 		for i := range value {
 			value[i] = neutralValue(key, value[i])
 		}
-		// Incus lists images in any order.
+		// Incus 6.0.4 lists images in any order.
 		slices.SortFunc(value, func(a, b any) int {
 			x, _ := json.Marshal(a)
 			y, _ := json.Marshal(b)
@@ -258,7 +259,8 @@ func neutralValue(key string, value any) any {
 	return value
 }
 
-// TestRecordedEvents does again what was done while events were recorded.
+// TestRecordedEvents repeats the requests during which events were recorded,
+// and compares the events.
 func TestRecordedEvents(t *testing.T) {
 	for d, name := range map[Dialect]string{LXD50: "lxd-5.0.2", Incus60: "incus-6.0.4"} {
 		t.Run(name, func(t *testing.T) {

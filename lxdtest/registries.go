@@ -7,8 +7,8 @@ import (
 	"slices"
 )
 
-// registry is an image registry: a simplestreams server under a name. The
-// server's lock guards it.
+// registry is an image registry: a named simplestreams server. The server's lock
+// guards it.
 type registry struct {
 	Name        string            `json:"name"`
 	Description string            `json:"description"`
@@ -18,20 +18,20 @@ type registry struct {
 	Config      map[string]string `json:"config"`
 }
 
-var errNoRegistry = fail(http.StatusNotFound, "Image registry not found")
+var errNoRegistry = statusErrorf(http.StatusNotFound, "Image registry not found")
 
-// AddRegistry makes an image registry for a simplestreams server, on dialects
-// that have registries. Unlike a request it takes plain http.
+// AddRegistry adds an image registry for a simplestreams server, on dialects
+// that have registries. Unlike a request, it accepts an http URL.
 func (s *Server) AddRegistry(name, url string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.registries[name] = &registry{Name: name, Protocol: "simplestreams", Public: true, Config: map[string]string{"url": url}}
 }
 
-// useRegistry fills in a source from the registry that it names.
+// useRegistry sets the server and protocol of a source to those of its registry.
 func (s *Server) useRegistry(source *imagesSource) error {
 	if source.Registry == "" {
-		return fail(http.StatusBadRequest, "Image registry is required")
+		return statusErrorf(http.StatusBadRequest, "Image registry is required")
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -43,7 +43,7 @@ func (s *Server) useRegistry(source *imagesSource) error {
 	return nil
 }
 
-// serveRegistries lists the registries.
+// serveRegistries handles GET of the list of registries.
 func (s *Server) serveRegistries(w http.ResponseWriter, r *http.Request) error {
 	s.mu.Lock()
 	urls, full := []string{}, []registry{}
@@ -60,20 +60,20 @@ func (s *Server) serveRegistries(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// serveCreateRegistry makes a registry.
+// serveCreateRegistry creates a registry.
 func (s *Server) serveCreateRegistry(w http.ResponseWriter, r *http.Request) error {
 	var post registry
 	if err := readJSON(r, &post); err != nil {
 		return err
 	}
 	if post.Name == "" {
-		return fail(http.StatusBadRequest, "Image registry name is required")
+		return statusErrorf(http.StatusBadRequest, "Image registry name is required")
 	}
 	if post.Protocol != "simplestreams" {
-		return fail(http.StatusBadRequest, "Unsupported image registry protocol %q", post.Protocol)
+		return statusErrorf(http.StatusBadRequest, "Unsupported image registry protocol %q", post.Protocol)
 	}
 	if at, err := url.Parse(post.Config["url"]); err != nil || at.Scheme != "https" {
-		return fail(http.StatusBadRequest, "Image registry URL must use HTTPS")
+		return statusErrorf(http.StatusBadRequest, "Image registry URL must use HTTPS")
 	}
 	post.Builtin, post.Public = false, true
 	s.mu.Lock()
@@ -83,13 +83,13 @@ func (s *Server) serveCreateRegistry(w http.ResponseWriter, r *http.Request) err
 	}
 	s.mu.Unlock()
 	if exists {
-		return fail(http.StatusConflict, "Image registry %q already exists", post.Name)
+		return statusErrorf(http.StatusConflict, "Image registry %q already exists", post.Name)
 	}
 	writeCreated(w, "/1.0/image-registries/"+url.PathEscape(post.Name))
 	return nil
 }
 
-// serveRegistry answers GET of one registry.
+// serveRegistry handles GET of one registry.
 func (s *Server) serveRegistry(w http.ResponseWriter, _ *http.Request, name string) error {
 	s.mu.Lock()
 	found := s.registries[name]

@@ -6,23 +6,24 @@ import (
 	"strings"
 )
 
-// handlerFunc answers a request, or returns the error to answer with.
+// handlerFunc responds to a request, or returns the error to respond with.
 type handlerFunc func(w http.ResponseWriter, r *http.Request) error
 
-// handler is what every connection serves.
+// handler returns the handler of all connections.
 func (s *Server) handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !s.enter() {
 			panic(http.ErrAbortHandler)
 		}
 		defer s.tasks.Done()
-		// net/http looks at the body of its own request: one that wants a 100
-		// Continue, and whose body nobody reads, gets a response at once.
+		// The body is replaced in a copy: when it responds, net/http checks the
+		// type of its own request's body, and would otherwise read an unread
+		// body from a client that still waits for 100 Continue.
 		r = r.WithContext(r.Context())
 		seen := s.record(r)
-		w, injected := s.inject(w, r, seen)
-		defer injected.done()
-		if injected.answered {
+		w, faults := s.inject(w, r, seen)
+		defer faults.done()
+		if faults.responded {
 			return
 		}
 		if err := s.route(w, r); err != nil {
@@ -31,8 +32,8 @@ func (s *Server) handler() http.Handler {
 	})
 }
 
-// enter counts a handler among what Close waits for, unless the server is
-// closed.
+// enter adds a running handler to s.tasks, for which Close waits. It returns
+// false if the server is closed.
 func (s *Server) enter() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -43,8 +44,8 @@ func (s *Server) enter() bool {
 	return true
 }
 
-// route finds the handler of a request. The daemons match the escaped path, so
-// that a name may hold any character.
+// route calls the handler of a request. Like the daemons it matches the escaped
+// path, so that a name can contain any character.
 func (s *Server) route(w http.ResponseWriter, r *http.Request) error {
 	path, ok := strings.CutPrefix(r.URL.EscapedPath(), "/1.0")
 	if !ok || path != "" && path[0] != '/' {
@@ -60,10 +61,10 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request) error {
 	}
 	found, ok := methods[r.Method]
 	if !ok {
-		return fail(http.StatusNotImplemented, "not implemented")
+		return statusErrorf(http.StatusNotImplemented, "not implemented")
 	}
 	if !s.trusts(r) {
-		// A client that counts on being trusted does not want the public view.
+		// A client that sends this header wants an error, not the public view.
 		if r.Header.Get(s.traits.uploadHeader+"authenticated") != "" || !found.public {
 			return errForbidden
 		}
@@ -74,10 +75,10 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request) error {
 // endpoint is one method of one path.
 type endpoint struct {
 	serve  handlerFunc
-	public bool // for untrusted callers as well
+	public bool // open to untrusted clients
 }
 
-// methods returns what can be done with a path, given without "/1.0/".
+// methods returns the methods of a path, given without "/1.0/", by name.
 func (s *Server) methods(path string) map[string]endpoint {
 	var parts []string
 	if path != "" {
@@ -104,7 +105,7 @@ func (s *Server) methods(path string) map[string]endpoint {
 		case rest[0] == "aliases" && len(rest) == 1:
 			return map[string]endpoint{"GET": {s.serveAliases, false}, "POST": {s.serveCreateAlias, false}}
 		case rest[0] == "aliases":
-			// A name that was not escaped reaches over several segments.
+			// A name that was not escaped may span several segments.
 			name := strings.Join(rest[1:], "/")
 			return map[string]endpoint{
 				"GET": {with(s.serveAlias, name), true}, "PUT": {with(s.servePutAlias, name), false},
@@ -180,7 +181,7 @@ func (s *Server) methods(path string) map[string]endpoint {
 	return nil
 }
 
-// projectParam returns the project that a request is about.
+// projectParam returns the project in the query of a request.
 func projectParam(r *http.Request) string {
 	if name := r.URL.Query().Get("project"); name != "" {
 		return name

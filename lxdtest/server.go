@@ -18,103 +18,102 @@ import (
 	"time"
 )
 
-// errRefused is what dialing a server that does not listen gives.
+// errRefused is returned by dialing a server that does not listen.
 var errRefused error = &net.OpError{Op: "dial", Net: "pipe", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
 
 // Options are the settings of a Server. The zero value is an LXD 5.0.2 on a
 // unix socket.
 type Options struct {
-	// Dialect is the daemon to speak like. The default is LXD50.
+	// Dialect is the daemon to imitate. The default is LXD50.
 	Dialect Dialect
 
-	// TLS has the server listen on https as well, on a free port of
-	// 127.0.0.1, with a self-signed certificate of its own. A copy needs it of
-	// the source if the target pulls, and of the target if the source pushes.
+	// TLS makes the server listen on https as well, on a free port of
+	// 127.0.0.1, with a self-signed certificate of its own. A copy needs it on
+	// the source if the target pulls, and on the target if the source pushes.
 	TLS bool
 
-	// InMemory has the server open no socket. It is reached through
-	// DialContext and Client alone, and may live in a testing/synctest bubble.
+	// InMemory makes the server open no socket. It is reached through
+	// DialContext and Client alone, and can run in a testing/synctest bubble.
 	InMemory bool
 
-	// WithoutExtensions are API extensions that the server does not have
-	// although the daemon does.
+	// WithoutExtensions are API extensions to remove from those of the
+	// dialect.
 	WithoutExtensions []string
 
-	// WithExtensions are API extensions that the server names in addition.
+	// WithExtensions are API extensions to add to those of the dialect.
 	WithExtensions []string
 
-	// TellsStrangersNothing has GET /1.0 leave out the extensions (null) and the
-	// version for clients that the server does not trust, as Incus 7 does. The
-	// dialects tell their extensions.
-	TellsStrangersNothing bool
+	// HideFromUntrusted makes GET /1.0 omit the version and return null
+	// extensions to clients that the server does not trust, as Incus 7 does. By
+	// default such clients see the extensions of the dialect.
+	HideFromUntrusted bool
 
-	// ForgetAfter is how long a finished operation can still be asked for.
-	// The default is the 5 seconds of the daemons; a negative value forgets
-	// operations at once.
+	// ForgetAfter is how long a finished operation can still be requested.
+	// The default is 5 seconds, as in the daemons; if negative, operations are
+	// forgotten at once.
 	ForgetAfter time.Duration
 
-	// PingEvery is the time between two pings on an event socket. The default
-	// is the 10 seconds of the daemons.
-	PingEvery time.Duration
+	// PingInterval is the time between two pings on an event socket. The default
+	// is 10 seconds, as in the daemons.
+	PingInterval time.Duration
 
-	// TrustPassword lets a client that knows it add its certificate, on
-	// dialects that have passwords. There is none by default.
+	// TrustPassword allows a client that knows it to add its certificate, on
+	// dialects that accept passwords. The default is no password.
 	TrustPassword string
 
 	// BearerTokens are trusted on https in an Authorization header, on
-	// dialects that know such tokens: LXD69. There are none by default.
+	// dialects that accept such tokens: LXD69. The default is none.
 	BearerTokens []string
 
 	// RootCAs are the authorities that the server trusts when it imports from
-	// an https URL. The default is the system's, as with the daemons.
+	// an https URL. The default is the system's, as in the daemons.
 	RootCAs *x509.CertPool
 
-	// Dial makes the connections on which the server fetches images from
-	// elsewhere: imports, pull copies and push copies. The default dials the
-	// network. Give the DialContext of another server to join two in memory.
+	// Dial opens the connections to other servers, for imports, pull copies
+	// and push copies. The default dials the network. To connect two servers
+	// in memory, set it to the DialContext of the other one.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	// Now is the server's clock for the dates it writes. The default is
 	// time.Now.
 	Now func() time.Time
 
-	// Directory is where the server keeps its images and its socket, in a
-	// folder of its own that Close removes. The default is the system's
-	// folder for temporary files.
+	// Directory is the parent of the directory in which the server keeps its
+	// images and its socket, and which Close removes. The default is the
+	// system's directory for temporary files.
 	Directory string
 }
 
-// Server is an images server in this process. Its methods may be called at
-// any time from any goroutine.
+// Server is an image server in this process. It is safe for concurrent use.
 type Server struct {
 	opts    Options
 	traits  *traits
 	dir     string
 	socket  string
-	address string // host and port of https, "" without
+	address string // host and port of https, "" if there is none
 	cert    *keyPair
 	log     *log.Logger
 
 	pipe, securePipe *pipeListener
 
-	ctx    context.Context // ends with the server's life
+	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup // goroutines of operations, of the HTTP servers and of their connections
 
 	mu        sync.Mutex
 	closed    bool
 	up        bool
-	refusing  int // how many faults refuse connections
+	refusing  int // the number of injected Refuse faults
 	crash     *CrashError
 	http      *http.Server
 	listeners []net.Listener
-	life      context.Context // ends when the server is closed or restarted
-	endLife   context.CancelFunc
+	runCtx    context.Context // ends when the server stops or restarts
+	endRun    context.CancelFunc
 	conns     map[*conn]struct{}
 	accepted  int
-	spooled   int // the number of the last file made
+	spooled   int // the number of the last file created
 	requests  []*Request
-	faults    []*Injected
+	faults    []*Injection
 
 	trustMu    sync.Mutex // guards trusted and client
 	trusted    []*trust
@@ -128,8 +127,8 @@ type Server struct {
 	hub        hub
 }
 
-// NewServer starts a server. A nil opts is LXD 5.0.2 on a unix socket. Like
-// httptest.NewServer it panics when it cannot listen. Close ends it.
+// NewServer starts a server; Close stops it. A nil opts means LXD 5.0.2 on a
+// unix socket. Like httptest.NewServer, it panics if it cannot listen.
 func NewServer(opts *Options) *Server {
 	s, err := newServer(opts)
 	if err != nil {
@@ -155,8 +154,8 @@ func newServer(opts *Options) (*Server, error) {
 	if s.opts.ForgetAfter == 0 {
 		s.opts.ForgetAfter = 5 * time.Second
 	}
-	if s.opts.PingEvery <= 0 {
-		s.opts.PingEvery = 10 * time.Second
+	if s.opts.PingInterval <= 0 {
+		s.opts.PingInterval = 10 * time.Second
 	}
 	if s.opts.Now == nil {
 		s.opts.Now = time.Now
@@ -178,7 +177,7 @@ func newServer(opts *Options) (*Server, error) {
 	}
 	s.socket = filepath.Join(s.dir, "unix.socket")
 	if s.opts.InMemory {
-		// Nobody dials this address: it is there to be shown.
+		// Nobody dials this address: it is only reported, in URL and by the API.
 		s.address = "127.0.0.1:8443"
 	}
 	if err := s.start(); err != nil {
@@ -189,30 +188,31 @@ func newServer(opts *Options) (*Server, error) {
 	return s, nil
 }
 
-// maxSocketPath is the longest path of a unix socket that all systems take.
+// maxSocketPath is the longest unix socket path that all systems accept.
 const maxSocketPath = 100
 
-// tempDir makes the server's folder, with a path short enough for its socket.
+// tempDir creates the server's directory, with a path short enough for its
+// socket.
 func tempDir(parent string) (string, error) {
 	dir, err := os.MkdirTemp(parent, "lxdtest")
 	if err != nil || len(dir)+len("/unix.socket") <= maxSocketPath || parent != "" {
 		return dir, err
 	}
-	// macOS has a long $TMPDIR.
+	// macOS has a long $TMPDIR; /tmp is short enough.
 	if err := os.Remove(dir); err != nil {
 		return "", err
 	}
 	return os.MkdirTemp("/tmp", "lxdtest")
 }
 
-// start begins a life of the server: it listens and serves.
+// start makes the server listen and serve, unless it is running or closed.
 func (s *Server) start() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed || s.up {
 		return nil
 	}
-	s.life, s.endLife = context.WithCancel(s.ctx)
+	s.runCtx, s.endRun = context.WithCancel(s.ctx)
 	s.hub.reset()
 	s.http = &http.Server{
 		Handler:     s.handler(),
@@ -237,7 +237,7 @@ func (s *Server) start() error {
 	return nil
 }
 
-// listen opens the real sockets; the caller holds the lock.
+// listen opens the network sockets; the caller holds the lock.
 func (s *Server) listen() error {
 	if err := os.Remove(s.socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -246,7 +246,7 @@ func (s *Server) listen() error {
 	if err != nil {
 		return err
 	}
-	// While nobody listens the file stays, and dialing it is refused.
+	// The file is kept when the listener closes, so that dialing it is refused.
 	unix.SetUnlinkOnClose(false)
 	s.serve(unix, true)
 	if !s.opts.TLS {
@@ -265,7 +265,7 @@ func (s *Server) listen() error {
 	return nil
 }
 
-// serve answers requests on a listener; the caller holds the lock.
+// serve serves requests on a listener; the caller holds the lock.
 func (s *Server) serve(inner net.Listener, local bool) {
 	var l net.Listener = &listener{Listener: inner, server: s, local: local}
 	if !local {
@@ -281,10 +281,11 @@ func (s *Server) serve(inner net.Listener, local bool) {
 	s.tasks.Go(func() { _ = server.Serve(l) })
 }
 
-// connState counts the goroutine of a connection among what Close waits for:
-// net/http's own Close does not, and the goroutine of a connection that is
-// refused early sleeps for 500 ms. A hijacked one is its handler's, which is
-// counted itself. Serve calls this with StateNew, and is counted until it ends.
+// connState adds the goroutine of each connection to s.tasks, for which Close
+// waits. net/http's own Close does not wait for it, and after an early error
+// response it sleeps for 500 ms. A hijacked connection belongs to its handler,
+// which is counted itself. Serve calls connState with StateNew, and is itself
+// counted until it returns, so that the counter is never zero at that time.
 func (s *Server) connState(_ net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
@@ -302,8 +303,8 @@ func (s *Server) stopListening() {
 	s.listeners = nil
 }
 
-// stop ends the current life: nothing listens, every connection is reset and
-// all operations are gone.
+// stop stops the server until the next start: it closes the listeners, resets
+// every connection and drops all operations.
 func (s *Server) stop() {
 	s.mu.Lock()
 	if !s.up {
@@ -312,7 +313,7 @@ func (s *Server) stop() {
 	}
 	s.up = false
 	s.stopListening()
-	s.endLife()
+	s.endRun()
 	server := s.http
 	open := make([]*conn, 0, len(s.conns))
 	for c := range s.conns {
@@ -330,10 +331,10 @@ func (s *Server) stop() {
 	_ = server.Close()
 }
 
-// Close ends the server, its connections and its operations, and removes its
-// files. It returns once no goroutine of the server is left: that of a
-// connection whose request was not read to its end takes 500 ms. A second Close
-// does nothing.
+// Close stops the server, closes its connections, ends its operations and
+// removes its files. It returns once no goroutine of the server is left, which
+// takes 500 ms if a request was not read to its end. A second Close does
+// nothing.
 func (s *Server) Close() {
 	s.mu.Lock()
 	if s.closed {
@@ -352,9 +353,9 @@ func (s *Server) Close() {
 	_ = os.RemoveAll(s.dir)
 }
 
-// Restart ends the server as a crash does and starts it again at the same
-// addresses: connections are reset, operations and their secrets are gone,
-// images, aliases and trust are kept.
+// Restart stops the server as a crash does and starts it again at the same
+// addresses: connections are reset, operations and their secrets are lost,
+// images, aliases and trusted certificates are kept.
 func (s *Server) Restart() {
 	s.stop()
 	s.mu.Lock()
@@ -365,30 +366,30 @@ func (s *Server) Restart() {
 	}
 }
 
-// Shutdown ends the server until Restart: connections are reset and new ones
+// Shutdown stops the server until Restart: connections are reset and new ones
 // are refused.
 func (s *Server) Shutdown() { s.stop() }
 
-// CrashError tells why a server is down although nobody shut it down: a
-// request was of the kind that ends the real daemon.
+// CrashError says why a server stopped by itself: it received a request that
+// crashes the real daemon.
 type CrashError struct {
-	// Reason is what the daemon dies of.
+	// Reason is the cause of the daemon's crash.
 	Reason string
 }
 
-// Error returns the reason.
+// Error returns the reason with a prefix.
 func (e *CrashError) Error() string { return "lxdtest: the daemon crashed: " + e.Reason }
 
-// Crashed returns why the server went down by itself, or nil if it did not.
-// Restart brings it back.
+// Crashed returns why the server crashed, or nil if it did not. Restart
+// restarts it.
 func (s *Server) Crashed() *CrashError {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.crash
 }
 
-// crashWith takes the server down for a reason. It does not return to the
-// handler's caller with an answer: the connection is gone.
+// crashWith stops the server, which resets all connections, and records the
+// reason.
 func (s *Server) crashWith(reason string) {
 	s.mu.Lock()
 	s.crash = &CrashError{Reason: reason}
@@ -396,17 +397,17 @@ func (s *Server) crashWith(reason string) {
 	s.stop()
 }
 
-// Dialect returns the daemon that the server speaks like.
+// Dialect returns the daemon that the server imitates.
 func (s *Server) Dialect() Dialect { return s.opts.Dialect }
 
-// Endpoint returns the unix socket as an endpoint: "unix://" and its path. An
-// in-memory server has one too, for DialContext only.
+// Endpoint returns the URL of the unix socket: "unix://" and its path. On an
+// in-memory server only DialContext can connect to it.
 func (s *Server) Endpoint() string { return "unix://" + s.socket }
 
 // Socket returns the path of the unix socket.
 func (s *Server) Socket() string { return s.socket }
 
-// URL returns the https endpoint, or "" when the server has none.
+// URL returns the https URL, or "" if the server has none.
 func (s *Server) URL() string {
 	if s.address == "" {
 		return ""
@@ -417,16 +418,17 @@ func (s *Server) URL() string {
 // Certificate returns the server's certificate as PEM.
 func (s *Server) Certificate() []byte { return slices.Clone(s.cert.cert) }
 
-// DialContext makes an in-memory connection to the server: plain and trusted
-// like the unix socket when network is "unix", else one that expects TLS like
-// the https port. The address does not matter. It fits http.Transport.
+// DialContext opens an in-memory connection to the server: if network is
+// "unix", a plain and trusted one like that of the unix socket, otherwise one
+// that expects TLS like the https port. The address is ignored. DialContext
+// suits http.Transport.
 func (s *Server) DialContext(ctx context.Context, network, _ string) (net.Conn, error) {
 	s.mu.Lock()
 	l := s.securePipe
 	if network == "unix" {
 		l = s.pipe
 	}
-	refused := !s.up || s.refuses()
+	refused := !s.up || s.refuseConn()
 	s.mu.Unlock()
 	if refused {
 		return nil, errRefused
@@ -434,9 +436,9 @@ func (s *Server) DialContext(ctx context.Context, network, _ string) (net.Conn, 
 	return l.dial(ctx)
 }
 
-// Client returns an HTTP client whose every request goes to this server, over
-// in-memory connections like those of the unix socket. The host in the URL
-// does not matter: http://lxd/1.0 is a good one.
+// Client returns an HTTP client that sends every request to this server, over
+// in-memory connections like those of the unix socket. The host in the URL is
+// ignored, as in http://lxd/1.0.
 func (s *Server) Client() *http.Client {
 	transport := &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -460,25 +462,25 @@ func (s *Server) newConn(raw net.Conn, local bool) (*conn, error) {
 	return c, nil
 }
 
-// forgetConn takes a closed connection off the list.
+// forgetConn removes a closed connection from the list.
 func (s *Server) forgetConn(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.conns, c)
 }
 
-// locked calls f under the lock. Answers are written outside of it: a client
-// that does not read must not stop the others.
-func (s *Server) locked(f func() error) error {
+// withLock calls f under the lock. Responses are written outside of it: a
+// client that does not read must not block the others.
+func (s *Server) withLock(f func() error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return f()
 }
 
-// now is the time that is written into images and operations.
+// now returns the time to record in images and operations.
 func (s *Server) now() time.Time { return s.opts.Now().UTC() }
 
-// extensions returns the API extensions that the server names.
+// extensions returns the API extensions that the server reports.
 func (s *Server) extensions() []string {
 	var list []string
 	for _, name := range s.traits.extensions {
@@ -489,7 +491,7 @@ func (s *Server) extensions() []string {
 	return append(list, s.opts.WithExtensions...)
 }
 
-// has tells whether the server has an API extension.
+// has reports whether the server has an API extension.
 func (s *Server) has(extension string) bool {
 	return slices.Contains(s.opts.WithExtensions, extension) ||
 		slices.Contains(s.traits.extensions, extension) && !slices.Contains(s.opts.WithoutExtensions, extension)

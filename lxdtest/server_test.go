@@ -15,8 +15,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// reply is an answer as a client sees it.
-type reply struct {
+// apiResponse is a decoded JSON response.
+type apiResponse struct {
 	HTTP      int
 	Header    http.Header
 	Type      string          `json:"type"`
@@ -27,7 +27,7 @@ type reply struct {
 }
 
 // field returns a field of the metadata.
-func (r *reply) field(name string) any {
+func (r *apiResponse) field(name string) any {
 	var fields map[string]any
 	if json.Unmarshal(r.Metadata, &fields) != nil {
 		return nil
@@ -47,8 +47,8 @@ func newClient(t *testing.T, s *Server) *client {
 	return &client{t, s.Client(), "http://lxd"}
 }
 
-// do sends a request and reads its JSON answer. Headers come in pairs.
-func (c *client) do(method, path string, body any, headers ...string) *reply {
+// do sends a request and decodes its JSON response. Headers are name-value pairs.
+func (c *client) do(method, path string, body any, headers ...string) *apiResponse {
 	c.t.Helper()
 	var reader io.Reader
 	switch body := body.(type) {
@@ -73,25 +73,25 @@ func (c *client) do(method, path string, body any, headers ...string) *reply {
 	defer res.Body.Close()
 	data, err := io.ReadAll(res.Body)
 	require.NoError(c.t, err)
-	out := &reply{HTTP: res.StatusCode, Header: res.Header}
+	out := &apiResponse{HTTP: res.StatusCode, Header: res.Header}
 	require.NoError(c.t, json.Unmarshal(data, out), "%s", data)
 	return out
 }
 
-// wait waits for the operation of an answer.
-func (c *client) wait(r *reply) *reply {
+// wait waits for the operation of a response.
+func (c *client) wait(r *apiResponse) *apiResponse {
 	c.t.Helper()
 	require.Equal(c.t, http.StatusAccepted, r.HTTP, r.Error)
 	return c.do("GET", r.Operation+"/wait?timeout=10", nil)
 }
 
 // upload uploads a unified image and waits.
-func (c *client) upload(file []byte, headers ...string) *reply {
+func (c *client) upload(file []byte, headers ...string) *apiResponse {
 	c.t.Helper()
 	return c.wait(c.do("POST", "/1.0/images", file, append([]string{"Content-Type", "application/octet-stream"}, headers...)...))
 }
 
-// form writes the body of a split upload; each file is named after its part.
+// form returns the body of a split upload; each file is named after its part.
 func form(t *testing.T, names []string, files ...[]byte) (body []byte, contentType string) {
 	t.Helper()
 	filenames := make([]string, len(names))
@@ -101,7 +101,7 @@ func form(t *testing.T, names []string, files ...[]byte) (body []byte, contentTy
 	return formAs(t, names, filenames, files...)
 }
 
-// formAs is form with names for the files.
+// formAs is like form, with names for the files.
 func formAs(t *testing.T, names, filenames []string, files ...[]byte) (body []byte, contentType string) {
 	t.Helper()
 	var buf bytes.Buffer
@@ -159,16 +159,16 @@ func TestUploadListExportDelete(t *testing.T) {
 	})
 }
 
-// dialUnix dials the real socket of a server.
+// dialUnix returns a function that dials the unix socket of a server.
 func dialUnix(s *Server) func(ctx context.Context, network, addr string) (net.Conn, error) {
 	return func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", s.Socket())
 	}
 }
 
-// TestCloseWaitsForConnections refuses a body that is too long to be read to its
-// end: net/http keeps the connection's goroutine for a while. The bubble panics
-// where a goroutine is left.
+// TestCloseWaitsForConnections has the server refuse a body that is too long to
+// be read to its end: net/http keeps the connection's goroutine for a while. The
+// bubble panics if a goroutine is left.
 func TestCloseWaitsForConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := NewServer(&Options{InMemory: true})

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// The part of the simplestreams format that the daemons read.
+// These types are the part of the simplestreams format that the daemons read.
 type (
 	streamIndex struct {
 		Index map[string]struct {
@@ -35,7 +35,7 @@ type (
 		Version      string `json:"version"`
 		Variant      string `json:"variant"`
 		EndOfLife    string `json:"support_eol"`
-		// Requirements are read under another name by LXD than by Incus.
+		// Incus reads Requirements, LXD reads LXDRequirements.
 		Requirements    map[string]string        `json:"requirements"`
 		LXDRequirements map[string]string        `json:"lxd_requirements"`
 		Versions        map[string]streamVersion `json:"versions"`
@@ -68,8 +68,8 @@ type streamImage struct {
 	names       []string
 }
 
-// readStream lists the images that a simplestreams server offers, the newest
-// version of a product first.
+// readStream returns the images that a simplestreams server offers, the newest
+// version of each product first.
 func (s *Server) readStream(ctx context.Context, client *http.Client, base string) ([]streamImage, error) {
 	var index streamIndex
 	if err := s.getStreamFile(ctx, client, base+"/streams/v1/index.json", &index); err != nil {
@@ -92,24 +92,24 @@ func (s *Server) readStream(ctx context.Context, client *http.Client, base strin
 	return images, nil
 }
 
-// getStreamFile reads a JSON file of a simplestreams server.
+// getStreamFile downloads and decodes a JSON file of a simplestreams server.
 func (s *Server) getStreamFile(ctx context.Context, client *http.Client, at string, value any) error {
 	res, err := s.request(ctx, client, http.MethodGet, at, nil, nil)
 	if err != nil {
-		return says("Failed parsing stream: %w", err)
+		return daemonErrorf("Failed parsing stream: %w", err)
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
-		return says("Failed parsing stream: Unable to fetch %s: %s", at, res.Status)
+		return daemonErrorf("Failed parsing stream: Unable to fetch %s: %s", at, res.Status)
 	}
 	if err := json.NewDecoder(io.LimitReader(res.Body, 256<<20)).Decode(value); err != nil {
-		return says("Failed parsing stream: %w", err)
+		return daemonErrorf("Failed parsing stream: %w", err)
 	}
 	return nil
 }
 
-// productImages lists the images of a product, newest first. LXD looks for
-// items named lxd only; Incus 6.0.4 for those named incus only.
+// productImages returns the images of a product, newest first. LXD uses only
+// items named lxd, Incus 6.0.4 only those named incus.
 func productImages(family, id string, product streamProduct) []streamImage {
 	var images []streamImage
 	serials := slices.Sorted(maps.Keys(product.Versions))
@@ -132,7 +132,7 @@ func productImages(family, id string, product streamProduct) []streamImage {
 	}
 	for i := range images {
 		if family != "lxd" {
-			images[i].info.Filename = "" // Incus 6.0.4 does not keep it.
+			images[i].info.Filename = "" // Incus 6.0.4 does not store it.
 		}
 		for name, value := range requirements {
 			images[i].info.Properties["requirements."+name] = value
@@ -144,8 +144,8 @@ func productImages(family, id string, product streamProduct) []streamImage {
 	return images
 }
 
-// splitImages lists the images that one metadata item stands for: a container,
-// a virtual machine or both.
+// splitImages returns the images that share one metadata item: a container, a
+// virtual machine or both.
 func splitImages(id string, product streamProduct, serial string, version streamVersion, metadata streamItem) []streamImage {
 	var images []streamImage
 	container := false
@@ -174,7 +174,8 @@ func splitImages(id string, product streamProduct, serial string, version stream
 	return images
 }
 
-// newStreamImage describes one image in the daemons' terms.
+// newStreamImage returns one image with the properties that the daemons derive
+// from its product.
 func newStreamImage(id string, product streamProduct, serial string, version streamVersion, metadata streamItem, rootfs *streamItem, fingerprint string) streamImage {
 	img := streamImage{product: id, serial: serial, kind: "container", fingerprint: fingerprint, metadata: metadata, rootfs: rootfs}
 	filetype := "tar.gz"
@@ -204,8 +205,8 @@ func newStreamImage(id string, product streamProduct, serial string, version str
 	return img
 }
 
-// aliasNames returns the names of a product: each alias, alone for the
-// server's own architecture, and with the architecture.
+// aliasNames returns the names of a product: each alias with its architecture,
+// and for the server's own architecture also without.
 func aliasNames(product streamProduct) []string {
 	var names []string
 	for alias := range strings.SplitSeq(product.Aliases, ",") {
@@ -220,8 +221,8 @@ func aliasNames(product streamProduct) []string {
 	return names
 }
 
-// resolve finds the image that an alias, a fingerprint or a prefix of one
-// names.
+// resolve returns the image with an alias, a fingerprint or a fingerprint
+// prefix.
 func resolve(images []streamImage, source imagesSource) (*streamImage, error) {
 	kind := source.ImageType
 	if kind == "" {
@@ -245,17 +246,17 @@ func resolve(images []streamImage, source imagesSource) (*streamImage, error) {
 			continue
 		}
 		if found != nil && found.fingerprint != img.fingerprint {
-			return nil, says("More than one match for the provided partial fingerprint")
+			return nil, daemonErrorf("More than one match for the provided partial fingerprint")
 		}
 		found = &images[i]
 	}
 	if found == nil {
-		return nil, says("The requested image couldn't be found")
+		return nil, daemonErrorf("The requested image couldn't be found")
 	}
 	return found, nil
 }
 
-// importStream does a creation from a simplestreams server.
+// importStream creates an image from a simplestreams server.
 func (s *Server) importStream(ctx context.Context, r *http.Request, op *operation, project string, post imagesPost, source imagesSource) (*image, error) {
 	client, err := s.httpClient(source.Certificate)
 	if err != nil {
@@ -268,10 +269,10 @@ func (s *Server) importStream(ctx context.Context, r *http.Request, op *operatio
 		chosen, err = resolve(images, source)
 	}
 	if err != nil {
-		return nil, says("Failed getting remote image info: Failed getting image: %w", err)
+		return nil, daemonErrorf("Failed getting remote image info: Failed getting image: %w", err)
 	}
 	if img := s.existing(project, chosen.fingerprint); img != nil {
-		return s.adopt(op, img, post)
+		return s.useExisting(op, img, post)
 	}
 	u, err := s.fetchStream(ctx, op, client, base, chosen)
 	if err != nil {
@@ -288,7 +289,7 @@ func (s *Server) importStream(ctx context.Context, r *http.Request, op *operatio
 			Server: source.Server, Registry: source.Registry,
 		}
 	}
-	img, err := s.keep(r, op, u, project, post, &info)
+	img, err := s.storeDownload(r, op, u, project, post, &info)
 	if err != nil {
 		return nil, err
 	}
@@ -300,7 +301,7 @@ func (s *Server) importStream(ctx context.Context, r *http.Request, op *operatio
 	return img, nil
 }
 
-// fetchStream downloads the files of an image and verifies each.
+// fetchStream downloads and verifies the files of an image.
 func (s *Server) fetchStream(ctx context.Context, op *operation, client *http.Client, base string, img *streamImage) (*upload, error) {
 	get := func(item streamItem, what string) (*upload, error) {
 		at := base + "/" + (&url.URL{Path: item.Path}).EscapedPath()
@@ -310,7 +311,7 @@ func (s *Server) fetchStream(ctx context.Context, op *operation, client *http.Cl
 		}
 		if u.fingerprint != item.SHA256 {
 			u.discard()
-			return nil, says("Hash mismatch for %q: %s != %s", at, u.fingerprint, item.SHA256)
+			return nil, daemonErrorf("Hash mismatch for %q: %s != %s", at, u.fingerprint, item.SHA256)
 		}
 		return u, nil
 	}
@@ -327,7 +328,7 @@ func (s *Server) fetchStream(ctx context.Context, op *operation, client *http.Cl
 	u.size += rootfs.size
 	u.fingerprint, err = fileFingerprint(u.metadata, u.rootfs)
 	if err == nil && u.fingerprint != img.fingerprint {
-		err = says("Image fingerprint doesn't match. Got %s expected %s", u.fingerprint, img.fingerprint)
+		err = daemonErrorf("Image fingerprint doesn't match. Got %s expected %s", u.fingerprint, img.fingerprint)
 	}
 	if err != nil {
 		u.discard()

@@ -14,13 +14,14 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Many clients at once, with the server restarted in between: whatever happens
-// to a request, the store holds whole images only, and Close leaves nothing.
+// TestManyClientsAndRestarts restarts the server while many clients use it:
+// whatever happens to a request, the store contains only complete images, and
+// Close leaves no files.
 func TestManyClientsAndRestarts(t *testing.T) {
 	s := NewServer(&Options{TLS: true})
 	dir := s.dir
 	clients := []*client{newClient(t, s), newTLSClient(t, s, true)}
-	var answered atomic.Int64
+	var responded atomic.Int64
 	var group sync.WaitGroup
 	for worker := range 16 {
 		group.Go(func() {
@@ -45,11 +46,11 @@ func TestManyClientsAndRestarts(t *testing.T) {
 					}
 					res, err := c.http.Do(req)
 					if err != nil {
-						continue // a restart came between
+						continue // the server was restarted meanwhile
 					}
 					_, _ = io.Copy(io.Discard, res.Body)
 					_ = res.Body.Close()
-					answered.Add(1)
+					responded.Add(1)
 				}
 			}
 		})
@@ -72,7 +73,7 @@ func TestManyClientsAndRestarts(t *testing.T) {
 			running = false
 		}
 	}
-	require.Positive(t, answered.Load())
+	require.Positive(t, responded.Load())
 	images := s.Images()
 	require.NotEmpty(t, images)
 	for _, img := range images {

@@ -15,23 +15,23 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// contents is what an image says about itself.
-type contents struct {
-	kind         string // container, virtual-machine, or "" without a root
+// imageMetadata is the metadata in an image's tarball.
+type imageMetadata struct {
+	kind         string // container, virtual-machine, or "" without a root file system
 	architecture string
 	created      time.Time
 	expires      time.Time
 	properties   map[string]string
-	bare         bool   // metadata.yaml is known to have no properties at all
-	suffix       string // of file names: ".tar.gz"
+	noProperties bool   // metadata.yaml was read and has no properties field
+	suffix       string // the file name extension, such as ".tar.gz"
 }
 
-// format is how a file is packed, told from its first bytes.
+// format is a file format, recognized by its first bytes.
 type format struct {
 	suffix string
 	magic  string
 	at     int
-	open   func(io.Reader) (io.Reader, error) // nil where it cannot be read here
+	open   func(io.Reader) (io.Reader, error) // nil if it cannot be read here
 }
 
 var formats = []format{
@@ -45,8 +45,8 @@ var formats = []format{
 	{suffix: ".qcow2", magic: "QFI\xfb"},
 }
 
-// detect tells how a file is packed.
-func detect(head []byte) (*format, error) {
+// detectFormat returns the format of a file.
+func detectFormat(head []byte) (*format, error) {
 	if len(head) == 0 {
 		return nil, io.EOF
 	}
@@ -55,16 +55,16 @@ func detect(head []byte) (*format, error) {
 			return &formats[i], nil
 		}
 	}
-	return nil, says("Unsupported compression")
+	return nil, daemonErrorf("Unsupported compression")
 }
 
-// suffixOf returns the extension that a file is exported with.
+// suffixOf returns the extension with which a file is exported, or "".
 func suffixOf(path string) string {
 	head, err := readHead(path)
 	if err != nil {
 		return ""
 	}
-	f, err := detect(head)
+	f, err := detectFormat(head)
 	if err != nil {
 		return ""
 	}
@@ -81,11 +81,11 @@ func readHead(path string) ([]byte, error) {
 	return head, err
 }
 
-// readContents reads the metadata of an image out of its tarball. It stops as
-// soon as it has seen the metadata and the root. A format that the standard
-// library cannot unpack, such as xz, passes by its first bytes: the image then
-// is a container for x86_64, and is taken to have properties.
-func readContents(path string, now time.Time) (*contents, error) {
+// readMetadata reads the metadata of an image from its tarball. It stops once it
+// has found the metadata and the root file system. A format that the standard
+// library cannot decompress, such as xz, is only recognized: the image is then
+// reported as a container for x86_64 with properties.
+func readMetadata(path string, now time.Time) (*imageMetadata, error) {
 	file, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -96,11 +96,11 @@ func readContents(path string, now time.Time) (*contents, error) {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
-	f, err := detect(head)
+	f, err := detectFormat(head)
 	if err != nil {
 		return nil, err
 	}
-	found := &contents{suffix: f.suffix, properties: map[string]string{}}
+	found := &imageMetadata{suffix: f.suffix, properties: map[string]string{}}
 	if f.open == nil {
 		if f.suffix == ".qcow2" {
 			return nil, errNoMetadata
@@ -141,10 +141,10 @@ func readContents(path string, now time.Time) (*contents, error) {
 	return found, found.parse(metadata)
 }
 
-var errNoMetadata = says("Metadata tarball is missing metadata.yaml")
+var errNoMetadata = daemonErrorf("Metadata tarball is missing metadata.yaml")
 
 // parse reads a metadata.yaml.
-func (c *contents) parse(data []byte) error {
+func (c *imageMetadata) parse(data []byte) error {
 	var fields struct {
 		Architecture string            `yaml:"architecture"`
 		CreationDate int64             `yaml:"creation_date"`
@@ -155,24 +155,24 @@ func (c *contents) parse(data []byte) error {
 		return err
 	}
 	if !knownArchitecture(fields.Architecture) {
-		return says("Architecture isn't supported: %s", fields.Architecture)
+		return daemonErrorf("Architecture isn't supported: %s", fields.Architecture)
 	}
 	if fields.CreationDate == 0 {
-		return says("Missing creation date")
+		return daemonErrorf("Missing creation date")
 	}
 	c.architecture = fields.Architecture
 	c.created = time.Unix(fields.CreationDate, 0).UTC()
 	if fields.ExpiryDate > 0 {
 		c.expires = time.Unix(fields.ExpiryDate, 0).UTC()
 	}
-	c.bare = fields.Properties == nil
-	if !c.bare {
+	c.noProperties = fields.Properties == nil
+	if !c.noProperties {
 		c.properties = fields.Properties
 	}
 	return nil
 }
 
-// knownArchitecture tells whether the daemons know an architecture by its
+// knownArchitecture reports whether the daemons support an architecture, by its
 // name or by an alias.
 func knownArchitecture(name string) bool {
 	switch name {

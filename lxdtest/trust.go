@@ -21,8 +21,8 @@ type trust struct {
 	projects    []string
 }
 
-// trusts tells whether the server trusts the caller: every caller on the unix
-// socket, and one with a trusted certificate on https.
+// trusts reports whether the server trusts the client: every client on the unix
+// socket, and on https one with a trusted certificate or bearer token.
 func (s *Server) trusts(r *http.Request) bool {
 	if r.TLS == nil {
 		return true
@@ -42,7 +42,7 @@ func (s *Server) trusts(r *http.Request) bool {
 	return slices.ContainsFunc(s.trusted, func(t *trust) bool { return t.fingerprint == fingerprint })
 }
 
-// Trust adds a client certificate, given as PEM, to those the server trusts.
+// Trust adds a PEM certificate to the client certificates that the server trusts.
 func (s *Server) Trust(name string, certificate []byte) error {
 	block, _ := pem.Decode(certificate)
 	if block == nil {
@@ -55,7 +55,7 @@ func (s *Server) Trust(name string, certificate []byte) error {
 	return s.addTrust(name, cert, nil)
 }
 
-var errTrusted = fail(http.StatusConflict, "Certificate already in trust store")
+var errTrusted = statusErrorf(http.StatusConflict, "Certificate already in trust store")
 
 // addTrust adds a parsed certificate.
 func (s *Server) addTrust(name string, cert *x509.Certificate, projects []string) error {
@@ -75,7 +75,8 @@ func (s *Server) addTrust(name string, cert *x509.Certificate, projects []string
 	return nil
 }
 
-// Distrust removes every client certificate, that of ClientCertificate too.
+// Distrust removes all trusted client certificates, including that of
+// ClientCertificate.
 func (s *Server) Distrust() {
 	s.trustMu.Lock()
 	defer s.trustMu.Unlock()
@@ -84,7 +85,7 @@ func (s *Server) Distrust() {
 }
 
 // ClientCertificate returns a certificate that the server trusts and its key,
-// both as PEM. It is the same on every call.
+// both as PEM. Until Distrust, every call returns the same.
 func (s *Server) ClientCertificate() (cert, key []byte) {
 	s.trustMu.Lock()
 	pair := s.client
@@ -97,12 +98,12 @@ func (s *Server) ClientCertificate() (cert, key []byte) {
 		s.client = pair
 	}
 	s.trustMu.Unlock()
-	// That it is trusted already is no failure.
+	// The error means that it is already trusted.
 	_ = s.addTrust("lxdtest", pair.tls.Leaf, nil)
 	return slices.Clone(pair.cert), slices.Clone(pair.key)
 }
 
-// joinToken is what a trust token says, as base64 of JSON.
+// joinToken is the content of a trust token, which is base64 of JSON.
 type joinToken struct {
 	ClientName  string    `json:"client_name"`
 	Fingerprint string    `json:"fingerprint"`
@@ -111,7 +112,8 @@ type joinToken struct {
 	ExpiresAt   time.Time `json:"expires_at"`
 }
 
-// NewTrustToken returns a token with which one client can add its certificate.
+// NewTrustToken returns a token with which one client can add its certificate,
+// once.
 func (s *Server) NewTrustToken(clientName string) string {
 	s.mu.Lock()
 	op := s.newTrustOperation(clientName, nil)
@@ -126,8 +128,8 @@ func (s *Server) NewTrustToken(clientName string) string {
 	return base64.StdEncoding.EncodeToString(data)
 }
 
-// newTrustOperation makes the operation behind a trust token; the caller holds
-// the lock.
+// newTrustOperation creates the operation of a trust token; the caller holds the
+// lock.
 func (s *Server) newTrustOperation(clientName string, projects []string) *operation {
 	if projects == nil {
 		projects = []string{}
@@ -142,7 +144,7 @@ func (s *Server) newTrustOperation(clientName string, projects []string) *operat
 	return op
 }
 
-// addresses are where https listens.
+// addresses returns the addresses on which https listens.
 func (s *Server) addresses() []string {
 	if s.address == "" {
 		return []string{}

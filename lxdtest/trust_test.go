@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// newTLSClient returns a client of the https port, with or without the trusted
+// newTLSClient returns a client of the https port, with or without a trusted
 // certificate.
 func newTLSClient(t *testing.T, s *Server, trusted bool) *client {
 	t.Helper()
@@ -72,7 +72,7 @@ func TestSecrets(t *testing.T) {
 	require.Len(t, s.Tokens(), 1)
 	require.Equal(t, 200, c.do("GET", "/1.0/images/"+fingerprint+"?secret="+secret, nil).HTTP)
 	require.Empty(t, s.Tokens())
-	// It was used and, here, forgotten at once.
+	// The used token was forgotten at once.
 	require.Equal(t, 404, c.do("GET", "/1.0/images/"+fingerprint+"?secret="+secret, nil).HTTP)
 }
 
@@ -104,7 +104,7 @@ func TestExtensions(t *testing.T) {
 }
 
 func TestJoin(t *testing.T) {
-	join := func(s *Server, body map[string]any) (*reply, *reply) {
+	join := func(s *Server, body map[string]any) (*apiResponse, *apiResponse) {
 		pair, err := newKeyPair("joiner", false)
 		require.NoError(t, err)
 		c := newTLSClient(t, s, false)
@@ -127,10 +127,10 @@ func TestJoin(t *testing.T) {
 		require.Equal(t, 201, got.HTTP, got.Error)
 		require.Equal(t, "trusted", info.field("auth"))
 		got, _ = join(s, map[string]any{"type": "client", field: token})
-		require.Equal(t, 403, got.HTTP, "a token serves once")
+		require.Equal(t, 403, got.HTTP, "a token can be used only once")
 		if want := map[Dialect]int{LXD69: 501, Incus60: 403}[d]; want != 0 {
 			got, _ = join(s, map[string]any{"type": "client", "password": "open"})
-			require.Equal(t, want, got.HTTP, "there are no passwords")
+			require.Equal(t, want, got.HTTP, "passwords are not accepted")
 		}
 	}
 }

@@ -15,20 +15,21 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
-// upload is a spooled image that is not in the store yet.
+// upload is an image that was received but is not in the store yet.
 type upload struct {
-	metadata    string // the path of the only file, or of the metadata
+	metadata    string // the path of the only file or of the metadata tarball
 	rootfs      string // the path of the root file system of a split image
-	kind        string // of a split image, told by the name of its part
-	filename    string // of the root file system's part
+	kind        string // of a split image: container or virtual-machine
+	filename    string // the file name of the root file system's part
 	fingerprint string
 	size        int64
-	broken      error // what is wrong with it, told by the operation
+	invalid     error // the error with which its operation fails
 }
 
-// spoolFile makes a file for an incoming image.
+// spoolFile creates a file for an incoming image.
 func (s *Server) spoolFile() (*os.File, error) {
 	s.mu.Lock()
 	s.spooled++
@@ -37,8 +38,8 @@ func (s *Server) spoolFile() (*os.File, error) {
 	return os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 }
 
-// spool writes a stream to a file and adds it to the hash. The file of a
-// stream that fails is removed.
+// spool writes a stream to a new file and to sum. If the stream fails, the file
+// is removed.
 func (s *Server) spool(body io.Reader, sum hash.Hash) (path string, size int64, err error) {
 	file, err := s.spoolFile()
 	if err != nil {
@@ -53,11 +54,12 @@ func (s *Server) spool(body io.Reader, sum hash.Hash) (path string, size int64, 
 	return file.Name(), size, nil
 }
 
-// onlyWriter and onlyReader hide the shortcuts that would ignore the buffer.
+// onlyWriter and onlyReader hide ReadFrom and WriteTo, so that io.CopyBuffer
+// uses its buffer.
 type onlyWriter struct{ io.Writer }
 type onlyReader struct{ io.Reader }
 
-// discard removes the files of an upload that did not become an image.
+// discard removes the files of an upload that does not become an image.
 func (u *upload) discard() {
 	for _, path := range []string{u.metadata, u.rootfs} {
 		if path != "" {
@@ -67,7 +69,7 @@ func (u *upload) discard() {
 }
 
 // receive spools the whole body of an upload, as the daemons do before they
-// answer. An error means that the body did not arrive.
+// respond. An error means that the body did not arrive completely.
 func (s *Server) receive(r *http.Request) (*upload, error) {
 	kind, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if err != nil || kind != "multipart/form-data" {
@@ -76,7 +78,7 @@ func (s *Server) receive(r *http.Request) (*upload, error) {
 	return s.receiveSplit(r.Body, params["boundary"])
 }
 
-// receiveUnified spools an image of one file.
+// receiveUnified spools a unified image, or one file of a split one.
 func (s *Server) receiveUnified(body io.Reader) (*upload, error) {
 	sum := sha256.New()
 	path, size, err := s.spool(body, sum)
@@ -86,12 +88,13 @@ func (s *Server) receiveUnified(body io.Reader) (*upload, error) {
 	return &upload{metadata: path, size: size, fingerprint: hex.EncodeToString(sum.Sum(nil))}, nil
 }
 
-// receiveSplit spools an image of two files. What is wrong with the form is
-// kept for the operation: only a body that breaks off is an error here.
+// receiveSplit spools a split image. An error in the form is stored in the
+// upload, so that its operation fails; only an incomplete body is returned as an
+// error.
 func (s *Server) receiveSplit(body io.Reader, boundary string) (*upload, error) {
-	watched := &watchedReader{Reader: body}
+	watched := &errorRecorder{Reader: body}
 	u := &upload{}
-	u.broken = s.receiveParts(u, multipart.NewReader(watched, boundary))
+	u.invalid = s.receiveParts(u, multipart.NewReader(watched, boundary))
 	if watched.err == nil {
 		_, _ = io.Copy(io.Discard, watched)
 	}
@@ -102,14 +105,14 @@ func (s *Server) receiveSplit(body io.Reader, boundary string) (*upload, error) 
 	return u, nil
 }
 
-// watchedReader remembers the error that ended a stream, but for io.EOF.
-type watchedReader struct {
+// errorRecorder records the error that ended a stream, except io.EOF.
+type errorRecorder struct {
 	io.Reader
 	err error
 }
 
-// Read reads and remembers.
-func (w *watchedReader) Read(p []byte) (int, error) {
+// Read reads from the stream and records its error.
+func (w *errorRecorder) Read(p []byte) (int, error) {
 	n, err := w.Reader.Read(p)
 	if err != nil && !errors.Is(err, io.EOF) {
 		w.err = err
@@ -120,9 +123,9 @@ func (w *watchedReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-var errMultipart = says("Invalid multipart image")
+var errMultipart = daemonErrorf("Invalid multipart image")
 
-// receiveParts reads the parts of a split image in their order.
+// receiveParts spools the parts of a split image: metadata, then rootfs.
 func (s *Server) receiveParts(u *upload, form *multipart.Reader) error {
 	sum := sha256.New()
 	part, err := form.NextRawPart()
@@ -158,7 +161,8 @@ func (s *Server) receiveParts(u *upload, form *multipart.Reader) error {
 	return nil
 }
 
-// fileFingerprint hashes files one after the other.
+// fileFingerprint returns the fingerprint of an image that consists of these
+// files.
 func fileFingerprint(paths ...string) (string, error) {
 	sum := sha256.New()
 	for _, path := range paths {
@@ -174,58 +178,58 @@ func fileFingerprint(paths ...string) (string, error) {
 	return hex.EncodeToString(sum.Sum(nil)), nil
 }
 
-// wish is what a request asks of the image that it makes.
-type wish struct {
-	project     string
-	public      bool
-	autoUpdate  bool
-	filename    string
-	fingerprint string // what it must be, "" for anything
-	properties  map[string]string
-	byHeader    bool     // the properties come in an upload's header
-	profiles    []string // nil for the default profile
-	aliases     []imageAliasJSON
-	expires     jsonTime
-	source      *updateSource
-	setsExpiry  bool              // expires counts even when it is zero
-	replace     map[string]string // the properties, whatever the metadata says
+// imageSpec are the attributes that a request specifies for a new image.
+type imageSpec struct {
+	project              string
+	public               bool
+	autoUpdate           bool
+	filename             string
+	fingerprint          string // the required fingerprint, "" for any
+	properties           map[string]string
+	propertiesFromHeader bool     // the properties are from an upload's header
+	profiles             []string // nil for the default profile
+	aliases              []imageAliasJSON
+	expires              time.Time
+	source               *updateSource
+	setExpiry            bool              // set expires even if it is zero
+	replaceProperties    map[string]string // if non-nil, replaces the properties of the metadata
 }
 
-// headerWish reads the headers of an upload; those of the other family are not
-// seen.
-func (s *Server) headerWish(r *http.Request) (wish, error) {
+// specFromHeaders returns the attributes in the headers of an upload; like the
+// daemons it ignores the headers of the other family.
+func (s *Server) specFromHeaders(r *http.Request) (imageSpec, error) {
 	header := func(name string) string { return r.Header.Get(s.traits.uploadHeader + name) }
-	asked := wish{
+	spec := imageSpec{
 		public: isTrue(header("public")), filename: header("filename"), fingerprint: header("fingerprint"),
 	}
 	if text := header("properties"); text != "" {
 		values, err := url.ParseQuery(text)
 		if err != nil {
-			return asked, err
+			return spec, err
 		}
-		asked.properties = map[string]string{}
+		spec.properties = map[string]string{}
 		for key := range values {
-			asked.properties[key] = values.Get(key)
+			spec.properties[key] = values.Get(key)
 		}
-		asked.byHeader = len(values) > 0
+		spec.propertiesFromHeader = len(values) > 0
 	}
 	if text := header("profiles"); text != "" && !s.traits.dropsProfiles {
 		values, err := url.ParseQuery(text)
 		if err != nil {
-			return asked, err
+			return spec, err
 		}
-		asked.profiles = values["profile"]
+		spec.profiles = values["profile"]
 	}
 	if text := header("aliases"); text != "" && s.has("image_import_alias") {
 		values, err := url.ParseQuery(text)
 		if err != nil {
-			return asked, err
+			return spec, err
 		}
 		for _, name := range values["alias"] {
-			asked.aliases = append(asked.aliases, imageAliasJSON{Name: name})
+			spec.aliases = append(spec.aliases, imageAliasJSON{Name: name})
 		}
 	}
-	return asked, nil
+	return spec, nil
 }
 
 // isTrue reads a boolean as the daemons do.
@@ -237,12 +241,12 @@ func isTrue(text string) bool {
 	return false
 }
 
-// serveCreate takes an upload, or JSON that names a source.
+// serveCreate creates an image from an upload, or from the source in a JSON body.
 func (s *Server) serveCreate(w http.ResponseWriter, r *http.Request) error {
 	secret := r.Header.Get(s.traits.uploadHeader + "secret")
 	s.mu.Lock()
 	project, err := s.imageProject(r)
-	token := s.tokenWith(secret)
+	token := s.findToken(secret)
 	s.mu.Unlock()
 	if !s.trusts(r) && token == nil {
 		return errForbidden
@@ -253,24 +257,24 @@ func (s *Server) serveCreate(w http.ResponseWriter, r *http.Request) error {
 	if kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); kind == "application/json" {
 		return s.serveCreateFrom(w, r, project)
 	}
-	asked, wrong := s.headerWish(r)
-	asked.project = project
-	if err := s.locked(func() error { return s.checkPublic(project, asked.public) }); err != nil {
+	spec, specErr := s.specFromHeaders(r)
+	spec.project = project
+	if err := s.withLock(func() error { return s.checkPublic(project, spec.public) }); err != nil {
 		return err
 	}
-	if token != nil && !token.admitsUpload(project, asked.fingerprint) {
+	if token != nil && !token.allowsUpload(project, spec.fingerprint) {
 		return errForbidden
 	}
 	received, err := s.receive(r)
 	if err != nil {
-		return fail(http.StatusInternalServerError, "%v", err)
+		return statusErrorf(http.StatusInternalServerError, "%v", err)
 	}
-	if wrong != nil {
-		received.broken = wrong
+	if specErr != nil {
+		received.invalid = specErr
 	}
 	if token != nil {
-		if err := s.useToken(r, token, &asked); err != nil {
-			received.broken = err
+		if err := s.useToken(r, token, &spec); err != nil {
+			received.invalid = err
 		}
 	}
 	var metadata map[string]any
@@ -282,55 +286,57 @@ func (s *Server) serveCreate(w http.ResponseWriter, r *http.Request) error {
 		project:     projectParam(r),
 		metadata:    metadata,
 		run: func(_ context.Context, op *operation) error {
-			if err := s.store(r, op, received, asked); err != nil {
+			if err := s.store(r, op, received, spec); err != nil {
 				return err
 			}
 			img := s.existing(project, received.fingerprint)
 			if img == nil {
 				return errNoImage
 			}
-			// A name that is taken fails the operation; the image stays.
-			return s.addAliases(r, op, img, asked.aliases)
+			// If an alias exists already, the operation fails, but the image is
+			// kept.
+			return s.addAliases(r, op, img, spec.aliases)
 		},
 	})
 	return nil
 }
 
-// store turns an upload into an image, or says why it is none.
-func (s *Server) store(r *http.Request, op *operation, u *upload, asked wish) (err error) {
+// store adds an upload to the store as an image; on errors it discards the
+// upload.
+func (s *Server) store(r *http.Request, op *operation, u *upload, spec imageSpec) (err error) {
 	defer func() {
 		if err != nil {
 			u.discard()
 		}
 	}()
-	if u.broken != nil {
-		return u.broken
+	if u.invalid != nil {
+		return u.invalid
 	}
-	if asked.fingerprint != "" && asked.fingerprint != u.fingerprint {
-		return fmt.Errorf("fingerprints don't match, got %s expected %s", u.fingerprint, asked.fingerprint)
+	if spec.fingerprint != "" && spec.fingerprint != u.fingerprint {
+		return fmt.Errorf("fingerprints don't match, got %s expected %s", u.fingerprint, spec.fingerprint)
 	}
-	found, err := readContents(u.metadata, s.now())
+	found, err := readMetadata(u.metadata, s.now())
 	if err != nil {
 		return err
 	}
-	if asked.byHeader && found.bare && asked.replace == nil {
+	if spec.propertiesFromHeader && found.noProperties && spec.replaceProperties == nil {
 		s.crashWith("assignment to entry in nil map: an upload with properties of an image whose metadata.yaml has none")
-		return errDropped
+		return errRestarted
 	}
 	img := &image{
-		key:          imageKey{asked.project, u.fingerprint},
-		filename:     asked.filename,
+		key:          imageKey{spec.project, u.fingerprint},
+		filename:     spec.filename,
 		kind:         found.kind,
 		architecture: found.architecture,
 		size:         u.size,
-		public:       asked.public,
-		autoUpdate:   asked.autoUpdate,
+		public:       spec.public,
+		autoUpdate:   spec.autoUpdate,
 		properties:   found.properties,
-		profiles:     asked.profiles,
+		profiles:     spec.profiles,
 		expires:      found.expires,
 		created:      found.created,
 		uploaded:     s.now(),
-		source:       asked.source,
+		source:       spec.source,
 		metadata:     u.metadata,
 		rootfs:       u.rootfs,
 		suffix:       found.suffix,
@@ -338,21 +344,21 @@ func (s *Server) store(r *http.Request, op *operation, u *upload, asked wish) (e
 	if u.rootfs != "" {
 		img.kind = u.kind
 		if u.filename != "" {
-			// The name in the form counts for more than the one in the header.
+			// The name in the form takes precedence over the one in the header.
 			img.filename = u.filename
 		}
 	}
-	if asked.replace != nil {
+	if spec.replaceProperties != nil {
 		img.properties = map[string]string{}
-		for key, value := range asked.replace {
+		for key, value := range spec.replaceProperties {
 			img.properties[key] = value
 		}
 	}
-	for key, value := range asked.properties {
+	for key, value := range spec.properties {
 		img.properties[key] = value
 	}
-	if asked.setsExpiry || !asked.expires.IsZero() {
-		img.expires = asked.expires.Time
+	if spec.setExpiry || !spec.expires.IsZero() {
+		img.expires = spec.expires
 		img.zeroExpiry = img.expires.IsZero()
 	}
 	if img.profiles == nil {
@@ -361,7 +367,7 @@ func (s *Server) store(r *http.Request, op *operation, u *upload, asked wish) (e
 	return s.commit(r, op, img)
 }
 
-// commit takes an image into the store.
+// commit adds an image to the store and publishes an event.
 func (s *Server) commit(r *http.Request, op *operation, img *image) error {
 	s.setFinal(op, map[string]any{"fingerprint": img.key.fingerprint, "size": fmt.Sprint(img.size)})
 	s.mu.Lock()
@@ -383,7 +389,7 @@ func (s *Server) checkNew(img *image) error {
 		return errDuplicate
 	}
 	if img.kind == "" {
-		return says("Invalid instance type")
+		return daemonErrorf("Invalid instance type")
 	}
 	if err := s.checkPublic(img.key.project, img.public); err != nil {
 		return err
@@ -391,9 +397,9 @@ func (s *Server) checkNew(img *image) error {
 	return s.checkProfiles(img.key.project, img.profiles)
 }
 
-// giveAliases names an image; the caller holds the lock and has checked that
-// the names are free.
-func (s *Server) giveAliases(img *image, aliases []imageAliasJSON) {
+// setAliases adds aliases to an image; the caller holds the lock and has checked
+// that they do not exist.
+func (s *Server) setAliases(img *image, aliases []imageAliasJSON) {
 	for _, a := range aliases {
 		key := aliasKey{img.key.project, a.Name}
 		s.aliases[key] = &alias{key: key, target: img.key.fingerprint, description: a.Description}

@@ -34,8 +34,8 @@ func TestSplitUpload(t *testing.T) {
 	})
 }
 
-// failure waits for an operation that fails and returns the daemon's words.
-func (c *client) failure(r *reply) string {
+// failure waits for an operation, which must fail, and returns its error.
+func (c *client) failure(r *apiResponse) string {
 	c.t.Helper()
 	done := c.wait(r)
 	if done.Type == "error" {
@@ -47,18 +47,20 @@ func (c *client) failure(r *reply) string {
 	return text
 }
 
-func TestUploadsThatFail(t *testing.T) {
+func TestFailedUploads(t *testing.T) {
 	eachDialect(t, func(t *testing.T, d Dialect) {
 		s := newTestServer(t, &Options{Dialect: d, InMemory: true})
 		c := newClient(t, s)
 		meta, root := SplitImage("x", 0)
 		prefix := d.traits().uploadHeader
-		split := func(names []string, files ...[]byte) *reply {
+		split := func(names []string, files ...[]byte) *apiResponse {
 			body, contentType := form(t, names, files...)
 			return c.do("POST", "/1.0/images", body, "Content-Type", contentType)
 		}
-		raw := func(file []byte, headers ...string) *reply { return c.do("POST", "/1.0/images", file, headers...) }
-		for want, got := range map[string]*reply{
+		raw := func(file []byte, headers ...string) *apiResponse {
+			return c.do("POST", "/1.0/images", file, headers...)
+		}
+		for want, got := range map[string]*apiResponse{
 			"Metadata tarball is missing metadata.yaml": raw(root),
 			"Unsupported compression":                   raw([]byte("hello")),
 			"EOF":                                       raw(nil),
@@ -73,7 +75,7 @@ func TestUploadsThatFail(t *testing.T) {
 	})
 }
 
-func TestDuplicateUploadTellsItsFingerprint(t *testing.T) {
+func TestDuplicateUploadReportsFingerprint(t *testing.T) {
 	eachDialect(t, func(t *testing.T, d Dialect) {
 		s := newTestServer(t, &Options{Dialect: d, InMemory: true})
 		c := newClient(t, s)
@@ -119,7 +121,7 @@ func TestUploadProfiles(t *testing.T) {
 	require.Equal(t, "Profile 'no' doesn't exist", c.failure(c.do("POST", "/1.0/images", UnifiedImage("a", 0), "X-Incus-profiles", "profile=no")))
 }
 
-func TestAliasThatIsTakenKeepsTheImage(t *testing.T) {
+func TestExistingAliasKeepsImage(t *testing.T) {
 	s := newTestServer(t, &Options{Dialect: Incus60, InMemory: true})
 	c := newClient(t, s)
 	c.upload(UnifiedImage("a", 0), "X-Incus-aliases", "alias=x")
@@ -129,7 +131,7 @@ func TestAliasThatIsTakenKeepsTheImage(t *testing.T) {
 	require.Equal(t, map[string]string{"x": Fingerprint(UnifiedImage("a", 0))}, s.Aliases())
 }
 
-func TestUploadThatBreaksOffLeavesNothing(t *testing.T) {
+func TestInterruptedUploadLeavesNothing(t *testing.T) {
 	s := newTestServer(t, nil)
 	fault := s.Inject(CutRequest(1000).On("POST", "/1.0/images"))
 	req, err := http.NewRequestWithContext(t.Context(), "POST", "http://lxd/1.0/images", strings.NewReader(strings.Repeat("x", 5000)))

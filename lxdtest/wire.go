@@ -9,10 +9,9 @@ import (
 	"io"
 	"net/http"
 	"strings"
-	"time"
 )
 
-// envelope is the frame of every JSON answer.
+// envelope is the envelope of every JSON response.
 type envelope struct {
 	Type       string `json:"type"`
 	Status     string `json:"status"`
@@ -23,7 +22,7 @@ type envelope struct {
 	Metadata   any    `json:"metadata"`
 }
 
-// apiError is a refusal: the HTTP status and the daemon's words.
+// apiError is an error with an HTTP status and the daemon's message.
 type apiError struct {
 	code    int
 	message string
@@ -31,22 +30,25 @@ type apiError struct {
 
 func (e *apiError) Error() string { return e.message }
 
-func fail(code int, format string, args ...any) error {
+// statusErrorf returns an apiError.
+func statusErrorf(code int, format string, args ...any) error {
 	return &apiError{code, fmt.Sprintf(format, args...)}
 }
 
-// says is an error in the daemons' own words, which begin with a capital.
-func says(format string, args ...any) error { return fmt.Errorf(format, args...) }
+// daemonErrorf returns an error with a daemon's message, which may begin with a
+// capital.
+func daemonErrorf(format string, args ...any) error { return fmt.Errorf(format, args...) }
 
 var (
-	errNotFound  = fail(http.StatusNotFound, "not found")
-	errForbidden = fail(http.StatusForbidden, "not authorized")
-	errNoImage   = fail(http.StatusNotFound, "Image not found")
-	errNoAlias   = fail(http.StatusNotFound, "Image alias not found")
+	errNotFound  = statusErrorf(http.StatusNotFound, "not found")
+	errForbidden = statusErrorf(http.StatusForbidden, "not authorized")
+	errNoImage   = statusErrorf(http.StatusNotFound, "Image not found")
+	errAmbiguous = statusErrorf(http.StatusInternalServerError, "More than one image matches")
+	errNoAlias   = statusErrorf(http.StatusNotFound, "Image alias not found")
 )
 
-// writeJSON answers with one JSON value. As with the daemons, short answers
-// tell their length and long ones come in chunks.
+// writeJSON responds with one JSON value. As in the daemons, net/http sets the
+// length of short responses and sends long ones in chunks.
 func writeJSON(w http.ResponseWriter, code int, value any) {
 	data, err := json.Marshal(value)
 	if err != nil {
@@ -56,7 +58,8 @@ func writeJSON(w http.ResponseWriter, code int, value any) {
 	data = append(data, '\n')
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
-	// A client that has gone away is its own affair.
+	// An error means that the client is gone, and there is nobody to report it
+	// to.
 	_, _ = w.Write(data)
 }
 
@@ -73,35 +76,35 @@ func errorEnvelope(err error) envelope {
 	return envelope{Type: "error", ErrorCode: code, Error: err.Error()}
 }
 
-// writeSync answers with metadata.
+// writeSync responds with metadata.
 func writeSync(w http.ResponseWriter, metadata any) {
 	writeJSON(w, http.StatusOK, syncEnvelope(metadata))
 }
 
-// writeEmpty answers a change with the empty metadata of the daemons.
+// writeEmpty responds with empty metadata, as the daemons do after a change.
 func writeEmpty(w http.ResponseWriter) { writeSync(w, struct{}{}) }
 
-// writeETag answers with metadata under an ETag.
+// writeETag responds with metadata and its ETag.
 func writeETag(w http.ResponseWriter, etag string, metadata any) {
-	// The daemons write the header this way, not in its canonical form.
-	w.Header()["Etag"] = []string{`"` + etag + `"`}
+	w.Header().Set("Etag", `"`+etag+`"`)
 	writeSync(w, metadata)
 }
 
-// writeCreated answers a creation that is done.
+// writeCreated responds to a request that has created something.
 func writeCreated(w http.ResponseWriter, location string) {
 	w.Header().Set("Location", location)
 	writeJSON(w, http.StatusCreated, syncEnvelope(nil))
 }
 
-// writeError answers with an error; one that is not an apiError is a 500.
+// writeError responds with an error; one that is not an apiError becomes a 500.
 func writeError(w http.ResponseWriter, err error) {
 	e := errorEnvelope(err)
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	writeJSON(w, e.ErrorCode, e)
 }
 
-// etagOf hashes a resource, or the list of what counts in it, as the daemons do.
+// etagOf hashes a resource, or the list of its relevant fields, as the daemons
+// do.
 func etagOf(value any) string {
 	hash := sha256.New()
 	// Strings, booleans, times and maps of strings always encode.
@@ -117,29 +120,27 @@ func checkETag(r *http.Request, etag string) error {
 	}
 	want = strings.Trim(strings.TrimPrefix(want, "W/"), `"`)
 	if want != etag {
-		return fail(http.StatusPreconditionFailed, "ETag doesn't match: %s vs %s", etag, want)
+		return statusErrorf(http.StatusPreconditionFailed, "ETag doesn't match: %s vs %s", etag, want)
 	}
 	return nil
 }
 
-// maxJSON bounds the JSON that is read from a request.
+// maxJSON is the largest JSON body that is read, in bytes.
 const maxJSON = 16 << 20
 
-// readJSON decodes the body of a request; what is wrong with it is a 400.
+// readJSON decodes the body of a request; its errors have status 400.
 func readJSON(r *http.Request, value any) error {
 	data, err := io.ReadAll(io.LimitReader(r.Body, maxJSON+1))
 	if err != nil {
-		return fail(http.StatusBadRequest, "%v", err)
+		return statusErrorf(http.StatusBadRequest, "%v", err)
 	}
 	if len(data) > maxJSON {
-		return fail(http.StatusBadRequest, "The request is too large")
+		return statusErrorf(http.StatusBadRequest, "The request is too large")
 	}
-	// The decoder's error on an empty body is EOF, as the daemons have it.
+	// Unlike json.Unmarshal, a decoder reports an empty body as EOF, as the
+	// daemons do.
 	if err := json.NewDecoder(strings.NewReader(string(data))).Decode(value); err != nil {
-		return fail(http.StatusBadRequest, "%v", err)
+		return statusErrorf(http.StatusBadRequest, "%v", err)
 	}
 	return nil
 }
-
-// jsonTime is a time in a request, where zero means that none was given.
-type jsonTime struct{ time.Time }

@@ -166,7 +166,7 @@ func TestDownloadFails(t *testing.T) {
 		"cut":               {bigRoot, streamstest.Cut(1000), io.ErrUnexpectedEOF, "after 1000 bytes"},
 		"cut, chunked":      {bigRoot, streamstest.Together(streamstest.NoLength(), streamstest.Truncate(1000)), io.ErrUnexpectedEOF, "after 1000 bytes"},
 		"stalled":           {bigRoot, streamstest.Stall(1000), simplestreams.ErrStalled, "after 1000 bytes"},
-		"stalled headers":   {bigRoot, streamstest.Stall(-1), simplestreams.ErrStalled, "no byte was sent"},
+		"stalled headers":   {bigRoot, streamstest.Stall(-1), simplestreams.ErrStalled, "no data was sent"},
 		"redirect loop":     {bigRoot, streamstest.RedirectLoop(), simplestreams.ErrRedirect, "too many redirects"},
 		"corrupt":           {bigRoot, streamstest.Corrupt(1 << 20), simplestreams.ErrInvalid, "SHA-256 is"},
 		"corrupt last byte": {bigRoot, streamstest.Corrupt(2<<20 + 332), simplestreams.ErrInvalid, "SHA-256 is"},

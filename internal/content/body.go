@@ -16,37 +16,37 @@ import (
 	"github.com/golxd/lxd/internal/netconn"
 )
 
-// Body is one sending of a [Content]. It is a request's body: net/http hands it
-// unwrapped to the connection, which lets it send itself (SendTo); where
-// somebody else reads it, Read and WriteTo do the same through user space.
+// Body is a request body that sends a [Content] once. net/http passes it
+// unwrapped to the connection, which calls SendTo; Read and WriteTo do the same
+// through user space.
 type Body struct {
 	content *Content
 	sent    func(int)
 
-	// turn holds an element while a source is read, or sent by the connection,
-	// which may block: Close and Err, which come from other goroutines, do not
-	// wait for it, and Finish does under a context.
-	turn   chan struct{}
-	closed atomic.Bool
-	whole  atomic.Bool // everything was read
+	// sem is a semaphore for reading the sources and for sending them by the
+	// connection, which may block. Close and Err, which other goroutines call,
+	// do not wait for it; Finish does, limited by its context.
+	sem      chan struct{}
+	closed   atomic.Bool
+	complete atomic.Bool // the content was read to its end
 
-	part   int
-	offset int64 // within the part
-	failed error
+	part    int
+	offset  int64 // within the part
+	readErr error
 
-	hasher *hasher // of what passes through user space
-	beside *beside // of what does not
+	hasher   *hasher       // for data that passes through user space
+	parallel *parallelHash // for data that does not
 }
 
-// Options of one sending.
+// Options are the options of Open.
 type Options struct {
-	Sent func(n int) // told of every step; nil for nobody
+	Sent func(n int) // called with the number of bytes of every step, if not nil
 	Hash bool        // compute the fingerprint
 }
 
-// Open begins a sending. A content that is not replayable can be opened once.
-// It waits for a Read in which the sending before, which must be closed, may
-// still be, and ctx ends that.
+// Open returns a body that sends the content from its start. Content that is not
+// replayable can be opened only once. The previous body must be closed; Open
+// waits for a Read that it has not finished, until ctx ends.
 func (c *Content) Open(ctx context.Context, opts Options) (*Body, error) {
 	for _, p := range c.parts {
 		if p.source != nil {
@@ -55,10 +55,10 @@ func (c *Content) Open(ctx context.Context, opts Options) (*Body, error) {
 			}
 		}
 	}
-	b := &Body{content: c, sent: opts.Sent, turn: make(chan struct{}, 1)}
+	b := &Body{content: c, sent: opts.Sent, sem: make(chan struct{}, 1)}
 	if opts.Hash {
 		if c.readableAt() {
-			b.beside = hashBeside(c)
+			b.parallel = startParallelHash(c)
 		} else {
 			b.hasher = newHasher()
 		}
@@ -75,23 +75,24 @@ func (c *Content) readableAt() bool {
 	return true
 }
 
-// Fingerprint gives the SHA-256 of the sources in their order. It must be
-// called after the whole body was sent. ctx ends a hashing that is still behind.
+// Fingerprint returns the SHA-256 of the sources in their order. It must be
+// called after the whole body was sent. It waits, until ctx ends, for hashing to
+// complete.
 func (b *Body) Fingerprint(ctx context.Context) (string, error) {
 	switch {
-	case b.beside != nil:
-		return b.beside.wait(ctx)
+	case b.parallel != nil:
+		return b.parallel.wait(ctx)
 	case b.hasher != nil:
-		if !b.whole.Load() {
+		if !b.complete.Load() {
 			return "", errors.New("the body was not read to its end")
 		}
 		return b.hasher.sum(), nil
 	}
-	return "", errors.New("no hash was asked for")
+	return "", errors.New("no hash was requested")
 }
 
-// Close ends the sending: no other Read of a source begins. It does not close
-// the caller's readers, and does not wait for a Read that goes on in one.
+// Close prevents further reads of the sources. It does not close the caller's
+// readers and does not wait for a Read in progress.
 func (b *Body) Close() error {
 	b.closed.Store(true)
 	if b.tryLock() {
@@ -100,17 +101,17 @@ func (b *Body) Close() error {
 	return nil
 }
 
-// Finish closes the body and waits until no source is read any more. It gives up
-// soon after ctx has ended: then a Read that blocks goes on, as the last, and
-// comes to its end with the reader. The connection must be free to end: a body
-// that is being written to one is waited for too.
+// Finish closes the body and waits for a Read in progress. It gives up soon after
+// ctx has ended; a blocked Read is then the last one and ends whenever the reader
+// does. Finish also waits for a write of the body to a connection, which must be
+// able to end.
 func (b *Body) Finish(ctx context.Context) {
 	_ = b.Close()
 	free := make(chan struct{})
 	gaveUp := make(chan struct{})
 	go func() {
 		select {
-		case b.turn <- struct{}{}:
+		case b.sem <- struct{}{}:
 			b.unlock()
 			close(free)
 		case <-gaveUp:
@@ -120,12 +121,12 @@ func (b *Body) Finish(ctx context.Context) {
 	close(gaveUp)
 }
 
-// grace is how long a Read may take to end when the context has ended: most do
-// at once.
+// grace is how long to wait for a Read after the context has ended. Most end at
+// once.
 const grace = 100 * time.Millisecond
 
-// await returns when done is closed, or soon after ctx has ended. It says whether
-// done was closed.
+// await returns when done is closed, or soon after ctx has ended. It reports
+// whether done was closed.
 func await(ctx context.Context, done <-chan struct{}) bool {
 	select {
 	case <-done:
@@ -142,50 +143,49 @@ func await(ctx context.Context, done <-chan struct{}) bool {
 	}
 }
 
-func (b *Body) lock() { b.turn <- struct{}{} }
+func (b *Body) lock() { b.sem <- struct{}{} }
 
 func (b *Body) tryLock() bool {
 	select {
-	case b.turn <- struct{}{}:
+	case b.sem <- struct{}{}:
 		return true
 	default:
 		return false
 	}
 }
 
-// unlock ends a reading of the sources. Where the body was closed meanwhile, it
-// ends the hashing too.
+// unlock releases sem. If the body was closed meanwhile, it stops the hasher too.
 func (b *Body) unlock() {
 	if b.part == len(b.content.parts) {
-		b.whole.Store(true)
+		b.complete.Store(true)
 	}
 	if b.hasher != nil && b.closed.Load() {
 		b.hasher.stop()
 	}
-	<-b.turn
-	// Close may have come between the two.
+	<-b.sem
+	// Close may have been called after the check above.
 	if b.hasher != nil && b.closed.Load() && b.tryLock() {
 		b.hasher.stop()
-		<-b.turn
+		<-b.sem
 	}
 }
 
-// Discard finishes a sending that failed, and ends its hashing.
+// Discard finishes a body that was not sent completely, and stops hashing it.
 func (b *Body) Discard(ctx context.Context) {
 	b.Finish(ctx)
-	if b.beside != nil {
-		b.beside.cancel(ctx)
+	if b.parallel != nil {
+		b.parallel.cancel(ctx)
 	}
 }
 
-// Err gives the error of the caller's own reader that ended the sending, if one
-// did. net/http wraps it in words of its own.
+// Err returns the error of the caller's reader that ended the transfer, or nil.
+// net/http wraps that error in text of its own.
 func (b *Body) Err() error {
 	if !b.tryLock() {
-		return nil // a Read goes on, so none has failed
+		return nil // a Read is in progress, so none has failed
 	}
 	defer b.unlock()
-	return b.failed
+	return b.readErr
 }
 
 var errClosed = errors.New("body is closed")
@@ -206,8 +206,8 @@ func (b *Body) read(p []byte) (int, error) {
 		switch {
 		case b.closed.Load():
 			return 0, errClosed
-		case b.failed != nil:
-			return 0, b.failed
+		case b.readErr != nil:
+			return 0, b.readErr
 		case b.part == len(b.content.parts):
 			return 0, io.EOF
 		case len(p) == 0:
@@ -240,12 +240,12 @@ func (b *Body) readSource(s *Source, p []byte) (n int, err error) {
 	if s.size >= 0 {
 		rest := s.size - b.offset
 		if rest == 0 {
-			b.next() // it is empty
+			b.next() // the source is empty
 			return 0, nil
 		}
 		if int64(len(p)) >= rest {
 			p = p[:rest]
-			if err := s.unchanged(); err != nil {
+			if err := s.checkUnchanged(); err != nil {
 				return 0, b.fail(err)
 			}
 			if last = s.seeker == nil && rest == 1; s.seeker == nil && rest > 1 {
@@ -279,9 +279,10 @@ func (b *Body) readSource(s *Source, p []byte) (n int, err error) {
 	return n, nil
 }
 
-// readOnce is one Read of the caller's reader.
+// readOnce calls Read of the caller's reader once.
 func (b *Body) readOnce(s *Source, p []byte) (int, error) {
-	// In this order, so that who closes and then asks for it knows.
+	// Set before closed is checked, so that Used is final once the body is
+	// closed.
 	s.used.Store(true)
 	s.reading <- struct{}{}
 	defer func() { <-s.reading }()
@@ -291,16 +292,16 @@ func (b *Body) readOnce(s *Source, p []byte) (int, error) {
 	return s.r.Read(p)
 }
 
-// readLast reads the last byte of a reader whose size the caller has stated, with
-// room for one more: where that comes with it, the reader holds more than its
-// size, and the rest would be lost without a word, so the last byte is held back
-// from the server. There is no other Read to look for more: of a connection that
-// stays open it would not return, and take what is not the image's.
+// readLast reads the last byte of a reader with a given size, into a buffer for
+// two. If two bytes are read, the reader has more than its size, and the rest
+// would be lost silently, so it fails without returning the last byte. It does
+// not call Read again to look for more: on a connection that stays open that
+// would block, and consume data that is not part of the image.
 func (b *Body) readLast(s *Source, p []byte) (int, error) {
 	var two [2]byte
 	n, err := b.readOnce(s, two[:])
 	if n > 1 {
-		return 0, fmt.Errorf("%w: the reader holds more than the given size of %d bytes", ErrChanged, s.size)
+		return 0, fmt.Errorf("%w: the reader has more than the given %d bytes", ErrChanged, s.size)
 	}
 	return copy(p, two[:n]), err
 }
@@ -308,16 +309,16 @@ func (b *Body) readLast(s *Source, p []byte) (int, error) {
 func (b *Body) next() { b.part, b.offset = b.part+1, 0 }
 
 func (b *Body) fail(err error) error {
-	b.failed = err
+	b.readErr = err
 	return err
 }
 
-// SendTo sends what is left, at most n bytes, files by the connection's own
-// means.
+// SendTo sends at most n bytes of the rest of the body, files by the connection's
+// WriteFile.
 func (b *Body) SendTo(w netconn.FileWriter, n int64) (done int64, err error) {
 	for done < n {
 		b.lock()
-		closed, failed, at := b.closed.Load(), b.failed, b.part
+		closed, failed, at := b.closed.Load(), b.readErr, b.part
 		b.unlock()
 		switch {
 		case closed:
@@ -332,7 +333,7 @@ func (b *Body) SendTo(w netconn.FileWriter, n int64) (done int64, err error) {
 		if cur.source != nil && cur.source.file != nil && b.hasher == nil {
 			step, err = b.sendFile(w, cur.source, n-done)
 		} else {
-			step, err = netconn.Copy(w, onePart{b, at}, n-done)
+			step, err = netconn.Copy(w, partReader{b, at}, n-done)
 		}
 		done += step
 		if err != nil {
@@ -342,9 +343,10 @@ func (b *Body) SendTo(w netconn.FileWriter, n int64) (done int64, err error) {
 	return done, nil
 }
 
-// lastStretch of a file is held back until its length was looked at again, so
-// that a server never has a whole body of a file that changed.
-const lastStretch = 64 << 10
+// tailSize is the size of the end of a file that is sent only after the file's
+// length was checked again, so that a server never gets a complete body of a file
+// that changed.
+const tailSize = 64 << 10
 
 func (b *Body) sendFile(w netconn.FileWriter, s *Source, n int64) (int64, error) {
 	b.lock()
@@ -353,16 +355,16 @@ func (b *Body) sendFile(w netconn.FileWriter, s *Source, n int64) (int64, error)
 		return 0, errClosed
 	}
 	rest := s.size - b.offset
-	if rest > lastStretch {
-		rest -= lastStretch
-	} else if err := s.unchanged(); err != nil {
+	if rest > tailSize {
+		rest -= tailSize
+	} else if err := s.checkUnchanged(); err != nil {
 		return 0, b.fail(err)
 	}
 	done, err := w.WriteFile(s.file, s.start+b.offset, min(rest, n), b.sent)
 	b.offset += done
 	switch {
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		if changed := s.unchanged(); changed != nil {
+		if changed := s.checkUnchanged(); changed != nil {
 			err = changed
 		}
 		return done, b.fail(err)
@@ -375,13 +377,13 @@ func (b *Body) sendFile(w netconn.FileWriter, s *Source, n int64) (int64, error)
 	return done, nil
 }
 
-// onePart reads a body up to the end of one part.
-type onePart struct {
+// partReader reads the rest of one part of a body.
+type partReader struct {
 	b    *Body
 	part int
 }
 
-func (r onePart) Read(p []byte) (int, error) {
+func (r partReader) Read(p []byte) (int, error) {
 	r.b.lock()
 	defer r.b.unlock()
 	if r.b.part != r.part {
@@ -394,13 +396,14 @@ func (r onePart) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// WriteTo sends a body of unknown length in large blocks.
+// WriteTo sends the body in large blocks; net/http uses it if the length is
+// unknown.
 func (b *Body) WriteTo(w io.Writer) (int64, error) {
 	return netconn.Copy(w, struct{ io.Reader }{b}, 1<<62)
 }
 
-// hasher hashes blocks in a goroutine of its own, so that it adds nothing to
-// the time of a transfer that is slower than SHA-256.
+// hasher hashes blocks in a separate goroutine, so that it does not delay a
+// transfer that is slower than SHA-256.
 type hasher struct {
 	blocks chan []byte
 	free   chan []byte
@@ -465,8 +468,9 @@ func (h *hasher) sum() string {
 	return hex.EncodeToString(h.hash.Sum(nil))
 }
 
-// beside hashes sources that can be read by offset while the kernel sends them.
-type beside struct {
+// parallelHash hashes sources that can be read by offset while the kernel sends
+// them.
+type parallelHash struct {
 	stop chan struct{}
 	once sync.Once
 	done chan struct{}
@@ -474,8 +478,8 @@ type beside struct {
 	err  error
 }
 
-func hashBeside(c *Content) *beside {
-	b := &beside{stop: make(chan struct{}), done: make(chan struct{})}
+func startParallelHash(c *Content) *parallelHash {
+	b := &parallelHash{stop: make(chan struct{}), done: make(chan struct{})}
 	go func() {
 		defer close(b.done)
 		h := sha256.New()
@@ -508,7 +512,7 @@ func hashBeside(c *Content) *beside {
 	return b
 }
 
-func (b *beside) wait(ctx context.Context) (string, error) {
+func (b *parallelHash) wait(ctx context.Context) (string, error) {
 	select {
 	case <-b.done:
 		return b.sum, b.err
@@ -517,8 +521,8 @@ func (b *beside) wait(ctx context.Context) (string, error) {
 	}
 }
 
-// cancel ends the hashing, and waits for a read that goes on as Finish does.
-func (b *beside) cancel(ctx context.Context) {
+// cancel stops hashing, and like Finish waits for a read in progress.
+func (b *parallelHash) cancel(ctx context.Context) {
 	b.once.Do(func() { close(b.stop) })
 	await(ctx, b.done)
 }

@@ -1,6 +1,6 @@
-// Package content holds what an upload sends: one reader, or a multipart form
-// of two, and knows its length, whether it can be sent again, and how to hash
-// it beside the sending.
+// Package content provides the content of an upload: one reader, or a multipart
+// form of two. It determines the length and whether it can be sent again, and
+// can hash it while it is sent.
 package content
 
 import (
@@ -21,32 +21,31 @@ import (
 	"github.com/golxd/lxd/internal/ctxerr"
 )
 
-// ErrOneShot says that a content whose reader cannot be rewound was opened a
-// second time.
+// ErrOneShot is returned by opening a content for the second time if its reader
+// cannot be rewound.
 var ErrOneShot = errors.New("reader cannot be rewound")
 
-// ErrChanged says that a file had another length at the end of the sending than
-// at its beginning, or that a reader holds more than its stated size.
-var ErrChanged = errors.New("content has another length than expected")
+// ErrChanged is returned if the length of a file changes while it is sent, or if
+// a reader has more bytes than its given size.
+var ErrChanged = errors.New("content has an unexpected length")
 
-// Source is one reader of the caller.
+// Source is a reader of the caller.
 type Source struct {
 	r      io.Reader
-	file   *os.File // set where r is a regular file
+	file   *os.File // r if it is a regular file, else nil
 	at     io.ReaderAt
 	seeker io.Seeker
 	start  int64
-	size   int64       // -1 where unknown
-	used   atomic.Bool // a reader that cannot be rewound was, or may be, read
+	size   int64       // -1 if unknown
+	used   atomic.Bool // a Read was called or is about to be; meaningful if r cannot be rewound
 
-	// reading is held while r is read or rewound: a sending that failed may be
-	// in a Read when the next one begins.
+	// reading is a semaphore for reading and rewinding r: a failed attempt may
+	// still be in a Read when the next one starts.
 	reading chan struct{}
 }
 
-// NewSource looks at what r can do. Reading begins where r stands now. size is
-// the number of bytes if the caller knows it, or -1; it is ignored where r
-// tells it itself.
+// NewSource returns a source that reads r from its current offset. size is the
+// number of bytes, or -1 if it is unknown; it is ignored if r can seek.
 func NewSource(r io.Reader, size int64) (*Source, error) {
 	s := &Source{r: r, size: size, reading: make(chan struct{}, 1)}
 	seeker, ok := r.(io.Seeker)
@@ -56,7 +55,7 @@ func NewSource(r io.Reader, size int64) (*Source, error) {
 	start, err := seeker.Seek(0, io.SeekCurrent)
 	if err != nil {
 		// A pipe is an *os.File too, but cannot seek.
-		return s, nil //nolint:nilerr // it is read like any other reader
+		return s, nil //nolint:nilerr // it is read like a reader that cannot seek
 	}
 	end, err := seeker.Seek(0, io.SeekEnd)
 	if err != nil {
@@ -75,13 +74,13 @@ func NewSource(r io.Reader, size int64) (*Source, error) {
 	return s, nil
 }
 
-// Size is the number of bytes, or -1 where unknown.
+// Size returns the number of bytes, or -1 if it is unknown.
 func (s *Source) Size() int64 { return s.size }
 
-// Replayable says whether the source can be read more than once.
+// Replayable reports whether the source can be read more than once.
 func (s *Source) Replayable() bool { return s.seeker != nil }
 
-// rewind makes the source ready to be read (again).
+// rewind prepares the source for reading from its start.
 func (s *Source) rewind(ctx context.Context) error {
 	if s.seeker == nil {
 		if s.used.Load() {
@@ -102,8 +101,8 @@ func (s *Source) rewind(ctx context.Context) error {
 	return err
 }
 
-// unchanged errors where a file no longer has the length it began with.
-func (s *Source) unchanged() error {
+// checkUnchanged returns ErrChanged if the length of the file has changed.
+func (s *Source) checkUnchanged() error {
 	if s.file == nil {
 		return nil
 	}
@@ -112,12 +111,12 @@ func (s *Source) unchanged() error {
 		return err
 	}
 	if now := info.Size() - s.start; now != s.size {
-		return fmt.Errorf("%s: %w: it had %d bytes, now %d", s.file.Name(), ErrChanged, s.size, now)
+		return fmt.Errorf("%s: %w: the size changed from %d to %d bytes", s.file.Name(), ErrChanged, s.size, now)
 	}
 	return nil
 }
 
-// Content is the body of an upload.
+// Content is the content of an upload.
 type Content struct {
 	Type  string // the media type
 	parts []part
@@ -129,12 +128,12 @@ type part struct {
 	source  *Source
 }
 
-// Unified is the content of an image in one file.
+// Unified returns the content of an image in one file.
 func Unified(s *Source) *Content {
 	return &Content{Type: "application/octet-stream", parts: []part{{source: s}}}
 }
 
-// Split is the content of an image in two files.
+// Split returns the content of an image in two files: a multipart form.
 func Split(metadata *Source, metadataName string, rootfs *Source, rootfsField, rootfsName string) (*Content, error) {
 	var head strings.Builder
 	form := multipart.NewWriter(&head)
@@ -142,7 +141,7 @@ func Split(metadata *Source, metadataName string, rootfs *Source, rootfsField, r
 		return nil, err
 	}
 	c := &Content{Type: form.FormDataContentType()}
-	cut := func() {
+	flushLiteral := func() {
 		c.parts = append(c.parts, part{literal: []byte(head.String())})
 		head.Reset()
 	}
@@ -156,17 +155,17 @@ func Split(metadata *Source, metadataName string, rootfs *Source, rootfsField, r
 		if _, err := form.CreatePart(header); err != nil {
 			return nil, err
 		}
-		cut()
+		flushLiteral()
 		c.parts = append(c.parts, part{source: f.source})
 	}
 	if err := form.Close(); err != nil {
 		return nil, err
 	}
-	cut()
+	flushLiteral()
 	return c, nil
 }
 
-// Size is the number of bytes in all, or -1 where unknown.
+// Size returns the total number of bytes, or -1 if it is unknown.
 func (c *Content) Size() int64 {
 	n := c.SourceSize()
 	if n < 0 {
@@ -178,7 +177,8 @@ func (c *Content) Size() int64 {
 	return n
 }
 
-// SourceSize is the number of bytes of the sources alone, or -1 where unknown.
+// SourceSize returns the number of bytes of the sources alone, or -1 if it is
+// unknown.
 func (c *Content) SourceSize() int64 {
 	var n int64
 	for _, p := range c.parts {
@@ -193,7 +193,7 @@ func (c *Content) SourceSize() int64 {
 	return n
 }
 
-// Replayable says whether the content can be opened more than once.
+// Replayable reports whether the content can be opened more than once.
 func (c *Content) Replayable() bool {
 	for _, p := range c.parts {
 		if p.source != nil && !p.source.Replayable() {
@@ -203,8 +203,8 @@ func (c *Content) Replayable() bool {
 	return true
 }
 
-// Used says whether a reader that cannot be rewound was read from. After the
-// Close of every [Body] the answer is final.
+// Used reports whether a reader that cannot be rewound was read from. Once every
+// [Body] is closed, the result does not change any more.
 func (c *Content) Used() bool {
 	for _, p := range c.parts {
 		if p.source != nil && p.source.used.Load() {
@@ -214,9 +214,9 @@ func (c *Content) Used() bool {
 	return false
 }
 
-// HashAhead hashes the sources one after another without sending anything.
-// They must be replayable. Soon after ctx has ended it returns, also if a Read
-// blocks: that is then the last, and comes to its end with the reader.
+// HashAhead hashes the sources in order without sending them. They must be
+// replayable. It returns soon after ctx has ended, even if a Read blocks; that
+// Read is then the last one and ends whenever the reader does.
 func (c *Content) HashAhead(ctx context.Context, count func(int)) (string, error) {
 	var sum string
 	var err error

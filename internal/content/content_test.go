@@ -22,10 +22,10 @@ import (
 	"github.com/golxd/lxd/internal/netconn"
 )
 
-// fileWriter takes a body as a connection does.
+// fileWriter is a netconn.FileWriter in memory.
 type fileWriter struct {
 	bytes.Buffer
-	files int // bytes that came from files
+	files int // the number of bytes from files
 }
 
 func (w *fileWriter) WriteFile(f *os.File, offset, n int64, sent func(int)) (int64, error) {
@@ -65,8 +65,8 @@ func sum(parts ...[]byte) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// send sends a body in the ways that net/http may: the beginning through a
-// buffer, and the rest by itself, or all of it through Read or WriteTo.
+// send has the ways in which net/http sends a body: the beginning through a
+// buffer and the rest by SendTo, or all of it by SendTo, Read or WriteTo.
 var send = map[string]func(*Body, *fileWriter, int64) error{
 	"SendTo": func(b *Body, w *fileWriter, n int64) error {
 		done, err := b.SendTo(w, n)
@@ -92,7 +92,7 @@ var send = map[string]func(*Body, *fileWriter, int64) error{
 	},
 }
 
-func TestContentInEveryWay(t *testing.T) {
+func TestContent(t *testing.T) {
 	t.Parallel()
 	first, second := bytes.Repeat([]byte("meta"), 30_000), bytes.Repeat([]byte("rootfs"), 100_000)
 	for kind, open := range map[string]func([]byte) io.Reader{
@@ -100,7 +100,7 @@ func TestContentInEveryWay(t *testing.T) {
 		"bytes":    func(b []byte) io.Reader { return bytes.NewReader(b) },
 		"one-shot": func(b []byte) io.Reader { return iotest.HalfReader(bytes.NewReader(b)) },
 	} {
-		for way, do := range send {
+		for name, do := range send {
 			for _, hash := range []bool{false, true} {
 				unified := Unified(source(t, open(second), int64(len(second))))
 				split, err := Split(source(t, open(first), int64(len(first))), "meta", source(t, open(second), int64(len(second))), "rootfs", "root")
@@ -112,16 +112,16 @@ func TestContentInEveryWay(t *testing.T) {
 					b, err := c.Open(t.Context(), Options{Hash: hash, Sent: func(n int) { sent += n }})
 					require.NoError(t, err)
 					var w fileWriter
-					require.NoError(t, do(b, &w, c.Size()), "%s %s", kind, way)
+					require.NoError(t, do(b, &w, c.Size()), "%s %s", kind, name)
 					require.EqualValues(t, c.Size(), w.Len())
 					require.EqualValues(t, c.Size(), sent)
-					if kind == "file" && way == "SendTo" {
-						require.GreaterOrEqual(t, w.files, len(second), "the connection was given the file")
+					if kind == "file" && name == "SendTo" {
+						require.GreaterOrEqual(t, w.files, len(second), "the connection sent the file")
 					}
 					if hash {
 						got, err := b.Fingerprint(t.Context())
 						require.NoError(t, err)
-						require.Equal(t, sum(want...), got, "%s %s", kind, way)
+						require.Equal(t, sum(want...), got, "%s %s", kind, name)
 					}
 					require.NoError(t, b.Close())
 					require.NoError(t, b.Err())
@@ -136,7 +136,7 @@ func TestContentInEveryWay(t *testing.T) {
 					var same fileWriter
 					_, err = again.SendTo(&same, c.Size())
 					require.NoError(t, err)
-					require.True(t, bytes.Equal(w.Bytes(), same.Bytes()), "it can be sent again")
+					require.True(t, bytes.Equal(w.Bytes(), same.Bytes()), "the content can be sent again")
 				}
 			}
 		}
@@ -163,7 +163,7 @@ func requireParts(t *testing.T, mediaType string, body []byte, want [][]byte) {
 	require.Equal(t, io.EOF, err)
 }
 
-// TestFileChanges has a file change between two steps of its sending.
+// TestFileChanges changes a file while it is sent.
 func TestFileChanges(t *testing.T) {
 	t.Parallel()
 	data := bytes.Repeat([]byte("x"), 1<<20)
@@ -186,12 +186,12 @@ func TestFileChanges(t *testing.T) {
 			if kernel {
 				require.ErrorIs(t, err, ErrChanged)
 			}
-			require.Less(t, w.Len(), len(data), "the server never has a whole body")
+			require.Less(t, w.Len(), len(data), "the server never gets a complete body")
 		}
 	}
 }
 
-func TestReaderThatFailsOrHoldsAnotherLength(t *testing.T) {
+func TestReaderErrors(t *testing.T) {
 	t.Parallel()
 	broken := errors.New("broken")
 	for _, c := range []struct {
@@ -213,7 +213,7 @@ func TestReaderThatFailsOrHoldsAnotherLength(t *testing.T) {
 	}
 }
 
-func TestSourceBeginsWhereTheReaderStands(t *testing.T) {
+func TestSourceStartsAtCurrentOffset(t *testing.T) {
 	t.Parallel()
 	f := file(t, []byte("0123456789"))
 	_, err := f.Seek(4, io.SeekStart)
@@ -226,43 +226,44 @@ func TestSourceBeginsWhereTheReaderStands(t *testing.T) {
 	_, err = b.SendTo(&w, 6)
 	require.NoError(t, err)
 	require.Equal(t, "456789", w.String())
-	ahead, err := c.HashAhead(t.Context(), nil)
+	hash, err := c.HashAhead(t.Context(), nil)
 	require.NoError(t, err)
-	require.Equal(t, sum([]byte("456789")), ahead)
+	require.Equal(t, sum([]byte("456789")), hash)
 }
 
 var _ netconn.FileWriter = (*fileWriter)(nil)
 
-// blocking is a reader in which whoever comes first waits.
-type blocking struct {
+// blockingReader is a reader whose first Read or ReadAt blocks until unblock is
+// closed.
+type blockingReader struct {
 	*bytes.Reader
-	once   sync.Once
-	inside chan struct{}
-	goOn   chan struct{}
+	once    sync.Once
+	inside  chan struct{}
+	unblock chan struct{}
 }
 
-func newBlocking(data []byte) *blocking {
-	return &blocking{Reader: bytes.NewReader(data), inside: make(chan struct{}), goOn: make(chan struct{})}
+func newBlocking(data []byte) *blockingReader {
+	return &blockingReader{Reader: bytes.NewReader(data), inside: make(chan struct{}), unblock: make(chan struct{})}
 }
 
-func (b *blocking) wait() {
+func (b *blockingReader) wait() {
 	b.once.Do(func() {
 		close(b.inside)
-		<-b.goOn
+		<-b.unblock
 	})
 }
 
-func (b *blocking) Read(p []byte) (int, error) {
+func (b *blockingReader) Read(p []byte) (int, error) {
 	b.wait()
 	return b.Reader.Read(p)
 }
 
-func (b *blocking) ReadAt(p []byte, offset int64) (int, error) {
+func (b *blockingReader) ReadAt(p []byte, offset int64) (int, error) {
 	b.wait()
 	return b.Reader.ReadAt(p, offset)
 }
 
-// TestOpenWaitsForRead has the sending before in the middle of a Read.
+// TestOpenWaitsForRead opens a content while the previous body is in a Read.
 func TestOpenWaitsForRead(t *testing.T) {
 	t.Parallel()
 	data := []byte("0123456789")
@@ -281,7 +282,7 @@ func TestOpenWaitsForRead(t *testing.T) {
 	cancel()
 	_, err = c.Open(ctx, Options{})
 	require.ErrorIs(t, err, context.Canceled)
-	close(r.goOn)
+	close(r.unblock)
 	<-ended
 	second, err := c.Open(t.Context(), Options{})
 	require.NoError(t, err)
@@ -292,7 +293,7 @@ func TestOpenWaitsForRead(t *testing.T) {
 	require.ErrorIs(t, err, errClosed)
 }
 
-// TestContextEndsHash has the hash in the middle of a read.
+// TestContextEndsHash ends the context while the hash is in a read.
 func TestContextEndsHash(t *testing.T) {
 	t.Parallel()
 	r := newBlocking([]byte("0123456789"))
@@ -304,12 +305,13 @@ func TestContextEndsHash(t *testing.T) {
 	_, err = b.Fingerprint(ctx)
 	require.ErrorIs(t, err, context.Canceled)
 	b.Discard(ctx)
-	close(r.goOn)
+	close(r.unblock)
 	_, err = b.Fingerprint(t.Context())
 	require.ErrorIs(t, err, errClosed)
 }
 
-// TestFinishWaitsForRead has a Read go on, and others ready to follow it.
+// TestFinishWaitsForRead finishes a body during a Read that would be followed
+// by others.
 func TestFinishWaitsForRead(t *testing.T) {
 	t.Parallel()
 	r := newBlocking(make([]byte, 1<<20))
@@ -331,23 +333,23 @@ func TestFinishWaitsForRead(t *testing.T) {
 	}()
 	select {
 	case <-finished:
-		t.Fatal("it did not wait")
+		t.Fatal("Finish did not wait")
 	case <-time.After(10 * time.Millisecond):
 	}
-	close(r.goOn)
+	close(r.unblock)
 	<-finished
 	left := r.Len()
 	<-sent
-	require.Equal(t, left, r.Len(), "it is not read any more")
+	require.Equal(t, left, r.Len(), "the reader is not read any more")
 	require.NotZero(t, left)
 }
 
-// TestReaderThatStaysOpen has nothing more behind its stated size, and does not
-// say so.
+// TestReaderThatStaysOpen has a reader that blocks after its given size instead
+// of returning io.EOF.
 func TestReaderThatStaysOpen(t *testing.T) {
 	t.Parallel()
 	data := []byte("0123456789")
-	for way, do := range send {
+	for name, do := range send {
 		r, w := io.Pipe()
 		go func() {
 			for n := range data {
@@ -362,9 +364,9 @@ func TestReaderThatStaysOpen(t *testing.T) {
 		go func() { ended <- do(b, &got, c.Size()) }()
 		select {
 		case err := <-ended:
-			require.NoError(t, err, way)
+			require.NoError(t, err, name)
 		case <-time.After(10 * time.Second):
-			t.Fatal(way, ": it waits for more")
+			t.Fatal(name, ": the body waits for more")
 		}
 		require.Equal(t, string(data), got.String())
 		fingerprint, err := b.Fingerprint(t.Context())
@@ -378,18 +380,18 @@ func TestReaderThatStaysOpen(t *testing.T) {
 		}()
 		_, err = w.Write([]byte("n"))
 		require.NoError(t, err)
-		require.Equal(t, byte('n'), <-next, "what comes later is not the image's")
+		require.Equal(t, byte('n'), <-next, "later data is not consumed")
 	}
 }
 
-// TestHashAheadObeysContext has readers that block, and that have no end.
+// TestHashAheadObeysContext has readers that block and one that is very long.
 func TestHashAheadObeysContext(t *testing.T) {
 	t.Parallel()
 	blocks := newBlocking(make([]byte, 1<<20))
-	t.Cleanup(func() { close(blocks.goOn) })
+	t.Cleanup(func() { close(blocks.unblock) })
 	for name, r := range map[string]io.ReadSeeker{
 		"blocks":                 struct{ io.ReadSeeker }{blocks},
-		"blocks, read by offset": newBlockingUntil(t),
+		"blocks, read by offset": newBlockingForTest(t),
 		"long":                   &longReader{},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -402,20 +404,20 @@ func TestHashAheadObeysContext(t *testing.T) {
 			if long, ok := r.(*longReader); ok {
 				reads := long.reads.Load()
 				time.Sleep(10 * time.Millisecond)
-				require.Equal(t, reads, long.reads.Load(), "it is not read any more")
+				require.Equal(t, reads, long.reads.Load(), "the reader is not read any more")
 			}
 		})
 	}
 }
 
-func newBlockingUntil(t *testing.T) *blocking {
+func newBlockingForTest(t *testing.T) *blockingReader {
 	t.Helper()
 	b := newBlocking(make([]byte, 1<<20))
-	t.Cleanup(func() { close(b.goOn) })
+	t.Cleanup(func() { close(b.unblock) })
 	return b
 }
 
-// longReader takes very long to be read.
+// longReader is very long.
 type longReader struct {
 	at    int64
 	reads atomic.Int64

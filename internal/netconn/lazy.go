@@ -8,45 +8,46 @@ import (
 	"time"
 )
 
-// lazyConn is a connection that is made when it is first written to.
+// lazyConn is a connection that is dialed at the first write.
 //
 // LXD 5.0.2 and Incus 6.0.4 read the first bytes of a unix connection inside
-// their accept loop: one that is open and unwritten keeps everybody else out.
-// net/http makes such connections: it dials for a request, another connection
-// becomes idle first, and the new one waits in the pool.
+// their accept loop: an open connection on which nothing was written blocks all
+// other clients. net/http opens such connections: it dials for a request,
+// another connection becomes idle first, and the new one goes to the pool
+// unused.
 type lazyConn struct {
-	dial   func(context.Context) (net.Conn, error)
-	addr   net.Addr
-	ctx    context.Context //nolint:containedctx // of the connection's life, which Close ends
-	cancel context.CancelFunc
-	begin  sync.Once
-	ended  chan struct{} // closed when dialing has ended
+	dial     func(context.Context) (net.Conn, error)
+	addr     net.Addr
+	ctx      context.Context //nolint:containedctx // canceled by Close
+	cancel   context.CancelFunc
+	dialOnce sync.Once
+	dialed   chan struct{} // closed when dialing has succeeded or failed
 
 	mu            sync.Mutex
-	conn          net.Conn // nil until it is made
+	conn          net.Conn // nil until it is dialed
 	err           error    // of dialing
 	readDeadline  time.Time
 	writeDeadline time.Time
 }
 
-// Lazy returns a connection to addr that dial makes when it is first written
-// to; the error of dial is then the error of that write. Until then a read
-// waits. dial receives the values of ctx, but not its end: Close ends it.
+// Lazy returns a connection to addr that calls dial at the first write, which
+// returns the error of dial. Until then, Read blocks. The context of dial has
+// the values of ctx, but is canceled by Close, not with ctx.
 func Lazy(ctx context.Context, addr net.Addr, dial func(context.Context) (net.Conn, error)) net.Conn {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	return &lazyConn{dial: dial, addr: addr, ctx: ctx, cancel: cancel, ended: make(chan struct{})}
+	return &lazyConn{dial: dial, addr: addr, ctx: ctx, cancel: cancel, dialed: make(chan struct{})}
 }
 
-// connect makes the connection in a goroutine of its own: a dial function that
-// does not obey its context must not hold up Close.
-func (c *lazyConn) connect() {
+// runDial dials. It runs in a new goroutine, so that a dial function that ignores
+// its context does not delay Close.
+func (c *lazyConn) runDial() {
 	conn, err := c.dial(c.ctx)
 	if conn != nil {
-		large(conn)
+		enlargeSendBuffer(conn)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	defer close(c.ended)
+	defer close(c.dialed)
 	switch {
 	case err != nil:
 		c.err = err
@@ -60,11 +61,11 @@ func (c *lazyConn) connect() {
 	}
 }
 
-// made waits until the connection is there. A deadline that is changed
-// meanwhile is not looked at.
-func (c *lazyConn) made(deadline time.Time) (net.Conn, error) {
+// wait waits until the connection is dialed. It ignores changes of the deadline
+// meanwhile.
+func (c *lazyConn) wait(deadline time.Time) (net.Conn, error) {
 	select {
-	case <-c.ended: // the usual case, without a timer
+	case <-c.dialed: // the usual case, without a timer
 		return c.conn, c.err
 	default:
 	}
@@ -75,7 +76,7 @@ func (c *lazyConn) made(deadline time.Time) (net.Conn, error) {
 		timeout = timer.C
 	}
 	select {
-	case <-c.ended:
+	case <-c.dialed:
 		return c.conn, c.err
 	case <-c.ctx.Done():
 		return nil, net.ErrClosed
@@ -84,20 +85,20 @@ func (c *lazyConn) made(deadline time.Time) (net.Conn, error) {
 	}
 }
 
-// forWrite makes the connection.
-func (c *lazyConn) forWrite() (net.Conn, error) {
+// connect dials, unless that has been done, and waits for the connection.
+func (c *lazyConn) connect() (net.Conn, error) {
 	if c.ctx.Err() != nil {
 		return nil, net.ErrClosed
 	}
-	c.begin.Do(func() { go c.connect() })
+	c.dialOnce.Do(func() { go c.runDial() })
 	c.mu.Lock()
 	deadline := c.writeDeadline
 	c.mu.Unlock()
-	return c.made(deadline)
+	return c.wait(deadline)
 }
 
 func (c *lazyConn) Write(b []byte) (int, error) {
-	conn, err := c.forWrite()
+	conn, err := c.connect()
 	if err != nil {
 		return 0, err
 	}
@@ -108,14 +109,14 @@ func (c *lazyConn) Read(b []byte) (int, error) {
 	c.mu.Lock()
 	deadline := c.readDeadline
 	c.mu.Unlock()
-	conn, err := c.made(deadline)
+	conn, err := c.wait(deadline)
 	if err != nil {
 		return 0, err
 	}
 	return conn.Read(b)
 }
 
-// Close ends the connection, or the making of it.
+// Close closes the connection or ends its dialing.
 func (c *lazyConn) Close() error {
 	c.cancel()
 	c.mu.Lock()
@@ -151,7 +152,7 @@ func (c *lazyConn) setDeadlines(read, write *time.Time) error {
 	return err
 }
 
-// LocalAddr is the server's address until the connection is made.
+// LocalAddr returns the server's address until the connection is dialed.
 func (c *lazyConn) LocalAddr() net.Addr {
 	c.mu.Lock()
 	defer c.mu.Unlock()

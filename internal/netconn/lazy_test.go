@@ -13,26 +13,26 @@ import (
 
 var lazyAddr = &net.UnixAddr{Name: "socket", Net: "unix"}
 
-func TestLazyConnectsAtTheFirstWrite(t *testing.T) {
+func TestLazyConnectsAtFirstWrite(t *testing.T) {
 	t.Parallel()
-	near, far := net.Pipe()
+	local, remote := net.Pipe()
 	dialed := make(chan context.Context, 2)
 	type key struct{}
 	ctx, cancel := context.WithCancel(context.WithValue(t.Context(), key{}, "value"))
 	c := Lazy(ctx, lazyAddr, func(ctx context.Context) (net.Conn, error) {
 		dialed <- ctx
-		return near, nil
+		return local, nil
 	})
-	cancel() // of the request that asked for the connection, not the one that uses it
+	cancel() // the request that dials need not be the one that uses the connection
 	require.Equal(t, lazyAddr, c.RemoteAddr())
 	require.Equal(t, lazyAddr, c.LocalAddr())
 	require.NoError(t, c.SetReadDeadline(time.Now().Add(time.Millisecond)))
 	_, err := c.Read(make([]byte, 1))
 	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
 	require.NoError(t, c.SetDeadline(time.Time{}))
-	require.Empty(t, dialed, "reading connects nothing")
+	require.Empty(t, dialed, "Read does not dial")
 
-	got := drain(far)
+	got := drain(remote)
 	for _, part := range []string{"one", "two"} {
 		_, err = c.Write([]byte(part))
 		require.NoError(t, err)
@@ -41,7 +41,7 @@ func TestLazyConnectsAtTheFirstWrite(t *testing.T) {
 	dialing := <-dialed
 	require.NoError(t, dialing.Err())
 	require.Equal(t, "value", dialing.Value(key{}))
-	require.Equal(t, near.RemoteAddr(), c.RemoteAddr())
+	require.Equal(t, local.RemoteAddr(), c.RemoteAddr())
 	require.NoError(t, c.Close())
 	require.Equal(t, "onetwo", string(<-got))
 	require.Error(t, dialing.Err())
@@ -49,9 +49,9 @@ func TestLazyConnectsAtTheFirstWrite(t *testing.T) {
 
 func TestLazyKeepsDeadlines(t *testing.T) {
 	t.Parallel()
-	near, far := net.Pipe()
-	defer far.Close()
-	c := Lazy(t.Context(), lazyAddr, func(context.Context) (net.Conn, error) { return near, nil })
+	local, remote := net.Pipe()
+	defer remote.Close()
+	c := Lazy(t.Context(), lazyAddr, func(context.Context) (net.Conn, error) { return local, nil })
 	defer c.Close()
 	require.NoError(t, c.SetWriteDeadline(time.Now().Add(10*time.Millisecond)))
 	_, err := c.Write([]byte("nobody reads"))
@@ -61,7 +61,7 @@ func TestLazyKeepsDeadlines(t *testing.T) {
 	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
 }
 
-func TestLazyTellsTheErrorOfDialing(t *testing.T) {
+func TestLazyReturnsDialError(t *testing.T) {
 	t.Parallel()
 	broken := errors.New("broken")
 	c := Lazy(t.Context(), lazyAddr, func(context.Context) (net.Conn, error) { return nil, broken })
@@ -74,16 +74,16 @@ func TestLazyTellsTheErrorOfDialing(t *testing.T) {
 	require.NoError(t, c.Close())
 }
 
-// TestLazyCloseEndsDialing also where dialing does not obey its context: what it
-// makes later is closed.
+// TestLazyCloseEndsDialing has a dial function that ignores its context: the
+// connection that it returns later is closed.
 func TestLazyCloseEndsDialing(t *testing.T) {
 	t.Parallel()
-	near, far := net.Pipe()
+	local, remote := net.Pipe()
 	begun, late := make(chan struct{}), make(chan struct{})
 	c := Lazy(t.Context(), lazyAddr, func(context.Context) (net.Conn, error) {
 		close(begun)
 		<-late
-		return near, nil
+		return local, nil
 	})
 	ended := make(chan error, 2)
 	go func() {
@@ -99,12 +99,12 @@ func TestLazyCloseEndsDialing(t *testing.T) {
 	require.ErrorIs(t, <-ended, net.ErrClosed)
 	require.ErrorIs(t, <-ended, net.ErrClosed)
 	close(late)
-	_, err := far.Read(make([]byte, 1))
+	_, err := remote.Read(make([]byte, 1))
 	require.Error(t, err, "the late connection is closed")
 }
 
-// TestLazyUnwrittenIsNoConnection has nothing to close.
-func TestLazyUnwrittenIsNoConnection(t *testing.T) {
+// TestLazyCloseBeforeWrite checks that nothing is dialed.
+func TestLazyCloseBeforeWrite(t *testing.T) {
 	t.Parallel()
 	c := Lazy(t.Context(), lazyAddr, func(context.Context) (net.Conn, error) {
 		panic("nobody has written")

@@ -1,10 +1,10 @@
-// Package netconn makes connections that move large bodies with little
-// processor time: by sendfile where the kernel allows it, in large blocks
-// everywhere else.
+// Package netconn provides connections that send large bodies with little
+// processor time: by sendfile where the kernel allows it, otherwise in large
+// blocks.
 //
-// net/http hands a request's body of known length to the connection's ReadFrom,
-// but no connection to a unix socket has one of that meaning, so a plain
-// transport copies every byte through user space in 32 KiB pieces.
+// net/http passes a request body of known length to the connection's ReadFrom,
+// but a net.UnixConn has no such method, so an ordinary transport copies every
+// byte through user space in blocks of 32 KiB.
 package netconn
 
 import (
@@ -17,12 +17,12 @@ import (
 	"time"
 )
 
-// blockSize is how much is read at a time where bytes pass through user space.
+// blockSize is the size of the blocks in which data passes through user space.
 const blockSize = 256 << 10
 
-// sendBuffer is asked for on sockets that files are sent through. The kernel
-// grants at most net.core.wmem_max. Fewer, larger wake-ups of the receiver are
-// where most of the saved time comes from.
+// sendBuffer is the requested send buffer of unix sockets. The kernel grants at
+// most net.core.wmem_max. It wakes the receiver less often, which saves most of
+// the time.
 const sendBuffer = 1 << 20
 
 // A Sender is a body that writes itself to a connection. SendTo writes at most
@@ -31,20 +31,20 @@ type Sender interface {
 	SendTo(w FileWriter, n int64) (int64, error)
 }
 
-// A FileWriter is a connection that takes part of a file without the caller
+// A FileWriter is a connection that can send part of a file without the caller
 // reading it.
 type FileWriter interface {
 	io.Writer
-	// WriteFile writes n bytes of f from offset. It does not move f's own
-	// offset. Reaching the end of f early gives io.ErrUnexpectedEOF. sent, if
-	// not nil, is told of every step.
+	// WriteFile writes n bytes of f from offset. It does not change f's file
+	// offset. If f ends early it returns io.ErrUnexpectedEOF. sent, if not nil,
+	// is called with the size of every step.
 	WriteFile(f *os.File, offset, n int64, sent func(n int)) (int64, error)
 }
 
 var blocks = sync.Pool{New: func() any { b := make([]byte, blockSize); return &b }}
 
-// Copy copies at most n bytes from r to w in large blocks, each filled before
-// it is written. It stops early without an error where r ends early.
+// Copy copies at most n bytes from r to w in large blocks, each filled before it
+// is written. If r ends early, it returns without an error.
 func Copy(w io.Writer, r io.Reader, n int64) (int64, error) {
 	block := blocks.Get().(*[]byte)
 	defer blocks.Put(block)
@@ -72,7 +72,7 @@ func Copy(w io.Writer, r io.Reader, n int64) (int64, error) {
 	return done, nil
 }
 
-// readFull is io.ReadFull that leaves the reader's own error as it is.
+// readFull is like io.ReadFull, but returns the reader's error unchanged.
 func readFull(r io.Reader, b []byte) (n int, err error) {
 	for n < len(b) && err == nil {
 		var got int
@@ -85,7 +85,7 @@ func readFull(r io.Reader, b []byte) (n int, err error) {
 	return n, err
 }
 
-// readFrom is what both kinds of connection do with a request's body.
+// readFrom sends a request body; it is ReadFrom of Conn and TLSConn.
 func readFrom(w FileWriter, r io.Reader) (int64, error) {
 	const all = int64(1)<<62 - 1
 	limited, ok := r.(*io.LimitedReader)
@@ -106,7 +106,7 @@ func readFrom(w FileWriter, r io.Reader) (int64, error) {
 	return n, err
 }
 
-// writeFile is WriteFile through user space.
+// writeFile is like WriteFile, through user space.
 func writeFile(w io.Writer, f *os.File, offset, n int64, sent func(int)) (int64, error) {
 	block := blocks.Get().(*[]byte)
 	defer blocks.Put(block)
@@ -140,57 +140,56 @@ func writeFile(w io.Writer, f *os.File, offset, n int64, sent func(int)) (int64,
 // Conn is a connection without TLS.
 type Conn struct {
 	net.Conn
-	answer answerWait
-	closed func()
+	response responseWait
+	closed   func()
 }
 
-// Plain wraps a connection without TLS. closed is called when it is closed, at
-// least once.
+// Plain wraps a connection without TLS. Every Close calls closed.
 func Plain(c net.Conn, closed func()) *Conn {
-	large(c)
+	enlargeSendBuffer(c)
 	return &Conn{Conn: c, closed: closed}
 }
 
-// large gives a unix socket a large send buffer. Best effort: a smaller one is
-// slower, not wrong.
-func large(c net.Conn) {
+// enlargeSendBuffer enlarges the send buffer of a unix socket. It ignores errors:
+// a smaller buffer is only slower.
+func enlargeSendBuffer(c net.Conn) {
 	if u, ok := c.(*net.UnixConn); ok {
 		_ = u.SetWriteBuffer(sendBuffer)
 	}
 }
 
-// Write sends a request, or a part of one.
+// Write sends a part of a request.
 func (c *Conn) Write(b []byte) (int, error) {
 	n, err := c.Conn.Write(b)
-	return n, c.answer.writeError(err)
+	return n, c.response.writeError(err)
 }
 
-// ReadFrom sends a request's body.
+// ReadFrom sends a request body.
 func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 	n, err := readFrom(c, r)
-	return n, c.answer.writeError(err)
+	return n, c.response.writeError(err)
 }
 
-// Read notes that the server has said something.
+// Read reads a response. Its errors end the wait of a failed write.
 func (c *Conn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
-	c.answer.read(err)
+	c.response.read(err)
 	return n, err
 }
 
-// Close lets nobody wait any longer.
+// Close closes the connection and ends the wait of a failed write.
 func (c *Conn) Close() error {
-	c.answer.close()
+	c.response.close()
 	c.closed()
 	return c.Conn.Close()
 }
 
-// WriteFile sends part of a file by sendfile where there is one.
+// WriteFile sends part of a file, by sendfile if possible.
 func (c *Conn) WriteFile(f *os.File, offset, n int64, sent func(int)) (int64, error) {
 	conn := c.Conn
 	if lazy, ok := conn.(*lazyConn); ok {
 		var err error
-		if conn, err = lazy.forWrite(); err != nil {
+		if conn, err = lazy.connect(); err != nil {
 			return 0, err
 		}
 	}
@@ -202,46 +201,47 @@ func (c *Conn) WriteFile(f *os.File, offset, n int64, sent func(int)) (int64, er
 	return done + rest, err
 }
 
-// answerGrace is how long a failed write waits for the answer of a server that
-// answered, and closed the connection, before it had read the whole request.
-const answerGrace = time.Second
+// responseGrace is how long a failed write waits for the response of a server
+// that responded, and closed the connection, before it had read the whole
+// request.
+const responseGrace = time.Second
 
-// answerWait holds back a write error until the reader has had a chance to see
-// an early answer: net/http reports whichever of the two comes first, and the
-// answer says more than "broken pipe".
-type answerWait struct {
+// responseWait delays a write error until the reader has had a chance to read an
+// early response: net/http reports whichever of the two comes first, and the
+// response says more than "broken pipe".
+type responseWait struct {
 	once sync.Once
 	mu   sync.Mutex
 	done chan struct{}
 }
 
-func (a *answerWait) ch() chan struct{} {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.done == nil {
-		a.done = make(chan struct{})
+func (w *responseWait) ch() chan struct{} {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.done == nil {
+		w.done = make(chan struct{})
 	}
-	return a.done
+	return w.done
 }
 
-func (a *answerWait) close() { a.once.Do(func() { close(a.ch()) }) }
+func (w *responseWait) close() { w.once.Do(func() { close(w.ch()) }) }
 
-func (a *answerWait) read(err error) {
+func (w *responseWait) read(err error) {
 	if err != nil {
-		a.close()
+		w.close()
 	}
 }
 
-func (a *answerWait) writeError(err error) error {
+func (w *responseWait) writeError(err error) error {
 	if err == nil || !(errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)) {
 		return err
 	}
-	timer := time.NewTimer(answerGrace)
+	timer := time.NewTimer(responseGrace)
 	defer timer.Stop()
 	select {
-	case <-a.ch():
+	case <-w.ch():
 	case <-timer.C:
-		a.close() // once is enough
+		w.close() // later errors need not wait
 	}
 	return err
 }

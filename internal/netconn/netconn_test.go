@@ -21,10 +21,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// unixPair is a connection of this package and its other end.
+// unixPair returns a connection of this package and the server's end of it.
 func unixPair(t *testing.T) (*Conn, net.Conn) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "netconn") // short enough for a socket
+	dir, err := os.MkdirTemp("", "netconn") // t.TempDir may be too long for a socket
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
 	path := filepath.Join(dir, "socket")
@@ -53,7 +53,7 @@ func randomFile(t *testing.T, size int) (*os.File, []byte) {
 	return f, data
 }
 
-// drain reads the other end until it is closed.
+// drain reads a connection until it is closed.
 func drain(c net.Conn) <-chan []byte {
 	got := make(chan []byte, 1)
 	go func() {
@@ -63,25 +63,25 @@ func drain(c net.Conn) <-chan []byte {
 	return got
 }
 
-func TestWriteFileSendsAPart(t *testing.T) {
+func TestWriteFile(t *testing.T) {
 	t.Parallel()
 	c, server := unixPair(t)
 	f, data := randomFile(t, 6<<20)
 	got := drain(server)
-	told := 0
+	reported := 0
 	const offset, n = 12345, 5 << 20
-	done, err := c.WriteFile(f, offset, n, func(n int) { told += n })
+	done, err := c.WriteFile(f, offset, n, func(n int) { reported += n })
 	require.NoError(t, err)
 	require.EqualValues(t, n, done)
-	require.Equal(t, n, told)
+	require.Equal(t, n, reported)
 	at, err := f.Seek(0, io.SeekCurrent)
 	require.NoError(t, err)
-	require.Zero(t, at, "the file's own offset stays")
+	require.Zero(t, at, "the file offset does not change")
 	require.NoError(t, c.Close())
 	require.True(t, bytes.Equal(data[offset:offset+n], <-got))
 }
 
-func TestWriteFileTellsAnEarlyEnd(t *testing.T) {
+func TestWriteFileEndsEarly(t *testing.T) {
 	t.Parallel()
 	c, server := unixPair(t)
 	f, data := randomFile(t, 1<<20)
@@ -109,34 +109,34 @@ func TestWriteFileToClosedConnection(t *testing.T) {
 	require.ErrorAs(t, err, &op)
 }
 
-// TestWriteFileWithoutSendfile is about connections that are not sockets.
+// TestWriteFileWithoutSendfile uses a connection that is not a socket.
 func TestWriteFileWithoutSendfile(t *testing.T) {
 	t.Parallel()
-	near, far := net.Pipe()
-	c := Plain(near, func() {})
+	local, remote := net.Pipe()
+	c := Plain(local, func() {})
 	f, data := randomFile(t, 1<<20)
-	got := drain(far)
-	told := 0
-	done, err := c.WriteFile(f, 7, int64(len(data))-7, func(n int) { told += n })
+	got := drain(remote)
+	reported := 0
+	done, err := c.WriteFile(f, 7, int64(len(data))-7, func(n int) { reported += n })
 	require.NoError(t, err)
 	require.EqualValues(t, len(data)-7, done)
-	require.Equal(t, len(data)-7, told)
+	require.Equal(t, len(data)-7, reported)
 	require.NoError(t, c.Close())
 	require.True(t, bytes.Equal(data[7:], <-got))
 }
 
-// sender is a body that sends itself.
+// sender is a body that implements Sender.
 type sender struct {
 	io.Reader
-	asked int64
+	limit int64
 }
 
 func (s *sender) SendTo(w FileWriter, n int64) (int64, error) {
-	s.asked = n
+	s.limit = n
 	return io.CopyN(w, s.Reader, n)
 }
 
-func TestReadFromLetsBodySendItself(t *testing.T) {
+func TestReadFromSender(t *testing.T) {
 	t.Parallel()
 	c, server := unixPair(t)
 	got := drain(server)
@@ -146,7 +146,7 @@ func TestReadFromLetsBodySendItself(t *testing.T) {
 	n, err := c.ReadFrom(limited)
 	require.NoError(t, err)
 	require.EqualValues(t, 3000, n)
-	require.EqualValues(t, 3000, s.asked)
+	require.EqualValues(t, 3000, s.limit)
 	require.Zero(t, limited.N)
 	n, err = c.ReadFrom(iotest.OneByteReader(bytes.NewReader(data[3000:])))
 	require.NoError(t, err)
@@ -176,7 +176,7 @@ func (s *blockSizes) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// blockedConn is a connection whose other end reads no more once it is stopped.
+// blockedConn is a connection whose Write blocks once stopped is set.
 type blockedConn struct {
 	net.Conn
 	stopped atomic.Bool
@@ -199,8 +199,8 @@ func (c *blockedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// TestTLSCloseDoesNotWaitForWrite closes a connection whose Write is blocked
-// behind the encryption.
+// TestTLSCloseDoesNotWaitForWrite closes a connection while a write to its socket
+// blocks.
 func TestTLSCloseDoesNotWaitForWrite(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewTLSServer(http.NotFoundHandler())
@@ -215,7 +215,7 @@ func TestTLSCloseDoesNotWaitForWrite(t *testing.T) {
 	socket.stopped.Store(true)
 	written := make(chan error, 1)
 	go func() {
-		_, err := c.Write(make([]byte, 20<<10)) // less than what is gathered
+		_, err := c.Write(make([]byte, 20<<10)) // less than gatherSize
 		written <- err
 	}()
 	<-socket.blocked
@@ -226,8 +226,8 @@ func TestTLSCloseDoesNotWaitForWrite(t *testing.T) {
 	}()
 	select {
 	case <-ended:
-	case <-time.After(3 * time.Second): // crypto/tls has a limit of five
-		t.Error("Close waits")
+	case <-time.After(3 * time.Second): // crypto/tls waits for up to five seconds
+		t.Error("Close waits for the write")
 		_ = socket.Close()
 	}
 	require.ErrorIs(t, <-written, net.ErrClosed)

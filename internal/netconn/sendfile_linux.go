@@ -8,11 +8,12 @@ import (
 	"syscall"
 )
 
-// sendfileStep bounds one call, so that progress is told of while it goes on.
+// sendfileStep is the most that one call sends, so that progress is reported in
+// steps.
 const sendfileStep = 4 << 20
 
-// sendfile moves n bytes of f from offset to c within the kernel. handled is
-// false where that is not possible, with nothing sent beyond done.
+// sendfile sends n bytes of f from offset to c within the kernel. handled is
+// false if that is not possible; then nothing was sent.
 func sendfile(c net.Conn, f *os.File, offset, n int64, sent func(int)) (done int64, handled bool, err error) {
 	sc, ok := c.(syscall.Conn)
 	if !ok {

@@ -10,87 +10,87 @@ import (
 	"sync/atomic"
 )
 
-// gatherSize is how many bytes of TLS records (16 KiB each at most) are put
-// into one write to the socket.
+// gatherSize is the number of bytes of TLS records, of at most 16 KiB each, that
+// are combined into one write to the socket.
 const gatherSize = 64 << 10
 
-// recordReadSize is how much is read from the socket at a time.
+// recordReadSize is the size of the reads from the socket.
 const recordReadSize = 256 << 10
 
-// TLSConn is a TLS connection that reads and writes its socket in large pieces.
+// TLSConn is a TLS connection that reads and writes its socket in large blocks.
 type TLSConn struct {
 	*tls.Conn
-	socket *gatherConn
-	answer answerWait
-	closed func()
+	socket   *gatherConn
+	response responseWait
+	closed   func()
 
-	gathered atomic.Int32 // a Write goes on that gathers
+	writing atomic.Int32 // the number of Writes in progress that gather records
 }
 
-// TLS makes a TLS client connection over c. The handshake is the caller's to
-// start. closed is called when the connection is closed, at least once.
+// TLS returns a TLS client connection over c. The caller starts the handshake.
+// Every Close calls closed.
 func TLS(c net.Conn, config *tls.Config, closed func()) *TLSConn {
 	socket := &gatherConn{Conn: c}
 	return &TLSConn{Conn: tls.Client(socket, config), socket: socket, closed: closed}
 }
 
-// Write sends b in few writes to the socket.
+// Write sends b with few writes to the socket.
 func (c *TLSConn) Write(b []byte) (int, error) {
 	if len(b) <= 16<<10 {
 		n, err := c.Conn.Write(b)
-		return n, c.answer.writeError(err)
+		return n, c.response.writeError(err)
 	}
-	c.gathered.Add(1)
-	defer c.gathered.Add(-1)
-	c.socket.hold()
+	c.writing.Add(1)
+	defer c.writing.Add(-1)
+	c.socket.startGathering()
 	n, err := c.Conn.Write(b)
-	if ferr := c.socket.release(); err == nil {
+	if ferr := c.socket.endGathering(); err == nil {
 		err = ferr
 	}
-	return n, c.answer.writeError(err)
+	return n, c.response.writeError(err)
 }
 
-// Read notes that the server has said something.
+// Read reads a response. Its errors end the wait of a failed write.
 func (c *TLSConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
-	c.answer.read(err)
+	c.response.read(err)
 	return n, err
 }
 
-// ReadFrom sends a request's body.
+// ReadFrom sends a request body.
 func (c *TLSConn) ReadFrom(r io.Reader) (int64, error) {
 	n, err := readFrom(c, r)
-	return n, c.answer.writeError(err)
+	return n, c.response.writeError(err)
 }
 
-// WriteFile sends part of a file through the encryption.
+// WriteFile encrypts and sends part of a file.
 func (c *TLSConn) WriteFile(f *os.File, offset, n int64, sent func(int)) (int64, error) {
 	return writeFile(c, f, offset, n, sent)
 }
 
-// Close lets nobody wait any longer.
+// Close closes the connection and ends the wait of a failed write.
 func (c *TLSConn) Close() error {
-	c.answer.close()
+	c.response.close()
 	c.closed()
-	if c.gathered.Load() > 0 {
-		// crypto/tls does not know of a write that goes on after its own, and
-		// would wait five seconds to say goodbye behind it.
+	if c.writing.Load() > 0 {
+		// crypto/tls does not know of the blocked flush that follows its own
+		// write, and would wait behind it for five seconds to send an alert.
 		_ = c.socket.Conn.Close()
 	}
 	return c.Conn.Close()
 }
 
-// gatherConn is the socket below TLS.
+// gatherConn is the socket below TLS. It can combine writes.
 type gatherConn struct {
 	net.Conn
 
 	readOnce sync.Once
 	reader   *bufio.Reader
 
-	mu     sync.Mutex
-	held   bool
-	buffer []byte
-	err    error
+	mu        sync.Mutex
+	gathering bool
+	buffer    []byte
+	err       error
 }
 
 func (c *gatherConn) Read(b []byte) (int, error) {
@@ -104,7 +104,7 @@ func (c *gatherConn) Write(b []byte) (int, error) {
 	if c.err != nil {
 		return 0, c.err
 	}
-	if !c.held {
+	if !c.gathering {
 		return c.Conn.Write(b)
 	}
 	if c.buffer == nil {
@@ -119,17 +119,17 @@ func (c *gatherConn) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// hold gathers what is written until release.
-func (c *gatherConn) hold() {
+// startGathering makes Write collect data until endGathering.
+func (c *gatherConn) startGathering() {
 	c.mu.Lock()
-	c.held = true
+	c.gathering = true
 	c.mu.Unlock()
 }
 
-func (c *gatherConn) release() error {
+func (c *gatherConn) endGathering() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.held = false
+	c.gathering = false
 	return c.flush()
 }
 

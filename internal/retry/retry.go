@@ -1,12 +1,12 @@
-// Package retry is the one policy by which what failed for a while is tried
-// again: requests, transfers that resume, waits, event connections, URL sources
-// and simplestreams downloads.
+// Package retry is the retry policy of requests, resumed transfers, waits, event
+// connections, URL sources and simplestreams downloads.
 //
-// A failure is retried while it is transient (see [Transient] and [Status]),
-// for as long as the policy's Timeout lets, counted from the first failure since
-// there was progress. The pauses double from 100 ms to 5 s, with jitter. A
-// server that asks for a longer pause with Retry-After gets it, up to 10 minutes;
-// it may outlast the Timeout once. Beyond 10 minutes it is the error at once.
+// Transient failures (see [Transient] and [Status]) are retried until the
+// policy's Timeout has passed since the first failure after the last progress.
+// The pauses double from 100 ms to 5 s, with jitter. If a server requests a
+// longer pause with Retry-After, it is observed up to 10 minutes, and may exceed
+// the Timeout once; a pause of more than 10 minutes is not observed: the failure
+// is returned at once.
 package retry
 
 import (
@@ -25,7 +25,7 @@ import (
 	"github.com/golxd/lxd/internal/ctxerr"
 )
 
-// The numbers of the policy.
+// The constants of the policy.
 const (
 	DefaultTimeout = 30 * time.Second
 	FirstPause     = 100 * time.Millisecond
@@ -33,22 +33,23 @@ const (
 	MaxAfter       = 10 * time.Minute
 )
 
-// Policy says for how long failures are retried. The zero value is the default.
+// Policy is how long failures are retried. The zero value is the default.
 type Policy struct {
-	// Timeout is how long retrying goes on without progress. The default is
-	// DefaultTimeout. Negative: nothing is retried.
+	// Timeout is how long failures are retried without progress. The default is
+	// DefaultTimeout; if negative, nothing is retried.
 	Timeout time.Duration
 }
 
-// Retries are the retries of one call. It is for one goroutine at a time.
+// Retries is the state of the retries of one call. It is not safe for concurrent
+// use.
 type Retries struct {
 	timeout  time.Duration
-	began    time.Time // of the current series of failures; zero without one
-	failures int       // in the series
-	extended bool      // a Retry-After has outlasted the timeout
+	began    time.Time // the first failure of the current series, or zero
+	failures int       // their number in the series
+	extended bool      // a Retry-After has exceeded the timeout
 }
 
-// Begin returns the retries of a new call.
+// Begin returns the Retries of a new call.
 func (p Policy) Begin() *Retries {
 	timeout := p.Timeout
 	if timeout == 0 {
@@ -57,12 +58,13 @@ func (p Policy) Begin() *Retries {
 	return &Retries{timeout: timeout}
 }
 
-// Progress ends a series of failures: the next one begins anew.
+// Progress ends the current series of failures; the next failure starts a new
+// one.
 func (r *Retries) Progress() { r.began, r.failures, r.extended = time.Time{}, 0, false }
 
-// Pause waits until what failed with err, which must be transient, may be tried
-// again, and returns nil then. It returns err where it may not, and an error
-// that tells both where ctx ends before.
+// Pause waits before a retry of what failed with err, which must be transient,
+// and returns nil. It returns err if there must be no retry, and an error that
+// wraps both err and that of ctx if ctx ends first.
 func (r *Retries) Pause(ctx context.Context, err error) error {
 	wait, again := r.next(err)
 	if !again {
@@ -71,8 +73,9 @@ func (r *Retries) Pause(ctx context.Context, err error) error {
 	return Pause(ctx, wait, err)
 }
 
-// Do calls attempt until it succeeds, fails with an error that is not transient,
-// or the policy or ctx ends.
+// Do calls attempt until it succeeds or fails with an error that is not
+// transient, until the timeout, or until ctx ends. Its errors are those of attempt
+// and of [Retries.Pause].
 func (p Policy) Do(ctx context.Context, attempt func() error) error {
 	retries := p.Begin()
 	for {
@@ -86,7 +89,7 @@ func (p Policy) Do(ctx context.Context, attempt func() error) error {
 	}
 }
 
-// next decides how long to wait after a failure.
+// next returns the pause after a failure, and whether to retry.
 func (r *Retries) next(err error) (wait time.Duration, again bool) {
 	if r.timeout < 0 {
 		return 0, false
@@ -104,8 +107,8 @@ func (r *Retries) next(err error) (wait time.Duration, again bool) {
 		r.extended = true
 		return after, true
 	default:
-		// The last attempt is at the end of the time, not before it. A server
-		// that asks for no pause, or a short one, is not pressed either.
+		// The last attempt is at the end of the timeout, not earlier. A shorter
+		// Retry-After does not shorten the pause.
 		wait = max(min(backoff(r.failures), left), after)
 	}
 	r.failures++
@@ -117,8 +120,8 @@ func backoff(failures int) time.Duration {
 	return d/2 + rand.N(d/2+1)
 }
 
-// Pause waits before what failed with err is tried again. If ctx ends before,
-// or has ended, the error tells both.
+// Pause waits for d before a retry of what failed with err. If ctx ends first, or
+// has ended, the error wraps both.
 func Pause(ctx context.Context, d time.Duration, err error) error {
 	ended := Sleep(ctx, d)
 	switch {
@@ -127,11 +130,11 @@ func Pause(ctx context.Context, d time.Duration, err error) error {
 	case errors.Is(err, ctx.Err()):
 		return err
 	}
-	return fmt.Errorf("%w while waiting to try again after: %w", ended, err)
+	return fmt.Errorf("%w while waiting to retry after: %w", ended, err)
 }
 
-// Sleep waits for d and returns nil, or the error of ctx, with its cause, if ctx
-// ends before.
+// Sleep waits for d and returns nil. If ctx ends first, it returns ctx's error
+// with its cause.
 func Sleep(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -143,9 +146,9 @@ func Sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// Status says whether a response of that status may be another one soon. acted
-// says that the request may have been acted on all the same: a proxy answers so
-// for a server whose response it did not get.
+// Status reports whether a response status is transient. acted reports whether
+// the server may have processed the request nevertheless: a proxy sends such a
+// status if it got no response from the server.
 func Status(code int) (transient, acted bool) {
 	switch code {
 	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
@@ -156,11 +159,11 @@ func Status(code int) (transient, acted bool) {
 	return false, false
 }
 
-// Transient says whether what failed with err may succeed next time. The first
-// error in the chain that has a method Transient decides. Without one, err is
-// the failure of a connection: that is transient, unless it is about permission,
-// a missing file, a host name that does not exist, or a TLS handshake that was
-// refused or cannot succeed.
+// Transient reports whether what failed with err may succeed when retried. The
+// first error in the chain that has a method Transient decides. Without one, err
+// is taken for a failed connection: that is transient, unless the cause is
+// missing permission, a missing file, a host name that does not exist, or a TLS
+// handshake that was refused or cannot succeed.
 func Transient(err error) bool {
 	var marked interface{ Transient() bool }
 	if errors.As(err, &marked) {
@@ -180,7 +183,7 @@ func Transient(err error) bool {
 	return true
 }
 
-// Permanent returns err as one that is not transient, whatever it is.
+// Permanent wraps err so that it is not transient.
 func Permanent(err error) error { return permanentError{err} }
 
 type permanentError struct{ error }
@@ -189,7 +192,7 @@ func (e permanentError) Unwrap() error { return e.error }
 
 func (permanentError) Transient() bool { return false }
 
-// After returns the pause that a server has asked for: that of the first error in
+// After returns the pause that a server has requested: that of the first error in
 // the chain that has a method RetryAfter.
 func After(err error) (time.Duration, bool) {
 	var asked interface {
@@ -201,7 +204,7 @@ func After(err error) (time.Duration, bool) {
 	return asked.RetryAfter()
 }
 
-// ParseAfter reads a Retry-After header: seconds, or a date.
+// ParseAfter parses a Retry-After header: seconds or a date.
 func ParseAfter(text string) (time.Duration, bool) {
 	text = strings.TrimSpace(text)
 	if text == "" {

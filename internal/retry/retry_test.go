@@ -19,15 +19,15 @@ import (
 
 var errBroken = errors.New("broken")
 
-// asked is an error of a server that asks for a pause.
-type asked struct{ wait time.Duration }
+// retryAfterError is an error of a server that requests a pause.
+type retryAfterError struct{ wait time.Duration }
 
-func (e asked) Error() string { return "asked to wait " + e.wait.String() }
+func (e retryAfterError) Error() string { return "retry after " + e.wait.String() }
 
-func (e asked) RetryAfter() (time.Duration, bool) { return e.wait, true }
+func (e retryAfterError) RetryAfter() (time.Duration, bool) { return e.wait, true }
 
-// series retries until it is given up, and returns how long after its start each
-// attempt was made.
+// series retries until fail succeeds or the policy gives up, and returns the time
+// of each attempt after the start.
 func series(t *testing.T, p Policy, fail func(attempt int) error) (attempts []time.Duration, err error) {
 	t.Helper()
 	began, r := time.Now(), p.Begin()
@@ -55,7 +55,7 @@ func TestRetriesForTheTimeout(t *testing.T) {
 				if want == 0 {
 					want = DefaultTimeout
 				}
-				require.Equal(t, want, attempts[len(attempts)-1], "the last attempt is at the end of the time")
+				require.Equal(t, want, attempts[len(attempts)-1], "the last attempt is at the end of the timeout")
 				pause := FirstPause
 				for n := 1; n < len(attempts)-1; n++ {
 					between := attempts[n] - attempts[n-1]
@@ -70,12 +70,12 @@ func TestRetriesForTheTimeout(t *testing.T) {
 
 func TestNeverRetries(t *testing.T) {
 	t.Parallel()
-	for _, failure := range []error{errBroken, asked{time.Millisecond}} {
+	for _, failure := range []error{errBroken, retryAfterError{time.Millisecond}} {
 		require.Equal(t, failure, Policy{Timeout: -1}.Begin().Pause(t.Context(), failure))
 	}
 }
 
-func TestProgressBeginsAnew(t *testing.T) {
+func TestProgressStartsNewSeries(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := Policy{Timeout: time.Second}.Begin()
@@ -83,7 +83,7 @@ func TestProgressBeginsAnew(t *testing.T) {
 		for range 10 {
 			for fail() == nil {
 			}
-			require.Equal(t, errBroken, fail(), "it stays given up")
+			require.Equal(t, errBroken, fail(), "no retry after the timeout")
 			r.Progress()
 			began := time.Now()
 			require.NoError(t, fail())
@@ -101,7 +101,7 @@ func TestRetryAfter(t *testing.T) {
 			if attempt > len(waits) {
 				return nil
 			}
-			return asked{waits[attempt-1]}
+			return retryAfterError{waits[attempt-1]}
 		})
 	}
 	t.Run("within the timeout", func(t *testing.T) {
@@ -119,50 +119,50 @@ func TestRetryAfter(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, []time.Duration{0, MaxAfter}, attempts)
 			_, err = wait(t, time.Second, time.Minute, time.Minute)
-			require.Equal(t, asked{time.Minute}, err)
+			require.Equal(t, retryAfterError{time.Minute}, err)
 			_, err = wait(t, time.Second, time.Minute, 0)
-			require.Equal(t, asked{0}, err)
+			require.Equal(t, retryAfterError{0}, err)
 		})
 	})
 	t.Run("none", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
-			attempts, err := series(t, Policy{}, func(int) error { return asked{0} })
-			require.Equal(t, asked{0}, err)
+			attempts, err := series(t, Policy{}, func(int) error { return retryAfterError{0} })
+			require.Equal(t, retryAfterError{0}, err)
 			require.Equal(t, DefaultTimeout, attempts[len(attempts)-1])
 			require.GreaterOrEqual(t, attempts[1], FirstPause/2)
-			require.Less(t, len(attempts), 30, "the pauses double all the same")
+			require.Less(t, len(attempts), 30, "the pauses double nevertheless")
 		})
 	})
 	t.Run("too long", func(t *testing.T) {
 		t.Parallel()
 		_, err := wait(t, time.Hour, MaxAfter+time.Second)
-		require.Equal(t, asked{MaxAfter + time.Second}, err)
+		require.Equal(t, retryAfterError{MaxAfter + time.Second}, err)
 	})
-	t.Run("a server that asks for nothing but time", func(t *testing.T) {
+	t.Run("again and again", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
-			attempts, err := series(t, Policy{Timeout: 10 * time.Second}, func(int) error { return asked{3 * time.Second} })
+			attempts, err := series(t, Policy{Timeout: 10 * time.Second}, func(int) error { return retryAfterError{3 * time.Second} })
 			require.Error(t, err)
 			require.LessOrEqual(t, attempts[len(attempts)-1], 13*time.Second)
 		})
 	})
 }
 
-func TestPauseObeysTheContext(t *testing.T) {
+func TestPauseEndsWithContext(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		cause := errors.New("the caller's reason")
 		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Minute, cause)
 		defer cancel()
 		began := time.Now()
-		err := Policy{}.Begin().Pause(ctx, asked{5 * time.Minute})
+		err := Policy{}.Begin().Pause(ctx, retryAfterError{5 * time.Minute})
 		require.Equal(t, time.Minute, time.Since(began))
-		for _, want := range []error{context.DeadlineExceeded, cause, asked{5 * time.Minute}} {
+		for _, want := range []error{context.DeadlineExceeded, cause, retryAfterError{5 * time.Minute}} {
 			require.ErrorIs(t, err, want)
 		}
 		failure := fmt.Errorf("attempt: %w", context.DeadlineExceeded)
-		require.Equal(t, failure, Policy{}.Begin().Pause(ctx, failure), "the error tells already")
+		require.Equal(t, failure, Policy{}.Begin().Pause(ctx, failure), "the error already has the context's error")
 	})
 }
 
@@ -175,11 +175,11 @@ func TestStatus(t *testing.T) {
 	}
 }
 
-type marked bool
+type markedError bool
 
-func (marked) Error() string { return "marked" }
+func (markedError) Error() string { return "marked error" }
 
-func (m marked) Transient() bool { return bool(m) }
+func (m markedError) Transient() bool { return bool(m) }
 
 func TestTransient(t *testing.T) {
 	t.Parallel()
@@ -188,21 +188,21 @@ func TestTransient(t *testing.T) {
 		err  error
 		want bool
 	}{
-		"refused":          {errno(syscall.ECONNREFUSED), true},
-		"reset":            {errno(syscall.ECONNRESET), true},
-		"timeout":          {os.ErrDeadlineExceeded, true},
-		"marked":           {marked(true), true},
-		"marked permanent": {errors.Join(errno(syscall.ECONNRESET), marked(false)), false},
-		"as marked":        {errors.Join(marked(true), fs.ErrPermission), true},
-		"permission":       {errno(syscall.EACCES), false},
-		"no file":          {fs.ErrNotExist, false},
-		"no TLS":           {tls.RecordHeaderError{}, false},
-		"plain http":       {http.ErrSchemeMismatch, false},
-		"certificate":      {&tls.CertificateVerificationError{Err: errBroken}, false},
-		"alert":            {tls.AlertError(42), false},
-		"no such host":     {&net.DNSError{IsNotFound: true}, false},
-		"resolver away":    {&net.DNSError{IsTemporary: true}, true},
-		"resolver slow":    {&net.DNSError{IsTimeout: true}, true},
+		"refused":              {errno(syscall.ECONNREFUSED), true},
+		"reset":                {errno(syscall.ECONNRESET), true},
+		"timeout":              {os.ErrDeadlineExceeded, true},
+		"marked":               {markedError(true), true},
+		"marked permanent":     {errors.Join(errno(syscall.ECONNRESET), markedError(false)), false},
+		"as marked":            {errors.Join(markedError(true), fs.ErrPermission), true},
+		"permission":           {errno(syscall.EACCES), false},
+		"no file":              {fs.ErrNotExist, false},
+		"no TLS":               {tls.RecordHeaderError{}, false},
+		"plain http":           {http.ErrSchemeMismatch, false},
+		"certificate":          {&tls.CertificateVerificationError{Err: errBroken}, false},
+		"alert":                {tls.AlertError(42), false},
+		"no such host":         {&net.DNSError{IsNotFound: true}, false},
+		"resolver unavailable": {&net.DNSError{IsTemporary: true}, true},
+		"resolver slow":        {&net.DNSError{IsTimeout: true}, true},
 	} {
 		require.Equal(t, c.want, Transient(fmt.Errorf("wrapped: %w", c.err)), name)
 	}

@@ -1,5 +1,6 @@
-// Package stall ends an exchange in which the other side neither sends nor takes
-// a byte for too long: a half-open connection would otherwise last for ever.
+// Package stall ends an exchange in which the other side neither sends nor
+// accepts data for too long: a half-open connection would otherwise block
+// forever.
 package stall
 
 import (
@@ -13,26 +14,26 @@ import (
 	"github.com/golxd/lxd/internal/ctxerr"
 )
 
-// Err is the cause of a context that a Watch has ended.
-var Err = errors.New("no byte was sent or taken for too long")
+// Err is the cause of a context that a Watch has canceled.
+var Err = errors.New("no data was sent or received for too long")
 
-// DefaultTimeout is the default of the options that set one.
+// DefaultTimeout is the default of the StallTimeout options.
 const DefaultTimeout = time.Minute
 
-// Watch ends a context when nothing happens between Start and Stop for the
-// timeout. The time between Stop and Start is the caller's own and is not
-// counted. It is safe for concurrent use.
+// Watch cancels a context if there is no progress for the timeout between Start
+// and Stop. The time between Stop and Start, in which the caller is not waiting,
+// does not count. It is safe for concurrent use.
 type Watch struct {
 	timeout time.Duration
 	cancel  context.CancelCauseFunc
 
 	mu      sync.Mutex
 	timer   *time.Timer
-	waiting int // how many waits are between Start and Stop
+	waiting int // the number of waits between Start and Stop
 }
 
-// New returns a context that the watch ends with Err as its cause. The caller
-// must end it with Close. A timeout that is not positive watches nothing.
+// New returns a context that the watch cancels with Err as its cause. The caller
+// must call Close. A timeout that is not positive disables the watch.
 func New(ctx context.Context, timeout time.Duration) (context.Context, *Watch) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	return ctx, &Watch{timeout: timeout, cancel: cancel}
@@ -49,7 +50,7 @@ func (w *Watch) Start() {
 	w.reset()
 }
 
-// Progress tells that something happened during a wait.
+// Progress restarts the timeout during a wait.
 func (w *Watch) Progress() {
 	if w.timeout <= 0 {
 		return
@@ -75,7 +76,7 @@ func (w *Watch) Stop() {
 	}
 }
 
-// reset begins the time anew; the caller holds the lock.
+// reset restarts the timeout; the caller holds the lock.
 func (w *Watch) reset() {
 	if w.timer == nil {
 		w.timer = time.AfterFunc(w.timeout, func() { w.cancel(fmt.Errorf("%w (%v)", Err, w.timeout)) })
@@ -84,7 +85,7 @@ func (w *Watch) reset() {
 	w.timer.Reset(w.timeout)
 }
 
-// Close ends the context, and the watch.
+// Close ends the watch and cancels the context.
 func (w *Watch) Close() {
 	w.cancel(nil)
 	w.mu.Lock()
@@ -94,8 +95,8 @@ func (w *Watch) Close() {
 	}
 }
 
-// Cause returns why ctx, which New has returned, has ended, and err if it has
-// not: net/http says "context canceled" for a stall.
+// Cause returns the reason why ctx, a context from New, has ended, or err if it
+// has not. net/http reports a stall as "context canceled".
 func Cause(ctx context.Context, err error) error {
 	if ended := ctxerr.Of(ctx, Err); ended != nil {
 		return ended
@@ -103,18 +104,18 @@ func Cause(ctx context.Context, err error) error {
 	return err
 }
 
-// Body is a response's body under a watch. Its Close ends the watch.
+// Body returns a response body whose reads w watches. Its Close closes w.
 func Body(ctx context.Context, w *Watch, body io.ReadCloser) io.ReadCloser {
-	return &watched{ctx: ctx, watch: w, body: body}
+	return &watchedBody{ctx: ctx, watch: w, body: body}
 }
 
-type watched struct {
+type watchedBody struct {
 	ctx   context.Context //nolint:containedctx // of the exchange
 	watch *Watch
 	body  io.ReadCloser
 }
 
-func (b *watched) Read(p []byte) (int, error) {
+func (b *watchedBody) Read(p []byte) (int, error) {
 	b.watch.Start()
 	n, err := b.body.Read(p)
 	b.watch.Stop()
@@ -124,7 +125,7 @@ func (b *watched) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (b *watched) Close() error {
+func (b *watchedBody) Close() error {
 	b.watch.Close()
 	return b.body.Close()
 }

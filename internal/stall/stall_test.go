@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestWatchEndsAStall(t *testing.T) {
+func TestWatch(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, w := New(t.Context(), time.Minute)
@@ -22,13 +22,13 @@ func TestWatchEndsAStall(t *testing.T) {
 		require.Equal(t, time.Minute, time.Since(began))
 		err := Cause(ctx, errors.New("other"))
 		require.ErrorIs(t, err, Err)
-		require.NotErrorIs(t, err, context.Canceled, "nobody has cancelled anything")
+		require.NotErrorIs(t, err, context.Canceled, "nobody canceled the context")
 		require.ErrorContains(t, err, "1m0s")
 		w.Stop()
 	})
 }
 
-func TestWatchCountsWaitingOnly(t *testing.T) {
+func TestWatchCountsOnlyWaits(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, w := New(t.Context(), time.Minute)
@@ -39,12 +39,12 @@ func TestWatchCountsWaitingOnly(t *testing.T) {
 			w.Progress()
 			time.Sleep(59 * time.Second)
 			w.Stop()
-			time.Sleep(time.Hour) // the caller's own time
+			time.Sleep(time.Hour) // not between Start and Stop
 			w.Progress()
 			time.Sleep(time.Hour)
 		}
 		w.Start()
-		w.Start() // sending and receiving at once
+		w.Start() // concurrent sending and receiving
 		time.Sleep(59 * time.Second)
 		w.Stop()
 		time.Sleep(59 * time.Second)
@@ -56,7 +56,7 @@ func TestWatchCountsWaitingOnly(t *testing.T) {
 	})
 }
 
-func TestWatchWithoutATimeout(t *testing.T) {
+func TestWatchWithoutTimeout(t *testing.T) {
 	t.Parallel()
 	for _, timeout := range []time.Duration{0, -1} {
 		ctx, w := New(t.Context(), timeout)
@@ -79,7 +79,7 @@ func (b blockedBody) Read([]byte) (int, error) {
 
 func (b blockedBody) Close() error { return nil }
 
-func TestBodyTellsTheStall(t *testing.T) {
+func TestBodyReportsStall(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, w := New(t.Context(), time.Second)

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// newCertificates returns a server certificate and the PEM of its authority and of its own.
+// newCertificates returns a server certificate, and as PEM its authority's certificate and its own.
 func newCertificates() (certificate tls.Certificate, authority, own string) {
 	authorityKey := newKey()
 	root := template("streamstest authority")
@@ -27,7 +27,7 @@ func newCertificates() (certificate tls.Certificate, authority, own string) {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, encodePEM(rootDER), encodePEM(der)
 }
 
-// newSelfSigned returns a server certificate that vouches for itself.
+// newSelfSigned returns a self-signed server certificate, also as PEM.
 func newSelfSigned() (certificate tls.Certificate, own string) {
 	key := newKey()
 	der := sign(leaf(), leaf(), key, key)
@@ -58,7 +58,7 @@ func leaf() *x509.Certificate {
 func newKey() *ecdsa.PrivateKey {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		panic(err) // Only a machine without randomness comes here.
+		panic(err) // Cannot happen: crypto/rand does not fail.
 	}
 
 	return key

@@ -13,8 +13,8 @@ import (
 	"github.com/golxd/lxd/internal/testdaemon"
 )
 
-// TestDaemonsImportByURL has each real daemon that the environment names import an image by its URL, and refuse the
-// faulty ones.
+// TestDaemonsImportByURL imports an image from a URL with each real daemon in the environment, and checks that faulty
+// images are refused.
 func TestDaemonsImportByURL(t *testing.T) {
 	lxd, incus, err := testdaemon.FromEnv()
 	require.NoError(t, err)
@@ -30,12 +30,12 @@ func testImportByURL(t *testing.T, daemon *testdaemon.Daemon) {
 	prefix := map[testdaemon.Family]string{testdaemon.LXD: "LXD", testdaemon.Incus: "Incus"}[daemon.Family]
 	other := map[string]string{"LXD": "Incus", "Incus": "LXD"}[prefix]
 	create := func(url string) (string, error) {
-		var made struct{ Fingerprint string }
+		var created struct{ Fingerprint string }
 		err := daemon.Do(t.Context(), "POST", "/1.0/images", map[string]any{
 			"source": map[string]string{"type": "url", "mode": "pull", "url": url},
-		}, &made)
+		}, &created)
 
-		return made.Fingerprint, err
+		return created.Fingerprint, err
 	}
 
 	for name, offer := range map[string]Direct{

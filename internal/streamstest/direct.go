@@ -2,8 +2,8 @@ package streamstest
 
 import "net/http"
 
-// Direct is an image that is imported by its URL: the daemon asks for the headers of the one address and then fetches
-// the other.
+// Direct is an image to import from a URL: the daemon sends HEAD to that URL and then downloads the image from the URL in
+// the response headers.
 type Direct struct {
 	// Content is a unified image.
 	Content []byte
@@ -11,15 +11,15 @@ type Direct struct {
 	// Families are the header prefixes to send: "LXD" and "Incus". The default is both.
 	Families []string
 
-	// Hash is sent in the place of the right one, unless it is empty. "-" sends none.
+	// Hash overrides the hash in the headers. The default is the image's fingerprint; "-" sends none.
 	Hash string
 
-	// URL is sent in the place of the right one, unless it is empty: a relative one, for example. "-" sends none.
+	// URL overrides the URL in the headers. The default is the image's URL; "-" sends none.
 	URL string
 }
 
-// Direct offers an image at a path and returns the URL to import it from. The content itself is at that path with
-// ".tar.gz" behind it, so that a fault can be set on either.
+// Direct adds an image and returns the URL to import it from, which has this path. The content is at path + ".tar.gz", so
+// that a fault can be set on either.
 func (s *Server) Direct(path string, image Direct) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -32,13 +32,13 @@ func (s *Server) Direct(path string, image Direct) string {
 func (s *Server) serveDirect(path string, image Direct) http.Handler {
 	content := path + ".tar.gz"
 	values := map[string]string{"Hash": Hash(image.Content), "URL": s.URL + "/" + content}
-	for name, instead := range map[string]string{"Hash": image.Hash, "URL": image.URL} {
-		switch instead {
+	for name, override := range map[string]string{"Hash": image.Hash, "URL": image.URL} {
+		switch override {
 		case "":
 		case "-":
 			delete(values, name)
 		default:
-			values[name] = instead
+			values[name] = override
 		}
 	}
 	families := image.Families

@@ -6,10 +6,10 @@ import (
 	"sync/atomic"
 )
 
-// Fault changes how a server answers for one path.
+// Fault wraps the handler of one path to change its responses.
 type Fault func(s *Server, next http.Handler) http.Handler
 
-// Times lets a fault happen for the first n requests and no more.
+// Times applies a fault to the first n requests only.
 func Times(n int, fault Fault) Fault {
 	var seen atomic.Int64
 	return func(s *Server, next http.Handler) http.Handler {
@@ -37,8 +37,8 @@ func Cut(n int64) Fault {
 	return limited(n, func(*Server, *http.Request) { panic(http.ErrAbortHandler) })
 }
 
-// Stall sends nothing more after n bytes of each body, until the client or the server gives up. With a negative n it
-// does not send the headers either.
+// Stall pauses after n bytes of each body until the client disconnects or the server is closed. If n is negative, it does
+// not send the headers either.
 func Stall(n int64) Fault {
 	stall := func(s *Server, r *http.Request) {
 		select {
@@ -73,7 +73,7 @@ func Corrupt(offset int64) Fault {
 	}
 }
 
-// Truncate sends the first n bytes as if they were all: the length says so too.
+// Truncate sends the first n bytes of the file as if they were all of it, with Content-Length n.
 func Truncate(n int64) Fault {
 	return func(_ *Server, next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -86,7 +86,7 @@ func Truncate(n int64) Fault {
 	}
 }
 
-// NoRanges ignores Range, as some servers do.
+// NoRanges ignores the Range header, as some servers do.
 func NoRanges() Fault {
 	return func(_ *Server, next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -97,7 +97,7 @@ func NoRanges() Fault {
 	}
 }
 
-// NoLength sends bodies in chunks, without Content-Length.
+// NoLength sends chunked bodies without Content-Length.
 func NoLength() Fault {
 	return func(_ *Server, next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -106,7 +106,7 @@ func NoLength() Fault {
 	}
 }
 
-// Header sets a header of the answer, or removes it if the value is empty, whatever the server itself sets.
+// Header overrides a response header, or removes it if the value is empty.
 func Header(name, value string) Fault {
 	return func(_ *Server, next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -115,7 +115,7 @@ func Header(name, value string) Fault {
 	}
 }
 
-// Status answers with an HTTP status and a short text.
+// Status responds with an HTTP status and a short text.
 func Status(code int) Fault {
 	return func(*Server, http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -124,7 +124,7 @@ func Status(code int) Fault {
 	}
 }
 
-// HTML answers 200 with a page, as a portal in front of a network does.
+// HTML responds with 200 and a web page, like a captive portal.
 func HTML() Fault {
 	return func(*Server, http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -134,12 +134,12 @@ func HTML() Fault {
 	}
 }
 
-// Redirect sends the client to another address.
+// Redirect redirects to another URL with 302.
 func Redirect(url string) Fault {
 	return func(*Server, http.Handler) http.Handler { return http.RedirectHandler(url, http.StatusFound) }
 }
 
-// RedirectLoop sends the client to where it is.
+// RedirectLoop redirects to the same path.
 func RedirectLoop() Fault {
 	return func(*Server, http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -148,7 +148,7 @@ func RedirectLoop() Fault {
 	}
 }
 
-// limited calls end after n bytes of each body.
+// limited returns a fault that calls end after n bytes of each body.
 func limited(n int64, end func(*Server, *http.Request)) Fault {
 	return func(s *Server, next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -160,10 +160,10 @@ func limited(n int64, end func(*Server, *http.Request)) Fault {
 	}
 }
 
-// writer changes an answer while it is written. It hides what else the connection offers, so every byte comes by.
+// writer modifies a response while it is written. It has no ReadFrom, so that every byte passes through Write.
 type writer struct {
 	http.ResponseWriter
-	length string // instead of Content-Length; "-" removes it
+	length string // overrides Content-Length; "-" removes it
 	header [2]string
 	change func(p []byte, at int64) []byte
 	limit  int64
@@ -189,7 +189,7 @@ func (w *writer) WriteHeader(status int) {
 	}
 	w.ResponseWriter.WriteHeader(status)
 	if w.length == "-" {
-		// Without this a short body gets its length after all.
+		// Otherwise net/http would set the length of a short body.
 		_ = http.NewResponseController(w.ResponseWriter).Flush()
 	}
 }
@@ -218,5 +218,5 @@ func (w *writer) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Unwrap gives [http.ResponseController] the writer below.
+// Unwrap returns the underlying writer to [http.ResponseController].
 func (w *writer) Unwrap() http.ResponseWriter { return w.ResponseWriter }

@@ -13,13 +13,13 @@ import (
 
 // Server serves files on loopback, with ETag, Last-Modified, Range and HEAD. It is safe for concurrent use.
 type Server struct {
-	// URL is the server's address without a slash at the end.
+	// URL is the server's URL without a trailing slash.
 	URL string
 
-	// CA is the PEM certificate of the authority that signed the server's own; empty over plain http.
+	// CA is the PEM certificate of the authority that signed the server's certificate; empty for http.
 	CA string
 
-	// Certificate is the server's own PEM certificate; empty over plain http.
+	// Certificate is the server's PEM certificate; empty for http.
 	Certificate string
 
 	server *httptest.Server
@@ -32,17 +32,17 @@ type Server struct {
 	requests []Request
 }
 
-// Request is one request that the server has seen.
+// Request is a request that the server has received.
 type Request struct {
 	Method string
-	Path   string // without the slash at the beginning
+	Path   string // without the leading slash
 	Header http.Header
 }
 
-// modified is the date of every file.
+// modified is the modification time of every file.
 var modified = time.Date(2024, 1, 2, 3, 4, 5, 0, time.UTC)
 
-// NewServer serves files over plain http.
+// NewServer serves files over http.
 func NewServer(files map[string][]byte) *Server {
 	s := newServer(files)
 	s.server.Start()
@@ -51,7 +51,7 @@ func NewServer(files map[string][]byte) *Server {
 	return s
 }
 
-// NewTLSServer serves files over https, with a certificate for 127.0.0.1 and localhost by a new authority.
+// NewTLSServer serves files over https, with a certificate for 127.0.0.1 and localhost that a new authority signed.
 func NewTLSServer(files map[string][]byte) *Server {
 	s := newServer(files)
 	var certificate tls.Certificate
@@ -90,14 +90,14 @@ func (s *Server) startTLS(certificate tls.Certificate) {
 	s.URL = s.server.URL
 }
 
-// Close ends all requests, stalled ones too, and the server.
+// Close ends all requests, including stalled ones, and stops the server.
 func (s *Server) Close() {
 	close(s.closed)
 	s.server.CloseClientConnections()
 	s.server.Close()
 }
 
-// Set puts a file in the place of what was at the path; nil removes it.
+// Set adds or replaces the file at a path; nil removes it.
 func (s *Server) Set(path string, content []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -108,14 +108,14 @@ func (s *Server) Set(path string, content []byte) {
 	s.files[path] = content
 }
 
-// Fault makes the answers for a path faulty from now on; nil ends that.
+// Fault sets the fault of a path; nil removes it.
 func (s *Server) Fault(path string, fault Fault) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.faults[path] = fault
 }
 
-// Requests returns what was asked for since it was last called.
+// Requests returns the requests received since the previous call.
 func (s *Server) Requests() []Request {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -125,7 +125,7 @@ func (s *Server) Requests() []Request {
 	return seen
 }
 
-// ServeHTTP answers for the file at the request's path, by way of its fault.
+// ServeHTTP serves the file at the request's path, subject to the path's fault.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	path := strings.TrimPrefix(r.URL.Path, "/")
 	s.mu.Lock()

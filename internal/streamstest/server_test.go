@@ -15,19 +15,19 @@ import (
 
 var content = []byte("0123456789")
 
-// ask sends one request on a connection of its own, without following redirects.
-func ask(t *testing.T, method, url string, header http.Header, config *tls.Config) (*http.Response, []byte, error) {
+// send sends one request on a new connection, without following redirects.
+func send(t *testing.T, method, url string, header http.Header, config *tls.Config) (*http.Response, []byte, error) {
 	t.Helper()
-	return askFor(t, time.Minute, method, url, header, config)
+	return sendTimeout(t, time.Minute, method, url, header, config)
 }
 
-// askFor is ask with a limit on the time it takes.
-func askFor(t *testing.T, limit time.Duration, method, url string, header http.Header, config *tls.Config) (*http.Response, []byte, error) {
+// sendTimeout is like send, with a timeout.
+func sendTimeout(t *testing.T, timeout time.Duration, method, url string, header http.Header, config *tls.Config) (*http.Response, []byte, error) {
 	t.Helper()
 	client := &http.Client{
 		Transport:     &http.Transport{DisableKeepAlives: true, DisableCompression: true, TLSClientConfig: config},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		Timeout:       limit,
+		Timeout:       timeout,
 	}
 	request, err := http.NewRequestWithContext(t.Context(), method, url, nil)
 	require.NoError(t, err)
@@ -47,28 +47,28 @@ func askFor(t *testing.T, limit time.Duration, method, url string, header http.H
 func TestFiles(t *testing.T) {
 	server := NewServer(map[string][]byte{"a/b": content})
 	defer server.Close()
-	response, body, err := ask(t, "GET", server.URL+"/a/b", nil, nil)
+	response, body, err := send(t, "GET", server.URL+"/a/b", nil, nil)
 	require.NoError(t, err)
 	require.Equal(t, content, body)
 	etag := response.Header.Get("ETag")
 	require.Equal(t, `"`+Hash(content)+`"`, etag)
 
-	response, body, err = ask(t, "GET", server.URL+"/a/b", http.Header{"Range": {"bytes=4-"}, "If-Range": {etag}}, nil)
+	response, body, err = send(t, "GET", server.URL+"/a/b", http.Header{"Range": {"bytes=4-"}, "If-Range": {etag}}, nil)
 	require.NoError(t, err)
 	require.Equal(t, http.StatusPartialContent, response.StatusCode)
 	require.Equal(t, content[4:], body)
 
-	response, _, err = ask(t, "GET", server.URL+"/a/b", http.Header{"If-None-Match": {etag}}, nil)
+	response, _, err = send(t, "GET", server.URL+"/a/b", http.Header{"If-None-Match": {etag}}, nil)
 	require.NoError(t, err)
 	require.Equal(t, http.StatusNotModified, response.StatusCode)
 
-	response, body, err = ask(t, "HEAD", server.URL+"/a/b", nil, nil)
+	response, body, err = send(t, "HEAD", server.URL+"/a/b", nil, nil)
 	require.NoError(t, err)
 	require.EqualValues(t, len(content), response.ContentLength)
 	require.Empty(t, body)
 
 	server.Set("a/b", nil)
-	response, _, err = ask(t, "GET", server.URL+"/a/b", nil, nil)
+	response, _, err = send(t, "GET", server.URL+"/a/b", nil, nil)
 	require.NoError(t, err)
 	require.Equal(t, http.StatusNotFound, response.StatusCode)
 
@@ -87,11 +87,11 @@ func TestTLS(t *testing.T) {
 			for _, certificate := range []string{server.CA, server.Certificate} {
 				pool := x509.NewCertPool()
 				require.True(t, pool.AppendCertsFromPEM([]byte(certificate)))
-				response, _, err := ask(t, "GET", server.URL+"/none", nil, &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12})
+				response, _, err := send(t, "GET", server.URL+"/none", nil, &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12})
 				require.NoError(t, err)
 				require.Equal(t, http.StatusNotFound, response.StatusCode)
 			}
-			_, _, err := ask(t, "GET", server.URL+"/none", nil, nil)
+			_, _, err := send(t, "GET", server.URL+"/none", nil, nil)
 			var unknown x509.UnknownAuthorityError
 			require.ErrorAs(t, err, &unknown)
 		})
@@ -105,7 +105,7 @@ func TestFaults(t *testing.T) {
 	defer server.Close()
 	get := func(fault Fault) (*http.Response, []byte, error) {
 		server.Fault("f", fault)
-		return ask(t, "GET", server.URL+"/f", nil, nil)
+		return send(t, "GET", server.URL+"/f", nil, nil)
 	}
 
 	_, body, err := get(Cut(100_000))
@@ -114,7 +114,7 @@ func TestFaults(t *testing.T) {
 
 	stall := func(n int64) (*http.Response, []byte, error) {
 		server.Fault("f", Stall(n))
-		return askFor(t, time.Second, "GET", server.URL+"/f", nil, nil)
+		return sendTimeout(t, time.Second, "GET", server.URL+"/f", nil, nil)
 	}
 	_, body, err = stall(100_000)
 	var timeout interface{ Timeout() bool }
@@ -172,13 +172,13 @@ func TestFaults(t *testing.T) {
 	require.Equal(t, long, body)
 
 	server.Fault("f", NoRanges())
-	response, body, err = ask(t, "GET", server.URL+"/f", http.Header{"Range": {"bytes=4-"}}, nil)
+	response, body, err = send(t, "GET", server.URL+"/f", http.Header{"Range": {"bytes=4-"}}, nil)
 	require.NoError(t, err)
 	require.Equal(t, http.StatusOK, response.StatusCode)
 	require.Equal(t, long, body)
 
 	server.Fault("f", Together(NoLength(), Cut(10)))
-	_, body, err = ask(t, "GET", server.URL+"/f", nil, nil)
+	_, body, err = send(t, "GET", server.URL+"/f", nil, nil)
 	require.Error(t, err)
 	require.Equal(t, long[:10], body)
 }
@@ -191,7 +191,7 @@ func TestCloseEndsStalls(t *testing.T) {
 		_, err := http.Get(server.URL + "/f")
 		done <- err
 	}()
-	require.NoError(t, <-done, "the headers are there")
+	require.NoError(t, <-done, "the headers arrived")
 	server.Close()
 }
 
@@ -200,7 +200,7 @@ func TestDirect(t *testing.T) {
 	defer server.Close()
 	headers := func(path string, image Direct) http.Header {
 		url := server.Direct(path, image)
-		response, body, err := ask(t, "HEAD", url, nil, nil)
+		response, body, err := send(t, "HEAD", url, nil, nil)
 		require.NoError(t, err)
 		require.Equal(t, http.StatusOK, response.StatusCode)
 		require.Empty(t, body)
@@ -211,7 +211,7 @@ func TestDirect(t *testing.T) {
 	header := headers("image", Direct{Content: content})
 	for _, family := range []string{"LXD", "Incus"} {
 		require.Equal(t, Hash(content), header.Get(family+"-Image-Hash"))
-		_, body, err := ask(t, "GET", header.Get(family+"-Image-URL"), nil, nil)
+		_, body, err := send(t, "GET", header.Get(family+"-Image-URL"), nil, nil)
 		require.NoError(t, err)
 		require.Equal(t, content, body)
 	}

@@ -1,5 +1,4 @@
-// Package streamstest makes simplestreams trees and image URLs out of bytes and serves them on loopback, in order or
-// with faults by name.
+// Package streamstest generates simplestreams trees and image URLs and serves them on loopback, optionally with faults.
 package streamstest
 
 import (
@@ -10,14 +9,13 @@ import (
 	"strings"
 )
 
-// IndexPath is where every tree has its index.
+// IndexPath is the path of a tree's index.
 const IndexPath = "streams/v1/index.json"
 
-// ProductsPath is where the trees of this package have their products.
+// ProductsPath is the path of the products file in the trees of this package.
 const ProductsPath = "streams/v1/images.json"
 
-// Product is one product of a tree. Fields left empty are left out of the products file, but for Arch, which defaults
-// to amd64.
+// Product is a product of a tree. Empty fields are omitted from the products file, except Arch, which defaults to amd64.
 type Product struct {
 	Name         string
 	Aliases      []string
@@ -28,13 +26,13 @@ type Product struct {
 	Version      string
 	Variant      string
 	EndOfLife    string            // such as "2029-05-31"
-	Requirements map[string]string // written under both families' names
+	Requirements map[string]string // written under the field names of both families
 	Versions     []Version
 }
 
-// Version is one version of a product.
+// Version is a version of a product.
 type Version struct {
-	// Serial is the version's name, such as "20240101_07:42". It has to begin with a date.
+	// Serial is the version's name, such as "20240101_07:42". It must begin with a date.
 	Serial string
 
 	Label string
@@ -42,17 +40,17 @@ type Version struct {
 	// Family is "lxd", "incus" or "both", for the names of the metadata items; the default is "lxd".
 	Family string
 
-	// Unified is a whole image, if there is one.
+	// Unified is a unified image. The default is none.
 	Unified []byte
 
-	// Metadata is the metadata tarball of the split images.
+	// Metadata is the metadata tarball of the split images. The default is none.
 	Metadata []byte
 
-	// Roots are the root filesystems by type: "squashfs", "root.tar.xz", "disk-kvm.img", "uefi1.img", "disk1.img".
+	// Roots are the root file systems by type: "squashfs", "root.tar.xz", "disk-kvm.img", "uefi1.img", "disk1.img".
 	Roots map[string][]byte
 }
 
-// combinedNames are the fields of the metadata item that hold the hash of metadata and root filesystem.
+// combinedNames are the fields of the metadata item for the hash of metadata and root file system, by type.
 var combinedNames = map[string]string{
 	"squashfs":     "combined_squashfs_sha256",
 	"root.tar.xz":  "combined_rootxz_sha256",
@@ -64,8 +62,8 @@ var combinedNames = map[string]string{
 // Object is a JSON object.
 type Object = map[string]any
 
-// Tree returns the files of a simplestreams tree by path. Edit, if given, may change what the products file holds before
-// it is written.
+// Tree returns the files of a simplestreams tree by path. If edit is not nil, it may modify the products before the
+// products file is written.
 func Tree(products []Product, edit func(products Object)) map[string][]byte {
 	files := map[string][]byte{}
 	all := Object{}
@@ -92,8 +90,8 @@ func (p Product) object(files map[string][]byte) Object {
 	}
 	versions := Object{}
 	for _, version := range p.Versions {
-		folder := fmt.Sprintf("images/%s/%s/", strings.ReplaceAll(p.Name, ":", "/"), version.Serial)
-		versions[version.Serial] = version.object(folder, files)
+		dir := fmt.Sprintf("images/%s/%s/", strings.ReplaceAll(p.Name, ":", "/"), version.Serial)
+		versions[version.Serial] = version.object(dir, files)
 	}
 	object := Object{"arch": arch, "versions": versions}
 	for name, value := range map[string]string{
@@ -111,11 +109,11 @@ func (p Product) object(files map[string][]byte) Object {
 	return object
 }
 
-func (v Version) object(folder string, files map[string][]byte) Object {
+func (v Version) object(dir string, files map[string][]byte) Object {
 	items := Object{}
 	add := func(name, ftype string, content []byte) Object {
-		files[folder+name] = content
-		item := Object{"ftype": ftype, "path": folder + name, "size": len(content), "sha256": Hash(content)}
+		files[dir+name] = content
+		item := Object{"ftype": ftype, "path": dir + name, "size": len(content), "sha256": Hash(content)}
 		items[name] = item
 
 		return item
@@ -149,7 +147,7 @@ func (v Version) object(folder string, files map[string][]byte) Object {
 	return object
 }
 
-// Hash returns the SHA-256 of the parts one after the other, which is the fingerprint of an image made of them.
+// Hash returns the SHA-256 of the concatenated parts, which is the fingerprint of an image that consists of them.
 func Hash(parts ...[]byte) string {
 	sum := sha256.New()
 	for _, part := range parts {
@@ -162,7 +160,7 @@ func Hash(parts ...[]byte) string {
 func encode(value any) []byte {
 	text, err := json.MarshalIndent(value, "", " ")
 	if err != nil {
-		panic(err) // Only strings, numbers and maps of them come here.
+		panic(err) // Cannot happen: there are only strings, numbers and maps of them.
 	}
 
 	return text

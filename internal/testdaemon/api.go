@@ -10,14 +10,14 @@ import (
 	"net/http"
 )
 
-// Error is the daemon's refusal of a request, or the failure of an operation.
+// Error is an error response of the daemon, or the error of a failed operation.
 type Error struct {
 	Method, Path string
 	Code         int
 	Message      string
 }
 
-// Error tells the request, the code and the daemon's own words.
+// Error returns the request, the code and the daemon's message.
 func (e *Error) Error() string {
 	return fmt.Sprintf("testdaemon: %s %s: %d %s", e.Method, e.Path, e.Code, e.Message)
 }
@@ -37,8 +37,8 @@ type operation struct {
 	Metadata   json.RawMessage `json:"metadata"`
 }
 
-// socketClient talks to a unix socket. It keeps no connection, so that it
-// never holds one across a restart, and leaves no goroutine to a leak check.
+// socketClient returns a client for a unix socket. It keeps no idle connections,
+// so that none outlives a restart and no goroutine is left for a leak check.
 func socketClient(path string) *http.Client {
 	var dialer net.Dialer
 	return &http.Client{Transport: &http.Transport{
@@ -49,11 +49,12 @@ func socketClient(path string) *http.Client {
 	}}
 }
 
-// Do sends one request over the unix socket and waits for the operation where
-// the daemon started one. A body that is an [io.Reader] is sent as it is, as
-// application/octet-stream; any other that is not nil is sent as JSON. The
-// answer's metadata (the operation's, where there is one) is decoded into out
-// unless that is nil. A refusal is an [*Error].
+// Do sends a request over the unix socket and, if it starts an operation, waits
+// for it. A body that is an [io.Reader] is sent as application/octet-stream; any
+// other non-nil body is sent as JSON. The metadata of the response, or of the
+// operation if there is one, is decoded into out unless out is nil. If the
+// daemon responds with an error or the operation fails, the error is an
+// [*Error].
 func (d *Daemon) Do(ctx context.Context, method, path string, body, out any) error {
 	env, err := d.roundTrip(ctx, method, path, body)
 	if err != nil {
@@ -65,7 +66,8 @@ func (d *Daemon) Do(ctx context.Context, method, path string, body, out any) err
 	return decode(env.Metadata, out)
 }
 
-// wait waits for an operation; method and path are those that started it.
+// wait waits for an operation; method and path are those of the request that
+// started it.
 func (d *Daemon) wait(ctx context.Context, method, path, operationPath string, out any) error {
 	env, err := d.roundTrip(ctx, http.MethodGet, operationPath+"/wait?timeout=-1", nil)
 	if err != nil {
@@ -107,7 +109,7 @@ func (d *Daemon) roundTrip(ctx context.Context, method, path string, body any) (
 	defer response.Body.Close()
 	var env envelope
 	if err := json.NewDecoder(response.Body).Decode(&env); err != nil {
-		return nil, fmt.Errorf("testdaemon: decode answer to %s %s: %w", method, path, err)
+		return nil, fmt.Errorf("testdaemon: decode response to %s %s: %w", method, path, err)
 	}
 	if env.Type == "error" || response.StatusCode >= 400 {
 		return nil, &Error{Method: method, Path: path, Code: env.ErrorCode, Message: env.Error}

@@ -21,31 +21,31 @@ const (
 	Incus Family = "incus"
 )
 
-// ErrNotStarted is returned where a daemon that another process started, one
-// from [FromEnv], is asked to stop or to restart.
+// ErrNotStarted is returned by stopping, killing or restarting a daemon from
+// [FromEnv], which another process started.
 var ErrNotStarted = errors.New("testdaemon: the daemon was started by another process")
 
-// maxSocketPath keeps clear of the 108 bytes that the kernel allows a socket's
-// path, also for sockets in folders below the daemon's own.
+// maxSocketPath is less than the kernel's limit of 108 bytes for the path of a
+// socket, to allow for sockets in subdirectories of the daemon's directory.
 const maxSocketPath = 100
 
 // Options configures [Start]. The zero value works.
 type Options struct {
-	// Binary is the daemon's program. The default is "lxd" in PATH, or for
+	// Binary is the daemon's executable. The default is "lxd" in PATH, or for
 	// Incus "incusd" in PATH or /usr/libexec/incus/incusd.
 	Binary string
 
-	// Parent is the folder in which the daemon's own folder is made. The
-	// default is the system's folder for temporary files, or /tmp where that
-	// one's path is too long for a socket.
+	// Parent is the directory in which the daemon's directory is created. The
+	// default is the system's directory for temporary files, or /tmp if its
+	// path is too long for a socket.
 	Parent string
 
-	// Timeout bounds how long the daemon may take to answer after it was
-	// started. The default is 60 seconds.
+	// Timeout is the longest time from the daemon's start to its first
+	// response. The default is 60 seconds.
 	Timeout time.Duration
 }
 
-// Daemon is one daemon. Its fields do not change, not by a restart either.
+// Daemon is a daemon. Its fields do not change, even by a restart.
 type Daemon struct {
 	Family Family
 	Dir    string // LXD_DIR or INCUS_DIR of the daemon
@@ -55,20 +55,20 @@ type Daemon struct {
 	ServerCertificate []byte // PEM
 	ClientCertificate []byte // PEM, trusted by the daemon
 	ClientKey         []byte // PEM
-	TrustPassword     string // empty for Incus, which has no such thing
+	TrustPassword     string // empty for Incus, which has no passwords
 
 	binary  string
 	timeout time.Duration
 	client  *http.Client
 
 	mu      sync.Mutex
-	process *process // nil when not running, or not ours
+	process *process // nil if not running or not started by this process
 	owned   bool
 }
 
-// Start runs a daemon of the family in a fresh folder and returns when it is
-// ready for use. The error holds the end of the daemon's log when it was the
-// daemon that failed. Ending ctx ends the starting, not the daemon.
+// Start starts a daemon of the family in a new directory and returns when it is
+// ready for use. If the daemon fails, the error includes the end of its log. ctx
+// applies to Start only, not to the running daemon.
 func Start(ctx context.Context, family Family, opts *Options) (*Daemon, error) {
 	var o Options
 	if opts != nil {
@@ -93,8 +93,8 @@ func Start(ctx context.Context, family Family, opts *Options) (*Daemon, error) {
 	return d, nil
 }
 
-// New is [Start] for a test: it fails the test when the daemon does not start,
-// and closes the daemon when the test ends.
+// New is like [Start], but fails the test if the daemon does not start, and
+// closes the daemon when the test ends.
 func New(tb testing.TB, family Family, opts *Options) *Daemon {
 	tb.Helper()
 	d, err := Start(tb.Context(), family, opts)
@@ -109,8 +109,8 @@ func New(tb testing.TB, family Family, opts *Options) *Daemon {
 	return d
 }
 
-// Close kills the daemon, unmounts what it mounted in its folder and removes
-// the folder. It does nothing to a daemon from [FromEnv]. It may be called
+// Close kills the daemon, unmounts everything below its directory and removes
+// the directory. It does nothing to a daemon from [FromEnv]. It may be called
 // more than once.
 func (d *Daemon) Close() error {
 	if !d.owned {
@@ -121,12 +121,12 @@ func (d *Daemon) Close() error {
 		return errors.Join(killErr, err)
 	}
 	if err := os.RemoveAll(d.Dir); err != nil {
-		return errors.Join(killErr, fmt.Errorf("testdaemon: remove the daemon's folder: %w", err))
+		return errors.Join(killErr, fmt.Errorf("testdaemon: remove the daemon's directory: %w", err))
 	}
 	return killErr
 }
 
-// String names the daemon in test output.
+// String returns the family and directory of the daemon.
 func (d *Daemon) String() string { return string(d.Family) + " in " + d.Dir }
 
 func newDaemon(family Family, dir string) *Daemon {
@@ -135,8 +135,8 @@ func newDaemon(family Family, dir string) *Daemon {
 	return d
 }
 
-// makeDir makes the daemon's folder. Its path has no symbolic links, because
-// the paths of mounts have none either.
+// makeDir creates the daemon's directory. Its path has no symbolic links, so
+// that it can be compared with the paths of mounts.
 func makeDir(parent string, family Family) (string, error) {
 	chosen := parent != ""
 	if !chosen {
@@ -144,7 +144,7 @@ func makeDir(parent string, family Family) (string, error) {
 	}
 	dir, err := os.MkdirTemp(parent, string(family)+"-")
 	if err != nil {
-		return "", fmt.Errorf("testdaemon: make the daemon's folder: %w", err)
+		return "", fmt.Errorf("testdaemon: create the daemon's directory: %w", err)
 	}
 	resolved, err := filepath.EvalSymlinks(dir)
 	if err == nil && len(filepath.Join(resolved, "unix.socket")) < maxSocketPath {
@@ -155,9 +155,9 @@ func makeDir(parent string, family Family) (string, error) {
 	}
 	switch {
 	case err != nil:
-		return "", fmt.Errorf("testdaemon: make the daemon's folder: %w", err)
+		return "", fmt.Errorf("testdaemon: create the daemon's directory: %w", err)
 	case chosen || parent == "/tmp":
-		return "", fmt.Errorf("testdaemon: %s is too long a path for a socket", resolved)
+		return "", fmt.Errorf("testdaemon: path %s is too long for a socket", resolved)
 	}
 	return makeDir("/tmp", family)
 }

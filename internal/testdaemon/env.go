@@ -9,14 +9,14 @@ import (
 	"strings"
 )
 
-// The environment variables that name the folders of running daemons, comma
-// separated.
+// The environment variables with the directories of running daemons,
+// comma-separated.
 const (
 	EnvLXD   = "LXD_TEST_LXD_DIRS"
 	EnvIncus = "LXD_TEST_INCUS_DIRS"
 )
 
-// The files that Start leaves in a daemon's folder.
+// The files that Start creates in a daemon's directory.
 const (
 	urlName         = "test-url"
 	serverCertName  = "test-server.crt"
@@ -27,9 +27,9 @@ const (
 	privateFileMode = 0o600
 )
 
-// FromEnv returns the daemons that the environment variables [EnvLXD] and
-// [EnvIncus] name: none where they are unset or empty. They belong to another
-// process; Close does nothing to them.
+// FromEnv returns the daemons whose directories are in the environment variables
+// [EnvLXD] and [EnvIncus]: none if they are unset or empty. They belong to
+// another process; Close does nothing to them.
 func FromEnv() (lxd, incus []*Daemon, err error) {
 	if lxd, err = openAll(LXD, os.Getenv(EnvLXD)); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", EnvLXD, err)
@@ -40,8 +40,8 @@ func FromEnv() (lxd, incus []*Daemon, err error) {
 	return lxd, incus, nil
 }
 
-// Environ is the environment, as "name=value" entries, that tells [FromEnv]
-// about these daemons.
+// Environ returns the "name=value" environment variables from which [FromEnv]
+// reads these daemons.
 func Environ(daemons ...*Daemon) []string {
 	dirs := map[Family][]string{}
 	for _, d := range daemons {
@@ -68,11 +68,11 @@ func openAll(family Family, list string) ([]*Daemon, error) {
 	return daemons, nil
 }
 
-// open reads what writeFiles wrote.
+// open returns the daemon in a directory from the files that writeFiles wrote.
 func open(family Family, dir string) (*Daemon, error) {
 	d := newDaemon(family, dir)
 	var url, password []byte
-	for name, into := range map[string]*[]byte{
+	for name, dst := range map[string]*[]byte{
 		urlName:        &url,
 		serverCertName: &d.ServerCertificate,
 		clientCertName: &d.ClientCertificate,
@@ -84,9 +84,9 @@ func open(family Family, dir string) (*Daemon, error) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("testdaemon: read the daemon's folder: %w", err)
+			return nil, fmt.Errorf("testdaemon: read the daemon's directory: %w", err)
 		}
-		*into = data
+		*dst = data
 	}
 	d.URL = strings.TrimSpace(string(url))
 	d.TrustPassword = strings.TrimSpace(string(password))
@@ -105,7 +105,7 @@ func (d *Daemon) writeFiles() error {
 	}
 	for name, data := range files {
 		if err := os.WriteFile(filepath.Join(d.Dir, name), data, privateFileMode); err != nil {
-			return fmt.Errorf("testdaemon: write the daemon's folder: %w", err)
+			return fmt.Errorf("testdaemon: write to the daemon's directory: %w", err)
 		}
 	}
 	return nil

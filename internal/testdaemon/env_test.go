@@ -18,8 +18,8 @@ func TestFromEnvUnset(t *testing.T) {
 	require.Empty(t, incus)
 }
 
-func TestFromEnvReadsWhatWasWritten(t *testing.T) {
-	first, second, third := written(t, LXD), written(t, LXD), written(t, Incus)
+func TestFromEnv(t *testing.T) {
+	first, second, third := writeTestDir(t, LXD), writeTestDir(t, LXD), writeTestDir(t, Incus)
 	for _, entry := range Environ(first, third, second) {
 		name, value, _ := strings.Cut(entry, "=")
 		t.Setenv(name, value)
@@ -40,7 +40,7 @@ func TestFromEnvReadsWhatWasWritten(t *testing.T) {
 	}
 }
 
-func TestFromEnvNamesTheVariable(t *testing.T) {
+func TestFromEnvError(t *testing.T) {
 	t.Setenv(EnvLXD, "")
 	t.Setenv(EnvIncus, t.TempDir())
 	_, _, err := FromEnv()
@@ -60,8 +60,8 @@ func TestEnvironHidesOtherDaemons(t *testing.T) {
 	}, env)
 }
 
-// written is a daemon's folder without the daemon.
-func written(t *testing.T, family Family) *Daemon {
+// writeTestDir returns a daemon that does not run, and writes its directory.
+func writeTestDir(t *testing.T, family Family) *Daemon {
 	t.Helper()
 	d := newDaemon(family, t.TempDir())
 	var err error

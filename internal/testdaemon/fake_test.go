@@ -13,11 +13,12 @@ import (
 	"testing"
 )
 
-// fakeVariable tells the fake daemon how to misbehave.
+// fakeVariable is the environment variable that makes the fake daemon fail:
+// "broken" or "mute".
 const fakeVariable = "TESTDAEMON_FAKE"
 
-// TestMain makes the test binary a daemon too: started with a daemon's
-// arguments it serves the few calls that Start needs, so that starting and
+// TestMain runs a fake daemon if the test binary is started with a daemon's
+// arguments. It serves the few calls that Start needs, so that starting and
 // stopping is tested on machines without LXD and Incus.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "--group" {
@@ -62,7 +63,7 @@ func runFake() error {
 	return http.Serve(listener, f)
 }
 
-// load reads what an earlier run in the same folder saved.
+// load reads the state that an earlier run in the same directory saved.
 func (f *fakeDaemon) load() error {
 	keyPath, certificatePath := filepath.Join(f.dir, "server.key"), filepath.Join(f.dir, "server.crt")
 	if _, err := os.Stat(keyPath); errors.Is(err, fs.ErrNotExist) {
@@ -104,7 +105,7 @@ func (f *fakeDaemon) listen(address string) error {
 func (f *fakeDaemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch r.Method + " " + r.URL.Path {
 	case "GET /1.0":
-		f.answer(w, map[string]any{
+		f.respond(w, map[string]any{
 			"config":      f.config,
 			"environment": map[string]any{"certificate": f.pem},
 		})
@@ -113,12 +114,12 @@ func (f *fakeDaemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			Config map[string]string `json:"config"`
 		}
 		if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
-			f.refuse(w, http.StatusBadRequest, err.Error())
+			f.respondError(w, http.StatusBadRequest, err.Error())
 			return
 		}
 		if address := body.Config["core.https_address"]; address != "" {
 			if err := f.listen(address); err != nil {
-				f.refuse(w, http.StatusInternalServerError, err.Error())
+				f.respondError(w, http.StatusInternalServerError, err.Error())
 				return
 			}
 		}
@@ -130,22 +131,22 @@ func (f *fakeDaemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			err = os.WriteFile(filepath.Join(f.dir, "config"), data, 0o600)
 		}
 		if err != nil {
-			f.refuse(w, http.StatusInternalServerError, err.Error())
+			f.respondError(w, http.StatusInternalServerError, err.Error())
 			return
 		}
-		f.answer(w, nil)
+		f.respond(w, nil)
 	case "POST /1.0/certificates":
-		f.answer(w, nil)
+		f.respond(w, nil)
 	default:
-		f.refuse(w, http.StatusNotFound, "not found")
+		f.respondError(w, http.StatusNotFound, "not found")
 	}
 }
 
-func (f *fakeDaemon) answer(w http.ResponseWriter, metadata any) {
+func (f *fakeDaemon) respond(w http.ResponseWriter, metadata any) {
 	json.NewEncoder(w).Encode(map[string]any{"type": "sync", "status_code": 200, "metadata": metadata})
 }
 
-func (f *fakeDaemon) refuse(w http.ResponseWriter, code int, message string) {
+func (f *fakeDaemon) respondError(w http.ResponseWriter, code int, message string) {
 	w.WriteHeader(code)
 	json.NewEncoder(w).Encode(map[string]any{"type": "error", "error_code": code, "error": message})
 }

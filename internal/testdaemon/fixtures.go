@@ -11,8 +11,8 @@ import (
 // PoolName is the storage pool of [Daemon.CreatePool].
 const PoolName = "default"
 
-// CreatePool makes a storage pool of the driver "dir" called [PoolName],
-// unless there is one.
+// CreatePool creates a storage pool named [PoolName] with the driver "dir",
+// unless it exists.
 func (d *Daemon) CreatePool(ctx context.Context) error {
 	err := d.Do(ctx, "GET", "/1.0/storage-pools/"+PoolName, nil, nil)
 	var refusal *Error
@@ -22,7 +22,7 @@ func (d *Daemon) CreatePool(ctx context.Context) error {
 	return d.Do(ctx, "POST", "/1.0/storage-pools", map[string]any{"name": PoolName, "driver": "dir"}, nil)
 }
 
-// Upload makes an image in the default project from a unified tarball and
+// Upload creates an image in the default project from a unified tarball and
 // returns its fingerprint.
 func (d *Daemon) Upload(ctx context.Context, tarball io.Reader) (string, error) {
 	var image struct {
@@ -32,9 +32,9 @@ func (d *Daemon) Upload(ctx context.Context, tarball io.Reader) (string, error) 
 	return image.Fingerprint, err
 }
 
-// CreateInstance makes a stopped container from an image of the default
-// project, and the storage pool if there is none. It is never started, so the
-// image may be empty but for its metadata.
+// CreateInstance creates a stopped container from an image of the default
+// project, and the storage pool if it does not exist. The container is never
+// started, so the image needs nothing but its metadata.
 func (d *Daemon) CreateInstance(ctx context.Context, name, fingerprint string) error {
 	if err := d.CreatePool(ctx); err != nil {
 		return err
@@ -50,17 +50,17 @@ func (d *Daemon) CreateInstance(ctx context.Context, name, fingerprint string) e
 	}, nil)
 }
 
-// CreateSnapshot makes a snapshot of an instance.
+// CreateSnapshot creates a snapshot of an instance.
 func (d *Daemon) CreateSnapshot(ctx context.Context, instance, name string) error {
 	return d.Do(ctx, "POST", "/1.0/instances/"+url.PathEscape(instance)+"/snapshots", map[string]any{"name": name}, nil)
 }
 
-// DeleteInstance deletes an instance that does not run, with its snapshots.
+// DeleteInstance deletes a stopped instance and its snapshots.
 func (d *Daemon) DeleteInstance(ctx context.Context, name string) error {
 	return d.Do(ctx, "DELETE", "/1.0/instances/"+url.PathEscape(name), nil, nil)
 }
 
-// CreateProject makes a project with images and profiles of its own.
+// CreateProject creates a project with its own images and profiles.
 func (d *Daemon) CreateProject(ctx context.Context, name string) error {
 	return d.Do(ctx, "POST", "/1.0/projects", map[string]any{
 		"name": name,
@@ -71,17 +71,17 @@ func (d *Daemon) CreateProject(ctx context.Context, name string) error {
 	}, nil)
 }
 
-// DeleteProject deletes a project that is empty.
+// DeleteProject deletes an empty project.
 func (d *Daemon) DeleteProject(ctx context.Context, name string) error {
 	return d.Do(ctx, "DELETE", "/1.0/projects/"+url.PathEscape(name), nil, nil)
 }
 
-// CreateProfile makes an empty profile in a project; "" is the default one.
+// CreateProfile creates an empty profile in a project; "" is the default project.
 func (d *Daemon) CreateProfile(ctx context.Context, project, name string) error {
 	return d.Do(ctx, "POST", "/1.0/profiles"+projectQuery(project), map[string]any{"name": name}, nil)
 }
 
-// DeleteProfile deletes a profile from a project; "" is the default one.
+// DeleteProfile deletes a profile from a project; "" is the default project.
 func (d *Daemon) DeleteProfile(ctx context.Context, project, name string) error {
 	return d.Do(ctx, "DELETE", "/1.0/profiles/"+url.PathEscape(name)+projectQuery(project), nil, nil)
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// fakeOptions starts this test binary as the daemon.
+// fakeOptions returns options that start this test binary as the daemon.
 func fakeOptions(t *testing.T) *Options {
 	t.Helper()
 	self, err := os.Executable()
@@ -20,7 +20,7 @@ func fakeOptions(t *testing.T) *Options {
 	return &Options{Binary: self, Timeout: 20 * time.Second}
 }
 
-func TestStartGivesAReadyDaemon(t *testing.T) {
+func TestStart(t *testing.T) {
 	d := New(t, LXD, fakeOptions(t))
 	require.NotEmpty(t, d.TrustPassword)
 	require.Less(t, len(d.Socket), maxSocketPath)
@@ -39,10 +39,10 @@ func TestStartGivesAReadyDaemon(t *testing.T) {
 	require.ErrorIs(t, other.Kill(), ErrNotStarted)
 	require.ErrorIs(t, other.Restart(t.Context()), ErrNotStarted)
 	require.NoError(t, other.Close())
-	require.NoError(t, d.Do(t.Context(), "GET", "/1.0", nil, nil), "closing a daemon from the environment must not touch it")
+	require.NoError(t, d.Do(t.Context(), "GET", "/1.0", nil, nil), "closing a daemon from the environment must not stop it")
 }
 
-func TestRestartKeepsTheAddress(t *testing.T) {
+func TestRestart(t *testing.T) {
 	d := New(t, LXD, fakeOptions(t))
 	for _, end := range []struct {
 		name string
@@ -61,7 +61,7 @@ func TestRestartKeepsTheAddress(t *testing.T) {
 	}
 }
 
-func TestStoppedDaemonStaysStopped(t *testing.T) {
+func TestStopGracefully(t *testing.T) {
 	d := New(t, LXD, fakeOptions(t))
 	require.NoError(t, d.StopGracefully(t.Context()))
 	require.Error(t, d.Do(t.Context(), "GET", "/1.0", nil, nil))
@@ -70,7 +70,7 @@ func TestStoppedDaemonStaysStopped(t *testing.T) {
 	require.Zero(t, d.PID())
 }
 
-func TestCloseRemovesTheFolder(t *testing.T) {
+func TestCloseRemovesDirectory(t *testing.T) {
 	d, err := Start(t.Context(), LXD, fakeOptions(t))
 	require.NoError(t, err)
 	pid := d.PID()
@@ -80,7 +80,7 @@ func TestCloseRemovesTheFolder(t *testing.T) {
 	require.NoError(t, d.Close())
 }
 
-func TestStartShowsTheLog(t *testing.T) {
+func TestStartErrorHasLog(t *testing.T) {
 	t.Setenv(fakeVariable, "broken")
 	opts := fakeOptions(t)
 	opts.Parent = shortTempDir(t)
@@ -89,7 +89,7 @@ func TestStartShowsTheLog(t *testing.T) {
 	requireEmptyDir(t, opts.Parent)
 }
 
-func TestStartGivesUp(t *testing.T) {
+func TestStartTimeout(t *testing.T) {
 	t.Setenv(fakeVariable, "mute")
 	opts := fakeOptions(t)
 	opts.Parent = shortTempDir(t)
@@ -107,7 +107,7 @@ func TestStartGivesUp(t *testing.T) {
 	requireEmptyDir(t, opts.Parent)
 }
 
-func TestStartNamesWhatIsMissing(t *testing.T) {
+func TestStartWithoutBinary(t *testing.T) {
 	_, err := Start(t.Context(), LXD, &Options{Binary: filepath.Join(t.TempDir(), "nothing")})
 	require.ErrorContains(t, err, "lxd is not installed")
 	_, err = Start(t.Context(), "docker", nil)

@@ -10,8 +10,8 @@ import (
 	"syscall"
 )
 
-// unmountBelow unmounts everything mounted below dir, the innermost first. A
-// daemon that was killed leaves its tmpfs mounts behind.
+// unmountBelow unmounts everything below dir, the innermost mounts first. A
+// killed daemon leaves its tmpfs mounts behind.
 func unmountBelow(dir string) error {
 	table, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -19,7 +19,7 @@ func unmountBelow(dir string) error {
 	}
 	for _, path := range slices.Backward(mountsBelow(string(table), dir)) {
 		err := syscall.Unmount(path, syscall.MNT_DETACH)
-		// EINVAL: it went away with the mount that it was below.
+		// EINVAL: it was detached together with a mount above it.
 		if err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, syscall.ENOENT) {
 			return fmt.Errorf("testdaemon: unmount %s: %w", path, err)
 		}
@@ -27,8 +27,8 @@ func unmountBelow(dir string) error {
 	return nil
 }
 
-// mountsBelow picks the mount points below dir out of a mountinfo table, in
-// the order in which they were mounted.
+// mountsBelow returns the mount points below dir in a mountinfo table, in the
+// order in which they were mounted.
 func mountsBelow(table, dir string) []string {
 	var paths []string
 	for line := range strings.Lines(table) {
@@ -43,7 +43,7 @@ func mountsBelow(table, dir string) []string {
 	return paths
 }
 
-// unescapeMount undoes the kernel's octal escapes for space, tab, newline and
+// unescapeMount decodes the kernel's octal escapes for space, tab, newline and
 // backslash.
 func unescapeMount(path string) string {
 	var out strings.Builder

@@ -12,11 +12,11 @@ import (
 	"time"
 )
 
-// logName is the daemon's log in its folder; what it writes to its standard
-// output and error (a panic above all) goes there too.
+// logName is the name of the daemon's log in its directory. Its standard output
+// and error, panics for example, go there too.
 const logName = "test-daemon.log"
 
-// findBinary resolves the daemon's program.
+// findBinary returns the path of the daemon's executable.
 func findBinary(family Family, given string) (string, error) {
 	names := []string{given}
 	switch {
@@ -41,7 +41,7 @@ func findBinary(family Family, given string) (string, error) {
 	return "", fmt.Errorf("testdaemon: %s is not installed: %w", family, first)
 }
 
-// command is the daemon's command line and environment.
+// command returns the command that starts the daemon.
 func (d *Daemon) command(log io.Writer) *exec.Cmd {
 	//nolint:noctx // The daemon outlives the context of its start.
 	cmd := exec.Command(d.binary, "--group", "root", "--logfile", filepath.Join(d.Dir, logName))
@@ -51,8 +51,9 @@ func (d *Daemon) command(log io.Writer) *exec.Cmd {
 	return cmd
 }
 
-// environ takes what could lead the daemon elsewhere out of the environment.
-// The proxy that does not exist keeps its look-ups at start on the machine.
+// environ returns base without the variables that could point the daemon to
+// another directory or proxy. A proxy that does not exist prevents its requests
+// to the Internet at start.
 func (d *Daemon) environ(base []string) []string {
 	env := make([]string, 0, len(base)+4)
 	for _, entry := range base {
@@ -69,7 +70,7 @@ func (d *Daemon) environ(base []string) []string {
 		"NO_PROXY=127.0.0.1,localhost,::1")
 }
 
-// start runs the daemon's process and waits until it answers.
+// start starts the daemon's process and waits until it responds.
 // The caller holds d.mu.
 func (d *Daemon) start(ctx context.Context) error {
 	log, err := os.OpenFile(filepath.Join(d.Dir, logName), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -87,8 +88,8 @@ func (d *Daemon) start(ctx context.Context) error {
 	return d.waitUntilReady(ctx)
 }
 
-// waitUntilReady asks the daemon again and again, on its socket and, once it
-// has one, on its https address: the only sign it gives of being ready.
+// waitUntilReady polls the daemon's socket and, once it is set, its https
+// address. The daemon does not signal in any other way that it is ready.
 func (d *Daemon) waitUntilReady(ctx context.Context) error {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
@@ -102,17 +103,17 @@ func (d *Daemon) waitUntilReady(ctx context.Context) error {
 		}
 		select {
 		case <-d.process.done:
-			return fmt.Errorf("testdaemon: %s ended while it started: %s\n%s", d.Family, d.process.cmd.ProcessState, d.LogTail())
+			return fmt.Errorf("testdaemon: %s exited during its start: %s\n%s", d.Family, d.process.cmd.ProcessState, d.LogTail())
 		case <-ctx.Done():
-			return fmt.Errorf("testdaemon: %s does not answer: %w (last: %w)\n%s", d.Family, context.Cause(ctx), err, d.LogTail())
+			return fmt.Errorf("testdaemon: %s does not respond: %w (last error: %w)\n%s", d.Family, context.Cause(ctx), err, d.LogTail())
 		case <-tick.C:
 		}
 	}
 }
 
-// StopGracefully asks the daemon to end, as a service manager does, and waits
-// until it has. It is no error when it does not run. When ctx ends first, the
-// daemon is left running.
+// StopGracefully sends SIGTERM to the daemon, as a service manager does, and
+// waits until it has exited. It returns nil if the daemon does not run. If ctx
+// ends first, StopGracefully returns without killing the daemon.
 func (d *Daemon) StopGracefully(ctx context.Context) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -138,8 +139,8 @@ func (d *Daemon) stop(ctx context.Context) error {
 	}
 }
 
-// Kill ends the daemon and all processes that it started, at once and without
-// its knowledge (SIGKILL). It is no error when it does not run.
+// Kill kills the daemon and all processes that it started with SIGKILL. It
+// returns nil if the daemon does not run.
 func (d *Daemon) Kill() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -157,9 +158,9 @@ func (d *Daemon) Kill() error {
 	return nil
 }
 
-// Restart stops the daemon gracefully if it runs, starts it in the same folder
-// on the same address, and returns when it is ready. After a [Daemon.Kill] it
-// is the start after a crash.
+// Restart stops the daemon gracefully if it runs, starts it in the same
+// directory and at the same address, and returns when it is ready. After
+// [Daemon.Kill] it is a start after a crash.
 func (d *Daemon) Restart(ctx context.Context) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -169,7 +170,7 @@ func (d *Daemon) Restart(ctx context.Context) error {
 	return d.start(ctx)
 }
 
-// PID is the daemon's process id, or 0 when it does not run or was started by
+// PID returns the daemon's process id, or 0 if it does not run or was started by
 // another process.
 func (d *Daemon) PID() int {
 	d.mu.Lock()
@@ -182,13 +183,13 @@ func (d *Daemon) PID() int {
 
 // LogTail returns the last 4 KiB of the daemon's log.
 func (d *Daemon) LogTail() string {
-	const most = 4 << 10
+	const limit = 4 << 10
 	data, err := os.ReadFile(filepath.Join(d.Dir, logName))
 	if err != nil {
 		return "no log: " + err.Error()
 	}
-	if len(data) > most {
-		data = data[len(data)-most:]
+	if len(data) > limit {
+		data = data[len(data)-limit:]
 		if _, rest, found := bytes.Cut(data, []byte("\n")); found {
 			data = rest
 		}

@@ -10,19 +10,19 @@ import (
 // process is a running daemon.
 type process struct {
 	cmd  *exec.Cmd
-	done chan struct{} // closed when it has ended
+	done chan struct{} // closed when it has exited
 }
 
-// startProcess starts the daemon in a process group of its own, so that a
-// Ctrl-C on the terminal is not for it, and so that its helpers can be killed
-// with it. It is asked to stop when this process dies without a word.
+// startProcess starts the daemon in a new process group, so that it does not get
+// a Ctrl-C from the terminal, and so that its child processes can be killed with
+// it. The kernel sends it SIGTERM if this process dies.
 func startProcess(cmd *exec.Cmd) (*process, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	p := &process{cmd: cmd, done: make(chan struct{})}
 	started := make(chan error, 1)
 	go func() {
 		// The parent-death signal is sent when the thread that started the
-		// process ends, so this thread has to stay for as long.
+		// process exits, so this thread must live as long as the process.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := cmd.Start()
@@ -30,7 +30,7 @@ func startProcess(cmd *exec.Cmd) (*process, error) {
 		if err != nil {
 			return
 		}
-		_ = cmd.Wait() // How it ended is in cmd.ProcessState too.
+		_ = cmd.Wait() // cmd.ProcessState has the result too.
 		close(p.done)
 	}()
 	if err := <-started; err != nil {
@@ -39,17 +39,17 @@ func startProcess(cmd *exec.Cmd) (*process, error) {
 	return p, nil
 }
 
-// terminate asks the daemon to end.
+// terminate sends SIGTERM to the daemon.
 func (p *process) terminate() error {
-	return ignoreGone(syscall.Kill(p.cmd.Process.Pid, syscall.SIGTERM))
+	return ignoreNoProcess(syscall.Kill(p.cmd.Process.Pid, syscall.SIGTERM))
 }
 
-// kill ends the daemon's whole process group.
+// kill sends SIGKILL to the daemon's process group.
 func (p *process) kill() error {
-	return ignoreGone(syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL))
+	return ignoreNoProcess(syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL))
 }
 
-func ignoreGone(err error) error {
+func ignoreNoProcess(err error) error {
 	if errors.Is(err, syscall.ESRCH) {
 		return nil
 	}

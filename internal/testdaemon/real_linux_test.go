@@ -10,8 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestRealDaemons goes through everything with each family that the
-// environment has a daemon of. It starts daemons of its own.
+// TestRealDaemons tests the whole package with each family of which the
+// environment has a daemon. It starts its own daemons.
 func TestRealDaemons(t *testing.T) {
 	lxd, incus, err := FromEnv()
 	require.NoError(t, err)
@@ -71,7 +71,7 @@ func testRealDaemon(t *testing.T, family Family) {
 	require.Contains(t, images, "/1.0/images/"+fingerprint)
 	require.NoError(t, d.DeleteInstance(ctx, "c1"))
 
-	// Killed, a daemon leaves its mounts behind.
+	// A killed daemon leaves its mounts behind.
 	require.NoError(t, d.Kill())
 	table, err := os.ReadFile("/proc/self/mountinfo")
 	require.NoError(t, err)
@@ -80,7 +80,7 @@ func testRealDaemon(t *testing.T, family Family) {
 	require.NoDirExists(t, d.Dir)
 }
 
-// tarball is the least that the daemons take as an image.
+// tarball returns the smallest image that the daemons accept.
 func tarball(t *testing.T) []byte {
 	t.Helper()
 	metadata := []byte("architecture: x86_64\ncreation_date: 1700000000\nproperties:\n  os: test\n")

@@ -20,8 +20,8 @@ import (
 	"time"
 )
 
-// setUp starts a new daemon, opens its https address and makes it trust a
-// client.
+// setUp starts a new daemon, configures its https address and makes it trust a
+// client certificate.
 func (d *Daemon) setUp(ctx context.Context) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -51,13 +51,13 @@ func (d *Daemon) setUp(ctx context.Context) error {
 	return d.writeFiles()
 }
 
-// SetConfig changes some keys of the daemon's configuration.
+// SetConfig sets keys of the daemon's configuration; others are not changed.
 func (d *Daemon) SetConfig(ctx context.Context, config map[string]string) error {
 	return d.Do(ctx, "PATCH", "/1.0", map[string]any{"config": config}, nil)
 }
 
-// listenTLS gives the daemon an address on loopback. Another process may take
-// the port in between, so a refusal is answered with another port.
+// listenTLS makes the daemon listen on a loopback address. Another process may
+// take the port meanwhile, so it tries several ports.
 func (d *Daemon) listenTLS(ctx context.Context) error {
 	var err error
 	for range 5 {
@@ -73,8 +73,9 @@ func (d *Daemon) listenTLS(ctx context.Context) error {
 	return err
 }
 
-// freeAddress finds a port below those that the kernel hands out for outgoing
-// connections, so that it is still free when a daemon restarts.
+// freeAddress returns an address whose port is below the range that the kernel
+// uses for outgoing connections, so that it is still free when a daemon
+// restarts.
 func freeAddress(ctx context.Context) (string, error) {
 	const lowest, highest = 12000, 32000
 	var listen net.ListenConfig
@@ -102,7 +103,7 @@ func (d *Daemon) readServerCertificate(ctx context.Context) error {
 		return err
 	}
 	if info.Environment.Certificate == "" {
-		return errors.New("testdaemon: the daemon tells no certificate")
+		return errors.New("testdaemon: the daemon does not report its certificate")
 	}
 	d.ServerCertificate = []byte(info.Environment.Certificate)
 	return nil
@@ -117,7 +118,7 @@ func (d *Daemon) trustClient(ctx context.Context) error {
 	return d.Trust(ctx, "test-client", certificate)
 }
 
-// Trust adds a client certificate (PEM) to those that the daemon trusts.
+// Trust makes the daemon trust a client certificate (PEM).
 func (d *Daemon) Trust(ctx context.Context, name string, certificate []byte) error {
 	block, _ := pem.Decode(certificate)
 	if block == nil {
@@ -130,16 +131,16 @@ func (d *Daemon) Trust(ctx context.Context, name string, certificate []byte) err
 	}, nil)
 }
 
-// newClientPair makes a self-signed ECDSA P-256 client certificate and its
-// key, both PEM, good for a day.
+// newClientPair creates a self-signed ECDSA P-256 client certificate and its
+// key, both PEM, valid for a day.
 func newClientPair() (certificate, key []byte, err error) {
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, nil, fmt.Errorf("testdaemon: make a client key: %w", err)
+		return nil, nil, fmt.Errorf("testdaemon: create a client key: %w", err)
 	}
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
 	if err != nil {
-		return nil, nil, fmt.Errorf("testdaemon: make a serial number: %w", err)
+		return nil, nil, fmt.Errorf("testdaemon: create a serial number: %w", err)
 	}
 	now := time.Now()
 	template := &x509.Certificate{
@@ -153,7 +154,7 @@ func newClientPair() (certificate, key []byte, err error) {
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
 	if err != nil {
-		return nil, nil, fmt.Errorf("testdaemon: make a client certificate: %w", err)
+		return nil, nil, fmt.Errorf("testdaemon: create a client certificate: %w", err)
 	}
 	pkcs8, err := x509.MarshalPKCS8PrivateKey(private)
 	if err != nil {
@@ -163,8 +164,8 @@ func newClientPair() (certificate, key []byte, err error) {
 		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}), nil
 }
 
-// TLSConfig is a client's configuration with the trusted client certificate
-// that accepts this daemon's certificate only.
+// TLSConfig returns a client configuration with the trusted client certificate,
+// which accepts only this daemon's certificate.
 func (d *Daemon) TLSConfig() (*tls.Config, error) {
 	pair, err := tls.X509KeyPair(d.ClientCertificate, d.ClientKey)
 	if err != nil {
@@ -177,18 +178,18 @@ func (d *Daemon) TLSConfig() (*tls.Config, error) {
 	return &tls.Config{
 		Certificates: []tls.Certificate{pair},
 		MinVersion:   tls.VersionTLS13,
-		// The certificate is self-signed: it is compared as a whole instead.
+		// The certificate is self-signed; VerifyConnection compares it instead.
 		InsecureSkipVerify: true,
 		VerifyConnection: func(state tls.ConnectionState) error {
 			if !bytes.Equal(state.PeerCertificates[0].Raw, block.Bytes) {
-				return errors.New("testdaemon: another server answers at the daemon's address")
+				return errors.New("testdaemon: another server responds at the daemon's address")
 			}
 			return nil
 		},
 	}, nil
 }
 
-// pingTLS completes a handshake at the https address.
+// pingTLS completes a TLS handshake with the https address.
 func (d *Daemon) pingTLS(ctx context.Context) error {
 	config, err := d.TLSConfig()
 	if err != nil {

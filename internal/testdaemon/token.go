@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// joinToken is what a join token is the base64 JSON of.
+// joinToken is the content of a join token, which is base64 of JSON.
 type joinToken struct {
 	ClientName  string    `json:"client_name"`
 	Fingerprint string    `json:"fingerprint"`
@@ -17,8 +17,8 @@ type joinToken struct {
 	ExpiresAt   time.Time `json:"expires_at"`
 }
 
-// JoinToken makes a token with which one client can join, as the commands
-// "lxc config trust add" and "incus config trust add" print it.
+// JoinToken returns a new token with which one client can join, in the form that
+// the commands "lxc config trust add" and "incus config trust add" print.
 func (d *Daemon) JoinToken(ctx context.Context, clientName string) (string, error) {
 	env, err := d.roundTrip(ctx, "POST", "/1.0/certificates", map[string]any{
 		"type":  "client",

@@ -16,8 +16,8 @@ import (
 
 const envelopes = "../../../testdata/envelopes"
 
-// traces are what must not stay in a recording: folders and ports of the
-// machine that it was made on, and keys.
+// traces matches what a recording must not contain: directories and ports of the
+// machine on which it was made, and keys.
 var traces = regexp.MustCompile(`/(?:tmp|work)/|PRIVATE KEY|127\.0\.0\.1:(?:[0-79]|8[0-35-9]|84[0-35-9]|844[0-24-9])`)
 
 func TestRecordedEnvelopes(t *testing.T) {
@@ -26,11 +26,11 @@ func TestRecordedEnvelopes(t *testing.T) {
 	require.Len(t, servers, 2)
 	for _, path := range servers {
 		dir := filepath.Dir(path)
-		t.Run(filepath.Base(dir), func(t *testing.T) { testFolder(t, dir) })
+		t.Run(filepath.Base(dir), func(t *testing.T) { testRecording(t, dir) })
 	}
 }
 
-func testFolder(t *testing.T, dir string) {
+func testRecording(t *testing.T, dir string) {
 	data, err := os.ReadFile(filepath.Join(dir, "index.json"))
 	require.NoError(t, err)
 	require.NotRegexp(t, traces, string(data))
@@ -74,7 +74,7 @@ func testFolder(t *testing.T, dir string) {
 
 func TestNeutralKeepsTheRest(t *testing.T) {
 	d := recordedDaemon()
-	n, err := newNeutraliser(d)
+	n, err := newNeutralizer(d)
 	require.NoError(t, err)
 	n.add("127.0.0.1:4321", "images.example")
 	got := n.apply([]byte(`{"server_name":"vm","type":"vm","server_pid":4711,"secret":"s3cret","a":"127.0.0.1:12345","b":"/dir/x","u":"http://127.0.0.1:4321/i","kernel_version":"6"}`))

@@ -12,7 +12,7 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// recordEvents records the events of one image's life, as they arrive.
+// recordEvents records the events of an image from its creation to its deletion.
 func (r *recorder) recordEvents(ctx context.Context) error {
 	var netDialer net.Dialer
 	dialer := websocket.Dialer{NetDialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -37,7 +37,7 @@ func (r *recorder) recordEvents(ctx context.Context) error {
 		return err
 	}
 	alias := map[string]any{"name": "events", "target": lxdtest.Fingerprint(image)}
-	if err := r.all(ctx,
+	if err := r.doAll(ctx,
 		request{method: "POST", path: images + "/aliases", body: alias},
 		request{method: "PUT", path: images + "/aliases/events", body: alias},
 		request{method: "POST", path: images + "/aliases/events", body: map[string]any{"name": "events2"}},
@@ -49,7 +49,7 @@ func (r *recorder) recordEvents(ctx context.Context) error {
 	if _, err := r.operation(ctx, request{method: "DELETE", path: imagePath}); err != nil {
 		return err
 	}
-	// Their order is not guaranteed, so that all of them are waited for.
+	// The events may arrive in any order, so wait for all of them.
 	var lines bytes.Buffer
 	missing := map[string]bool{
 		"image-created": true, "image-deleted": true, "image-updated": true,
@@ -64,21 +64,23 @@ func (r *recorder) recordEvents(ctx context.Context) error {
 		lines.Write(bytes.TrimSpace(message))
 		lines.WriteByte('\n')
 		for what := range missing {
-			if seen(string(message), what) {
+			if hasEvent(string(message), what) {
 				delete(missing, what)
 			}
 		}
 	}
 	return r.save(entry{
-		File: "events.jsonl", Comment: "one line an event, as received over the WebSocket while an image was made, given an alias, changed and deleted",
+		File: "events.jsonl", Comment: "one event per line, as received over the WebSocket while an image was created, given an alias, changed and deleted",
 		Over: overUnix, Method: "GET", Path: path, Status: response.StatusCode, ContentType: response.Header.Get("Content-Type"),
 	}, lines.Bytes())
 }
 
-// success marks a description whose operation has to have succeeded.
+// success is the suffix of a description whose operation must have succeeded.
 const success = " succeeded"
 
-func seen(message, what string) bool {
+// hasEvent reports whether a message is an event with the action what or, if what
+// ends in success, of a successful operation with that description.
+func hasEvent(message, what string) bool {
 	if description, found := strings.CutSuffix(what, success); found {
 		return strings.Contains(message, description) && strings.Contains(message, `"status_code":200`)
 	}

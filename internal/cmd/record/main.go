@@ -1,12 +1,12 @@
-// Command record writes the answers of real daemons to a folder, one file an
-// answer, for tests that need to know what the daemons really say.
+// Command record writes the responses of real daemons to a directory, one file
+// per response, as references for tests.
 //
 //	go run ./internal/cmd/testdaemons -lxd 1 -incus 1 -- go run ./internal/cmd/record testdata/envelopes
 //
-// It takes the first daemon of each family that the environment names (see
-// package testdaemon), which has to be fresh, and replaces the folder of that
-// server's version, such as lxd-5.0.2. What is told of this machine is
-// replaced by neutral values.
+// It uses the first daemon of each family in the environment (see package
+// testdaemon), which must be new, and replaces the directory of that server's
+// version, such as lxd-5.0.2. Values that depend on the machine are replaced by
+// neutral ones.
 package main
 
 import (
@@ -31,14 +31,14 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	if len(args) != 1 {
-		return errors.New("usage: record FOLDER")
+		return errors.New("usage: record DIRECTORY")
 	}
 	lxd, incus, err := testdaemon.FromEnv()
 	if err != nil {
 		return err
 	}
 	if len(lxd)+len(incus) == 0 {
-		return errors.New("the environment names no daemon: run it through testdaemons")
+		return errors.New("no daemon in the environment: run it with testdaemons")
 	}
 	for _, daemons := range [][]*testdaemon.Daemon{lxd, incus} {
 		if len(daemons) == 0 {
@@ -51,7 +51,7 @@ func run(ctx context.Context, args []string) error {
 	return nil
 }
 
-// recordDaemon records one daemon into its folder below parent.
+// recordDaemon records one daemon into its directory below parent.
 func recordDaemon(ctx context.Context, d *testdaemon.Daemon, parent string) error {
 	var info struct {
 		Environment struct {

@@ -13,16 +13,15 @@ import (
 	"github.com/golxd/lxd/internal/testdaemon"
 )
 
-// The neutral values.
 const (
 	neutralAddress     = "127.0.0.1:8443"
 	neutralCertificate = `-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n`
 	neutralHex         = "0000000000000000000000000000000000000000000000000000000000000000"
 )
 
-// neutraliser replaces what is told of this machine, and secrets, in the text
-// of an answer; everything else stays as it was received, to the byte.
-type neutraliser struct {
+// neutralizer replaces secrets and values that depend on the machine in the text
+// of a response; everything else is kept byte for byte.
+type neutralizer struct {
 	plain  *strings.Replacer
 	byName []replacement
 }
@@ -32,7 +31,7 @@ type replacement struct {
 	with    []byte
 }
 
-func newNeutraliser(d *testdaemon.Daemon) (*neutraliser, error) {
+func newNeutralizer(d *testdaemon.Daemon) (*neutralizer, error) {
 	block, _ := pem.Decode(d.ServerCertificate)
 	if block == nil {
 		return nil, errors.New("the server's certificate is not PEM")
@@ -42,7 +41,7 @@ func newNeutraliser(d *testdaemon.Daemon) (*neutraliser, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &neutraliser{plain: strings.NewReplacer(
+	n := &neutralizer{plain: strings.NewReplacer(
 		strings.Trim(string(certificate), `"`), neutralCertificate,
 		hex.EncodeToString(sum[:]), neutralHex,
 		strings.TrimPrefix(d.URL, "https://"), neutralAddress,
@@ -61,12 +60,12 @@ func newNeutraliser(d *testdaemon.Daemon) (*neutraliser, error) {
 	return n, nil
 }
 
-// add replaces one more value from here on.
-func (n *neutraliser) add(value, with string) {
+// add adds a value to replace from now on.
+func (n *neutralizer) add(value, with string) {
 	n.byName = append(n.byName, replacement{regexp.MustCompile(regexp.QuoteMeta(value)), []byte(with)})
 }
 
-func (n *neutraliser) apply(data []byte) []byte {
+func (n *neutralizer) apply(data []byte) []byte {
 	data = []byte(n.plain.Replace(string(data)))
 	for _, r := range n.byName {
 		data = r.pattern.ReplaceAll(data, r.with)

@@ -16,7 +16,7 @@ import (
 	"github.com/golxd/lxd/internal/testdaemon"
 )
 
-// entry says in index.json how one answer was had.
+// entry is the entry of a response in index.json, with its request.
 type entry struct {
 	File        string            `json:"file"`
 	Comment     string            `json:"comment"`
@@ -31,29 +31,29 @@ type entry struct {
 	ETag        string            `json:"etag,omitempty"`
 }
 
-// recorder sends requests to one daemon and writes the answers.
+// recorder sends requests to one daemon and writes the responses.
 type recorder struct {
 	daemon  *testdaemon.Daemon
 	dir     string
 	clients map[string]*http.Client
-	neutral *neutraliser
+	neutral *neutralizer
 	index   []entry
 }
 
-// request is one request to record. A body that is a []byte is sent as it is,
-// any other as JSON.
+// request is a request to record. A body that is a []byte is sent as it is, any
+// other as JSON.
 type request struct {
-	name    string // of the file, without .json; nothing is written where it is empty
+	name    string // the file's name without .json; if empty, nothing is written
 	comment string
-	over    string // default "unix"
-	method  string // default GET
+	over    string // the default is "unix"
+	method  string // the default is GET
 	path    string
 	headers map[string]string
 	body    any
 }
 
-// answer is what came back.
-type answer struct {
+// envelope is a decoded response.
+type envelope struct {
 	Type      string          `json:"type"`
 	Operation string          `json:"operation"`
 	Metadata  json.RawMessage `json:"metadata"`
@@ -73,7 +73,7 @@ func newRecorder(d *testdaemon.Daemon, dir string) (*recorder, error) {
 	}
 	untrusted := trusted.Clone()
 	untrusted.Certificates = nil
-	neutral, err := newNeutraliser(d)
+	neutral, err := newNeutralizer(d)
 	if err != nil {
 		return nil, err
 	}
@@ -98,8 +98,8 @@ func tlsClient(config *tls.Config) *http.Client {
 	return &http.Client{Transport: &http.Transport{TLSClientConfig: config}}
 }
 
-// do sends a request and records the answer, whatever it is.
-func (r *recorder) do(ctx context.Context, q request) (*answer, error) {
+// do sends a request and records the response, whatever its status.
+func (r *recorder) do(ctx context.Context, q request) (*envelope, error) {
 	if q.method == "" {
 		q.method = http.MethodGet
 	}
@@ -111,7 +111,7 @@ func (r *recorder) do(ctx context.Context, q request) (*answer, error) {
 		base = r.daemon.URL
 	}
 	var body io.Reader
-	var shown json.RawMessage
+	var jsonBody json.RawMessage
 	switch b := q.body.(type) {
 	case nil:
 	case []byte:
@@ -121,13 +121,13 @@ func (r *recorder) do(ctx context.Context, q request) (*answer, error) {
 		if err != nil {
 			return nil, err
 		}
-		body, shown = bytes.NewReader(data), data
+		body, jsonBody = bytes.NewReader(data), data
 	}
 	hr, err := http.NewRequestWithContext(ctx, q.method, base+q.path, body)
 	if err != nil {
 		return nil, err
 	}
-	if shown != nil {
+	if jsonBody != nil {
 		hr.Header.Set("Content-Type", "application/json")
 	}
 	for key, value := range q.headers {
@@ -142,7 +142,7 @@ func (r *recorder) do(ctx context.Context, q request) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &answer{status: response.StatusCode}
+	a := &envelope{status: response.StatusCode}
 	if err := json.Unmarshal(data, a); err != nil {
 		return nil, fmt.Errorf("%s %s: %w: %s", q.method, q.path, err, data)
 	}
@@ -151,7 +151,7 @@ func (r *recorder) do(ctx context.Context, q request) (*answer, error) {
 	}
 	e := entry{
 		File: q.name + ".json", Comment: q.comment, Over: q.over,
-		Method: q.method, Path: q.path, Headers: q.headers, Body: shown,
+		Method: q.method, Path: q.path, Headers: q.headers, Body: jsonBody,
 		Status:      response.StatusCode,
 		ContentType: response.Header.Get("Content-Type"),
 		Location:    response.Header.Get("Location"),
@@ -160,7 +160,7 @@ func (r *recorder) do(ctx context.Context, q request) (*answer, error) {
 	return a, r.save(e, data)
 }
 
-// save writes one answer and notes how it was had.
+// save writes a response and adds it to the index.
 func (r *recorder) save(e entry, data []byte) error {
 	r.index = append(r.index, e)
 	data = append(bytes.TrimSuffix(data, []byte("\n")), '\n')
@@ -178,9 +178,9 @@ func (r *recorder) writeIndex() error {
 	return os.WriteFile(filepath.Join(r.dir, "index.json"), r.neutral.apply(out.Bytes()), 0o644)
 }
 
-// operation sends a request that starts an operation, records the answer as
-// name-accepted and the wait as name-wait, and returns the wait's answer.
-func (r *recorder) operation(ctx context.Context, q request) (*answer, error) {
+// operation sends a request that starts an operation, records the response as
+// name-accepted and that of the wait as name-wait, and returns the latter.
+func (r *recorder) operation(ctx context.Context, q request) (*envelope, error) {
 	name, comment := q.name, q.comment
 	if name != "" {
 		q.name = name + "-accepted"
@@ -199,8 +199,9 @@ func (r *recorder) operation(ctx context.Context, q request) (*answer, error) {
 	return r.do(ctx, wait)
 }
 
-// attempt sends a request that some servers refuse at once and others only in
-// an operation; it records the answer, and then the wait as name-wait.
+// attempt sends a request that some servers refuse at once and others only in an
+// operation. It records the response, and if there is an operation the wait as
+// name-wait.
 func (r *recorder) attempt(ctx context.Context, q request) error {
 	a, err := r.do(ctx, q)
 	if err != nil || a.Type != "async" {
@@ -210,7 +211,8 @@ func (r *recorder) attempt(ctx context.Context, q request) error {
 	return err
 }
 
-// headers translates the names of upload headers into the family's own.
+// headers returns the headers of an upload, with the family's prefix for names
+// that begin with "-".
 func (r *recorder) headers(pairs map[string]string) map[string]string {
 	prefix := "X-LXD-"
 	if r.daemon.Family == testdaemon.Incus {

@@ -14,15 +14,15 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// recordURLImport records operations while they run: imports of images from a
-// server that holds back the second half until that was recorded.
+// recordURLImport records running operations: imports from a server that does
+// not send the second half of the image until that is done.
 func (r *recorder) recordURLImport(ctx context.Context) error {
 	slow, err := r.startImport(ctx, "url", "an image from a URL")
 	if err != nil {
 		return err
 	}
 	defer slow.end()
-	if err := r.all(ctx,
+	if err := r.doAll(ctx,
 		request{name: "operation-running", comment: "an import in the middle", path: slow.operation},
 		request{name: "operations-running", comment: "one operation runs", path: "/1.0/operations?recursion=1"},
 		request{name: "wait-timeout", comment: "the wait timed out, the operation runs on", path: slow.operation + "/wait?timeout=1"},
@@ -30,9 +30,9 @@ func (r *recorder) recordURLImport(ctx context.Context) error {
 		return err
 	}
 	slow.release()
-	if err := r.all(ctx,
+	if err := r.doAll(ctx,
 		request{name: "url-wait", comment: "the import succeeded", path: slow.operation + "/wait?timeout=20"},
-		request{name: "image-url", comment: "the imported image: it has no update source, although it is to be updated", path: images + "/" + lxdtest.Fingerprint(slow.image)},
+		request{name: "image-url", comment: "the imported image: it has no update source, although auto_update is set", path: images + "/" + lxdtest.Fingerprint(slow.image)},
 	); err != nil {
 		return err
 	}
@@ -42,13 +42,13 @@ func (r *recorder) recordURLImport(ctx context.Context) error {
 		return err
 	}
 	defer cancelled.end()
-	return r.all(ctx,
+	return r.doAll(ctx,
 		request{name: "operation-cancelled", comment: "cancelling an import in the middle", method: "DELETE", path: cancelled.operation},
 		request{name: "operation-wait-cancelled", comment: "waiting for an import that was cancelled", path: cancelled.operation + "/wait?timeout=20"},
 	)
 }
 
-// slowImport is an import that is in its middle until it is released.
+// slowImport is an import that stops in the middle until it is released.
 type slowImport struct {
 	operation string
 	image     []byte
@@ -56,14 +56,14 @@ type slowImport struct {
 	server    *httptest.Server
 }
 
-// end lets the rest of the image go and closes the server.
+// end sends the rest of the image and closes the server.
 func (i *slowImport) end() {
 	i.release()
 	i.server.Close()
 }
 
-// startImport records name-accepted and returns when the operation has told
-// progress.
+// startImport starts an import, recorded as name-accepted, and returns when the
+// operation has reported progress.
 func (r *recorder) startImport(ctx context.Context, name, comment string) (*slowImport, error) {
 	released := make(chan struct{})
 	i := &slowImport{
@@ -92,21 +92,21 @@ func (r *recorder) startImport(ctx context.Context, name, comment string) (*slow
 }
 
 func (r *recorder) waitForProgress(ctx context.Context, path string) error {
-	return r.poll(ctx, path, "the import tells no progress", func(a *answer) bool {
+	return r.poll(ctx, path, "the import reports no progress", func(a *envelope) bool {
 		return strings.Contains(string(a.Metadata), "download_progress")
 	})
 }
 
-// waitUntilQuiet waits until what the daemon does at its start is over and
-// forgotten.
+// waitUntilQuiet waits until the operations of the daemon's start have ended and
+// are forgotten.
 func (r *recorder) waitUntilQuiet(ctx context.Context) error {
-	return r.poll(ctx, "/1.0/operations", "the daemon is still at work", func(a *answer) bool {
+	return r.poll(ctx, "/1.0/operations", "the daemon still has operations", func(a *envelope) bool {
 		return string(a.Metadata) == "{}"
 	})
 }
 
-// poll asks again and again, without recording, until the answer will do.
-func (r *recorder) poll(ctx context.Context, path, complaint string, done func(*answer) bool) error {
+// poll repeats a request, without recording it, until done accepts the response.
+func (r *recorder) poll(ctx context.Context, path, problem string, done func(*envelope) bool) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -119,13 +119,13 @@ func (r *recorder) poll(ctx context.Context, path, complaint string, done func(*
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%s: %w: %s", complaint, ctx.Err(), a.Metadata)
+			return fmt.Errorf("%s: %w: %s", problem, ctx.Err(), a.Metadata)
 		case <-tick.C:
 		}
 	}
 }
 
-// imageServer answers as the daemons expect of a server to import from.
+// imageServer returns a server of an image for imports from a URL.
 func (r *recorder) imageServer(image []byte, released <-chan struct{}) http.Handler {
 	prefix := "LXD-Image-"
 	if r.daemon.Family == testdaemon.Incus {
@@ -148,7 +148,7 @@ func (r *recorder) imageServer(image []byte, released <-chan struct{}) http.Hand
 		case <-q.Context().Done():
 			return
 		}
-		// Where this fails the daemon sees a body that is too short.
+		// If this fails, the daemon gets a body that is too short.
 		_, _ = w.Write(image[half:])
 	})
 	return mux

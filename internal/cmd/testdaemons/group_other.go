@@ -9,5 +9,5 @@ import (
 
 func isolate(*exec.Cmd) {}
 
-// forward does nothing: where signals cannot be sent there are no daemons.
+// forward does nothing: the daemons do not run on these systems.
 func forward(*exec.Cmd, os.Signal) {}

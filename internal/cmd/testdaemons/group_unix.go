@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// isolate puts the command in a process group of its own, so that a signal
-// reaches all that it started ("go test" passes SIGTERM on to nobody). On a
-// terminal that group becomes the one in the foreground.
+// isolate runs the command in a new process group, so that a signal reaches all
+// its child processes ("go test" does not forward SIGTERM). On a terminal that
+// group becomes the foreground group.
 func isolate(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	stdin := int(os.Stdin.Fd())
@@ -23,13 +23,13 @@ func isolate(cmd *exec.Cmd) {
 	}
 }
 
-// forward passes a signal on to the command's process group.
+// forward forwards a signal to the command's process group.
 func forward(cmd *exec.Cmd, s os.Signal) {
 	number, ok := s.(syscall.Signal)
 	if !ok {
 		return
 	}
 	if err := syscall.Kill(-cmd.Process.Pid, number); err != nil {
-		fmt.Fprintf(os.Stderr, "testdaemons: pass %v on: %v\n", s, err)
+		fmt.Fprintf(os.Stderr, "testdaemons: forward %v: %v\n", s, err)
 	}
 }

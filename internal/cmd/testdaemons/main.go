@@ -1,13 +1,13 @@
-// Command testdaemons runs a command beside real LXD and Incus daemons.
+// Command testdaemons runs a command with real LXD and Incus daemons.
 //
 //	testdaemons [-lxd N] [-incus N] -- command [argument…]
 //
-// It starts that many daemons of each family in fresh folders, names the
-// folders to the command in LXD_TEST_LXD_DIRS and LXD_TEST_INCUS_DIRS (see
-// package testdaemon), runs the command, ends the daemons, removes their
-// folders and exits with the command's code. SIGINT and SIGTERM are passed on
-// to the command; the daemons end after it. It needs Linux, root and the
-// daemons' packages.
+// It starts N daemons of each family in new directories, runs the command with
+// these directories in LXD_TEST_LXD_DIRS and LXD_TEST_INCUS_DIRS (see package
+// testdaemon), kills the daemons, removes their directories and exits with the
+// command's code. SIGINT and SIGTERM are forwarded to the command; the daemons
+// are killed after it has exited. It needs Linux, root and the daemons'
+// packages.
 package main
 
 import (
@@ -33,8 +33,8 @@ func main() {
 }
 
 func run() (code int, err error) {
-	lxd := flag.Int("lxd", 0, "how many LXD daemons to start")
-	incus := flag.Int("incus", 0, "how many Incus daemons to start")
+	lxd := flag.Int("lxd", 0, "number of LXD daemons to start")
+	incus := flag.Int("incus", 0, "number of Incus daemons to start")
 	flag.Usage = func() {
 		fmt.Fprintln(flag.CommandLine.Output(), "usage: testdaemons [-lxd N] [-incus N] -- command [argument…]")
 		flag.PrintDefaults()
@@ -75,8 +75,8 @@ func run() (code int, err error) {
 	return runCommand(signals, flag.Args(), testdaemon.Environ(daemons...))
 }
 
-// startAll starts the daemons side by side. Those that did start are returned
-// with an error too.
+// startAll starts the daemons concurrently. On an error it also returns those
+// that did start.
 func startAll(ctx context.Context, lxd, incus int) ([]*testdaemon.Daemon, error) {
 	started := make([]*testdaemon.Daemon, lxd+incus)
 	errs := make([]error, lxd+incus)
@@ -98,7 +98,7 @@ func startAll(ctx context.Context, lxd, incus int) ([]*testdaemon.Daemon, error)
 	return daemons, errors.Join(errs...)
 }
 
-// closeAll closes the daemons side by side.
+// closeAll closes the daemons concurrently.
 func closeAll(daemons []*testdaemon.Daemon) error {
 	errs := make([]error, len(daemons))
 	var group sync.WaitGroup
@@ -109,10 +109,10 @@ func closeAll(daemons []*testdaemon.Daemon) error {
 	return errors.Join(errs...)
 }
 
-// runCommand runs the command to its end, passes signals on to it, and
-// returns its exit code.
+// runCommand runs the command, forwards signals to it, and returns its exit
+// code.
 func runCommand(signals <-chan os.Signal, args, env []string) (int, error) {
-	//nolint:noctx // It is ended by signals, so that it can clean up.
+	//nolint:noctx // It is stopped by signals, so that it can clean up.
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
@@ -132,8 +132,8 @@ func runCommand(signals <-chan os.Signal, args, env []string) (int, error) {
 	}
 }
 
-// exitCode is the command's own code, or 128 and the signal that ended it as
-// in a shell.
+// exitCode returns the command's exit code, or as in a shell 128 plus the signal
+// that killed it.
 func exitCode(state *os.ProcessState, err error) (int, error) {
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {

@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestMain makes the test binary the command itself.
+// TestMain runs the command itself if TESTDAEMONS_MAIN is set.
 func TestMain(m *testing.M) {
 	if os.Getenv("TESTDAEMONS_MAIN") != "" {
 		main()

@@ -17,8 +17,7 @@ import (
 
 const images = "/1.0/images"
 
-// recordAll records everything, in an order in which each needs only what was
-// made before it.
+// recordAll makes all recordings. Later parts use what earlier ones created.
 func (r *recorder) recordAll(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
@@ -44,8 +43,8 @@ func (r *recorder) recordAll(ctx context.Context) error {
 	return nil
 }
 
-// all records requests that need nothing of each other's answers.
-func (r *recorder) all(ctx context.Context, requests ...request) error {
+// doAll records requests that do not depend on each other's responses.
+func (r *recorder) doAll(ctx context.Context, requests ...request) error {
 	for _, q := range requests {
 		if _, err := r.do(ctx, q); err != nil {
 			return err
@@ -55,7 +54,7 @@ func (r *recorder) all(ctx context.Context, requests ...request) error {
 }
 
 func (r *recorder) recordServer(ctx context.Context) error {
-	return r.all(ctx,
+	return r.doAll(ctx,
 		request{name: "server", comment: "a trusted client", path: "/1.0"},
 		request{name: "server-tls", comment: "a client with a trusted certificate", over: overTLS, path: "/1.0"},
 		request{name: "server-untrusted", comment: "a client without a certificate", over: overUntrusted, path: "/1.0"},
@@ -64,7 +63,7 @@ func (r *recorder) recordServer(ctx context.Context) error {
 	)
 }
 
-// The images recorded; the same bytes in every recording.
+// The uploaded images; their bytes are the same in every recording.
 var (
 	unified              = lxdtest.UnifiedImage("unified", 0)
 	splitMeta, splitRoot = lxdtest.SplitImage("split", 0)
@@ -83,10 +82,10 @@ func (r *recorder) recordUploads(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := r.all(ctx,
+	if err := r.doAll(ctx,
 		request{name: "upload-wait", comment: "the upload succeeded", path: accepted.Operation + "/wait?timeout=20"},
 		request{name: "operation-success", comment: "the operation of an upload that succeeded", path: accepted.Operation},
-		request{name: "operation-cancel-finished", comment: "cancelling what has finished", method: "DELETE", path: accepted.Operation},
+		request{name: "operation-cancel-finished", comment: "cancelling a finished operation", method: "DELETE", path: accepted.Operation},
 		request{name: "operations", comment: "the finished operation is still listed", path: "/1.0/operations?recursion=1"},
 	); err != nil {
 		return err
@@ -128,10 +127,10 @@ func (r *recorder) recordUploads(ctx context.Context) error {
 	if _, err := r.do(ctx, request{path: failed.Operation + "/wait?timeout=20"}); err != nil {
 		return err
 	}
-	return r.all(ctx, request{name: "operation-failure", comment: "the operation of an upload that failed", path: failed.Operation})
+	return r.doAll(ctx, request{name: "operation-failure", comment: "the operation of an upload that failed", path: failed.Operation})
 }
 
-// splitBody is the body of the upload of a split image.
+// splitBody returns the body of the upload of a split image.
 func splitBody(metadata []byte, rootPart string, root []byte) (body []byte, contentType string, err error) {
 	var out bytes.Buffer
 	form := multipart.NewWriter(&out)
@@ -161,7 +160,7 @@ func (r *recorder) recordAliases(ctx context.Context) error {
 		return map[string]any{"name": name, "target": target, "description": "what " + name + " is"}
 	}
 	const aliases = images + "/aliases"
-	return r.all(ctx,
+	return r.doAll(ctx,
 		request{name: "aliases-empty", comment: "no alias yet", path: aliases},
 		request{name: "alias-created", comment: "a new alias", method: "POST", path: aliases, body: alias("unified", unifiedFingerprint)},
 		request{name: "alias-conflict", comment: "an alias that exists", method: "POST", path: aliases, body: alias("unified", unifiedFingerprint)},
@@ -174,7 +173,7 @@ func (r *recorder) recordAliases(ctx context.Context) error {
 		request{name: "alias-escaped", comment: "one alias with an escaped name", path: aliases + "/split%2Fa%20b%3F"},
 		request{name: "alias-not-found", comment: "no such alias", path: aliases + "/nothing"},
 		request{name: "alias-updated", comment: "the same target again", method: "PUT", path: aliases + "/unified", body: map[string]any{"target": unifiedFingerprint, "description": "changed"}},
-		request{name: "alias-update-stale", comment: "an ETag of long ago", method: "PUT", path: aliases + "/unified", headers: map[string]string{"If-Match": "stale"}, body: map[string]any{"target": unifiedFingerprint}},
+		request{name: "alias-update-stale", comment: "a stale ETag", method: "PUT", path: aliases + "/unified", headers: map[string]string{"If-Match": "stale"}, body: map[string]any{"target": unifiedFingerprint}},
 		request{name: "alias-renamed", comment: "another name", method: "POST", path: aliases + "/unified", body: map[string]any{"name": "renamed"}},
 		request{name: "alias-deleted", comment: "an alias deleted", method: "DELETE", path: aliases + "/renamed"},
 		request{name: "alias-created-again", comment: "for the lists that follow", method: "POST", path: aliases, body: alias("unified", unifiedFingerprint)},
@@ -187,9 +186,9 @@ func (r *recorder) recordImages(ctx context.Context) error {
 		"properties": map[string]string{"os": "lxdtest", "label": "a b"}, "expires_at": "2030-01-02T03:04:05Z",
 	}
 	path := images + "/" + unifiedFingerprint
-	return r.all(ctx,
+	return r.doAll(ctx,
 		request{name: "image-updated", comment: "properties and expiry changed", method: "PUT", path: path, body: update},
-		request{name: "image-update-stale", comment: "an ETag of long ago", method: "PUT", path: path, headers: map[string]string{"If-Match": "stale"}, body: update},
+		request{name: "image-update-stale", comment: "a stale ETag", method: "PUT", path: path, headers: map[string]string{"If-Match": "stale"}, body: update},
 		request{name: "image-patched", comment: "one property added", method: "PATCH", path: path, body: map[string]any{"properties": map[string]string{"patched": "yes"}}},
 		request{name: "images", comment: "unified, split and virtual machine, with aliases, profiles and expiry", path: images + "?recursion=1"},
 		request{name: "images-urls", comment: "the URLs of all images", path: images},
@@ -210,18 +209,18 @@ func (r *recorder) recordRefusals(ctx context.Context) error {
 		}
 	}
 	for _, q := range []request{
-		{name: "profile-not-found", comment: "an upload for a profile that there is not", body: lxdtest.UnifiedImage("profile", 0), headers: r.headers(map[string]string{"-profiles": "profile=nothing"})},
-		{name: "instance-not-found", comment: "publishing an instance that there is not", body: map[string]any{"source": map[string]any{"type": "instance", "name": "nothing"}}},
+		{name: "profile-not-found", comment: "an upload with a profile that does not exist", body: lxdtest.UnifiedImage("profile", 0), headers: r.headers(map[string]string{"-profiles": "profile=nothing"})},
+		{name: "instance-not-found", comment: "publishing an instance that does not exist", body: map[string]any{"source": map[string]any{"type": "instance", "name": "nothing"}}},
 	} {
 		q.method, q.path = "POST", images
 		if err := r.attempt(ctx, q); err != nil {
 			return err
 		}
 	}
-	return r.all(ctx,
-		request{name: "image-prefix-ambiguous", comment: "two images begin with it", path: images + "/" + lxdtest.Fingerprint(first)[:2]},
+	return r.doAll(ctx,
+		request{name: "image-prefix-ambiguous", comment: "a prefix of two fingerprints", path: images + "/" + lxdtest.Fingerprint(first)[:2]},
 		request{name: "bad-json", comment: "a body that is not JSON", method: "POST", path: images, headers: map[string]string{"Content-Type": "application/json"}, body: []byte("{")},
-		request{name: "bad-source", comment: "a source that there is not", method: "POST", path: images, body: map[string]any{"source": map[string]any{"type": "nothing"}}},
+		request{name: "bad-source", comment: "an unknown type of source", method: "POST", path: images, body: map[string]any{"source": map[string]any{"type": "nothing"}}},
 		request{name: "path-not-found", comment: "no such endpoint", path: "/1.0/nothing"},
 		request{name: "method-not-allowed", comment: "no such method", method: "DELETE", path: images},
 		request{name: "operation-not-found", comment: "an operation that the server has forgotten", path: "/1.0/operations/00000000-0000-0000-0000-000000000000"},
@@ -230,7 +229,7 @@ func (r *recorder) recordRefusals(ctx context.Context) error {
 	)
 }
 
-// sharedPrefix is two images whose fingerprints begin with the same two
+// sharedPrefix returns two images whose fingerprints begin with the same two
 // characters.
 func sharedPrefix() (first, second []byte) {
 	seen := map[string][]byte{}
@@ -250,9 +249,9 @@ func (r *recorder) recordUntrusted(ctx context.Context) error {
 		strict = map[string]string{"X-Incus-authenticated": "true"}
 	}
 	private := images + "/" + lxdtest.Fingerprint(splitMeta, splitRoot)
-	return r.all(ctx,
+	return r.doAll(ctx,
 		request{name: "images-untrusted", comment: "only the public image", over: overUntrusted, path: images + "?recursion=1"},
-		request{name: "images-untrusted-strict", comment: "with the header that asks for a refusal", over: overUntrusted, path: images + "?recursion=1", headers: strict},
+		request{name: "images-untrusted-strict", comment: "with the header that requests an error", over: overUntrusted, path: images + "?recursion=1", headers: strict},
 		request{name: "image-untrusted", comment: "a private image", over: overUntrusted, path: private},
 		request{name: "delete-untrusted", comment: "a client without a certificate", over: overUntrusted, method: "DELETE", path: private},
 		request{name: "operations-untrusted", comment: "a client without a certificate", over: overUntrusted, path: "/1.0/operations"},
@@ -279,7 +278,7 @@ func (r *recorder) recordTokens(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return r.all(ctx,
+	return r.doAll(ctx,
 		request{name: "operation-token", comment: "the operation of a secret", path: secret.Operation},
 		request{name: "token-wait-timeout", comment: "a token runs until it is used: the wait timed out", path: secret.Operation + "/wait?timeout=1"},
 		request{name: "token-cancelled", comment: "cancelling a token", method: "DELETE", path: secret.Operation},
@@ -289,8 +288,8 @@ func (r *recorder) recordTokens(ctx context.Context) error {
 	)
 }
 
-// recordCopy lets the server copy an image of its own into another project:
-// the shortest way to an image with an update source.
+// recordCopy makes the server copy one of its images into another project, which
+// is the simplest way to create an image with an update source.
 func (r *recorder) recordCopy(ctx context.Context) error {
 	const project = "copies"
 	if err := r.daemon.CreateProject(ctx, project); err != nil {
@@ -309,7 +308,7 @@ func (r *recorder) recordCopy(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	if err := r.all(ctx,
+	if err := r.doAll(ctx,
 		request{name: "image-copied", comment: "an image with an update source", path: path + "?project=" + project},
 		request{name: "images-project", comment: "the images of one project", path: images + "?recursion=1&project=" + project},
 		request{name: "images-all-projects", comment: "the images of all projects", path: images + "?recursion=1&all-projects=true"},
@@ -345,7 +344,7 @@ func (r *recorder) recordPublish(ctx context.Context) error {
 	if err := json.Unmarshal(published.Metadata, &op); err != nil {
 		return err
 	}
-	return r.all(ctx, request{name: "image-published", comment: "the image of an instance", path: images + "/" + op.Metadata.Fingerprint})
+	return r.doAll(ctx, request{name: "image-published", comment: "the image of an instance", path: images + "/" + op.Metadata.Fingerprint})
 }
 
 func (r *recorder) recordDelete(ctx context.Context) error {
@@ -353,5 +352,5 @@ func (r *recorder) recordDelete(ctx context.Context) error {
 	if _, err := r.operation(ctx, request{name: "delete", comment: "an image deleted", method: "DELETE", path: path}); err != nil {
 		return err
 	}
-	return r.all(ctx, request{name: "delete-not-found", comment: "no such image", method: "DELETE", path: path})
+	return r.doAll(ctx, request{name: "delete-not-found", comment: "no such image", method: "DELETE", path: path})
 }
