@@ -113,6 +113,6 @@ func connect(ctx context.Context, out io.Writer, endpoint string) (client *lxd.C
 		embedded.Close()
 		return nil, nil, err
 	}
-	fmt.Fprintf(out, "Using a server of package lxdtest in this process, which behaves like %s.\n", embedded.Dialect())
+	fmt.Fprintf(out, "Using a server of package lxdtest in this process, which imitates %s.\n", embedded.Dialect())
 	return client, embedded.Close, nil
 }
