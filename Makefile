@@ -5,14 +5,14 @@ ACTIONLINT    := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 GORELEASE     := golang.org/x/exp/cmd/gorelease@v0.0.0-20261113113407-e3970619a1a4
 
 # The packages with tests that use real daemons, and how many daemons to start.
-INTEGRATION ?= . ./internal/testdaemon ./internal/streamstest ./simplestreams
+INTEGRATION ?= . ./test/conformance ./test/clients ./test/kill ./test/soak ./internal/testdaemon ./internal/streamstest ./simplestreams
 DAEMONS     ?= -lxd 2 -incus 2
 TESTFLAGS   ?= -race -count=1
 BENCH       ?= .
 BENCHFLAGS  ?=
 FUZZTIME    ?= 10s
 
-.PHONY: fmt fmt-check lint lint-ci test bench gobench integration fuzz vuln api release-notes envelopes
+.PHONY: fmt fmt-check lint lint-ci test cover bench gobench integration fuzz vuln api release-notes envelopes
 
 fmt:
 	gofmt -w .
@@ -31,6 +31,11 @@ lint-ci:
 test:
 	go test -race ./...
 
+# How much of the package lxd its own tests and the suites run, without daemons.
+cover:
+	go test -coverpkg=. -coverprofile=coverage.out . ./test/...
+	go tool cover -func=coverage.out | tail -n 1
+
 # Measures against curl, lxc and pylxd on real daemons, and writes
 # docs/performance.md. Needs Linux, root, and the daemons installed.
 bench:
@@ -40,9 +45,10 @@ bench:
 gobench:
 	go test -run='^$$' -bench='$(BENCH)' -benchmem $(BENCHFLAGS) .
 
-# Needs Linux, root, and the daemons installed; see CONTRIBUTING.md.
+# Needs Linux, root, and the daemons installed; see CONTRIBUTING.md. One package
+# after the other (-p 1): they share the daemons, and look at what is left there.
 integration:
-	go run ./internal/cmd/testdaemons $(DAEMONS) -- go test $(TESTFLAGS) $(INTEGRATION)
+	go run ./internal/cmd/testdaemons $(DAEMONS) -- go test -p 1 $(TESTFLAGS) $(INTEGRATION)
 
 # Runs every fuzz target in turn, each for FUZZTIME.
 fuzz:

@@ -3,14 +3,19 @@ package lxd_test
 import (
 	"context"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/gorilla/websocket"
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -87,12 +92,69 @@ func TestPanicInALoop(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var conns openConns
-			client := newClient(t, s.Endpoint(), &lxd.Options{Dial: conns.dial})
+			client := testkit.NewClient(t, s.Endpoint(), &lxd.Options{Dial: conns.dial})
 			require.PanicsWithValue(t, "in the loop", func() { loop(client) })
 			// What is not read to its end is closed.
 			require.Eventually(t, func() bool {
 				return conns.count() == 0
 			}, 10*time.Second, time.Millisecond)
 		})
+	}
+}
+
+// TestEventsAreBounded: one that is too large ends the loop.
+func TestEventsAreBounded(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		filler   string
+		tooLarge bool
+	}{
+		"one MiB":     {`"` + strings.Repeat("x", 1<<20) + `"`, false},
+		"no end":      {"", true},
+		"many values": {`[` + strings.Repeat("[],", 300_000) + `1]`, true},
+	} {
+		var sent atomic.Int64
+		server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			conn, err := new(websocket.Upgrader).Upgrade(w, r, nil)
+			if err != nil {
+				return
+			}
+			defer func() { _ = conn.Close() }()
+			const event = `{"type":"operation","metadata":{"id":"x","metadata":{"filler":`
+			if c.filler == "" {
+				out, err := conn.NextWriter(websocket.TextMessage)
+				for n, block := 0, []byte(event+`"`+strings.Repeat("x", 64<<10)); err == nil && n < 256<<20; {
+					_, err = out.Write(block)
+					n += len(block)
+					sent.Store(int64(n))
+				}
+				return
+			}
+			_ = conn.WriteMessage(websocket.TextMessage, []byte(event+c.filler+`}}}`))
+			_, _, _ = conn.ReadMessage() // until the client goes
+		}))
+		client := testkit.NewClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw)})
+		var events []lxd.EventType
+		var err error
+		for event, eventErr := range client.Events(t.Context(), nil) {
+			if eventErr != nil {
+				err = eventErr
+				break
+			}
+			events = append(events, event.Type)
+			if event.Type == lxd.EventOperation || len(events) == 3 {
+				break
+			}
+		}
+		if c.tooLarge {
+			require.ErrorIs(t, err, lxd.ErrTooLarge, name)
+			require.Less(t, sent.Load(), int64(64<<20), name)
+			require.Equal(t, []lxd.EventType{lxd.EventConnected}, events, name)
+		} else {
+			require.NoError(t, err, name)
+			require.Equal(t, []lxd.EventType{lxd.EventConnected, lxd.EventOperation}, events, name)
+		}
+		require.NoError(t, client.Close())
+		server.Close()
 	}
 }

@@ -1,30 +1,15 @@
 package lxd_test
 
 import (
+	"net/http"
+	"os"
 	"testing"
 	"time"
 
-	"github.com/golxd/lxd"
+	"github.com/stretchr/testify/require"
+
 	"github.com/golxd/lxd/lxdtest"
 )
-
-// fake is a server of lxdtest and a client for it over its unix socket.
-type fake struct {
-	*lxdtest.Server
-	Client *lxd.Client
-}
-
-func startFake(t *testing.T) *fake {
-	t.Helper()
-	return startFakeWith(t, nil, nil)
-}
-
-func startFakeWith(t *testing.T, server *lxdtest.Options, client *lxd.Options) *fake {
-	t.Helper()
-	s := lxdtest.NewServer(server)
-	t.Cleanup(s.Close)
-	return &fake{Server: s, Client: newClient(t, s.Endpoint(), client)}
-}
 
 // shortRetries is a retry timeout for a server that stays bad.
 const shortRetries = 100 * time.Millisecond
@@ -33,3 +18,16 @@ const shortRetries = 100 * time.Millisecond
 func fingerprintOf(der []byte) string {
 	return lxdtest.Fingerprint(der)
 }
+
+// shortDir is a folder whose path leaves room for a socket's name.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "lxd")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	return dir
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (r roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return r(req) }

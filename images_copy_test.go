@@ -6,42 +6,43 @@ import (
 	"io"
 	"net/http"
 	"slices"
-	"sync/atomic"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
 // TestCopyBetweenFamilies brings images from LXD to Incus and back, on lxdtest
 // and, where the environment names them, on real daemons.
 func TestCopyBetweenFamilies(t *testing.T) {
-	subjects := conformanceSubjects(t)
-	pairs := map[string][2]*subject{"lxdtest": {subjects[0], subjects[2]}}
+	subjects := testkit.Subjects(t)
+	pairs := map[string][2]*testkit.Subject{"lxdtest": {subjects[0], subjects[2]}}
 	if len(subjects) == 5 {
-		pairs["real"] = [2]*subject{subjects[3], subjects[4]}
+		pairs["real"] = [2]*testkit.Subject{subjects[3], subjects[4]}
 	}
 	for name, pair := range pairs {
 		for _, overTLS := range []bool{false, true} {
 			first, second := *pair[0], *pair[1]
-			first.tls, second.tls = overTLS, overTLS
+			first.TLS, second.TLS = overTLS, overTLS
 			for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyRelay, lxd.CopyAuto} {
 				for _, split := range []bool{false, true} {
 					t.Run(name, func(t *testing.T) {
-						there, back := first.client(t), first.twinClient(t)
-						between := second.client(t)
-						image := copySource(t, there, split)
+						there, back := first.Client(t), twinClient(t, &first)
+						between := second.Client(t)
+						image := testkit.CopySource(t, there, split)
 						copied, err := image.Copy(t.Context(), between, &lxd.CopyOptions{Mode: mode, Wait: true})
 						require.NoError(t, err)
-						deleteAfter(t, copied.Image)
-						requireCopy(t, image, copied)
+						testkit.DeleteAfter(t, copied.Image)
+						testkit.RequireCopy(t, image, copied)
 						again, err := copied.Copy(t.Context(), back, &lxd.CopyOptions{Mode: mode, Wait: true})
 						require.NoError(t, err)
-						deleteAfter(t, again.Image)
-						requireCopy(t, image, again)
+						testkit.DeleteAfter(t, again.Image)
+						testkit.RequireCopy(t, image, again)
 						require.Equal(t, image.Fingerprint, again.Fingerprint)
 						if mode == lxd.CopyAuto {
 							require.Equal(t, lxd.CopyPull, again.Mode)
@@ -50,28 +51,28 @@ func TestCopyBetweenFamilies(t *testing.T) {
 				}
 			}
 			t.Run(name+" push", func(t *testing.T) {
-				image := copySource(t, first.client(t), false)
-				_, err := image.Copy(t.Context(), second.client(t), &lxd.CopyOptions{Mode: lxd.CopyPush, Wait: true})
+				image := testkit.CopySource(t, first.Client(t), false)
+				_, err := image.Copy(t.Context(), second.Client(t), &lxd.CopyOptions{Mode: lxd.CopyPush, Wait: true})
 				require.ErrorIs(t, err, lxd.ErrUnsupported)
 			})
 		}
 	}
 	for _, s := range subjects {
-		leftovers(t, s)
+		testkit.RequireNoTokens(t, s)
 	}
 }
 
-func (s *subject) twinClient(t *testing.T) *lxd.Client {
+func twinClient(t *testing.T, s *testkit.Subject) *lxd.Client {
 	t.Helper()
-	twin := *s.twin
-	twin.tls = s.tls
-	return twin.client(t)
+	twin := *s.Twin
+	twin.TLS = s.TLS
+	return twin.Client(t)
 }
 
 // TestCopyAuto takes the next way where one cannot be taken, and says why.
 func TestCopyAuto(t *testing.T) {
-	source, target := startFake(t), startFake(t)
-	image := copySource(t, source.Client, false)
+	source, target := testkit.StartFake(t), testkit.StartFake(t)
+	image := testkit.CopySource(t, source.Client, false)
 
 	// Neither listens on the network.
 	for _, wait := range []bool{true, false} {
@@ -84,7 +85,7 @@ func TestCopyAuto(t *testing.T) {
 		require.ErrorIs(t, copied.NotTaken[0].Err, lxd.ErrUnsupported)
 		require.Equal(t, lxd.CopyPush, copied.NotTaken[1].Mode)
 		require.ErrorContains(t, copied.NotTaken[1].Err, "core.https_address")
-		requireCopy(t, image, copied)
+		testkit.RequireCopy(t, image, copied)
 		require.NoError(t, copied.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
 	}
 	require.Empty(t, source.Tokens())
@@ -95,9 +96,9 @@ func TestCopyAuto(t *testing.T) {
 // are null ends LXD 5.0.2 and Incus 6.0.4 when it is used.
 func TestPushTokenHasProperties(t *testing.T) {
 	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60} {
-		source := startFakeWith(t, &lxdtest.Options{Dialect: dialect, TLS: true}, nil)
-		target := startFakeWith(t, &lxdtest.Options{Dialect: dialect, TLS: true}, nil)
-		image := upload(t, source.Client, nil)
+		source := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect, TLS: true}, nil)
+		target := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect, TLS: true}, nil)
+		image := testkit.Upload(t, source.Client, nil)
 		image.Properties = nil
 		require.NoError(t, image.Update(t.Context(), nil))
 		require.Empty(t, image.Properties)
@@ -108,7 +109,7 @@ func TestPushTokenHasProperties(t *testing.T) {
 		require.Nil(t, source.Crashed())
 		require.Nil(t, target.Crashed())
 
-		copied, err = upload(t, source.Client, nil).Copy(t.Context(), target.Client, &lxd.CopyOptions{
+		copied, err = testkit.Upload(t, source.Client, nil).Copy(t.Context(), target.Client, &lxd.CopyOptions{
 			Mode: lxd.CopyPush, Wait: true, Properties: map[string]string{},
 		})
 		require.NoError(t, err, dialect)
@@ -119,11 +120,11 @@ func TestPushTokenHasProperties(t *testing.T) {
 
 // TestFailedCopyLeavesNoToken ends the tokens of copies that fail in every way.
 func TestFailedCopyLeavesNoToken(t *testing.T) {
-	source := startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-	target := startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-	image := upload(t, source.Client, nil)
+	source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	image := testkit.Upload(t, source.Client, nil)
 	for name, test := range map[string]struct {
-		on    *fake
+		on    *testkit.Fake
 		fault lxdtest.Fault
 	}{
 		"the target refuses":            {target, lxdtest.Status(400, "no room").On("POST", "/1.0/images")},
@@ -185,8 +186,8 @@ func TestEndedContextLeavesNoToken(t *testing.T) {
 			return res, err
 		})
 	}}
-	source := startFakeWith(t, &lxdtest.Options{TLS: true}, opts)
-	target := startFakeWith(t, &lxdtest.Options{TLS: true}, opts)
+	source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, opts)
+	target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, opts)
 	fingerprint, err := source.AddImage(lxdtest.UnifiedImage("token", 0), nil)
 	require.NoError(t, err)
 	image, err := source.Client.Images.Get(t.Context(), fingerprint)
@@ -230,53 +231,13 @@ func TestEndedContextLeavesNoToken(t *testing.T) {
 	require.Less(t, time.Since(begin), 5*time.Second)
 }
 
-// TestRelayLeavesTheSourceAlone has the target refuse a relay that goes on after
-// a cut: nothing may be asked of the source once Copy has returned.
-func TestRelayLeavesTheSourceAlone(t *testing.T) {
-	t.Parallel()
-	x := newExportTest(t, 0, lxdtest.UnifiedImage("relay", 8<<20), nil)
-	target := startFakeWith(t, nil, &lxd.Options{RetryTimeout: -1})
-	target.Inject(lxdtest.EarlyResponse(1<<20, 400, "no room").On("POST", "/1.0/images"))
-	returned := make(chan struct{})
-	var late atomic.Int64
-	x.between(func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
-		res, err := next.RoundTrip(req)
-		if err != nil {
-			return res, err
-		}
-		// What comes after 2 MiB comes when Copy has returned, and is a cut.
-		first := io.LimitReader(res.Body, 2<<20)
-		body := res.Body
-		res.Body = struct {
-			io.Reader
-			io.Closer
-		}{readFunc(func(p []byte) (int, error) {
-			if n, err := first.Read(p); err == nil {
-				return n, nil
-			}
-			<-returned
-			return 0, io.ErrUnexpectedEOF
-		}), body}
-		select {
-		case <-returned:
-			late.Add(1)
-		default:
-		}
-		return res, nil
-	})
-	_, err := x.image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: lxd.CopyRelay, Wait: true})
-	require.Equal(t, 400, errOf[*lxd.Error](t, err).StatusCode)
-	close(returned)
-	require.Never(t, func() bool { return late.Load() > 0 }, 500*time.Millisecond, exportTick)
-}
-
 // TestEndedCopyDoesNotWaitForItsToken has the source not answer when a token is
 // to be ended.
 func TestEndedCopyDoesNotWaitForItsToken(t *testing.T) {
 	t.Parallel()
-	source := startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-	target := startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-	image := upload(t, source.Client, nil)
+	source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	image := testkit.Upload(t, source.Client, nil)
 	target.Inject(lxdtest.StallOperations())
 	stalled := source.Inject(lxdtest.StallHeaders().On("DELETE", "/1.0/operations/*"))
 	ctx, cancel := context.WithCancel(t.Context())
@@ -302,8 +263,8 @@ func TestEndedCopyDoesNotWaitForItsToken(t *testing.T) {
 // TestCopyOfWhatIsThereReports once.
 func TestCopyOfWhatIsThereReports(t *testing.T) {
 	t.Parallel()
-	source, target := startFake(t), startFake(t)
-	image := upload(t, source.Client, nil)
+	source, target := testkit.StartFake(t), testkit.StartFake(t)
+	image := testkit.Upload(t, source.Client, nil)
 	_, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Wait: true})
 	require.NoError(t, err)
 	var reports []lxd.Progress
@@ -319,17 +280,17 @@ func TestCopyOfWhatIsThereReports(t *testing.T) {
 
 // TestCopyAutoFallsBack takes the next way when one fails on its way.
 func TestCopyAutoFallsBack(t *testing.T) {
-	source := startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-	target := startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
 	for _, wait := range []bool{true, false} {
-		image := copySource(t, source.Client, wait)
+		image := testkit.CopySource(t, source.Client, wait)
 		// The source's https address is of no use to the target; its socket works.
 		injected := source.Inject(lxdtest.Status(502, "a proxy").On("GET", "/1.0/images/*").Times(4))
 		copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Wait: wait})
 		require.NoError(t, err)
 		require.NoError(t, copied.Wait(t.Context()))
 		injected.Remove()
-		requireCopy(t, image, copied)
+		testkit.RequireCopy(t, image, copied)
 		require.NotEmpty(t, copied.NotTaken)
 		require.NotEqual(t, lxd.CopyPull, copied.Mode)
 		require.Empty(t, source.Tokens())
@@ -341,25 +302,25 @@ func TestCopyAutoFallsBack(t *testing.T) {
 // parameter out.
 func TestMissingExtensions(t *testing.T) {
 	all := []string{"image_profiles", "image_source_project", "images_target_project", "images_push_relay", "image_force_refresh", "image_compression_algorithm", "images_expiry"}
-	old := startFakeWith(t, &lxdtest.Options{TLS: true, WithoutExtensions: all}, nil)
+	old := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true, WithoutExtensions: all}, nil)
 	old.AddProject("apart", true)
 	old.AddProfile("special")
 	old.AddInstance("web", nil)
-	other := startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	other := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
 	other.AddProject("apart", true)
 	ctx, c := t.Context(), old.Client
-	apart := upload(t, c.InProject("apart"), nil)
-	here := upload(t, c, nil)
+	apart := testkit.Upload(t, c.InProject("apart"), nil)
+	here := testkit.Upload(t, c, nil)
 	second := func(_ any, err error) error { return err }
 	for extension, err := range map[string]error{
-		"image_profiles":              second(c.Images.Create(ctx, bytes.NewReader(unified(t, 0)), &lxd.CreateOptions{Profiles: []string{"special"}, Wait: true})),
+		"image_profiles":              second(c.Images.Create(ctx, bytes.NewReader(testkit.Unified(t, 0)), &lxd.CreateOptions{Profiles: []string{"special"}, Wait: true})),
 		"images_push_relay":           second(here.Copy(ctx, other.Client, &lxd.CopyOptions{Mode: lxd.CopyPush, Wait: true})),
 		"image_force_refresh":         here.Refresh(ctx, nil),
 		"images_all_projects":         second(c.Images.All(ctx, &lxd.ListOptions{AllProjects: true})),
 		"image_registries":            second(c.Registries.All(ctx)),
 		"image_compression_algorithm": second(c.Images.CreateFromInstance(ctx, "web", &lxd.CreateFromInstanceOptions{Compression: "none"})),
 		"images_expiry":               second(c.Images.CreateFromInstance(ctx, "web", &lxd.CreateFromInstanceOptions{ExpiresAt: time.Now().Add(time.Hour)})),
-		"image_source_project":        second(upload(t, other.Client.InProject("apart"), nil).Copy(ctx, c, &lxd.CopyOptions{Mode: lxd.CopyPull, Wait: true})),
+		"image_source_project":        second(testkit.Upload(t, other.Client.InProject("apart"), nil).Copy(ctx, c, &lxd.CopyOptions{Mode: lxd.CopyPull, Wait: true})),
 	} {
 		require.ErrorIs(t, err, lxd.ErrUnsupported, extension)
 		require.ErrorContains(t, err, extension)
@@ -377,12 +338,66 @@ func TestMissingExtensions(t *testing.T) {
 func TestCopyWithoutProfiles(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush, lxd.CopyRelay} {
-		from, to := startFakeWith(t, &lxdtest.Options{TLS: true}, nil), startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-		image, err := from.Client.Images.Create(t.Context(), bytes.NewReader(unified(t, 0)), &lxd.CreateOptions{Wait: true})
+		from, to := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil), testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+		image, err := from.Client.Images.Create(t.Context(), bytes.NewReader(testkit.Unified(t, 0)), &lxd.CreateOptions{Wait: true})
 		require.NoError(t, err)
 		require.Equal(t, []string{"default"}, image.Profiles)
 		copied, err := image.Copy(t.Context(), to.Client, &lxd.CopyOptions{Mode: mode, Profiles: []string{}, Wait: true})
 		require.NoError(t, err, mode)
 		require.Empty(t, copied.Profiles, mode)
 	}
+}
+
+// TestCopyOfAnotherImage: the source gives other content than the image's, and
+// the target is not told what it should be.
+func TestCopyOfAnotherImage(t *testing.T) {
+	t.Parallel()
+	source, target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil), testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	data, otherData := testkit.Unified(t, 1000), testkit.Unified(t, 1000)
+	fingerprint, err := source.AddImage(data, nil)
+	require.NoError(t, err)
+	_, err = source.AddImage(otherData, nil)
+	require.NoError(t, err)
+	other := lxdtest.Fingerprint(otherData)
+	// Every request and response about the image is about the other one.
+	from := rewriting(t, source.Endpoint(), func(req *http.Request) {
+		req.URL.Path = strings.ReplaceAll(req.URL.Path, fingerprint, other)
+	}, func(_ *http.Request, body []byte) []byte {
+		return bytes.ReplaceAll(body, []byte(other), []byte(fingerprint))
+	})
+	image, err := from.Images.Get(t.Context(), fingerprint)
+	require.NoError(t, err)
+	to := rewriting(t, target.Endpoint(), func(req *http.Request) { req.Header.Del("X-LXD-fingerprint") }, nil)
+	for _, wait := range []bool{true, false} {
+		copied, err := image.Copy(t.Context(), to, &lxd.CopyOptions{Mode: lxd.CopyRelay, Wait: wait})
+		if !wait {
+			require.NoError(t, err)
+			err = copied.Wait(t.Context())
+		}
+		mismatch := testkit.ErrOf[*lxd.FingerprintError](t, err)
+		require.Equal(t, []string{fingerprint, other}, []string{mismatch.Want, mismatch.Got})
+		require.Empty(t, target.Images())
+	}
+	// A target that pulls another image than it was told to.
+	pulled := rewriting(t, target.Endpoint(), func(req *http.Request) {
+		if req.Method == http.MethodPost && req.URL.Path == "/1.0/images" {
+			body, err := io.ReadAll(req.Body)
+			if err == nil {
+				body = bytes.ReplaceAll(body, []byte(fingerprint), []byte(other))
+			}
+			req.Body, req.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+		}
+	}, nil)
+	for _, fp := range []string{fingerprint, other} {
+		public, err := source.Client.Images.Get(t.Context(), fp)
+		require.NoError(t, err)
+		public.Public = true
+		require.NoError(t, public.Update(t.Context(), nil))
+	}
+	image, err = source.Client.Images.Get(t.Context(), fingerprint)
+	require.NoError(t, err)
+	_, err = image.Copy(t.Context(), pulled, &lxd.CopyOptions{Mode: lxd.CopyPull, Wait: true})
+	mismatch := testkit.ErrOf[*lxd.FingerprintError](t, err)
+	require.Equal(t, []string{fingerprint, other}, []string{mismatch.Want, mismatch.Got})
+	require.Empty(t, target.Images())
 }

@@ -8,21 +8,25 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"regexp"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
 // TestNothingIsSentTwice sends no content that the server has.
 func TestNothingIsSentTwice(t *testing.T) {
-	f, target := startFake(t), startFake(t)
-	data := unified(t, 1<<20)
+	f, target := testkit.StartFake(t), testkit.StartFake(t)
+	data := testkit.Unified(t, 1<<20)
 	image, err := f.Client.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
 	require.NoError(t, err)
 	_, err = target.Client.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
@@ -30,7 +34,7 @@ func TestNothingIsSentTwice(t *testing.T) {
 	f.ForgetRequests()
 	target.ForgetRequests()
 
-	_, err = f.Client.Images.Create(t.Context(), onlyReader{bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true, Fingerprint: lxdtest.Fingerprint(data)})
+	_, err = f.Client.Images.Create(t.Context(), testkit.OneShotReader{Reader: bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true, Fingerprint: lxdtest.Fingerprint(data)})
 	require.NoError(t, err)
 	_, err = f.Client.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true, Dedupe: true})
 	require.NoError(t, err)
@@ -52,7 +56,7 @@ func (f readFunc) Read(p []byte) (int, error) { return f(p) }
 // errors of net/http do.
 func TestReaderThatBreaksIsNotAtItsEnd(t *testing.T) {
 	t.Parallel()
-	server := startFake(t)
+	server := testkit.StartFake(t)
 	broken := errors.New("the source broke")
 	for _, opts := range []*lxd.CreateOptions{nil, {Wait: true}, {Wait: true, Verify: true}} {
 		half := bytes.NewReader(lxdtest.UnifiedImage("half", 2<<20)[:1<<20])
@@ -103,25 +107,31 @@ func (l *lateReader) Seek(offset int64, whence int) (int64, error) {
 // Read of the caller's reader, which the second sending must not disturb.
 func TestRetryWaitsForTheReader(t *testing.T) {
 	t.Parallel()
-	server := startFakeWith(t, nil, nil)
-	refused := server.Inject(lxdtest.EarlyResponse(1<<19, 503, "busy").On("POST", "/1.0/images").Times(1))
-	data := lxdtest.UnifiedImage("late", 2<<20)
-	var once sync.Once
-	reader := &lateReader{t: t, r: bytes.NewReader(data), wait: func() {
-		// The first time, until the client has had the time to begin anew.
-		once.Do(func() { time.Sleep(500 * time.Millisecond) })
-	}}
-	image, err := server.Client.Images.Create(t.Context(), reader, &lxd.CreateOptions{Wait: true})
-	require.NoError(t, err)
-	require.Equal(t, lxdtest.Fingerprint(data), image.Fingerprint)
-	require.Equal(t, 1, refused.Fired())
+	synctest.Test(t, func(t *testing.T) {
+		server := lxdtest.NewServer(&lxdtest.Options{InMemory: true})
+		defer server.Close()
+		client, err := lxd.New("unix:///lxd", &lxd.Options{Dial: server.DialContext})
+		require.NoError(t, err)
+		defer func() { require.NoError(t, client.Close()) }()
+		refused := server.Inject(lxdtest.EarlyResponse(1<<19, 503, "busy").On("POST", "/1.0/images").Times(1))
+		data := lxdtest.UnifiedImage("late", 2<<20)
+		var once sync.Once
+		reader := &lateReader{t: t, r: bytes.NewReader(data), wait: func() {
+			// The first time, until all that the client does meanwhile is waiting.
+			once.Do(func() { time.Sleep(time.Second) })
+		}}
+		image, err := client.Images.Create(t.Context(), reader, &lxd.CreateOptions{Wait: true})
+		require.NoError(t, err)
+		require.Equal(t, lxdtest.Fingerprint(data), image.Fingerprint)
+		require.Equal(t, 1, refused.Fired())
+	})
 }
 
 // TestContextEndsSlowReaders ends uploads while a reader that could be read
 // again blocks, in the sending and in the hash.
 func TestContextEndsSlowReaders(t *testing.T) {
 	t.Parallel()
-	server := startFake(t)
+	server := testkit.StartFake(t)
 	data := lxdtest.UnifiedImage("slow", 2<<20)
 	for name, reader := range map[string]func(wait func()) io.Reader{
 		"sending": func(wait func()) io.Reader { return &lateReader{t: t, r: bytes.NewReader(data), wait: wait} },
@@ -180,7 +190,7 @@ func (s *slowHash) ReadAt(p []byte, offset int64) (int, error) {
 
 func TestSplitImageHasTheSizeOfItsFiles(t *testing.T) {
 	t.Parallel()
-	server := startFake(t)
+	server := testkit.StartFake(t)
 	metadata, rootfs := lxdtest.SplitImage("size", 1<<20)
 	image, err := server.Client.Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Rootfs: bytes.NewReader(rootfs)})
 	require.NoError(t, err)
@@ -193,8 +203,8 @@ func TestSplitImageHasTheSizeOfItsFiles(t *testing.T) {
 // upload: the image is there, and a second call may set them.
 func TestBusyServerKeepsUpload(t *testing.T) {
 	t.Parallel()
-	f := startFakeWith(t, nil, &lxd.Options{RetryTimeout: -1})
-	data := unified(t, 0)
+	f := testkit.StartFakeWith(t, nil, &lxd.Options{RetryTimeout: -1})
+	data := testkit.Unified(t, 0)
 	f.Inject(lxdtest.TooManyRequests(0).On("PUT", "/1.0/images/*"))
 	_, err := f.Client.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{ExpiresAt: time.Now().Add(time.Hour), Wait: true})
 	require.ErrorIs(t, err, lxd.ErrUnavailable)
@@ -207,8 +217,8 @@ func TestBusyServerKeepsUpload(t *testing.T) {
 // very image.
 func TestSameUploadWithAlias(t *testing.T) {
 	t.Parallel()
-	f := startFake(t)
-	data := unified(t, 0)
+	f := testkit.StartFake(t)
+	data := testkit.Unified(t, 0)
 	for _, opts := range []lxd.CreateOptions{{}, {Fingerprint: lxdtest.Fingerprint(data)}, {Dedupe: true}} {
 		opts.Aliases, opts.Wait = []lxd.Alias{{Name: "prod"}}, true
 		image, err := f.Client.Images.Create(t.Context(), bytes.NewReader(data), &opts)
@@ -221,10 +231,10 @@ func TestSameUploadWithAlias(t *testing.T) {
 // and once more when it is free.
 func TestWaitFailsAgain(t *testing.T) {
 	t.Parallel()
-	f := startFake(t)
-	other, err := f.Client.Images.Create(t.Context(), bytes.NewReader(unified(t, 0)), &lxd.CreateOptions{Wait: true})
+	f := testkit.StartFake(t)
+	other, err := f.Client.Images.Create(t.Context(), bytes.NewReader(testkit.Unified(t, 0)), &lxd.CreateOptions{Wait: true})
 	require.NoError(t, err)
-	image, err := f.Client.Images.Create(t.Context(), bytes.NewReader(unified(t, 1000)), &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: "prod"}}})
+	image, err := f.Client.Images.Create(t.Context(), bytes.NewReader(testkit.Unified(t, 1000)), &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: "prod"}}})
 	require.NoError(t, err)
 	require.NoError(t, other.AddAlias(t.Context(), "prod", ""))
 	for range 2 {
@@ -295,7 +305,7 @@ func TestCreateReadsNoMoreWhenItHasReturned(t *testing.T) {
 	s.Inject(lxdtest.EarlyResponse(1<<20, http.StatusInsufficientStorage, "the disk is full").On("POST", "/1.0/images"))
 	refused := make(chan struct{}, 1)
 	var current atomic.Pointer[watchedReader]
-	client := newClient(t, s.Endpoint(), &lxd.Options{
+	client := testkit.NewClient(t, s.Endpoint(), &lxd.Options{
 		// The refusal comes while the reader is being read.
 		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 			conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
@@ -346,7 +356,7 @@ func TestDedupeObeysContext(t *testing.T) {
 	t.Parallel()
 	s := lxdtest.NewServer(nil)
 	t.Cleanup(s.Close)
-	client := newClient(t, s.Endpoint(), nil)
+	client := testkit.NewClient(t, s.Endpoint(), nil)
 	r := newWatchedReader(0)
 	defer close(r.goOn)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -376,4 +386,115 @@ func (seekableReader) Seek(offset int64, whence int) (int64, error) {
 		return 1<<20 + offset, nil
 	}
 	return offset, nil
+}
+
+// TestBlockedReader: the end of ctx ends an upload whose reader gives nothing.
+func TestBlockedReader(t *testing.T) {
+	t.Parallel()
+	server := testkit.StartFake(t)
+	for _, opts := range []*lxd.CreateOptions{nil, {Wait: true, Verify: true}} {
+		r, w := io.Pipe()
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		started := time.Now()
+		_, err := server.Client.Images.Create(ctx, r, opts)
+		cancel()
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Less(t, time.Since(started), time.Second+100*time.Millisecond)
+		require.NoError(t, w.Close())
+	}
+	require.Empty(t, server.Images())
+}
+
+// TestUploadOfAnotherImage: the fingerprint that pins an upload is lost on the
+// way, so that the server verifies nothing. What it made then is not left
+// behind, and what was there before is.
+func TestUploadOfAnotherImage(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	s := testkit.StartFake(t)
+	data := testkit.Unified(t, 1000)
+	fingerprint := lxdtest.Fingerprint(data)
+	before, err := s.AddImage(testkit.Unified(t, 2000), nil)
+	require.NoError(t, err)
+	lost := func(req *http.Request) {
+		for name := range req.Header {
+			if strings.HasSuffix(strings.ToLower(name), "-fingerprint") {
+				req.Header.Del(name)
+			}
+		}
+	}
+	proxied := rewriting(t, s.Endpoint(), lost, nil)
+	for _, wait := range []bool{true, false} {
+		for name, reader := range map[string]io.Reader{"file": bytes.NewReader(data), "one-shot": testkit.OneShotReader{Reader: bytes.NewReader(data)}} {
+			for _, verify := range []bool{true, false} {
+				if seeker, ok := reader.(io.Seeker); ok {
+					_, err := seeker.Seek(0, io.SeekStart)
+					require.NoError(t, err)
+				} else {
+					reader = testkit.OneShotReader{Reader: bytes.NewReader(data)}
+				}
+				image, err := proxied.Images.Create(ctx, reader, &lxd.CreateOptions{Fingerprint: oneFingerprint, Verify: verify, Wait: wait})
+				if !wait {
+					require.NoError(t, err, name)
+					err = image.Wait(ctx)
+				}
+				mismatch := testkit.ErrOf[*lxd.FingerprintError](t, err)
+				require.Equal(t, oneFingerprint, mismatch.Want, name)
+				require.Equal(t, fingerprint, mismatch.Got, name)
+				require.Len(t, s.Images(), 1, name)
+			}
+		}
+	}
+
+	// The server tells of an image that was there before.
+	silent := false
+	began := regexp.MustCompile(`"created_at":"[^"]*"`)
+	lying := func(told string) *lxd.Client {
+		return rewriting(t, s.Endpoint(), lost, func(req *http.Request, body []byte) []byte {
+			if strings.Contains(req.URL.Path, "/operations/") {
+				body = bytes.ReplaceAll(body, []byte(fingerprint), []byte(told))
+			}
+			if strings.Contains(req.URL.Path, "/operations/") && told == before && silent {
+				body = began.ReplaceAll(body, nil)
+				body = bytes.ReplaceAll(body, []byte(`,,`), []byte(`,`))
+			}
+			return body
+		})
+	}
+	for _, opts := range []*lxd.CreateOptions{{Fingerprint: fingerprint}, {Verify: true}} {
+		opts.Wait = true
+		silent = !silent // when the operation began
+		for _, told := range []string{before, "../" + before[3:], "1a1a"} {
+			_, err := lying(told).Images.Create(ctx, bytes.NewReader(data), opts)
+			mismatch := testkit.ErrOf[*lxd.FingerprintError](t, err)
+			require.Equal(t, fingerprint, mismatch.Want)
+			require.Equal(t, told, mismatch.Got)
+			require.NotErrorIs(t, err, lxd.ErrInvalid, "nobody asks for it")
+			_, there := s.Image(before)
+			require.True(t, there, "it is somebody else's")
+			image, err := s.Client.Images.Get(ctx, fingerprint)
+			require.NoError(t, err)
+			require.NoError(t, image.Delete(ctx, &lxd.DeleteOptions{Wait: true}))
+		}
+	}
+	// The server says that it has what was asked for, and was sent another.
+	claimed := rewriting(t, s.Endpoint(), lost, func(req *http.Request, body []byte) []byte {
+		return bytes.ReplaceAll(body, []byte(fingerprint), []byte(oneFingerprint))
+	})
+	_, err = claimed.Images.Create(ctx, bytes.NewReader(data), &lxd.CreateOptions{Fingerprint: oneFingerprint, Verify: true, Wait: true})
+	lie := testkit.ErrOf[*lxd.FingerprintError](t, err)
+	require.Equal(t, []string{fingerprint, oneFingerprint}, []string{lie.Want, lie.Got})
+	made, err := s.Client.Images.Get(ctx, fingerprint)
+	require.NoError(t, err)
+	require.NoError(t, made.Delete(ctx, &lxd.DeleteOptions{Wait: true}))
+
+	// Nothing pins it, and what is told is no fingerprint.
+	_, err = lying("1a1a").Images.Create(ctx, bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
+	require.ErrorIs(t, err, lxd.ErrBadResponse)
+
+	// The upload has failed since the content is there; what is told is another.
+	_, err = lying(before).Images.Create(ctx, bytes.NewReader(data), &lxd.CreateOptions{Verify: true, Wait: true})
+	mismatch := testkit.ErrOf[*lxd.FingerprintError](t, err)
+	require.Equal(t, []string{fingerprint, before}, []string{mismatch.Want, mismatch.Got})
+	require.Len(t, s.Images(), 2)
 }

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -51,7 +52,7 @@ func TestExportToChild(t *testing.T) {
 		signal.Ignore(syscall.SIGXFSZ) // the write fails then
 		require.NoError(t, syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: bytes, Max: bytes}))
 	}
-	client := newClient(t, endpoint, nil)
+	client := testkit.NewClient(t, endpoint, nil)
 	image, err := client.Images.Get(t.Context(), os.Getenv(envExportFingerprint))
 	require.NoError(t, err)
 	connections, err := strconv.Atoi(os.Getenv(envExportConnections))
@@ -87,7 +88,7 @@ func TestExportToGoesOnInNextProcess(t *testing.T) {
 	x := newExportTest(t, 0, lxdtest.UnifiedImage("killed", 4<<20), nil)
 	dir := t.TempDir()
 	const before = 2 << 20
-	stalled := x.Inject(lxdtest.StallResponse(before).On("GET", exportPattern).Times(1))
+	stalled := x.Inject(lxdtest.StallResponse(before).On("GET", testkit.ExportPattern).Times(1))
 	defer stalled.Remove()
 	child := exportChild(t, x.image, dir, 0, 0)
 	out, err := child.StdoutPipe()
@@ -107,7 +108,7 @@ func TestExportToGoesOnInNextProcess(t *testing.T) {
 
 	files, err := x.image.ExportTo(t.Context(), dir, nil)
 	require.NoError(t, err)
-	requireExported(t, dir, files, x.data)
+	testkit.RequireExported(t, dir, files, x.data)
 	require.Equal(t, []string{"", fmt.Sprintf("bytes=%d-", len(left))}, x.ranges())
 }
 
@@ -118,7 +119,7 @@ func TestExportToOverConnectionsGoesOnInNextProcess(t *testing.T) {
 	const connections, each = 3, 1 << 20
 	x := newExportTest(t, 0, lxdtest.UnifiedImage("killed", 6<<20), nil)
 	dir := t.TempDir()
-	stalled := x.Inject(lxdtest.StallResponse(each).On("GET", exportPattern).Times(connections))
+	stalled := x.Inject(lxdtest.StallResponse(each).On("GET", testkit.ExportPattern).Times(connections))
 	defer stalled.Remove()
 	child := exportChild(t, x.image, dir, connections, 0)
 	out, err := child.StdoutPipe()
@@ -130,7 +131,7 @@ func TestExportToOverConnectionsGoesOnInNextProcess(t *testing.T) {
 	x.ForgetRequests()
 	files, err := x.image.ExportTo(t.Context(), dir, nil)
 	require.NoError(t, err)
-	requireExported(t, dir, files, x.data)
+	testkit.RequireExported(t, dir, files, x.data)
 	require.Len(t, x.ranges(), connections)
 	require.LessOrEqual(t, asked(t, x.ranges(), len(x.data)), len(x.data)-connections*each, "all that came is of use")
 }
@@ -163,14 +164,14 @@ func TestExportToOnFullDisk(t *testing.T) {
 	out, err := exportChild(t, x.image, dir, 0, room).Output()
 	require.NoError(t, err)
 	require.Contains(t, string(out), "the disk is full")
-	require.Equal(t, []string{partialPath(dir, x.image)}, filesIn(t, dir))
+	require.Equal(t, []string{partialPath(dir, x.image)}, testkit.FilesIn(t, dir))
 	var stat unix.Stat_t
 	require.NoError(t, unix.Stat(partialPath(dir, x.image), &stat))
 	require.EqualValues(t, room, stat.Size)
 	require.Less(t, stat.Blocks*512, int64(2<<20), "what was reserved for the rest is given back")
 	files, err := x.image.ExportTo(t.Context(), dir, nil)
 	require.NoError(t, err)
-	requireExported(t, dir, files, x.data)
+	testkit.RequireExported(t, dir, files, x.data)
 	require.Equal(t, []string{"", fmt.Sprintf("bytes=%d-", room)}, x.ranges())
 }
 
@@ -204,7 +205,7 @@ func TestExportToWithoutPermission(t *testing.T) {
 	require.ErrorIs(t, err, os.ErrPermission)
 	require.Contains(t, err.Error(), filepath.Base(partialPath(dir, x.image)))
 	require.Empty(t, x.Requests())
-	require.Empty(t, filesIn(t, dir))
+	require.Empty(t, testkit.FilesIn(t, dir))
 }
 
 // TestExportToCannotReplace has a partial file that others can write to, in a
@@ -233,7 +234,7 @@ func TestExportToCannotReplace(t *testing.T) {
 			require.ErrorContains(t, err, "remove it, or use a directory that nobody else may write to")
 		}
 		require.Empty(t, x.Requests())
-		require.Equal(t, []string{path}, filesIn(t, dir))
+		require.Equal(t, []string{path}, testkit.FilesIn(t, dir))
 	}
 }
 
@@ -251,7 +252,7 @@ func TestExportToReservesRoom(t *testing.T) {
 	} {
 		x := newExportTest(t, 0, c.data, c.rootfs)
 		dir := t.TempDir()
-		stalled := x.Inject(lxdtest.StallResponse(came).On("GET", exportPattern))
+		stalled := x.Inject(lxdtest.StallResponse(came).On("GET", testkit.ExportPattern))
 		ended := make(chan error)
 		go func() {
 			_, err := x.image.ExportTo(t.Context(), dir, nil)

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -44,7 +45,7 @@ func TestExportToOverConnections(t *testing.T) {
 			Connections: connections, Progress: func(p lxd.Progress) { reports = append(reports, p) },
 		})
 		require.NoError(t, err)
-		requireExported(t, dir, files, data)
+		testkit.RequireExported(t, dir, files, data)
 		require.Len(t, x.ranges(), min(connections, 8), "no part is smaller than 1 MiB")
 		require.Equal(t, len(data), asked(t, x.ranges(), len(data)))
 		last := reports[len(reports)-1]
@@ -66,7 +67,7 @@ func TestExportToOverConnectionsOfWhatHasNoParts(t *testing.T) {
 		dir := t.TempDir()
 		files, err := x.image.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Connections: 8})
 		require.NoError(t, err)
-		requireExported(t, dir, files, x.data)
+		testkit.RequireExported(t, dir, files, x.data)
 		require.Equal(t, []string{""}, x.ranges())
 	})
 	t.Run("split", func(t *testing.T) {
@@ -76,7 +77,7 @@ func TestExportToOverConnectionsOfWhatHasNoParts(t *testing.T) {
 		dir := t.TempDir()
 		files, err := x.image.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Connections: 8})
 		require.NoError(t, err)
-		requireExported(t, dir, files, metadata, rootfs)
+		testkit.RequireExported(t, dir, files, metadata, rootfs)
 		require.Len(t, x.ranges(), 2, "one request shows that there are no parts")
 	})
 }
@@ -86,7 +87,7 @@ func TestExportToOverConnectionsResumes(t *testing.T) {
 	data := lxdtest.UnifiedImage("resumes", 8<<20)
 	x := newExportTest(t, 0, data, nil)
 	dir := t.TempDir()
-	cut := x.Inject(lxdtest.CutResponse(1<<20).On("GET", exportPattern).Times(4))
+	cut := x.Inject(lxdtest.CutResponse(1<<20).On("GET", testkit.ExportPattern).Times(4))
 	x.between(func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
 		var from int
 		if _, err := fmt.Sscanf(req.Header.Get("Range"), "bytes=%d-", &from); err != nil {
@@ -107,7 +108,7 @@ func TestExportToOverConnectionsResumes(t *testing.T) {
 	require.Equal(t, 4, cut.Fired())
 	require.Len(t, x.ranges(), 8)
 	require.Equal(t, 2*len(data)-4<<20, asked(t, x.ranges(), len(data)), "each goes on from where it was cut")
-	requireExported(t, dir, files, data)
+	testkit.RequireExported(t, dir, files, data)
 }
 
 // TestExportToOverConnectionsGoesOn has the next call, with as many connections
@@ -116,16 +117,16 @@ func TestExportToOverConnectionsGoesOn(t *testing.T) {
 	t.Parallel()
 	data := lxdtest.UnifiedImage("goes on", 8<<20)
 	for _, next := range []int{0, 2, 4, 64} {
-		t.Run(fmt.Sprint(next), func(t *testing.T) {
+		t.Run(fmt.Sprintf("then %d connections", next), func(t *testing.T) {
 			t.Parallel()
 			x := newExportTest(t, -1, data, nil)
 			dir := t.TempDir()
-			cut := x.Inject(lxdtest.CutResponse(1<<20).On("GET", exportPattern).Times(4))
+			cut := x.Inject(lxdtest.CutResponse(1<<20).On("GET", testkit.ExportPattern).Times(4))
 			_, err := x.image.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Connections: 4})
 			var incomplete *lxd.FingerprintError
 			require.ErrorAs(t, err, &incomplete)
 			require.Empty(t, incomplete.Got)
-			require.Equal(t, []string{partialPath(dir, x.image)}, filesIn(t, dir))
+			require.Equal(t, []string{partialPath(dir, x.image)}, testkit.FilesIn(t, dir))
 			cut.Remove() // the first cut ended the transfer, before others perhaps
 			// The server may yet hear of requests that the first call gave up:
 			// those of the second are counted on this side.
@@ -139,7 +140,7 @@ func TestExportToOverConnectionsGoesOn(t *testing.T) {
 			})
 			files, err := x.image.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Connections: next})
 			require.NoError(t, err)
-			requireExported(t, dir, files, data)
+			testkit.RequireExported(t, dir, files, data)
 			require.LessOrEqual(t, asked(t, ranges, len(data)), len(data)-1<<20, "at least the part whose end was the first to show is there")
 		})
 	}
@@ -156,7 +157,7 @@ func TestExportToOverConnectionsGoesOnFromBeginning(t *testing.T) {
 	require.NoError(t, os.WriteFile(partialPath(dir, x.image), data[:part], 0o600))
 	files, err := x.image.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Connections: 4})
 	require.NoError(t, err)
-	requireExported(t, dir, files, data)
+	testkit.RequireExported(t, dir, files, data)
 	require.Len(t, x.ranges(), 4)
 	require.Equal(t, len(data)-part, asked(t, x.ranges(), len(data)))
 }
@@ -189,7 +190,7 @@ func TestExportToOverConnectionsInBadWeather(t *testing.T) {
 				}
 				files, err := x.image.ExportTo(t.Context(), dir, options())
 				require.NoError(t, err)
-				requireExported(t, dir, files, data)
+				testkit.RequireExported(t, dir, files, data)
 			}
 		})
 	}
@@ -197,7 +198,7 @@ func TestExportToOverConnectionsInBadWeather(t *testing.T) {
 		t.Parallel()
 		x := newExportTest(t, 0, data, nil)
 		dir := t.TempDir()
-		cut := x.Inject(lxdtest.CutResponse(1<<20).On("GET", exportPattern).Times(1))
+		cut := x.Inject(lxdtest.CutResponse(1<<20).On("GET", testkit.ExportPattern).Times(1))
 		x.between(func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
 			if cut.Fired() > 0 && strings.HasSuffix(req.URL.Path, "/export") {
 				return withoutRange(req, next)
@@ -206,7 +207,7 @@ func TestExportToOverConnectionsInBadWeather(t *testing.T) {
 		})
 		files, err := x.image.ExportTo(t.Context(), dir, options())
 		require.NoError(t, err)
-		requireExported(t, dir, files, data)
+		testkit.RequireExported(t, dir, files, data)
 	})
 	for name, header := range map[string]string{
 		"another offset": fmt.Sprintf("bytes 1-%d/%d", len(data)-1, len(data)),
@@ -227,26 +228,26 @@ func TestExportToOverConnectionsInBadWeather(t *testing.T) {
 			})
 			_, err := x.image.ExportTo(t.Context(), dir, options())
 			require.ErrorIs(t, err, lxd.ErrBadResponse)
-			require.Empty(t, filesIn(t, dir))
+			require.Empty(t, testkit.FilesIn(t, dir))
 		})
 	}
 	t.Run("corrupt", func(t *testing.T) {
 		t.Parallel()
 		x := newExportTest(t, 0, data, nil)
 		dir := t.TempDir()
-		x.Inject(lxdtest.Corrupt(500<<10).On("GET", exportPattern).Times(1))
+		x.Inject(lxdtest.Corrupt(500<<10).On("GET", testkit.ExportPattern).Times(1))
 		_, err := x.image.ExportTo(t.Context(), dir, options())
 		var corrupt *lxd.FingerprintError
 		require.ErrorAs(t, err, &corrupt)
 		require.Len(t, corrupt.Got, 64)
-		require.Empty(t, filesIn(t, dir))
+		require.Empty(t, testkit.FilesIn(t, dir))
 		require.Len(t, x.ranges(), 3, "what is wrong is not asked for again")
 	})
 	t.Run("one part fails, the others would not end", func(t *testing.T) {
 		t.Parallel()
 		x := newExportTest(t, -1, data, nil)
 		dir := t.TempDir()
-		stalled := x.Inject(lxdtest.StallResponse(100<<10).On("GET", exportPattern))
+		stalled := x.Inject(lxdtest.StallResponse(100<<10).On("GET", testkit.ExportPattern))
 		defer stalled.Remove()
 		x.between(func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
 			if req.Header.Get("Range") == fmt.Sprintf("bytes=%d-%d", len(data)*2/3, len(data)-1) {
@@ -274,7 +275,7 @@ func TestExportToOverConnectionsInBadWeather(t *testing.T) {
 		t.Parallel()
 		x := newExportTest(t, 0, data, nil)
 		dir := t.TempDir()
-		stalled := x.Inject(lxdtest.StallResponse(100<<10).On("GET", exportPattern))
+		stalled := x.Inject(lxdtest.StallResponse(100<<10).On("GET", testkit.ExportPattern))
 		defer stalled.Remove()
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error)
@@ -285,7 +286,7 @@ func TestExportToOverConnectionsInBadWeather(t *testing.T) {
 		require.Eventually(t, func() bool { return stalled.Fired() == 3 }, exportWait, exportTick, "all at once")
 		cancel()
 		require.ErrorIs(t, <-ended, context.Canceled)
-		for _, path := range filesIn(t, dir) {
+		for _, path := range testkit.FilesIn(t, dir) {
 			require.Equal(t, partialPath(dir, x.image), path)
 		}
 	})

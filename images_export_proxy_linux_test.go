@@ -17,6 +17,7 @@ import (
 
 	"github.com/golxd/lxd"
 	"github.com/golxd/lxd/internal/testdaemon"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -87,18 +88,18 @@ func TestCutAndResume(t *testing.T) {
 	// So much that, of every call's two connections, one comes to its cut as
 	// long as there are cuts to be made.
 	const cuts, after, size = 3, 1 << 20, 8 << 20
-	for _, s := range conformanceSubjects(t) {
-		t.Run(s.column, func(t *testing.T) {
-			s.tls = true
-			direct := s.client(t)
-			data := lxdtest.UnifiedImage("proxy "+s.column, size)
+	for _, s := range testkit.Subjects(t) {
+		t.Run(s.Column, func(t *testing.T) {
+			s.TLS = true
+			direct := s.Client(t)
+			data := lxdtest.UnifiedImage("proxy "+s.Column, size)
 			image, err := direct.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
 			require.NoError(t, err)
-			deleteAfter(t, image)
+			testkit.DeleteAfter(t, image)
 
 			through := func(t *testing.T, retryTimeout time.Duration) (*cuttingProxy, *lxd.Image) {
 				proxy := startCuttingProxy(t, strings.TrimPrefix(direct.Endpoint(), "https://"), cuts, after)
-				client := s.clientAt(t, "https://"+proxy.address, retryTimeout)
+				client := clientAt(t, s, "https://"+proxy.address, retryTimeout)
 				image, err := client.Images.Get(t.Context(), image.Fingerprint)
 				require.NoError(t, err)
 				return proxy, image
@@ -125,12 +126,12 @@ func TestCutAndResume(t *testing.T) {
 						before = proxy.passed.Load()
 						files, err := image.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Connections: connections})
 						if err == nil {
-							requireExported(t, dir, files, data)
+							testkit.RequireExported(t, dir, files, data)
 							break
 						}
 						failures++
 						require.LessOrEqual(t, failures, cuts)
-						require.Equal(t, []string{partialPath(dir, image)}, filesIn(t, dir))
+						require.Equal(t, []string{partialPath(dir, image)}, testkit.FilesIn(t, dir))
 					}
 					requireCut(t, proxy)
 					// Of each call that failed, all that came over the connection
@@ -145,16 +146,16 @@ func TestCutAndResume(t *testing.T) {
 }
 
 // clientAt is a trusted client that reaches the daemon at another address.
-func (s *subject) clientAt(t *testing.T, url string, retryTimeout time.Duration) *lxd.Client {
+func clientAt(t *testing.T, s *testkit.Subject, url string, retryTimeout time.Duration) *lxd.Client {
 	t.Helper()
 	o := &lxd.Options{RetryTimeout: retryTimeout}
-	if s.fake != nil {
-		o.ClientCertificate, o.ClientKey = s.fake.ClientCertificate()
-		o.ServerCertificate = s.fake.Certificate()
+	if s.Fake != nil {
+		o.ClientCertificate, o.ClientKey = s.Fake.ClientCertificate()
+		o.ServerCertificate = s.Fake.Certificate()
 	} else {
-		o.ClientCertificate, o.ClientKey, o.ServerCertificate = s.real.ClientCertificate, s.real.ClientKey, s.real.ServerCertificate
+		o.ClientCertificate, o.ClientKey, o.ServerCertificate = s.Real.ClientCertificate, s.Real.ClientKey, s.Real.ServerCertificate
 	}
-	return newClient(t, url, o)
+	return testkit.NewClient(t, url, o)
 }
 
 // TestExportFromRealDaemonsOnFullDisk has a file system of a megabyte. Without
@@ -163,7 +164,7 @@ func TestExportFromRealDaemonsOnFullDisk(t *testing.T) {
 	lxds, incuses, err := testdaemon.FromEnv()
 	require.NoError(t, err)
 	for _, d := range append(lxds, incuses...) {
-		client := newClient(t, "unix://"+d.Socket, nil)
+		client := testkit.NewClient(t, "unix://"+d.Socket, nil)
 		// Over one connection it shows before anything is written of the file
 		// that there is no room for.
 		metadata, rootfs := lxdtest.SplitImage("full "+d.String(), 3<<20)
@@ -181,7 +182,7 @@ func TestExportFromRealDaemonsOnFullDisk(t *testing.T) {
 			_, err := c.image.ExportTo(t.Context(), dir, nil)
 			require.ErrorIs(t, err, syscall.ENOSPC)
 			require.ErrorContains(t, err, fmt.Sprintf("make room for %d bytes", len(c.large)))
-			require.Empty(t, filesIn(t, dir))
+			require.Empty(t, testkit.FilesIn(t, dir))
 			unmount()
 		}
 		require.NoError(t, split.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
@@ -191,7 +192,7 @@ func TestExportFromRealDaemonsOnFullDisk(t *testing.T) {
 		unmount := mountSmall(t, dir)
 		_, err = image.ExportTo(t.Context(), dir, options)
 		require.ErrorIs(t, err, syscall.ENOSPC)
-		require.Equal(t, []string{partialPath(dir, image)}, filesIn(t, dir))
+		require.Equal(t, []string{partialPath(dir, image)}, testkit.FilesIn(t, dir))
 		// What came is still of use where there is room.
 		part, err := os.ReadFile(partialPath(dir, image))
 		require.NoError(t, err)
@@ -200,7 +201,7 @@ func TestExportFromRealDaemonsOnFullDisk(t *testing.T) {
 		require.NoError(t, os.WriteFile(partialPath(dir, image), part, 0o600))
 		files, err := image.ExportTo(t.Context(), dir, options)
 		require.NoError(t, err)
-		requireExported(t, dir, files, data)
+		testkit.RequireExported(t, dir, files, data)
 		require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
 	}
 }

@@ -17,36 +17,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
-
-// requireExported sees that the folder holds exactly these files of the image.
-func requireExported(t *testing.T, dir string, files *lxd.ExportedFiles, want ...[]byte) {
-	t.Helper()
-	paths := []string{files.Image}
-	if files.Rootfs != "" {
-		paths = append(paths, files.Rootfs)
-	}
-	require.Len(t, paths, len(want))
-	for n, path := range paths {
-		got, err := os.ReadFile(path)
-		require.NoError(t, err)
-		require.True(t, bytes.Equal(want[n], got), path)
-	}
-	slices.Sort(paths)
-	require.Equal(t, paths, filesIn(t, dir))
-}
-
-func filesIn(t *testing.T, dir string) []string {
-	t.Helper()
-	entries, err := os.ReadDir(dir)
-	require.NoError(t, err)
-	var paths []string
-	for _, e := range entries {
-		paths = append(paths, filepath.Join(dir, e.Name()))
-	}
-	return paths
-}
 
 func partialPath(dir string, image *lxd.Image) string {
 	return filepath.Join(dir, image.Fingerprint+".partial")
@@ -63,13 +36,13 @@ func TestExportToFetchesOnce(t *testing.T) {
 	files, err := x.image.ExportTo(t.Context(), dir, nil)
 	require.NoError(t, err)
 	require.Equal(t, filepath.Join(dir, x.image.Fingerprint+".tar"), files.Image)
-	requireExported(t, dir, files, x.data)
+	testkit.RequireExported(t, dir, files, x.data)
 	x.ForgetRequests()
 	again, err := x.image.ExportTo(t.Context(), dir, nil)
 	require.NoError(t, err)
 	require.Equal(t, files, again)
 	require.Empty(t, x.Requests())
-	requireExported(t, dir, files, x.data)
+	testkit.RequireExported(t, dir, files, x.data)
 
 	// A file of that name with other content is replaced.
 	damaged := bytes.Clone(x.data)
@@ -77,7 +50,7 @@ func TestExportToFetchesOnce(t *testing.T) {
 	require.NoError(t, os.WriteFile(files.Image, damaged, 0o600))
 	again, err = x.image.ExportTo(t.Context(), dir, nil)
 	require.NoError(t, err)
-	requireExported(t, dir, again, x.data)
+	testkit.RequireExported(t, dir, again, x.data)
 	require.Len(t, x.ranges(), 1)
 }
 
@@ -86,13 +59,13 @@ func TestExportToOfSplitImage(t *testing.T) {
 	metadata, rootfs := lxdtest.SplitImage("to", 3<<20)
 	x := newExportTest(t, 0, metadata, rootfs)
 	dir := t.TempDir()
-	cut := x.Inject(lxdtest.CutResponse(2<<20).On("GET", exportPattern).Times(2))
+	cut := x.Inject(lxdtest.CutResponse(2<<20).On("GET", testkit.ExportPattern).Times(2))
 	files, err := x.image.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Name: "web", Sync: true})
 	require.NoError(t, err, "it starts over")
 	require.Equal(t, 2, cut.Fired())
 	require.Equal(t, []string{"", "", ""}, x.ranges())
 	require.Equal(t, filepath.Join(dir, "web.meta.tar"), files.Image)
-	requireExported(t, dir, files, metadata, rootfs)
+	testkit.RequireExported(t, dir, files, metadata, rootfs)
 	x.ForgetRequests()
 	again, err := x.image.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Name: "web"})
 	require.NoError(t, err)
@@ -113,11 +86,11 @@ func TestExportToOfSplitImageGivesUp(t *testing.T) {
 			t.Parallel()
 			x := newExportTest(t, shortRetries, metadata, rootfs)
 			dir := t.TempDir()
-			x.Inject(fault.On("GET", exportPattern))
+			x.Inject(fault.On("GET", testkit.ExportPattern))
 			_, err := x.image.ExportTo(t.Context(), dir, nil)
 			var corrupt *lxd.FingerprintError
 			require.ErrorAs(t, err, &corrupt)
-			require.Empty(t, filesIn(t, dir))
+			require.Empty(t, testkit.FilesIn(t, dir))
 		})
 	}
 }
@@ -147,7 +120,7 @@ func TestExportToGoesOnFromPartialFile(t *testing.T) {
 			require.NoError(t, os.WriteFile(partialPath(dir, x.image), c.partial, 0o600))
 			files, err := x.image.ExportTo(t.Context(), dir, nil)
 			require.NoError(t, err)
-			requireExported(t, dir, files, data)
+			testkit.RequireExported(t, dir, files, data)
 			require.Equal(t, c.ranges, x.ranges())
 		})
 	}
@@ -182,11 +155,11 @@ func TestExportToAndWrongContinuations(t *testing.T) {
 			files, err := x.image.ExportTo(t.Context(), dir, nil)
 			if name == "Range ignored" {
 				require.NoError(t, err)
-				requireExported(t, dir, files, data)
+				testkit.RequireExported(t, dir, files, data)
 				return
 			}
 			require.ErrorIs(t, err, lxd.ErrBadResponse)
-			require.Equal(t, []string{partialPath(dir, x.image)}, filesIn(t, dir))
+			require.Equal(t, []string{partialPath(dir, x.image)}, testkit.FilesIn(t, dir))
 		})
 	}
 }
@@ -195,14 +168,14 @@ func TestExportToKeepsWhatCame(t *testing.T) {
 	t.Parallel()
 	x := newExportTest(t, -1, lxdtest.UnifiedImage("came", 3<<20), nil)
 	dir := t.TempDir()
-	x.Inject(lxdtest.CutResponse(1<<20).On("GET", exportPattern).Times(1))
+	x.Inject(lxdtest.CutResponse(1<<20).On("GET", testkit.ExportPattern).Times(1))
 	_, err := x.image.ExportTo(t.Context(), dir, nil)
 	var incomplete *lxd.FingerprintError
 	require.ErrorAs(t, err, &incomplete)
-	require.Equal(t, []string{partialPath(dir, x.image)}, filesIn(t, dir))
+	require.Equal(t, []string{partialPath(dir, x.image)}, testkit.FilesIn(t, dir))
 	files, err := x.image.ExportTo(t.Context(), dir, nil)
 	require.NoError(t, err)
-	requireExported(t, dir, files, x.data)
+	testkit.RequireExported(t, dir, files, x.data)
 	require.Equal(t, []string{"", fmt.Sprintf("bytes=%d-", 1<<20)}, x.ranges())
 }
 
@@ -210,13 +183,13 @@ func TestExportToOfCorruptContentLeavesNothing(t *testing.T) {
 	t.Parallel()
 	x := newExportTest(t, 0, lxdtest.UnifiedImage("corrupt", 1<<20), nil)
 	dir := t.TempDir()
-	x.Inject(lxdtest.Corrupt(500<<10).On("GET", exportPattern))
+	x.Inject(lxdtest.Corrupt(500<<10).On("GET", testkit.ExportPattern))
 	_, err := x.image.ExportTo(t.Context(), dir, nil)
 	var corrupt *lxd.FingerprintError
 	require.ErrorAs(t, err, &corrupt)
 	require.Equal(t, x.image.Fingerprint, corrupt.Want)
 	require.Len(t, corrupt.Got, 64)
-	require.Empty(t, filesIn(t, dir))
+	require.Empty(t, testkit.FilesIn(t, dir))
 	require.Len(t, x.ranges(), 1)
 }
 
@@ -225,7 +198,7 @@ func TestExportToOfReplacedImage(t *testing.T) {
 	t.Parallel()
 	x := newExportTest(t, -1, lxdtest.UnifiedImage("old", 2<<20), nil)
 	dir := t.TempDir()
-	x.Inject(lxdtest.CutResponse(1<<20).On("GET", exportPattern).Times(1))
+	x.Inject(lxdtest.CutResponse(1<<20).On("GET", testkit.ExportPattern).Times(1))
 	options := &lxd.ExportToOptions{Name: "newest"}
 	_, err := x.image.ExportTo(t.Context(), dir, options)
 	require.Error(t, err)
@@ -249,7 +222,7 @@ func TestTwoExportToAtOnce(t *testing.T) {
 	t.Parallel()
 	x := newExportTest(t, 0, lxdtest.UnifiedImage("two", 2<<20), nil)
 	dir := t.TempDir()
-	stalled := x.Inject(lxdtest.StallResponse(1<<20).On("GET", exportPattern))
+	stalled := x.Inject(lxdtest.StallResponse(1<<20).On("GET", testkit.ExportPattern))
 	const calls = 4
 	var group sync.WaitGroup
 	var files [calls]*lxd.ExportedFiles
@@ -264,7 +237,7 @@ func TestTwoExportToAtOnce(t *testing.T) {
 		require.NoError(t, errs[n])
 		require.Equal(t, files[0], files[n])
 	}
-	requireExported(t, dir, files[0], x.data)
+	testkit.RequireExported(t, dir, files[0], x.data)
 	require.Equal(t, []string{""}, x.ranges(), "one call fetches, the others find its file")
 }
 
@@ -272,7 +245,7 @@ func TestExportToWaitsUnderItsContext(t *testing.T) {
 	t.Parallel()
 	x := newExportTest(t, 0, lxdtest.UnifiedImage("wait", 2<<20), nil)
 	dir := t.TempDir()
-	stalled := x.Inject(lxdtest.StallResponse(1<<20).On("GET", exportPattern))
+	stalled := x.Inject(lxdtest.StallResponse(1<<20).On("GET", testkit.ExportPattern))
 	defer stalled.Remove()
 	first, cancelFirst := context.WithCancel(t.Context())
 	ended := make(chan error)
@@ -287,7 +260,7 @@ func TestExportToWaitsUnderItsContext(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 	cancelFirst()
 	require.ErrorIs(t, <-ended, context.Canceled)
-	for _, path := range filesIn(t, dir) {
+	for _, path := range testkit.FilesIn(t, dir) {
 		require.Equal(t, partialPath(dir, x.image), path)
 	}
 }
@@ -302,7 +275,7 @@ func TestExportToOfSplitImageReplacesRest(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "web.lock.partial"), nil, 0o600))
 	files, err := x.image.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Name: "web"})
 	require.NoError(t, err)
-	requireExported(t, dir, files, metadata, rootfs)
+	testkit.RequireExported(t, dir, files, metadata, rootfs)
 }
 
 // TestExportToReplacesFilesOfItsName has two images that are given one name.
@@ -314,7 +287,7 @@ func TestExportToReplacesFilesOfItsName(t *testing.T) {
 	options := &lxd.ExportToOptions{Name: "web"}
 	first, err := x.image.ExportTo(t.Context(), dir, options)
 	require.NoError(t, err)
-	requireExported(t, dir, first, metadata, rootfs)
+	testkit.RequireExported(t, dir, first, metadata, rootfs)
 
 	data := lxdtest.UnifiedImage("second", 64<<10)
 	fingerprint, err := x.AddImage(data, nil)
@@ -324,12 +297,12 @@ func TestExportToReplacesFilesOfItsName(t *testing.T) {
 	files, err := second.ExportTo(t.Context(), dir, options)
 	require.NoError(t, err)
 	require.Equal(t, &lxd.ExportedFiles{Image: first.Rootfs}, files, "they have the same extension")
-	requireExported(t, dir, &lxd.ExportedFiles{Image: first.Image, Rootfs: files.Image}, metadata, data)
+	testkit.RequireExported(t, dir, &lxd.ExportedFiles{Image: first.Image, Rootfs: files.Image}, metadata, data)
 
 	again, err := x.image.ExportTo(t.Context(), dir, options)
 	require.NoError(t, err)
 	require.Equal(t, first, again)
-	requireExported(t, dir, again, metadata, rootfs)
+	testkit.RequireExported(t, dir, again, metadata, rootfs)
 }
 
 // TestExportToOfSplitImageThatCannotBePublished has a folder, with something in
@@ -356,10 +329,10 @@ func TestExportToOfSplitImageThatCannotBePublished(t *testing.T) {
 			_, err := x.image.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Name: "web"})
 			require.Error(t, err)
 			if !c.kept {
-				require.Equal(t, []string{folder}, filesIn(t, dir))
+				require.Equal(t, []string{folder}, testkit.FilesIn(t, dir))
 				return
 			}
-			require.Equal(t, []string{folder, earlier}, filesIn(t, dir))
+			require.Equal(t, []string{folder, earlier}, testkit.FilesIn(t, dir))
 			got, err := os.ReadFile(earlier)
 			require.NoError(t, err)
 			require.Equal(t, "earlier", string(got))
@@ -427,7 +400,7 @@ func TestExportToRefusesAnotherLength(t *testing.T) {
 			var failed *lxd.FingerprintError
 			require.ErrorAs(t, err, &failed)
 			require.ErrorIs(t, err, lxd.ErrBadResponse)
-			for _, path := range filesIn(t, dir) {
+			for _, path := range testkit.FilesIn(t, dir) {
 				require.Contains(t, c.name, "no end")
 				info, err := os.Stat(path)
 				require.NoError(t, err)
@@ -458,10 +431,10 @@ func TestPanicInAnExport(t *testing.T) {
 		_, _ = x.image.Export(t.Context(), &lxd.ExportOptions{Progress: func(lxd.Progress) {}})
 	})
 	x.between(nil)
-	require.Empty(t, filesIn(t, dir))
+	require.Empty(t, testkit.FilesIn(t, dir))
 	ctx, cancel := context.WithTimeout(t.Context(), exportWait)
 	defer cancel()
 	files, err := x.image.ExportTo(ctx, dir, nil)
 	require.NoError(t, err)
-	requireExported(t, dir, files, x.data)
+	testkit.RequireExported(t, dir, files, x.data)
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/golxd/lxd"
 	"github.com/golxd/lxd/internal/partfile"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -43,9 +44,9 @@ func TestExportToFollowsNoLink(t *testing.T) {
 			files, err := x.image.ExportTo(t.Context(), dir, nil)
 			require.NoError(t, err)
 			if c.rootfs == nil {
-				requireExported(t, dir, files, c.data)
+				testkit.RequireExported(t, dir, files, c.data)
 			} else {
-				requireExported(t, dir, files, c.data, c.rootfs)
+				testkit.RequireExported(t, dir, files, c.data, c.rootfs)
 			}
 			got, err := os.ReadFile(other)
 			require.NoError(t, err)
@@ -90,12 +91,12 @@ func TestExportToTellsOfItsContext(t *testing.T) {
 			ctx, cancel := context.WithCancelCause(t.Context())
 			defer cancel(nil)
 			options := &lxd.ExportToOptions{Progress: prepare(t, dir, func() { cancel(shutdown) })}
-			before := filesIn(t, dir)
+			before := testkit.FilesIn(t, dir)
 			_, err := x.image.ExportTo(ctx, dir, options)
 			require.ErrorIs(t, err, context.Canceled)
 			require.ErrorIs(t, err, shutdown)
 			if name == "before" {
-				require.Equal(t, before, filesIn(t, dir))
+				require.Equal(t, before, testkit.FilesIn(t, dir))
 			}
 		})
 	}
@@ -125,7 +126,7 @@ func TestExportToTrustsOnlyItsOwn(t *testing.T) {
 			require.Equal(t, []string{""}, x.ranges(), "it was fetched")
 			_, err = theirs.WriteAt([]byte("changed"), 0)
 			require.NoError(t, err)
-			requireExported(t, dir, files, data)
+			testkit.RequireExported(t, dir, files, data)
 			info, err := os.Stat(files.Image)
 			require.NoError(t, err)
 			require.EqualValues(t, 0o600, info.Mode().Perm(), "the image is not public")

@@ -13,6 +13,7 @@ import (
 
 	"github.com/golxd/lxd"
 	"github.com/golxd/lxd/internal/streamstest"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 	"github.com/golxd/lxd/simplestreams"
 )
@@ -214,8 +215,8 @@ func item(products streamstest.Object, name string) streamstest.Object {
 
 func badStreams() map[string]badStream {
 	wrong := strings.Repeat("ab", 32)
-	fingerprintError := func(t *testing.T, err error) { t.Helper(); errOf[*lxd.FingerprintError](t, err) }
-	fileError := func(t *testing.T, err error) { t.Helper(); errOf[*simplestreams.Error](t, err) }
+	fingerprintError := func(t *testing.T, err error) { t.Helper(); testkit.ErrOf[*lxd.FingerprintError](t, err) }
+	fileError := func(t *testing.T, err error) { t.Helper(); testkit.ErrOf[*simplestreams.Error](t, err) }
 	const rootfs = "images/distro/noble/amd64/20240201_07:42/rootfs.squashfs"
 	return map[string]badStream{
 		"not JSON":       {fault: streamstest.IndexPath, is: streamstest.HTML(), check: matches(simplestreams.ErrInvalid), mention: "index.json"},
@@ -347,7 +348,7 @@ func TestImportStreamsAutoUpdate(t *testing.T) {
 
 		// A fingerprint has no newer version.
 		_, err = c.Images.CreateFromSimplestreams(t.Context(), source.URL, image.Fingerprint, opts)
-		require.Equal(t, "CreateFromSimplestreamsOptions.AutoUpdate", errOf[*lxd.InputError](t, err).Field)
+		require.Equal(t, "CreateFromSimplestreamsOptions.AutoUpdate", testkit.ErrOf[*lxd.InputError](t, err).Field)
 
 		// The client could fetch it, but nobody would update it.
 		source.Fault(streamstest.IndexPath, streamstest.Status(http.StatusInternalServerError))

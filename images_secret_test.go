@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -36,10 +37,10 @@ func tokens(t *testing.T, clients ...*lxd.Client) (n int) {
 	return n
 }
 
-// image adds one that goes with the server.
-func (f *fake) image(t *testing.T) *lxd.Image {
+// imageOf adds an image that goes with the server.
+func imageOf(t *testing.T, f *testkit.Fake) *lxd.Image {
 	t.Helper()
-	fingerprint, err := f.AddImage(unified(t, 0), nil)
+	fingerprint, err := f.AddImage(testkit.Unified(t, 0), nil)
 	require.NoError(t, err)
 	image, err := f.Client.Images.Get(t.Context(), fingerprint)
 	require.NoError(t, err)
@@ -110,22 +111,22 @@ func (l *loser) times(n int64, method, end string) {
 }
 
 // socketOf is the path of a subject's socket.
-func (s *subject) socketOf() string {
-	if s.fake != nil {
-		return s.fake.Socket()
+func socketOf(s *testkit.Subject) string {
+	if s.Fake != nil {
+		return s.Fake.Socket()
 	}
-	return s.real.Socket
+	return s.Real.Socket
 }
 
 // TestLostTokens loses the responses that carry tokens, and those of ending
 // them, on the way from lxdtest and from real daemons. No token of the client's
 // own stays, and none of another program goes.
 func TestLostTokens(t *testing.T) {
-	for _, s := range conformanceSubjects(t) {
-		direct, twin := s.client(t), s.twin.client(t)
-		atSource, atTarget := newLoser(t, s.socketOf()), newLoser(t, s.twin.socketOf())
-		source, target := newClient(t, atSource.endpoint, nil), newClient(t, atTarget.endpoint, nil)
-		image := upload(t, source, nil)
+	for _, s := range testkit.Subjects(t) {
+		direct, twin := s.Client(t), s.Twin.Client(t)
+		atSource, atTarget := newLoser(t, socketOf(s)), newLoser(t, socketOf(s.Twin))
+		source, target := testkit.NewClient(t, atSource.endpoint, nil), testkit.NewClient(t, atTarget.endpoint, nil)
+		image := testkit.Upload(t, source, nil)
 		foreign, err := direct.Images.Get(t.Context(), image.Fingerprint)
 		require.NoError(t, err)
 		theirs, err := foreign.Secret(t.Context())
@@ -151,7 +152,7 @@ func TestLostTokens(t *testing.T) {
 				// second only.
 				require.Eventually(t, func() bool { return time.Since(theirs.Operation().Status().CreatedAt) > 3*time.Second }, patience, tick)
 			}
-			for range testSize(t, 1, 50) {
+			for range testkit.Size(t, 1, 50) {
 				lost := test.at.lost.Load()
 				test.at.times(test.n, test.lose[0], test.lose[1])
 				var err error
@@ -170,7 +171,7 @@ func TestLostTokens(t *testing.T) {
 					require.NoError(t, err, name)
 				}
 				require.Greater(t, test.at.lost.Load(), lost, name)
-				require.Equal(t, before, tokens(t, direct, twin), "%s %s: only theirs is left", s.column, name)
+				require.Equal(t, before, tokens(t, direct, twin), "%s %s: only theirs is left", s.Column, name)
 			}
 		}
 		require.NoError(t, theirs.Operation().Cancel(t.Context()), "it was running")
@@ -189,9 +190,9 @@ func TestTokenIsEndedAgain(t *testing.T) {
 	} {
 		for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush, lxd.CopyAuto} {
 			for _, wait := range []bool{true, false} {
-				source := startFakeWith(t, &lxdtest.Options{TLS: true}, &lxd.Options{RetryTimeout: -1})
-				target := startFakeWith(t, &lxdtest.Options{TLS: true}, &lxd.Options{RetryTimeout: -1})
-				image := source.image(t)
+				source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, &lxd.Options{RetryTimeout: -1})
+				target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, &lxd.Options{RetryTimeout: -1})
+				image := imageOf(t, source)
 				// Nobody gets as far as using the token.
 				source.Inject(lxdtest.Status(500, "disk broken").On("POST", "/1.0/images/*/export"))
 				source.Inject(lxdtest.Status(502, "a proxy").On("GET", "/1.0/images/*").Times(2))
@@ -212,8 +213,8 @@ func TestTokenIsEndedAgain(t *testing.T) {
 		}
 	}
 	// What never passes is given up, in time.
-	source := startFake(t)
-	secret, err := upload(t, source.Client, nil).Secret(t.Context())
+	source := testkit.StartFake(t)
+	secret, err := testkit.Upload(t, source.Client, nil).Secret(t.Context())
 	require.NoError(t, err)
 	source.Inject(lxdtest.Status(500, "database is locked").On("DELETE", "/1.0/operations/*").Times(1))
 	require.ErrorContains(t, secret.Revoke(t.Context()), "locked")
@@ -227,9 +228,9 @@ func TestTokenOutlivesAWait(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush} {
 		for _, fails := range []bool{false, true} {
-			source := startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-			target := startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-			image := source.image(t)
+			source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+			target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+			image := imageOf(t, source)
 			// Who holds the token, and who works with it.
 			holder, worker := source, target
 			if mode == lxd.CopyPush {
@@ -253,7 +254,7 @@ func TestTokenOutlivesAWait(t *testing.T) {
 				require.Error(t, err, mode)
 			} else {
 				require.NoError(t, err, mode)
-				requireCopy(t, image, copied)
+				testkit.RequireCopy(t, image, copied)
 			}
 			require.Empty(t, holder.Tokens(), mode)
 		}
@@ -265,9 +266,9 @@ func TestTokenOutlivesAWait(t *testing.T) {
 func TestTokenOfAnEndedCopy(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush} {
-		source := startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-		target := startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-		image := source.image(t)
+		source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+		target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+		image := imageOf(t, source)
 		holder, worker := source, target
 		if mode == lxd.CopyPush {
 			holder, worker = target, source
@@ -301,8 +302,8 @@ func TestTokenOfAnEndedCopy(t *testing.T) {
 func TestForeignTokensStay(t *testing.T) {
 	t.Parallel()
 	for _, used := range []bool{true, false} {
-		server := startFake(t)
-		fingerprint := upload(t, server.Client, nil).Fingerprint
+		server := testkit.StartFake(t)
+		fingerprint := testkit.Upload(t, server.Client, nil).Fingerprint
 		there, err := server.Client.Images.Get(t.Context(), fingerprint)
 		require.NoError(t, err)
 		var theirs []*lxd.Secret
@@ -314,7 +315,7 @@ func TestForeignTokensStay(t *testing.T) {
 			}
 		}
 		posts, done := 0, make(chan struct{})
-		client := newClient(t, server.Endpoint(), &lxd.Options{Transport: func(next http.RoundTripper) http.RoundTripper {
+		client := testkit.NewClient(t, server.Endpoint(), &lxd.Options{Transport: func(next http.RoundTripper) http.RoundTripper {
 			return roundTripFunc(func(req *http.Request) (*http.Response, error) {
 				if req.Method != http.MethodPost {
 					return next.RoundTrip(req)
@@ -362,11 +363,11 @@ func TestForeignTokensStay(t *testing.T) {
 // image while one to read it is lost.
 func TestTokenOfAnotherKindStays(t *testing.T) {
 	t.Parallel()
-	server := startFake(t)
-	fingerprint := server.image(t).Fingerprint
+	server := testkit.StartFake(t)
+	fingerprint := imageOf(t, server).Fingerprint
 	push := fmt.Sprintf(`{"source": {"type": "image", "mode": "push", "fingerprint": %q}, "properties": {}}`, fingerprint)
 	posts := 0
-	client := newClient(t, server.Endpoint(), &lxd.Options{Transport: func(next http.RoundTripper) http.RoundTripper {
+	client := testkit.NewClient(t, server.Endpoint(), &lxd.Options{Transport: func(next http.RoundTripper) http.RoundTripper {
 		return roundTripFunc(func(req *http.Request) (*http.Response, error) {
 			if posts++; posts == 2 {
 				res, err := server.Server.Client().Post("http://lxd/1.0/images", "application/json", strings.NewReader(push))
@@ -398,8 +399,8 @@ const tokenUse = 300 * time.Millisecond
 // TestOwnTokensStay has a client make many tokens at once, one of which is lost.
 func TestOwnTokensStay(t *testing.T) {
 	t.Parallel()
-	server := startFake(t)
-	image := upload(t, server.Client, nil)
+	server := testkit.StartFake(t)
+	image := testkit.Upload(t, server.Client, nil)
 	const many = 20
 	for range 5 {
 		server.Inject(lxdtest.LoseResponse().On("POST", "/1.0/images/*/secret").Times(1))
@@ -428,10 +429,10 @@ func TestOwnTokensStay(t *testing.T) {
 // places than one, and must not wait in each.
 func TestTokenThatCannotBeEnded(t *testing.T) {
 	t.Parallel()
-	source, target := startFakeWith(t, &lxdtest.Options{TLS: true}, nil), startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	source, target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil), testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
 	var logged bytes.Buffer
-	client := newClient(t, "unix://"+source.Socket(), &lxd.Options{Logger: slog.New(slog.NewTextHandler(&logged, nil))})
-	image, err := client.Images.Get(t.Context(), source.image(t).Fingerprint)
+	client := testkit.NewClient(t, "unix://"+source.Socket(), &lxd.Options{Logger: slog.New(slog.NewTextHandler(&logged, nil))})
+	image, err := client.Images.Get(t.Context(), imageOf(t, source).Fingerprint)
 	require.NoError(t, err)
 	copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: lxd.CopyPull})
 	require.NoError(t, err)

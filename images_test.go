@@ -1,1128 +1,138 @@
 package lxd_test
 
 import (
-	"bytes"
-	"context"
-	"crypto/rand"
-	"errors"
-	"io"
-	"os"
-	"slices"
+	"fmt"
+	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
-	"github.com/golxd/lxd/internal/streamstest"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// conformanceCalls are the rows of the table, in the order of the package's
-// documentation.
-var conformanceCalls = []struct {
-	name string
-	run  func(*testing.T, *subject)
-}{
-	{"Server", testServer},
-	{"Images.Create unified", testCreateUnified},
-	{"Images.Create split", testCreateSplit},
-	{"Images.Create virtual machine", testCreateVM},
-	{"Images.Create attributes", testCreateAttributes},
-	{"Images.Create without Wait", testCreateNoWait},
-	{"Images.Create same content twice", testCreateTwice},
-	{"Images.Create verified", testCreateVerified},
-	{"Images.Create refused", testCreateRefused},
-	{"Images.All", testAll},
-	{"Images.All in all projects", testAllProjects},
-	{"Images.Each", testEach},
-	{"Images.Get", testGet},
-	{"Images.Get prefix", testGetPrefix},
-	{"Images.GetByAlias", testGetByAlias},
-	{"Images.Exists", testExists},
-	{"Images.CreateFromURL", testFromURL},
-	{"Images.CreateFromSimplestreams", testFromSimplestreams},
-	{"Images.CreateFromInstance", testFromInstance},
-	{"Image.Export unified", testExportUnified},
-	{"Image.Export split", testExportSplit},
-	{"Image.ExportTo", testExportTo},
-	{"Image.Update", testUpdate},
-	{"Image.Update conflict", testUpdateConflict},
-	{"Image.AddAlias", testAddAlias},
-	{"Image.SetAlias", testSetAlias},
-	{"Image.DeleteAlias", testDeleteAlias},
-	{"Aliases", testAliases},
-	{"Aliases with odd names", testOddAliases},
-	{"Image.Refresh", testRefresh},
-	{"Image.Delete", testDelete},
-	{"Image.Secret", testSecret},
-	{"Image.Copy pull", testCopyPull},
-	{"Image.Copy push", testCopyPush},
-	{"Image.Copy relay", testCopyRelay},
-	{"Image.Copy auto", testCopyAuto},
-	{"Image.Copy into a project", testCopyProject},
-	{"Client.InProject", testInProject},
-	{"Client.Operations", testOperations},
-	{"Client.Events", testEvents},
-	{"Operation.Cancel", testCancel},
-	{"Registries", testRegistries},
-	{"untrusted client", testUntrusted},
-}
-
-// upload makes an image of its own and has it deleted after the test.
-func upload(t *testing.T, c *lxd.Client, opts *lxd.CreateOptions) *lxd.Image {
+// eachDialect runs a test on a server of each dialect.
+func eachDialect(t *testing.T, test func(t *testing.T, f *testkit.Fake)) {
 	t.Helper()
-	o := lxd.CreateOptions{}
-	if opts != nil {
-		o = *opts
-	}
-	o.Wait = true
-	image, err := c.Images.Create(t.Context(), bytes.NewReader(unified(t, 0)), &o)
-	require.NoError(t, err)
-	deleteAfter(t, image)
-	return image
-}
-
-// unified is the content of an image that is like no other.
-func unified(t *testing.T, size int64) []byte {
-	t.Helper()
-	return lxdtest.UnifiedImage(rand.Text(), size)
-}
-
-func deleteAfter(t *testing.T, image *lxd.Image) {
-	t.Helper()
-	client := image.Client()
-	fingerprint := image.Fingerprint
-	t.Cleanup(func() {
-		ctx := context.Background()
-		again, err := client.Images.Get(ctx, fingerprint)
-		if errors.Is(err, lxd.ErrNotFound) {
-			return
-		}
-		require.NoError(t, err)
-		require.NoError(t, again.Delete(ctx, &lxd.DeleteOptions{Wait: true}))
-	})
-}
-
-func testServer(t *testing.T, s *subject) {
-	info, err := s.client(t).Server(t.Context())
-	require.NoError(t, err)
-	require.Equal(t, s.family, info.Family)
-	require.True(t, info.Trusted)
-	require.NotEmpty(t, info.Version)
-	require.True(t, info.Has("image_profiles"))
-	require.False(t, info.Has("no_such_extension"))
-}
-
-func testCreateUnified(t *testing.T, s *subject) {
-	c := s.client(t)
-	data := unified(t, 100_000)
-	image, err := c.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
-	require.NoError(t, err)
-	deleteAfter(t, image)
-	require.Equal(t, lxdtest.Fingerprint(data), image.Fingerprint)
-	require.EqualValues(t, len(data), image.Size)
-	require.Equal(t, lxd.Container, image.Type)
-	require.Equal(t, "x86_64", image.Architecture)
-	require.Equal(t, "lxdtest", image.Properties["os"])
-	require.Equal(t, []string{"default"}, image.Profiles)
-	require.Equal(t, "default", image.Project)
-	require.Empty(t, image.Aliases)
-	require.False(t, image.Public)
-	require.False(t, image.AutoUpdate)
-	require.False(t, image.Cached)
-	require.Nil(t, image.UpdateSource)
-	require.True(t, image.ExpiresAt.IsZero())
-	require.True(t, image.LastUsedAt.IsZero())
-	require.WithinDuration(t, time.Now(), image.UploadedAt, time.Minute)
-	require.Equal(t, 2024, image.CreatedAt.UTC().Year())
-
-	// A reader that tells no length, and one whose length is told.
-	for _, size := range []int64{0, int64(len(data))} {
-		require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
-		image, err = c.Images.Create(t.Context(), onlyReader{bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true, Size: size})
-		require.NoError(t, err)
-		require.Equal(t, lxdtest.Fingerprint(data), image.Fingerprint)
-	}
-}
-
-// onlyReader hides everything but Read.
-type onlyReader struct{ io.Reader }
-
-func testCreateSplit(t *testing.T, s *subject) {
-	metadata, rootfs := lxdtest.SplitImage(rand.Text(), 100_000)
-	image, err := s.client(t).Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Rootfs: bytes.NewReader(rootfs), Filename: "root.tar", Wait: true})
-	require.NoError(t, err)
-	deleteAfter(t, image)
-	require.Equal(t, lxdtest.Fingerprint(metadata, rootfs), image.Fingerprint)
-	require.Equal(t, lxd.Container, image.Type)
-	require.EqualValues(t, len(metadata)+len(rootfs), image.Size)
-}
-
-func testCreateVM(t *testing.T, s *subject) {
-	metadata, disk := lxdtest.VMImage(rand.Text(), 0)
-	image, err := s.client(t).Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Rootfs: bytes.NewReader(disk), Type: lxd.VirtualMachine})
-	require.NoError(t, err)
-	require.Equal(t, lxdtest.Fingerprint(metadata, disk), image.Fingerprint)
-	require.NoError(t, image.Wait(t.Context()))
-	deleteAfter(t, image)
-	require.Equal(t, lxd.VirtualMachine, image.Type)
-}
-
-func testCreateAttributes(t *testing.T, s *subject) {
-	c := s.client(t)
-	profile := s.addProfile(t)
-	expires := time.Date(2031, 2, 3, 4, 5, 6, 0, time.UTC)
-	first, second := unique("alias/a b"), unique("alias?")
-	image := upload(t, c, &lxd.CreateOptions{
-		Public: true, Filename: "größe.tar.gz", Properties: map[string]string{"os": "Över & out=1", "kind": "a b+c"},
-		Profiles: []string{profile, "default"}, ExpiresAt: expires,
-		Aliases: []lxd.Alias{{Name: first, Description: "the first"}, {Name: second}},
-	})
-	read, err := c.Images.Get(t.Context(), image.Fingerprint)
-	require.NoError(t, err)
-	for _, i := range []*lxd.Image{image, read} {
-		require.True(t, i.Public)
-		require.Equal(t, "größe.tar.gz", i.Filename)
-		require.Equal(t, "Över & out=1", i.Properties["os"])
-		require.Equal(t, "a b+c", i.Properties["kind"])
-		require.Equal(t, "1", i.Properties["release"], "the image's own properties stay")
-		require.ElementsMatch(t, []string{profile, "default"}, i.Profiles)
-		require.True(t, i.ExpiresAt.Equal(expires), i.ExpiresAt)
-		require.ElementsMatch(t, []lxd.Alias{{Name: first, Description: "the first"}, {Name: second}}, i.Aliases)
-	}
-
-	_, err = c.Images.Create(t.Context(), bytes.NewReader(unified(t, 0)), &lxd.CreateOptions{Wait: true, Aliases: []lxd.Alias{{Name: first}}})
-	require.ErrorIs(t, err, lxd.ErrExists, "the alias is another image's")
-	moved := upload(t, c, &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: first}}, ReuseAliases: true})
-	byAlias, err := c.Images.GetByAlias(t.Context(), first)
-	require.NoError(t, err)
-	require.Equal(t, moved.Fingerprint, byAlias.Fingerprint)
-
-	data := unified(t, 0)
-	_, err = c.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true, Profiles: []string{"no-such-profile"}})
-	require.ErrorContains(t, err, "no-such-profile")
-	exists, err := c.Images.Exists(t.Context(), lxdtest.Fingerprint(data))
-	require.NoError(t, err)
-	require.False(t, exists, "an image without what was asked for is not left behind")
-}
-
-func testCreateNoWait(t *testing.T, s *subject) {
-	c := s.client(t)
-	data := unified(t, 50_000)
-	alias := unique("later")
-	image, err := c.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: alias}}})
-	require.NoError(t, err)
-	deleteAfter(t, image)
-	require.Equal(t, lxdtest.Fingerprint(data), image.Fingerprint, "hashed on the way")
-	require.NotNil(t, image.Operation())
-	require.NoError(t, image.Wait(t.Context()))
-	require.Equal(t, "x86_64", image.Architecture, "complete after Wait")
-	require.Equal(t, []lxd.Alias{{Name: alias}}, image.Aliases)
-	require.NoError(t, image.Wait(t.Context()), "Wait may be called again")
-}
-
-func testCreateTwice(t *testing.T, s *subject) {
-	c := s.client(t)
-	data := unified(t, 0)
-	first, err := c.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true, Properties: map[string]string{"n": "1"}})
-	require.NoError(t, err)
-	deleteAfter(t, first)
-	alias := unique("twice")
-	for _, o := range []lxd.CreateOptions{
-		{},
-		{Dedupe: true},
-		{Fingerprint: first.Fingerprint},
-		{Verify: true, Aliases: []lxd.Alias{{Name: alias}}},
-	} {
-		for _, wait := range []bool{true, false} {
-			o.Wait, o.Properties = wait, map[string]string{"n": "2"}
-			again, err := c.Images.Create(t.Context(), bytes.NewReader(data), &o)
-			require.NoError(t, err)
-			require.NoError(t, again.Wait(t.Context()))
-			require.Equal(t, first.Fingerprint, again.Fingerprint)
-			require.Equal(t, "1", again.Properties["n"], "the image that is there stays as it is")
-			o.IfExists, o.Aliases = lxd.ErrorIfExists, nil
-			again, err = c.Images.Create(t.Context(), bytes.NewReader(data), &o)
-			if err == nil {
-				err = again.Wait(t.Context())
-			}
-			require.ErrorIs(t, err, lxd.ErrExists)
-			o.IfExists = lxd.UseExisting
-		}
-	}
-	byAlias, err := c.Images.GetByAlias(t.Context(), alias)
-	require.NoError(t, err)
-	require.Equal(t, first.Fingerprint, byAlias.Fingerprint, "but gets the alias")
-}
-
-func testCreateVerified(t *testing.T, s *subject) {
-	c := s.client(t)
-	data := unified(t, 100_000)
-	want := lxdtest.Fingerprint(unified(t, 0))
-	for _, reader := range []io.Reader{bytes.NewReader(data), onlyReader{bytes.NewReader(data)}} {
-		for _, verify := range []bool{false, true} {
-			if seeker, ok := reader.(io.Seeker); ok {
-				_, err := seeker.Seek(0, io.SeekStart)
-				require.NoError(t, err)
-			} else {
-				reader = onlyReader{bytes.NewReader(data)}
-			}
-			_, err := c.Images.Create(t.Context(), reader, &lxd.CreateOptions{Wait: true, Fingerprint: want, Verify: verify})
-			if _, ok := reader.(io.Seeker); ok || verify {
-				mismatch := errOf[*lxd.FingerprintError](t, err)
-				require.Equal(t, want, mismatch.Want)
-				require.Equal(t, lxdtest.Fingerprint(data), mismatch.Got)
-			} else {
-				require.ErrorContains(t, err, lxdtest.Fingerprint(data), "the daemon's words")
-			}
-		}
-	}
-	exists, err := c.Images.Exists(t.Context(), lxdtest.Fingerprint(data))
-	require.NoError(t, err)
-	require.False(t, exists)
-
-	image, err := c.Images.Create(t.Context(), onlyReader{bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true, Verify: true, Fingerprint: strings.ToUpper(lxdtest.Fingerprint(data))})
-	require.NoError(t, err)
-	deleteAfter(t, image)
-}
-
-func testCreateRefused(t *testing.T, s *subject) {
-	c := s.client(t)
-	_, err := c.Images.Create(t.Context(), strings.NewReader("not an image"), &lxd.CreateOptions{Wait: true})
-	failed := errOf[*lxd.OperationError](t, err)
-	require.NotEmpty(t, failed.Message)
-	require.NotEmpty(t, failed.ID)
-	_, err = c.Images.Create(t.Context(), strings.NewReader(""), &lxd.CreateOptions{Wait: true})
-	require.Error(t, err)
-
-	broken := errors.New("the disk has died")
-	data := unified(t, 1<<20)
-	for _, size := range []int64{0, int64(len(data))} {
-		_, err = c.Images.Create(t.Context(), io.MultiReader(bytes.NewReader(data[:1<<19]), failingReader{broken}), &lxd.CreateOptions{Wait: true, Size: size})
-		require.ErrorIs(t, err, broken, "the reader's own error comes back")
-	}
-	_, err = c.Images.Create(t.Context(), onlyReader{bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true, Size: int64(len(data)) + 10})
-	require.ErrorIs(t, err, io.ErrUnexpectedEOF, "shorter than said")
-	_, err = c.Images.Create(t.Context(), onlyReader{bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true, Size: int64(len(data)) - 10})
-	require.ErrorIs(t, err, lxd.ErrBodyChanged, "longer than said")
-	require.Equal(t, 1, strings.Count(err.Error(), lxd.ErrBodyChanged.Error()), err)
-	exists, err := c.Images.Exists(t.Context(), lxdtest.Fingerprint(data))
-	require.NoError(t, err)
-	require.False(t, exists)
-}
-
-type failingReader struct{ err error }
-
-func (r failingReader) Read([]byte) (int, error) { return 0, r.err }
-
-func testAll(t *testing.T, s *subject) {
-	c := s.client(t)
-	mark := rand.Text()
-	odd := `v.1+(x) "y" it's`
-	one := upload(t, c, &lxd.CreateOptions{Public: true, Properties: map[string]string{"mark": mark, "n": "1", "odd": odd, "sp": "a b.c"}})
-	two := upload(t, c, &lxd.CreateOptions{Properties: map[string]string{"mark": mark, "n": "2", "odd": "v.1+(x)", "sp": "a bxc"}})
-	yes, no := true, false
-	for name, test := range map[string]struct {
-		opts lxd.ListOptions
-		want []string
-	}{
-		"both":         {lxd.ListOptions{}, []string{one.Fingerprint, two.Fingerprint}},
-		"public":       {lxd.ListOptions{Public: &yes}, []string{one.Fingerprint}},
-		"private":      {lxd.ListOptions{Public: &no}, []string{two.Fingerprint}},
-		"cached":       {lxd.ListOptions{Cached: &yes}, []string{}},
-		"no update":    {lxd.ListOptions{AutoUpdate: &no}, []string{one.Fingerprint, two.Fingerprint}},
-		"type":         {lxd.ListOptions{Type: lxd.Container}, []string{one.Fingerprint, two.Fingerprint}},
-		"other type":   {lxd.ListOptions{Type: lxd.VirtualMachine}, []string{}},
-		"architecture": {lxd.ListOptions{Architecture: "aarch64"}, []string{}},
-		"property":     {lxd.ListOptions{Properties: map[string]string{"n": "2"}}, []string{two.Fingerprint}},
-		"space":        {lxd.ListOptions{Properties: map[string]string{"sp": "a b.c"}}, []string{one.Fingerprint}},
-		"quotes":       {lxd.ListOptions{Properties: map[string]string{"odd": odd}}, []string{one.Fingerprint}},
-		"meta":         {lxd.ListOptions{Properties: map[string]string{"odd": "v.1+(x)"}}, []string{two.Fingerprint}},
-		"raw":          {lxd.ListOptions{Filter: "properties.n eq 1"}, []string{one.Fingerprint}},
-		"raw not":      {lxd.ListOptions{Filter: "properties.n ne 1"}, []string{two.Fingerprint}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			if test.opts.Properties == nil {
-				test.opts.Properties = map[string]string{}
-			}
-			test.opts.Properties["mark"] = mark
-			images, err := c.Images.All(t.Context(), &test.opts)
-			require.NoError(t, err)
-			require.ElementsMatch(t, test.want, fingerprints(images))
+	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60} {
+		t.Run(dialect.String(), func(t *testing.T) {
+			t.Parallel()
+			test(t, testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect}, nil))
 		})
 	}
-	_, err := c.Images.All(t.Context(), &lxd.ListOptions{Filter: "this is no filter"})
-	require.Error(t, err)
 }
 
-func fingerprints(images []*lxd.Image) []string {
-	list := []string{}
-	for _, i := range images {
-		list = append(list, i.Fingerprint)
-	}
-	return list
-}
-
-func testAllProjects(t *testing.T, s *subject) {
-	c := s.client(t)
-	project := s.addProject(t)
-	mark := rand.Text()
-	there := upload(t, c.InProject(project), &lxd.CreateOptions{Properties: map[string]string{"mark": mark}})
-	here := upload(t, c, &lxd.CreateOptions{Properties: map[string]string{"mark": mark}})
-	images, err := c.Images.All(t.Context(), &lxd.ListOptions{AllProjects: true, Properties: map[string]string{"mark": mark}})
-	if info, _ := c.Server(t.Context()); !info.Has("images_all_projects") {
-		s.unsupported(t, err, "images_all_projects")
-		return
-	}
-	require.NoError(t, err)
-	require.ElementsMatch(t, []string{there.Fingerprint, here.Fingerprint}, fingerprints(images))
-	for _, image := range images {
-		if image.Fingerprint == there.Fingerprint {
-			require.Equal(t, project, image.Project)
-			require.NoError(t, image.AddAlias(t.Context(), unique("there"), ""), "it works in its own project")
+func TestGetImage(t *testing.T) {
+	t.Parallel()
+	eachDialect(t, func(t *testing.T, f *testkit.Fake) {
+		f.AddProject("other", true)
+		there := f.Client.InProject("other")
+		image := testkit.Upload(t, there, &lxd.CreateOptions{Properties: map[string]string{"mark": "here"}})
+		for name, asked := range map[string]string{
+			"fingerprint": image.Fingerprint,
+			"upper case":  strings.ToUpper(image.Fingerprint),
+			"prefix":      image.Fingerprint[:12],
+		} {
+			read, err := there.Images.Get(t.Context(), asked)
+			require.NoError(t, err, name)
+			require.Equal(t, image.Fingerprint, read.Fingerprint, name)
+			require.Equal(t, "here", read.Properties["mark"], name)
+			require.Equal(t, "other", read.Project, name)
 		}
-	}
-}
-
-func testEach(t *testing.T, s *subject) {
-	c := s.client(t)
-	mark := rand.Text()
-	want := []string{}
-	for range 3 {
-		want = append(want, upload(t, c, &lxd.CreateOptions{Properties: map[string]string{"mark": mark}}).Fingerprint)
-	}
-	each := c.Images.Each(t.Context(), &lxd.ListOptions{Properties: map[string]string{"mark": mark}})
-	for range 2 { // it can be ranged over again
-		got := []string{}
-		for image, err := range each {
-			require.NoError(t, err)
-			got = append(got, image.Fingerprint)
-		}
-		require.ElementsMatch(t, want, got)
-	}
-	for range each {
-		break // leaving early is fine
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	for image, err := range c.Images.Each(ctx, nil) {
-		require.Nil(t, image)
-		require.ErrorIs(t, err, context.Canceled)
-	}
-}
-
-func testGet(t *testing.T, s *subject) {
-	c := s.client(t)
-	image := upload(t, c, nil)
-	read, err := c.Images.Get(t.Context(), strings.ToUpper(image.Fingerprint))
-	require.NoError(t, err)
-	require.Equal(t, image.Fingerprint, read.Fingerprint)
-	require.Equal(t, image.Properties, read.Properties)
-	_, err = c.Images.Get(t.Context(), strings.Repeat("0", 64))
-	require.ErrorIs(t, err, lxd.ErrNotFound)
-	refused := errOf[*lxd.Error](t, err)
-	require.Equal(t, 404, refused.StatusCode)
-	require.Equal(t, "GET", refused.Method)
-	require.Contains(t, refused.Path, "/1.0/images/000")
-	require.NotEmpty(t, refused.Message)
-}
-
-func testGetPrefix(t *testing.T, s *subject) {
-	c := s.client(t).InProject(s.addProject(t))
-	first := upload(t, c, nil)
-	read, err := c.Images.Get(t.Context(), first.Fingerprint[:14])
-	require.NoError(t, err)
-	require.Equal(t, first.Fingerprint, read.Fingerprint)
-	// Seventeen images have two that begin alike.
-	seen := map[byte]bool{first.Fingerprint[0]: true}
-	for {
-		next := upload(t, c, nil)
-		if seen[next.Fingerprint[0]] {
-			_, err = c.Images.Get(t.Context(), next.Fingerprint[:1])
-			require.ErrorIs(t, err, lxd.ErrAmbiguous)
-			return
-		}
-		seen[next.Fingerprint[0]] = true
-	}
-}
-
-func testGetByAlias(t *testing.T, s *subject) {
-	c := s.client(t)
-	alias := unique("by/alias")
-	image := upload(t, c, &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: alias}}})
-	read, err := c.Images.GetByAlias(t.Context(), alias)
-	require.NoError(t, err)
-	require.Equal(t, image.Fingerprint, read.Fingerprint)
-	_, err = c.Images.GetByAlias(t.Context(), "no such alias")
-	require.ErrorIs(t, err, lxd.ErrNotFound)
-}
-
-func testExists(t *testing.T, s *subject) {
-	c := s.client(t).InProject(s.addProject(t)) // no other run's image begins like that
-	alias := unique("exists")
-	image := upload(t, c, &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: alias}}})
-	hex := "ace"
-	if strings.HasPrefix(image.Fingerprint, hex) {
-		hex = "bad"
-	}
-	for name, want := range map[string]bool{
-		image.Fingerprint: true, image.Fingerprint[:20]: true, alias: true, "nothing of the kind": false, strings.Repeat("f", 64): false, hex: false,
-	} {
-		exists, err := c.Images.Exists(t.Context(), name)
-		require.NoError(t, err, name)
-		require.Equal(t, want, exists, name)
-	}
-}
-
-func testFromURL(t *testing.T, s *subject) {
-	c := s.client(t)
-	data := unified(t, 100_000)
-	source := streamstest.NewServer(nil)
-	t.Cleanup(source.Close)
-	url := source.Direct("image", streamstest.Direct{Content: data})
-	alias := unique("url")
-	image, err := c.Images.CreateFromURL(t.Context(), url, &lxd.CreateFromURLOptions{Public: true, AutoUpdate: true, Aliases: []lxd.Alias{{Name: alias}}, Wait: true})
-	require.NoError(t, err)
-	deleteAfter(t, image)
-	require.Equal(t, lxdtest.Fingerprint(data), image.Fingerprint)
-	require.True(t, image.Public)
-	require.True(t, image.AutoUpdate)
-	require.Equal(t, []lxd.Alias{{Name: alias}}, image.Aliases)
-}
-
-func testFromSimplestreams(t *testing.T, s *subject) {
-	c := s.client(t)
-	data := unified(t, 100_000)
-	source := streamstest.NewServer(streamstest.Tree([]streamstest.Product{{
-		Name: "product", Aliases: []string{"distro/1"}, OS: "Distro", Release: "1",
-		Versions: []streamstest.Version{{Serial: "20240101", Family: "both", Unified: data}},
-	}}, nil))
-	t.Cleanup(source.Close)
-	image, err := c.Images.CreateFromSimplestreams(t.Context(), source.URL, "distro/1", &lxd.CreateFromSimplestreamsOptions{Wait: true, AllowHTTP: true})
-	require.NoError(t, err)
-	deleteAfter(t, image)
-	require.Equal(t, lxdtest.Fingerprint(data), image.Fingerprint)
-	require.Equal(t, "Distro", image.Properties["os"])
-}
-
-func testFromInstance(t *testing.T, s *subject) {
-	c := s.client(t)
-	instance := s.addInstance(t)
-	expires := time.Date(2033, 1, 1, 0, 0, 0, 0, time.UTC)
-	for _, name := range []string{instance, instance + "/snap0"} {
-		alias := unique("published")
-		image, err := c.Images.CreateFromInstance(t.Context(), name, &lxd.CreateFromInstanceOptions{
-			Public: true, Properties: map[string]string{"description": "of " + name}, Aliases: []lxd.Alias{{Name: alias}},
-			Compression: "none", ExpiresAt: expires, Wait: true, Progress: func(lxd.Progress) {},
-		})
-		require.NoError(t, err, name)
-		deleteAfter(t, image)
-		require.Equal(t, "of "+name, image.Properties["description"])
-		require.Len(t, image.Fingerprint, 64)
-		require.True(t, image.Public)
-		require.True(t, image.ExpiresAt.Equal(expires), image.ExpiresAt)
-		require.Equal(t, []lxd.Alias{{Name: alias}}, image.Aliases)
-	}
-	_, err := c.Images.CreateFromInstance(t.Context(), "no-such-instance", &lxd.CreateFromInstanceOptions{Wait: true})
-	require.Error(t, err)
-	if s.fake != nil {
-		running := unique("running")
-		s.fake.AddInstance(running, &lxdtest.InstanceOptions{Running: true})
-		_, err := c.Images.CreateFromInstance(t.Context(), running, &lxd.CreateFromInstanceOptions{Wait: true})
-		require.Error(t, err)
-	}
-}
-
-func testExportUnified(t *testing.T, s *subject) {
-	c := s.client(t)
-	data := unified(t, 3<<20)
-	image, err := c.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true, Filename: "../../etc/passwd"})
-	require.NoError(t, err)
-	deleteAfter(t, image)
-	export, err := image.Export(t.Context(), nil)
-	require.NoError(t, err)
-	require.False(t, export.Split())
-	require.EqualValues(t, len(data), export.Size())
-	require.NotContains(t, export.Filename(), "/")
-	got, err := io.ReadAll(export)
-	require.NoError(t, err)
-	require.True(t, bytes.Equal(data, got))
-	require.ErrorIs(t, export.Next(), io.EOF)
-	require.NoError(t, export.Close())
-
-	export, err = image.Export(t.Context(), nil)
-	require.NoError(t, err)
-	var buffer bytes.Buffer
-	n, err := io.Copy(&buffer, export) // by WriteTo
-	require.NoError(t, err)
-	require.EqualValues(t, len(data), n)
-	require.True(t, bytes.Equal(data, buffer.Bytes()))
-	require.NoError(t, export.Close())
-
-	export, err = image.Export(t.Context(), nil)
-	require.NoError(t, err)
-	_, err = io.ReadFull(export, make([]byte, 1000))
-	require.NoError(t, err)
-	require.NoError(t, export.Close(), "closing early is fine")
-}
-
-func testExportSplit(t *testing.T, s *subject) {
-	c := s.client(t)
-	metadata, rootfs := lxdtest.SplitImage(rand.Text(), 3<<20)
-	image, err := c.Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Rootfs: bytes.NewReader(rootfs), Wait: true})
-	require.NoError(t, err)
-	deleteAfter(t, image)
-	for _, skip := range []bool{false, true} {
-		export, err := image.Export(t.Context(), nil)
-		require.NoError(t, err)
-		require.True(t, export.Split())
-		if !skip {
-			got, err := io.ReadAll(export)
-			require.NoError(t, err)
-			require.True(t, bytes.Equal(metadata, got))
-		}
-		require.NoError(t, export.Next())
-		got, err := io.ReadAll(export)
-		require.NoError(t, err)
-		require.True(t, bytes.Equal(rootfs, got))
-		require.ErrorIs(t, export.Next(), io.EOF)
-		require.NoError(t, export.Close())
-	}
-}
-
-func testExportTo(t *testing.T, s *subject) {
-	c := s.client(t)
-	data := unified(t, 3<<20)
-	image, err := c.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
-	require.NoError(t, err)
-	deleteAfter(t, image)
-	metadata, rootfs := lxdtest.SplitImage(rand.Text(), 3<<20)
-	split, err := c.Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Rootfs: bytes.NewReader(rootfs), Wait: true})
-	require.NoError(t, err)
-	deleteAfter(t, split)
-	dir := t.TempDir()
-	for range 2 { // the second time they are there
-		files, err := image.ExportTo(t.Context(), dir, nil)
-		require.NoError(t, err)
-		require.Empty(t, files.Rootfs)
-		requireFile(t, files.Image, data)
-		files, err = split.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Name: "split", Sync: true})
-		require.NoError(t, err)
-		requireFile(t, files.Image, metadata)
-		requireFile(t, files.Rootfs, rootfs)
-	}
-	entries, err := os.ReadDir(dir)
-	require.NoError(t, err)
-	require.Len(t, entries, 3, "nothing else is left")
-
-	// Over several connections, where the content has parts.
-	dir = t.TempDir()
-	files, err := image.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Connections: 3})
-	require.NoError(t, err)
-	requireExported(t, dir, files, data)
-	dir = t.TempDir()
-	files, err = split.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Connections: 3})
-	require.NoError(t, err)
-	requireExported(t, dir, files, metadata, rootfs)
-}
-
-func requireFile(t *testing.T, path string, want []byte) {
-	t.Helper()
-	got, err := os.ReadFile(path)
-	require.NoError(t, err)
-	require.True(t, bytes.Equal(want, got), path)
-}
-
-func testUpdate(t *testing.T, s *subject) {
-	c := s.client(t)
-	profile := s.addProfile(t)
-	expires := time.Date(2035, 1, 1, 0, 0, 0, 0, time.UTC)
-	image := upload(t, c, &lxd.CreateOptions{Profiles: []string{profile}, ExpiresAt: expires})
-
-	image.Public = true
-	image.Properties["new"] = "a value"
-	delete(image.Properties, "os")
-	require.NoError(t, image.Update(t.Context(), nil))
-	read, err := c.Images.Get(t.Context(), image.Fingerprint)
-	require.NoError(t, err)
-	require.True(t, read.Public)
-	require.Equal(t, "a value", read.Properties["new"])
-	require.NotContains(t, read.Properties, "os")
-	require.Equal(t, []string{profile}, read.Profiles, "not reset")
-	require.True(t, read.ExpiresAt.Equal(expires), "not reset")
-
-	// Out of a list, and twice in a row.
-	images, err := c.Images.All(t.Context(), nil)
-	require.NoError(t, err)
-	listed := images[slices.IndexFunc(images, func(i *lxd.Image) bool { return i.Fingerprint == image.Fingerprint })]
-	listed.AutoUpdate = true
-	require.NoError(t, listed.Update(t.Context(), nil))
-	listed.ExpiresAt = time.Time{}
-	listed.Profiles = []string{"default"}
-	require.NoError(t, listed.Update(t.Context(), nil))
-	read, err = c.Images.Get(t.Context(), image.Fingerprint)
-	require.NoError(t, err)
-	require.True(t, read.AutoUpdate)
-	require.True(t, read.ExpiresAt.IsZero(), "the zero time means never")
-	require.Equal(t, []string{"default"}, read.Profiles)
-}
-
-func testUpdateConflict(t *testing.T, s *subject) {
-	c := s.client(t)
-	image := upload(t, c, nil)
-	profile := s.addProfile(t)
-	for name, change := range map[string]func(*lxd.Image){
-		"properties": func(i *lxd.Image) { i.Properties["by"] = "another" },
-		"profiles":   func(i *lxd.Image) { i.Profiles = []string{profile} },
-		"expiry":     func(i *lxd.Image) { i.ExpiresAt = time.Date(2040, 1, 1, 0, 0, 0, 0, time.UTC) },
-		"public":     func(i *lxd.Image) { i.Public = !i.Public },
-	} {
-		mine, err := c.Images.Get(t.Context(), image.Fingerprint)
-		require.NoError(t, err)
-		theirs, err := c.Images.Get(t.Context(), image.Fingerprint)
-		require.NoError(t, err)
-		change(theirs)
-		require.NoError(t, theirs.Update(t.Context(), nil), name)
-		mine.Properties["by"] = "me"
-		require.ErrorIs(t, mine.Update(t.Context(), nil), lxd.ErrConflict, name)
-		now, err := c.Images.Get(t.Context(), image.Fingerprint)
-		require.NoError(t, err)
-		require.NotEqual(t, "me", now.Properties["by"], name)
-	}
-}
-
-func testAddAlias(t *testing.T, s *subject) {
-	c := s.client(t)
-	image := upload(t, c, nil)
-	alias := unique("add")
-	require.NoError(t, image.AddAlias(t.Context(), alias, "what it is"))
-	require.Equal(t, []lxd.Alias{{Name: alias, Description: "what it is"}}, image.Aliases)
-	require.ErrorIs(t, image.AddAlias(t.Context(), alias, ""), lxd.ErrExists)
-	read, err := c.Images.Get(t.Context(), image.Fingerprint)
-	require.NoError(t, err)
-	require.Equal(t, []lxd.Alias{{Name: alias, Description: "what it is"}}, read.Aliases)
-}
-
-func testSetAlias(t *testing.T, s *subject) {
-	c := s.client(t)
-	one, two := upload(t, c, nil), upload(t, c, nil)
-	alias := unique("set")
-	require.NoError(t, one.SetAlias(t.Context(), alias, "first"))
-	require.NoError(t, two.SetAlias(t.Context(), alias, "second"))
-	got, err := c.Aliases.Get(t.Context(), alias)
-	require.NoError(t, err)
-	require.Equal(t, two.Fingerprint, got.Target)
-	require.Equal(t, "second", got.Description)
-	metadata, disk := lxdtest.VMImage(rand.Text(), 0)
-	vm, err := c.Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Rootfs: bytes.NewReader(disk), Type: lxd.VirtualMachine, Wait: true})
-	require.NoError(t, err)
-	deleteAfter(t, vm)
-	require.NoError(t, vm.SetAlias(t.Context(), alias, "third"), "from a container's image to a virtual machine's")
-	got, err = c.Aliases.Get(t.Context(), alias)
-	require.NoError(t, err)
-	require.Equal(t, lxd.Alias{Name: alias, Description: "third", Target: vm.Fingerprint, Type: lxd.VirtualMachine}, got)
-}
-
-func testDeleteAlias(t *testing.T, s *subject) {
-	c := s.client(t)
-	one, two := upload(t, c, nil), upload(t, c, nil)
-	alias := unique("delete")
-	require.NoError(t, one.AddAlias(t.Context(), alias, ""))
-	require.ErrorIs(t, two.DeleteAlias(t.Context(), alias), lxd.ErrConflict, "it is the other's")
-	require.NoError(t, one.DeleteAlias(t.Context(), alias))
-	require.Empty(t, one.Aliases)
-	require.ErrorIs(t, one.DeleteAlias(t.Context(), alias), lxd.ErrNotFound)
-}
-
-func testAliases(t *testing.T, s *subject) {
-	c := s.client(t)
-	one, two := upload(t, c, nil), upload(t, c, nil)
-	name, newName := unique("alias"), unique("renamed")
-	require.NoError(t, c.Aliases.Create(t.Context(), lxd.Alias{Name: name, Description: "d", Target: one.Fingerprint}))
-	all, err := c.Aliases.All(t.Context())
-	require.NoError(t, err)
-	require.Contains(t, all, lxd.Alias{Name: name, Description: "d", Target: one.Fingerprint, Type: lxd.Container})
-	require.NoError(t, c.Aliases.Update(t.Context(), name, func(a *lxd.Alias) { a.Description, a.Target = "e", two.Fingerprint }))
-	require.ErrorIs(t, c.Aliases.Update(t.Context(), name, func(*lxd.Alias) {
-		require.NoError(t, one.SetAlias(t.Context(), name, "by another"))
-	}), lxd.ErrConflict)
-	metadata, disk := lxdtest.VMImage(rand.Text(), 0)
-	vm, err := c.Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Rootfs: bytes.NewReader(disk), Type: lxd.VirtualMachine, Wait: true})
-	require.NoError(t, err)
-	deleteAfter(t, vm)
-	require.ErrorIs(t, vm.AddAlias(t.Context(), name, ""), lxd.ErrExists, "a container's and a virtual machine's image cannot share a name")
-	other := unique("taken")
-	require.NoError(t, c.Aliases.Set(t.Context(), lxd.Alias{Name: other, Target: two.Fingerprint}))
-	require.ErrorIs(t, c.Aliases.Rename(t.Context(), name, other), lxd.ErrExists)
-	require.NoError(t, c.Aliases.Rename(t.Context(), name, newName))
-	_, err = c.Aliases.Get(t.Context(), name)
-	require.ErrorIs(t, err, lxd.ErrNotFound)
-	require.NoError(t, c.Aliases.Delete(t.Context(), newName))
-	require.ErrorIs(t, c.Aliases.Delete(t.Context(), newName), lxd.ErrNotFound)
-	require.Error(t, c.Aliases.Set(t.Context(), lxd.Alias{Name: unique("dangling"), Target: strings.Repeat("0", 64)}))
-}
-
-func testOddAliases(t *testing.T, s *subject) {
-	c := s.client(t).InProject(s.addProject(t)) // ".." is ".." to every run of this
-	one, two := upload(t, c, nil), upload(t, c, nil)
-	suffix := unique("")
-	// Each must be itself, and no other of them.
-	odd := []string{"a/b", "a b", "a?b", "a#b", "50%25", "50%", "日本", "a", "..", ".", "a&b=c", "a+b", `a"b`, "a;b", "a:b", "a@b", "%2F", "a//b", "a\\b"}
-	for n := range odd {
-		if odd[n] != ".." && odd[n] != "." {
-			odd[n] += suffix
-		}
-	}
-	for _, name := range odd {
-		require.NoError(t, one.SetAlias(t.Context(), name, "about "+name), name)
-	}
-	read, err := c.Images.Get(t.Context(), one.Fingerprint)
-	require.NoError(t, err)
-	require.Len(t, read.Aliases, len(odd))
-	for n, name := range odd {
-		got, err := c.Aliases.Get(t.Context(), name)
-		require.NoError(t, err, name)
-		require.Equal(t, lxd.Alias{Name: name, Description: "about " + name, Target: one.Fingerprint, Type: lxd.Container}, got)
-		require.NoError(t, two.SetAlias(t.Context(), name, ""), name)
-		require.NoError(t, two.DeleteAlias(t.Context(), name), name)
-		read, err = c.Images.Get(t.Context(), one.Fingerprint)
-		require.NoError(t, err)
-		require.Len(t, read.Aliases, len(odd)-n-1, "deleting %q deleted another", name)
-	}
-}
-
-func testRefresh(t *testing.T, s *subject) {
-	c := s.client(t)
-	image := upload(t, c, nil)
-	err := image.Refresh(t.Context(), &lxd.RefreshOptions{Wait: true})
-	if err != nil {
-		// An image that came from nowhere cannot be refreshed; the daemons say
-		// so as an operation.
-		errOf[*lxd.OperationError](t, err)
-	}
-	require.NotNil(t, image.Operation())
-
-	source := streamstest.NewServer(streamstest.Tree([]streamstest.Product{{
-		Name: "product", Aliases: []string{"rolling"}, OS: "Distro", Release: "1",
-		Versions: []streamstest.Version{{Serial: "20240101", Family: "both", Unified: unified(t, 0)}},
-	}}, nil))
-	t.Cleanup(source.Close)
-	if info, _ := c.Server(t.Context()); info.Has("image_registries") {
-		s.fake.AddRegistry(unique("registry"), source.URL)
-	}
-	alias := unique("rolling")
-	image, err = c.Images.CreateFromSimplestreams(t.Context(), source.URL, "rolling", &lxd.CreateFromSimplestreamsOptions{
-		Via: lxd.ViaServer, AutoUpdate: true, Wait: true, Aliases: []lxd.Alias{{Name: alias}},
-	})
-	require.NoError(t, err)
-	deleteAfter(t, image)
-	require.True(t, image.AutoUpdate)
-	require.NotNil(t, image.UpdateSource)
-	require.Equal(t, "rolling", image.UpdateSource.Alias)
-	require.NoError(t, image.Refresh(t.Context(), &lxd.RefreshOptions{Wait: true}))
-	require.Equal(t, false, image.Operation().Status().Metadata["refreshed"])
-}
-
-func testDelete(t *testing.T, s *subject) {
-	c := s.client(t)
-	for _, wait := range []bool{true, false} {
-		image := upload(t, c, nil)
-		require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: wait}))
-		require.NoError(t, image.Wait(t.Context()))
-		_, err := c.Images.Get(t.Context(), image.Fingerprint)
+		_, err := f.Client.Images.Get(t.Context(), image.Fingerprint)
+		require.ErrorIs(t, err, lxd.ErrNotFound, "it is in another project")
+		_, err = there.Images.Get(t.Context(), strings.Repeat("0", 12))
 		require.ErrorIs(t, err, lxd.ErrNotFound)
-		require.ErrorIs(t, image.Delete(t.Context(), nil), lxd.ErrNotFound)
-	}
+	})
 }
 
-func testSecret(t *testing.T, s *subject) {
-	c := s.client(t)
-	image := upload(t, c, nil)
-	secret, err := image.Secret(t.Context())
-	require.NoError(t, err)
-	stranger := s.stranger(t, lxd.Options{})
-	_, err = stranger.Images.Get(t.Context(), image.Fingerprint)
-	require.ErrorIs(t, err, lxd.ErrNotFound)
-	_, err = stranger.Images.GetWithSecret(t.Context(), image.Fingerprint, "wrong")
-	require.Error(t, err)
-	read, err := stranger.Images.GetWithSecret(t.Context(), image.Fingerprint, secret.Value)
-	require.NoError(t, err)
-	require.Equal(t, image.Properties, read.Properties)
-	export, err := read.Export(t.Context(), nil)
-	require.NoError(t, err)
-	_, err = io.Copy(io.Discard, export)
-	require.NoError(t, err)
-	require.NoError(t, export.Close())
-	require.NoError(t, secret.Revoke(t.Context()))
-	require.NoError(t, secret.Revoke(t.Context()), "again")
-	status, err := secret.Operation().Refresh(t.Context())
-	require.True(t, errors.Is(err, lxd.ErrNotFound) || status.Done())
-}
-
-// copySource has everything that a copy must keep.
-func copySource(t *testing.T, c *lxd.Client, split bool) *lxd.Image {
-	t.Helper()
-	o := &lxd.CreateOptions{
-		Wait: true, Filename: "source.tar.gz", Properties: map[string]string{"os": "changed", "with space": "a & b"},
-		ExpiresAt: time.Date(2036, 1, 2, 3, 4, 5, 0, time.UTC), Aliases: []lxd.Alias{{Name: unique("copy/a"), Description: "one"}, {Name: unique("copy b")}},
-	}
-	data := io.Reader(bytes.NewReader(unified(t, 200_000)))
-	if split {
-		metadata, rootfs := lxdtest.SplitImage(rand.Text(), 200_000)
-		data, o.Rootfs = bytes.NewReader(metadata), bytes.NewReader(rootfs)
-	}
-	image, err := c.Images.Create(t.Context(), data, o)
-	require.NoError(t, err)
-	deleteAfter(t, image)
-	delete(image.Properties, "release")
-	require.NoError(t, image.Update(t.Context(), nil))
-	return image
-}
-
-func testCopyMode(t *testing.T, s *subject, mode lxd.CopyMode) {
-	source, target := s.client(t), s.twin.client(t)
-	for _, split := range []bool{false, true} {
-		for _, wait := range []bool{true, false} {
-			image := copySource(t, source, split)
-			if split && wait {
-				image.Public = true
-				require.NoError(t, image.Update(t.Context(), nil))
-			}
-			copied, err := image.Copy(t.Context(), target, &lxd.CopyOptions{Mode: mode, Wait: wait})
+// TestAmbiguousPrefix: a prefix of two images, or one that is too short for the
+// server, is told from a server that fails.
+func TestAmbiguousPrefix(t *testing.T) {
+	t.Parallel()
+	eachDialect(t, func(t *testing.T, f *testkit.Fake) {
+		byDigit := map[string]int{}
+		for n := range 17 { // of which two begin alike
+			fingerprint, err := f.AddImage(lxdtest.UnifiedImage(fmt.Sprint("prefix", n), 0), nil)
 			require.NoError(t, err)
-			require.NoError(t, copied.Wait(t.Context()))
-			deleteAfter(t, copied.Image)
-			require.Equal(t, mode, copied.Mode)
-			requireCopy(t, image, copied)
-
-			again, err := image.Copy(t.Context(), target, &lxd.CopyOptions{Mode: mode, Wait: wait})
-			require.NoError(t, err, "what is there is not copied again")
-			require.Empty(t, again.Mode)
-			_, err = image.Copy(t.Context(), target, &lxd.CopyOptions{Mode: mode, IfExists: lxd.ErrorIfExists})
-			require.ErrorIs(t, err, lxd.ErrExists)
+			byDigit[fingerprint[:1]]++
 		}
-	}
-
-	// A virtual machine's image.
-	metadata, disk := lxdtest.VMImage(rand.Text(), 100_000)
-	machine, err := source.Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{
-		Rootfs: bytes.NewReader(disk), Type: lxd.VirtualMachine, Filename: "disk.qcow2", Wait: true,
+		for digit, images := range byDigit {
+			image, err := f.Client.Images.Get(t.Context(), digit)
+			switch {
+			case f.Dialect() == lxdtest.LXD69:
+				requireKinds(t, err, "ErrAmbiguous")
+				require.NotEmpty(t, testkit.ErrOf[*lxd.Error](t, err).Hint)
+			case images == 1:
+				require.NoError(t, err)
+				require.True(t, strings.HasPrefix(image.Fingerprint, digit))
+			default:
+				require.ErrorIs(t, err, lxd.ErrAmbiguous)
+				require.NotEmpty(t, testkit.ErrOf[*lxd.Error](t, err).Hint)
+			}
+		}
+		one := f.Images()[0].Fingerprint
+		f.Inject(lxdtest.Status(http.StatusInternalServerError, "the database is broken").On(http.MethodGet, "/1.0/images/*"))
+		for _, asked := range []string{one, one[:20]} {
+			_, err := f.Client.Images.Get(t.Context(), asked)
+			requireKinds(t, err)
+			require.ErrorContains(t, err, "the database is broken")
+		}
 	})
-	require.NoError(t, err)
-	deleteAfter(t, machine)
-	vm, err := machine.Copy(t.Context(), target, &lxd.CopyOptions{Mode: mode, Wait: true})
-	if mode == lxd.CopyPush {
-		require.ErrorIs(t, err, lxd.ErrUnsupported, "it would arrive as a container's")
-	} else {
-		require.NoError(t, err)
-		deleteAfter(t, vm.Image)
-		requireCopy(t, machine, vm)
-	}
+}
 
-	// Everything else.
-	profile := s.twin.addProfile(t)
-	image := copySource(t, source, false)
-	yes, never := true, time.Time{}
-	copied, err := image.Copy(t.Context(), target, &lxd.CopyOptions{
-		Mode: mode, Wait: true, Public: &yes, Properties: map[string]string{"only": "this"}, Profiles: []string{profile}, Aliases: []lxd.Alias{}, ExpiresAt: &never,
+func TestGetImageByAlias(t *testing.T) {
+	t.Parallel()
+	eachDialect(t, func(t *testing.T, f *testkit.Fake) {
+		image := testkit.Upload(t, f.Client, &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: "by/alias #1"}}})
+		read, err := f.Client.Images.GetByAlias(t.Context(), "by/alias #1")
+		require.NoError(t, err)
+		require.Equal(t, image.Fingerprint, read.Fingerprint)
+		_, err = f.Client.Images.GetByAlias(t.Context(), image.Fingerprint)
+		require.ErrorIs(t, err, lxd.ErrNotFound, "a fingerprint is no alias")
 	})
-	require.NoError(t, err)
-	deleteAfter(t, copied.Image)
-	read, err := target.Images.Get(t.Context(), image.Fingerprint)
-	require.NoError(t, err)
-	require.True(t, read.Public)
-	require.Equal(t, map[string]string{"only": "this"}, read.Properties)
-	require.Equal(t, []string{profile}, read.Profiles)
-	require.Empty(t, read.Aliases)
-	require.True(t, read.ExpiresAt.IsZero(), read.ExpiresAt)
-
-	// An alias that is another image's at the target.
-	other := upload(t, target, nil)
-	image = copySource(t, source, false)
-	require.NoError(t, other.AddAlias(t.Context(), image.Aliases[0].Name, ""))
-	_, err = image.Copy(t.Context(), target, &lxd.CopyOptions{Mode: mode, Wait: true})
-	require.ErrorIs(t, err, lxd.ErrExists)
-	_, err = target.Images.Get(t.Context(), image.Fingerprint)
-	require.ErrorIs(t, err, lxd.ErrNotFound)
-	copied, err = image.Copy(t.Context(), target, &lxd.CopyOptions{Mode: mode, Wait: true, ReuseAliases: true})
-	require.NoError(t, err)
-	deleteAfter(t, copied.Image)
-	requireCopy(t, image, copied)
 }
 
-func requireCopy(t *testing.T, image *lxd.Image, copied *lxd.Copied) {
-	t.Helper()
-	read, err := copied.Client().Images.Get(t.Context(), image.Fingerprint)
-	require.NoError(t, err)
-	for _, c := range []*lxd.Image{copied.Image, read} {
-		require.Equal(t, image.Fingerprint, c.Fingerprint)
-		require.Equal(t, image.Properties, c.Properties)
-		require.ElementsMatch(t, image.Aliases, c.Aliases)
-		require.Equal(t, image.Profiles, c.Profiles)
-		require.Equal(t, image.Public, c.Public)
-		require.Equal(t, image.Type, c.Type)
-		require.Equal(t, image.Size, c.Size)
-		if copied.Mode != lxd.CopyPush {
-			require.Equal(t, image.Filename, c.Filename)
+// TestImageExists looks for a fingerprint, its prefix, and an alias, which may
+// look like a prefix.
+func TestImageExists(t *testing.T) {
+	t.Parallel()
+	eachDialect(t, func(t *testing.T, f *testkit.Fake) {
+		image := testkit.Upload(t, f.Client, nil)
+		alias := "ace"
+		if strings.HasPrefix(image.Fingerprint, alias) {
+			alias = "bad"
 		}
-		require.True(t, image.ExpiresAt.Equal(c.ExpiresAt), "%s, not %s", c.ExpiresAt, image.ExpiresAt)
-		require.True(t, image.CreatedAt.Equal(c.CreatedAt))
-	}
-}
-
-func testCopyPull(t *testing.T, s *subject)  { testCopyMode(t, s, lxd.CopyPull) }
-func testCopyPush(t *testing.T, s *subject)  { testCopyMode(t, s, lxd.CopyPush) }
-func testCopyRelay(t *testing.T, s *subject) { testCopyMode(t, s, lxd.CopyRelay) }
-
-func testCopyAuto(t *testing.T, s *subject) {
-	image := copySource(t, s.client(t), false)
-	copied, err := image.Copy(t.Context(), s.twin.client(t), &lxd.CopyOptions{Wait: true})
-	require.NoError(t, err)
-	deleteAfter(t, copied.Image)
-	require.Equal(t, lxd.CopyPull, copied.Mode)
-	require.Empty(t, copied.NotTaken)
-	requireCopy(t, image, copied)
-}
-
-func testCopyProject(t *testing.T, s *subject) {
-	from, to := s.client(t).InProject(s.addProject(t)), s.twin.client(t).InProject(s.twin.addProject(t))
-	for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush, lxd.CopyRelay} {
-		image := copySource(t, from, false)
-		copied, err := image.Copy(t.Context(), to, &lxd.CopyOptions{Mode: mode, Wait: true})
-		require.NoError(t, err, mode)
-		deleteAfter(t, copied.Image)
-		require.Equal(t, to.Project(), copied.Project)
-		requireCopy(t, image, copied)
-		// And to another project of the same server.
-		sibling := s.client(t)
-		copied, err = image.Copy(t.Context(), sibling, &lxd.CopyOptions{Mode: mode, Wait: true})
-		require.NoError(t, err, mode)
-		deleteAfter(t, copied.Image)
-		requireCopy(t, image, copied)
-	}
-}
-
-func testInProject(t *testing.T, s *subject) {
-	c := s.client(t)
-	project := s.addProject(t)
-	inside := c.InProject(project)
-	require.Equal(t, project, inside.Project())
-	require.Equal(t, "default", c.Project())
-	image := upload(t, inside, nil)
-	require.Equal(t, project, image.Project)
-	_, err := c.Images.Get(t.Context(), image.Fingerprint)
-	require.ErrorIs(t, err, lxd.ErrNotFound)
-	require.NoError(t, image.AddAlias(t.Context(), "inside", ""))
-	_, err = c.Aliases.Get(t.Context(), "inside")
-	require.ErrorIs(t, err, lxd.ErrNotFound)
-	_, err = c.InProject("no-such-project").Images.All(t.Context(), nil)
-	require.ErrorIs(t, err, lxd.ErrNotFound)
-}
-
-func testOperations(t *testing.T, s *subject) {
-	c := s.client(t)
-	image := upload(t, c, nil)
-	secret, err := image.Secret(t.Context())
-	require.NoError(t, err)
-	operations, err := c.Operations(t.Context())
-	require.NoError(t, err)
-	found := slices.IndexFunc(operations, func(o *lxd.Operation) bool { return o.ID() == secret.Operation().ID() })
-	require.GreaterOrEqual(t, found, 0)
-	status, err := operations[found].Refresh(t.Context())
-	require.NoError(t, err)
-	require.False(t, status.Done())
-	require.Equal(t, "token", status.Class)
-	require.NoError(t, operations[found].Cancel(t.Context()))
-}
-
-func testEvents(t *testing.T, s *subject) {
-	c := s.client(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	image := upload(t, c, nil)
-	seen := map[string]bool{}
-	for event, err := range c.Events(ctx, &lxd.EventsOptions{ImagesOnly: true}) {
-		require.NoError(t, err)
-		switch {
-		case event.Type == lxd.EventConnected:
-			require.NoError(t, image.Delete(ctx, nil))
-		case event.Lifecycle != nil && event.Lifecycle.Action == "image-deleted" && event.Lifecycle.Fingerprint() == image.Fingerprint:
-			seen["lifecycle"] = true
-		case event.Operation != nil && event.Operation.Done():
-			seen["operation"] = true
+		require.NoError(t, image.AddAlias(t.Context(), alias, ""))
+		for asked, want := range map[string]bool{
+			image.Fingerprint:       true,
+			image.Fingerprint[:12]:  true,
+			alias:                   true,
+			alias + "d":             false,
+			strings.Repeat("f", 64): false,
+			"no such alias":         false,
+		} {
+			exists, err := f.Client.Images.Exists(t.Context(), asked)
+			require.NoError(t, err, asked)
+			require.Equal(t, want, exists, asked)
 		}
-		if len(seen) == 2 {
-			break
+		// A server that does not say is not one without the image.
+		for _, path := range []string{"/1.0/images/*", "/1.0/images/aliases/*"} {
+			broken := f.Inject(lxdtest.Status(http.StatusForbidden, "not for you").On(http.MethodGet, path))
+			for _, asked := range []string{image.Fingerprint, "no such alias"} {
+				fired := broken.Fired()
+				exists, err := f.Client.Images.Exists(t.Context(), asked)
+				if broken.Fired() > fired {
+					require.ErrorIs(t, err, lxd.ErrForbidden, asked)
+					require.False(t, exists)
+				} else {
+					require.NoError(t, err)
+				}
+			}
+			require.Equal(t, 1, broken.Fired())
+			broken.Remove()
 		}
-	}
-	require.Len(t, seen, 2)
-	cancel()
-	for _, err := range c.Events(ctx, nil) {
-		require.ErrorIs(t, err, context.Canceled)
-	}
-}
-
-func testCancel(t *testing.T, s *subject) {
-	c := s.client(t)
-	image := upload(t, c, nil)
-	secret, err := image.Secret(t.Context())
-	require.NoError(t, err)
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	err = secret.Operation().Wait(ctx)
-	require.ErrorIs(t, err, context.DeadlineExceeded, "the end of ctx ends the waiting")
-	status, err := secret.Operation().Refresh(t.Context())
-	require.NoError(t, err)
-	require.False(t, status.Done(), "and not the operation")
-	require.NoError(t, secret.Operation().Cancel(t.Context()))
-	require.ErrorIs(t, secret.Operation().Wait(t.Context()), lxd.ErrCancelled)
-	require.Error(t, secret.Operation().Cancel(t.Context()))
-}
-
-func testRegistries(t *testing.T, s *subject) {
-	c := s.client(t)
-	_, err := c.Registries.All(t.Context())
-	if info, _ := c.Server(t.Context()); !info.Has("image_registries") {
-		s.unsupported(t, err, "image_registries")
-		return
-	}
-	require.NoError(t, err)
-	name := unique("registry")
-	require.NoError(t, c.Registries.Create(t.Context(), lxd.Registry{Name: name, Protocol: "simplestreams", Config: map[string]string{"url": "https://images.example.net"}}))
-	registry, err := c.Registries.Get(t.Context(), name)
-	require.NoError(t, err)
-	require.Equal(t, "https://images.example.net", registry.Config["url"])
-	require.NoError(t, c.Registries.Delete(t.Context(), name))
-	_, err = c.Registries.Get(t.Context(), name)
-	require.ErrorIs(t, err, lxd.ErrNotFound)
-}
-
-func testUntrusted(t *testing.T, s *subject) {
-	c := s.client(t)
-	hidden := upload(t, c, nil)
-	mark := rand.Text()
-	public := upload(t, c, &lxd.CreateOptions{Public: true, Properties: map[string]string{"mark": mark}})
-	stranger := s.stranger(t, lxd.Options{})
-	_, err := stranger.Images.All(t.Context(), nil)
-	require.ErrorIs(t, err, lxd.ErrForbidden, "not an empty list that looks like success")
-	_, err = stranger.Images.Get(t.Context(), hidden.Fingerprint)
-	require.ErrorIs(t, err, lxd.ErrNotFound)
-	_, err = stranger.Images.Create(t.Context(), bytes.NewReader(unified(t, 0)), nil)
-	require.ErrorIs(t, err, lxd.ErrForbidden)
-	info, err := stranger.Server(t.Context())
-	require.NoError(t, err)
-	require.False(t, info.Trusted)
-	require.Equal(t, s.family, info.Family, "known without trust")
-	read, err := stranger.Images.Get(t.Context(), public.Fingerprint)
-	require.NoError(t, err)
-	require.Equal(t, mark, read.Properties["mark"])
-	images, err := s.stranger(t, lxd.Options{PublicOnly: true}).Images.All(t.Context(), &lxd.ListOptions{Properties: map[string]string{"mark": mark}})
-	require.NoError(t, err)
-	require.Equal(t, []string{public.Fingerprint}, fingerprints(images))
-	// A public image can be copied by somebody whom its server does not trust.
-	copied, err := read.Copy(t.Context(), s.twin.client(t), &lxd.CopyOptions{Mode: lxd.CopyPull, Wait: true})
-	require.NoError(t, err)
-	deleteAfter(t, copied.Image)
+	})
 }

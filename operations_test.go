@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -35,7 +36,7 @@ func TestKindOfFailureStays(t *testing.T) {
 		_, _ = io.WriteString(w, answer)
 	}))
 	t.Cleanup(server.Close)
-	client := newClient(t, "unix:///dialed", &lxd.Options{Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	client := testkit.NewClient(t, "unix:///dialed", &lxd.Options{Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "tcp", server.Listener.Addr().String())
 	}})
 	image, err := client.Images.CreateFromInstance(t.Context(), "web1", nil)
@@ -57,9 +58,9 @@ func TestWaitIsNotPutOff(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				server := lxdtest.NewServer(&lxdtest.Options{InMemory: true})
 				defer server.Close()
-				client := newClient(t, "unix:///in-memory", &lxd.Options{Dial: server.DialContext})
+				client := testkit.NewClient(t, "unix:///in-memory", &lxd.Options{Dial: server.DialContext})
 				held := server.Inject(lxdtest.StallOperations())
-				image, err := client.Images.Create(t.Context(), bytes.NewReader(unified(t, 0)), nil)
+				image, err := client.Images.Create(t.Context(), bytes.NewReader(testkit.Unified(t, 0)), nil)
 				require.NoError(t, err)
 				defer time.AfterFunc(5*time.Second, held.Release).Stop()
 				defer server.Inject(lxdtest.TooManyRequests(24*time.Hour).On("GET", pattern)).Remove()

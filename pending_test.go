@@ -11,15 +11,16 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
 // begun is an image whose upload the server has accepted, with an alias that it
 // gets when it is waited for.
-func begun(t *testing.T, f *fake, opts *lxd.CreateOptions) *lxd.Image {
+func begun(t *testing.T, f *testkit.Fake, opts *lxd.CreateOptions) *lxd.Image {
 	t.Helper()
-	opts.Aliases = []lxd.Alias{{Name: unique("pending")}}
-	image, err := f.Client.Images.Create(t.Context(), bytes.NewReader(lxdtest.UnifiedImage(unique("pending"), 10_000)), opts)
+	opts.Aliases = []lxd.Alias{{Name: testkit.Unique("pending")}}
+	image, err := f.Client.Images.Create(t.Context(), bytes.NewReader(lxdtest.UnifiedImage(testkit.Unique("pending"), 10_000)), opts)
 	require.NoError(t, err)
 	require.True(t, image.UploadedAt.IsZero(), "it is not complete")
 	require.NotNil(t, image.Operation())
@@ -29,7 +30,7 @@ func begun(t *testing.T, f *fake, opts *lxd.CreateOptions) *lxd.Image {
 func TestWaitFromSeveralGoroutines(t *testing.T) {
 	t.Parallel()
 	const waiters = 8
-	f := startFake(t)
+	f := testkit.StartFake(t)
 	hold := f.Inject(lxdtest.StallOperations())
 	image := begun(t, f, &lxd.CreateOptions{})
 	other := *image
@@ -64,7 +65,7 @@ func TestWaitFromSeveralGoroutines(t *testing.T) {
 // TestWaitTellsAFailureAgain and does again what has failed.
 func TestWaitTellsAFailureAgain(t *testing.T) {
 	t.Parallel()
-	f := startFake(t)
+	f := testkit.StartFake(t)
 	image := begun(t, f, &lxd.CreateOptions{})
 	fault := f.Inject(lxdtest.Status(500, "broken").On("POST", "/1.0/images/aliases"))
 	for range 2 {
@@ -86,7 +87,7 @@ func TestWaitTellsAFailureAgain(t *testing.T) {
 // on.
 func TestWaitEndsWithItsContext(t *testing.T) {
 	t.Parallel()
-	f := startFake(t)
+	f := testkit.StartFake(t)
 	hold := f.Inject(lxdtest.StallOperations())
 	image := begun(t, f, &lxd.CreateOptions{})
 	patient := make(chan error, 1)
@@ -101,7 +102,7 @@ func TestWaitEndsWithItsContext(t *testing.T) {
 
 func TestProgressGoesOnInWait(t *testing.T) {
 	t.Parallel()
-	f := startFake(t)
+	f := testkit.StartFake(t)
 	var mu sync.Mutex
 	var phases []string
 	image := begun(t, f, &lxd.CreateOptions{Progress: func(p lxd.Progress) {
@@ -124,7 +125,7 @@ func TestProgressGoesOnInWait(t *testing.T) {
 // TestRefreshKeepsWhatIsToBeDone of an upload that was not waited for.
 func TestRefreshKeepsWhatIsToBeDone(t *testing.T) {
 	t.Parallel()
-	f := startFake(t)
+	f := testkit.StartFake(t)
 	image := begun(t, f, &lxd.CreateOptions{})
 	require.NoError(t, image.Operation().Wait(t.Context()))
 	_ = image.Refresh(t.Context(), nil) // the image has no source

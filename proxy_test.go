@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -201,12 +202,12 @@ func TestProxyCarriesEverything(t *testing.T) {
 			require.NoError(t, err)
 			u, err := url.Parse(server.URL())
 			require.NoError(t, err)
-			client := newClient(t, "https://far.example:"+u.Port(), &lxd.Options{
+			client := testkit.NewClient(t, "https://far.example:"+u.Port(), &lxd.Options{
 				Proxy: through, Token: "bearer", ServerCertificate: server.Certificate(),
 			})
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			image := upload(t, client, nil)
+			image := testkit.Upload(t, client, nil)
 			export, err := image.Export(ctx, nil)
 			require.NoError(t, err)
 			_, err = io.Copy(io.Discard, export)
@@ -257,10 +258,10 @@ func TestProxyThatRefuses(t *testing.T) {
 		if test.code != 0 {
 			timeout = 0 // retries, which it must not use
 		}
-		client := newClient(t, server.URL(), &lxd.Options{Proxy: through, ServerCertificate: server.Certificate(), RetryTimeout: timeout})
+		client := testkit.NewClient(t, server.URL(), &lxd.Options{Proxy: through, ServerCertificate: server.Certificate(), RetryTimeout: timeout})
 		_, err = client.Server(t.Context())
 		require.ErrorIs(t, err, lxd.ErrUnavailable, name)
-		refused := errOf[*lxd.ProxyError](t, err)
+		refused := testkit.ErrOf[*lxd.ProxyError](t, err)
 		require.Equal(t, test.code, refused.StatusCode, name)
 		require.ErrorContains(t, err, test.hint, name)
 		require.NotContains(t, err.Error(), "pass@", name)

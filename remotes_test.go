@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -88,7 +89,7 @@ func remoteServer(t *testing.T, opts lxdtest.Options) (*lxdtest.Server, *cliFold
 	server := lxdtest.NewServer(&opts)
 	t.Cleanup(server.Close)
 	folder := newCLIFolder(t, configFor(server))
-	cert, key := newKeyPair(t, nil)
+	cert, key := testkit.NewKeyPair(t, nil)
 	require.NoError(t, server.Trust("cli", cert))
 	folder.write(t, "client.crt", cert)
 	folder.write(t, "client.key", key)
@@ -112,7 +113,7 @@ func (f *cliFolder) fails(t *testing.T, name string, opts lxd.Options) (*lxd.Rem
 	t.Helper()
 	opts.ConfigDir = f.dir
 	_, err := lxd.Remote(name, &opts)
-	return errOf[*lxd.RemoteError](t, err), err
+	return testkit.ErrOf[*lxd.RemoteError](t, err), err
 }
 
 func TestRemoteIsTheCommandsOwn(t *testing.T) {
@@ -120,11 +121,11 @@ func TestRemoteIsTheCommandsOwn(t *testing.T) {
 	server, folder := remoteServer(t, lxdtest.Options{})
 	server.AddProject("blue", true)
 
-	before := treeOf(t, folder.dir)
+	before := testkit.Tree(t, folder.dir)
 	farm := folder.remote(t, "", lxd.Options{})
 	require.Equal(t, server.URL(), farm.Endpoint())
 	require.Equal(t, "default", farm.Project())
-	image := upload(t, farm, nil)
+	image := testkit.Upload(t, farm, nil)
 	trusted, err := farm.Trusted(t.Context())
 	require.NoError(t, err)
 	require.True(t, trusted)
@@ -143,36 +144,21 @@ func TestRemoteIsTheCommandsOwn(t *testing.T) {
 	local := folder.remote(t, "local", lxd.Options{})
 	require.Equal(t, "the local daemon", local.Endpoint())
 	require.Equal(t, "mine", local.Project())
-	require.Equal(t, before, treeOf(t, folder.dir), "files are read, never written")
-}
-
-// treeOf is each file of a folder with its content.
-func treeOf(t *testing.T, dir string) map[string]string {
-	t.Helper()
-	tree := map[string]string{}
-	require.NoError(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		data, err := os.ReadFile(path)
-		tree[path] = string(data)
-		return err
-	}))
-	return tree
+	require.Equal(t, before, testkit.Tree(t, folder.dir), "files are read, never written")
 }
 
 func TestPublicRemoteOnlyReads(t *testing.T) {
 	t.Parallel()
 	server, folder := remoteServer(t, lxdtest.Options{})
-	trusted := newClient(t, server.Endpoint(), nil)
-	public := upload(t, trusted, &lxd.CreateOptions{Public: true})
-	upload(t, trusted, nil)
+	trusted := testkit.NewClient(t, server.Endpoint(), nil)
+	public := testkit.Upload(t, trusted, &lxd.CreateOptions{Public: true})
+	testkit.Upload(t, trusted, nil)
 	shop := folder.remote(t, "shop", lxd.Options{})
 	images, err := shop.Images.All(t.Context(), nil)
 	require.NoError(t, err)
 	require.Len(t, images, 1)
 	require.Equal(t, public.Fingerprint, images[0].Fingerprint)
-	_, err = shop.Images.Create(t.Context(), bytes.NewReader(unified(t, 0)), nil)
+	_, err = shop.Images.Create(t.Context(), bytes.NewReader(testkit.Unified(t, 0)), nil)
 	require.ErrorIs(t, err, lxd.ErrForbidden)
 }
 
@@ -215,7 +201,7 @@ func TestRemoteWithBrokenConfig(t *testing.T) {
 		require.Equal(t, filepath.Join(folder.dir, "config.yml"), broken.File)
 		require.ErrorContains(t, err, fmt.Sprintf("config.yml line %d: ", line))
 		_, err = lxd.Remotes(&lxd.RemotesOptions{ConfigDir: folder.dir})
-		require.Equal(t, line, errOf[*lxd.RemoteError](t, err).Line)
+		require.Equal(t, line, testkit.ErrOf[*lxd.RemoteError](t, err).Line)
 	}
 	folder := newCLIFolder(t, "remotes: {farm: {addr: 'ftp://host', public: true}}")
 	_, err := folder.fails(t, "farm", lxd.Options{})
@@ -229,7 +215,7 @@ func TestRemoteWithBadFiles(t *testing.T) {
 	good, err := os.ReadFile(key)
 	require.NoError(t, err)
 
-	_, other := newKeyPair(t, nil)
+	_, other := testkit.NewKeyPair(t, nil)
 	folder.write(t, "client.key", other)
 	bad, err := folder.fails(t, "farm", lxd.Options{})
 	require.Equal(t, key, bad.File)
@@ -254,7 +240,7 @@ func TestRemoteWithBadFiles(t *testing.T) {
 
 	// The options' own certificate needs no files.
 	mine, mineKey := server.ClientCertificate()
-	upload(t, folder.remote(t, "farm", lxd.Options{ClientCertificate: mine, ClientKey: mineKey}), nil)
+	testkit.Upload(t, folder.remote(t, "farm", lxd.Options{ClientCertificate: mine, ClientKey: mineKey}), nil)
 
 	folder.write(t, "client.key", good)
 	folder.write(t, "servercerts/farm.crt", []byte("no PEM"))
@@ -265,11 +251,11 @@ func TestRemoteWithBadFiles(t *testing.T) {
 func TestRemoteWithChangedServerCertificate(t *testing.T) {
 	t.Parallel()
 	_, folder := remoteServer(t, lxdtest.Options{})
-	other, _ := newKeyPair(t, nil)
+	other, _ := testkit.NewKeyPair(t, nil)
 	folder.write(t, "servercerts/farm.crt", other)
 	client := folder.remote(t, "farm", lxd.Options{})
 	_, err := client.Images.All(t.Context(), nil)
-	pin := errOf[*lxd.PinError](t, err)
+	pin := testkit.ErrOf[*lxd.PinError](t, err)
 	block, _ := pem.Decode(other)
 	require.Equal(t, fingerprintOf(block.Bytes), pin.Want)
 	require.NotEqual(t, pin.Want, pin.Got)
@@ -312,20 +298,13 @@ func TestRemoteWithItsOwnClientCertificate(t *testing.T) {
 	t.Parallel()
 	server, folder := remoteServer(t, lxdtest.Options{Dialect: lxdtest.Incus60})
 	server.Distrust()
-	require.False(t, isTrusted(t, folder.remote(t, "farm", lxd.Options{})))
-	cert, key := newKeyPair(t, nil)
+	require.False(t, testkit.Trusted(t, folder.remote(t, "farm", lxd.Options{})))
+	cert, key := testkit.NewKeyPair(t, nil)
 	require.NoError(t, server.Trust("farm", cert))
 	folder.write(t, "clientcerts/farm.crt", cert)
 	folder.write(t, "clientcerts/farm.key", key)
-	require.True(t, isTrusted(t, folder.remote(t, "farm", lxd.Options{})))
-	require.False(t, isTrusted(t, folder.remote(t, "blue", lxd.Options{})))
-}
-
-func isTrusted(t *testing.T, client *lxd.Client) bool {
-	t.Helper()
-	trusted, err := client.Trusted(t.Context())
-	require.NoError(t, err)
-	return trusted
+	require.True(t, testkit.Trusted(t, folder.remote(t, "farm", lxd.Options{})))
+	require.False(t, testkit.Trusted(t, folder.remote(t, "blue", lxd.Options{})))
 }
 
 func TestRemoteWithOIDC(t *testing.T) {
@@ -341,7 +320,7 @@ func TestRemoteWithOIDC(t *testing.T) {
 	}
 	for _, token := range []string{"first", "second"} {
 		save(token, time.Now().Add(time.Hour))
-		require.True(t, isTrusted(t, client), "the token is read anew")
+		require.True(t, testkit.Trusted(t, client), "the token is read anew")
 	}
 	save("first", time.Now().Add(-time.Hour))
 	_, err = client.Trusted(t.Context())
@@ -370,24 +349,16 @@ func TestRemotes(t *testing.T) {
 	}, byName["local"])
 	require.True(t, byName["ubuntu"].Static)
 	require.Equal(t, lxd.SimplestreamsProtocol, byName["images"].Protocol)
-	require.IsIncreasing(t, namesOf(remotes))
+	require.IsIncreasing(t, testkit.RemoteNames(remotes))
 
 	fresh, err := lxd.Remotes(&lxd.RemotesOptions{ConfigDir: t.TempDir(), Family: lxd.Incus})
 	require.NoError(t, err)
-	require.Equal(t, []string{"images", "local"}, namesOf(fresh))
+	require.Equal(t, []string{"images", "local"}, testkit.RemoteNames(fresh))
 	require.True(t, fresh[1].Default)
 	require.Equal(t, "incus", fresh[1].Protocol)
 
 	_, err = lxd.Remotes(&lxd.RemotesOptions{Family: "lxc"})
 	require.ErrorIs(t, err, lxd.ErrInvalid)
-}
-
-func namesOf(remotes []lxd.RemoteInfo) []string {
-	names := make([]string, len(remotes))
-	for n, r := range remotes {
-		names[n] = r.Name
-	}
-	return names
 }
 
 // TestRemoteByEnvironment changes the environment, so it is not parallel.
@@ -447,11 +418,11 @@ func TestRemoteByEnvironment(t *testing.T) {
 
 // TestRemoteWithoutAddress must not be the local daemon.
 func TestRemoteWithoutAddress(t *testing.T) {
-	f := startFake(t)
+	f := testkit.StartFake(t)
 	t.Setenv("LXD_SOCKET", f.Socket())
 	dir := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "config.yml"), []byte("remotes:\n  farm:\n    address: https://10.0.0.7:8443\n    public: true\n"), 0o600))
 	_, err := lxd.Remote("farm", &lxd.Options{ConfigDir: dir})
-	errOf[*lxd.RemoteError](t, err)
+	testkit.ErrOf[*lxd.RemoteError](t, err)
 	require.ErrorContains(t, err, "no address")
 }

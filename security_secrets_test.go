@@ -2,6 +2,7 @@ package lxd_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -25,6 +26,7 @@ import (
 
 	"github.com/golxd/lxd"
 	"github.com/golxd/lxd/internal/streamstest"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -298,7 +300,7 @@ func TestServersTellSecrets(t *testing.T) {
 			connect := func(name string, s *lxdtest.Server, opts *lxd.Options) *lxd.Client {
 				opts.ServerCertificate, opts.RetryTimeout, opts.Logger = s.Certificate(), -1, ear.logger()
 				opts.Transport = func(next http.RoundTripper) http.RoundTripper { return &parrot{next, flock, name} }
-				return newClient(t, s.URL(), opts)
+				return testkit.NewClient(t, s.URL(), opts)
 			}
 			server := func(name string) (*lxdtest.Server, *lxd.Client) {
 				s := lxdtest.NewServer(&lxdtest.Options{Dialect: dialect, TLS: true, BearerTokens: []string{bearer}})
@@ -371,7 +373,7 @@ func TestServersTellSecrets(t *testing.T) {
 					}
 					registry := lxd.Registry{Name: "r", Protocol: "simplestreams", Config: map[string]string{"url": secretURL(t, "https://127.0.0.1:1")}}
 					ear.err(to.Registries.Create(t.Context(), registry))
-					stranger := connect("target", target, joiner(t))
+					stranger := connect("target", target, testkit.Joiner(t))
 					ear.err(stranger.TrustPassword(t.Context(), password, nil))
 					token := target.NewTrustToken("x")
 					data, err := base64.StdEncoding.DecodeString(token)
@@ -475,7 +477,7 @@ func TestSourcesTellSecrets(t *testing.T) {
 		location = server.URL
 		for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.Incus60} {
 			roots := server.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs
-			target := startFakeWith(t, &lxdtest.Options{Dialect: dialect, RootCAs: roots}, &lxd.Options{Logger: ear.logger(), RetryTimeout: shortRetries})
+			target := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect, RootCAs: roots}, &lxd.Options{Logger: ear.logger(), RetryTimeout: shortRetries})
 			for _, via := range []lxd.Via{lxd.ViaAuto, lxd.ViaServer, lxd.ViaClient} {
 				image, err := target.Client.Images.CreateFromURL(t.Context(), secretURL(t, server.URL), &lxd.CreateFromURLOptions{Via: via, HTTPClient: server.Client()})
 				ear.image(t, image, err)
@@ -514,9 +516,9 @@ func TestProxiesTellSecrets(t *testing.T) {
 		})
 		proxy, err := lxd.ProxyURL("http://user-s3cr3t:password-s3cr3t@"+l.Addr().String(), "")
 		require.NoError(t, err)
-		client := newClient(t, "https://127.0.0.1:1", &lxd.Options{Proxy: proxy, RetryTimeout: shortRetries, Logger: ear.logger()})
+		client := testkit.NewClient(t, "https://127.0.0.1:1", &lxd.Options{Proxy: proxy, RetryTimeout: shortRetries, Logger: ear.logger()})
 		_, err = client.Images.All(t.Context(), nil)
-		errOf[*lxd.ProxyError](t, err)
+		testkit.ErrOf[*lxd.ProxyError](t, err)
 		ear.err(err)
 		for _, err := range client.Events(t.Context(), nil) {
 			ear.err(err)
@@ -531,7 +533,7 @@ func TestProxiesTellSecrets(t *testing.T) {
 		_, err := lxd.ProxyURL(proxy, "")
 		require.Error(t, err, proxy)
 		ear.err(err)
-		client := newClient(t, "https://127.0.0.1:1", &lxd.Options{RetryTimeout: -1, Proxy: func(*http.Request) (*url.URL, error) { return url.Parse(proxy) }})
+		client := testkit.NewClient(t, "https://127.0.0.1:1", &lxd.Options{RetryTimeout: -1, Proxy: func(*http.Request) (*url.URL, error) { return url.Parse(proxy) }})
 		_, err = client.Images.All(t.Context(), nil)
 		require.ErrorContains(t, err, "proxy")
 		ear.err(err)
@@ -555,7 +557,7 @@ func TestAddressesAreNotTold(t *testing.T) {
 		require.ErrorIs(t, err, lxd.ErrInvalid, address)
 		ear.err(err)
 		config += fmt.Sprintf("  lxd%d: {addr: %q, protocol: lxd, public: true}\n  streams%d: {addr: %q, protocol: simplestreams}\n", n, address, n, address)
-		fake := startFake(t)
+		fake := testkit.StartFake(t)
 		_, err = fake.Client.Images.CreateFromURL(t.Context(), address, &lxd.CreateFromURLOptions{Via: lxd.ViaServer})
 		ear.err(err)
 		_, err = fake.Client.Images.CreateFromSimplestreams(t.Context(), address, "x", &lxd.CreateFromSimplestreamsOptions{Via: lxd.ViaClient})
@@ -567,7 +569,7 @@ func TestAddressesAreNotTold(t *testing.T) {
 	for n := range addresses {
 		for _, name := range []string{"lxd", "streams"} {
 			_, err := lxd.Remote(fmt.Sprint(name, n), &lxd.Options{ConfigDir: dir})
-			errOf[*lxd.RemoteError](t, err)
+			testkit.ErrOf[*lxd.RemoteError](t, err)
 			ear.err(err)
 		}
 	}
@@ -595,7 +597,7 @@ func TestEventsTellSecrets(t *testing.T) {
 		}))
 		t.Cleanup(server.Close)
 		asked := 0
-		client := newClient(t, server.URL, &lxd.Options{
+		client := testkit.NewClient(t, server.URL, &lxd.Options{
 			ServerFingerprint: fingerprintOf(server.Certificate().Raw), RetryTimeout: -1, Logger: ear.logger(),
 			TokenSource: func(context.Context) (string, error) {
 				if asked++; asked > 1 {
@@ -609,6 +611,100 @@ func TestEventsTellSecrets(t *testing.T) {
 		}
 	}
 	ear.check(t)
+}
+
+// recorder is a slog handler that keeps every record as text.
+type recorder struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (r *recorder) Write(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.text.Write(p)
+}
+
+func (r *recorder) String() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.text.String()
+}
+
+// TestSecretsAreNotTold drives what handles secrets, with and without failures,
+// and looks for them in all errors and log records.
+func TestSecretsAreNotTold(t *testing.T) {
+	t.Parallel()
+	const bearer = "bearer-s3cr3t"
+	const password = "password-s3cr3t"
+	log := &recorder{}
+	options := func(s *lxdtest.Server) *lxd.Options {
+		cert, key := s.ClientCertificate()
+		return &lxd.Options{
+			ClientCertificate: cert, ClientKey: key, ServerCertificate: s.Certificate(), Token: bearer, RetryTimeout: shortRetries,
+			Logger: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		}
+	}
+	source := lxdtest.NewServer(&lxdtest.Options{TLS: true, TrustPassword: password})
+	t.Cleanup(source.Close)
+	target := lxdtest.NewServer(&lxdtest.Options{TLS: true})
+	t.Cleanup(target.Close)
+	from, to := testkit.NewClient(t, source.URL(), options(source)), testkit.NewClient(t, target.URL(), options(target))
+	_, key := source.ClientCertificate()
+
+	var secrets, told []string
+	secrets = append(secrets, bearer, password, "user-s3cr3t", "query-s3cr3t", strings.Split(string(key), "\n")[1])
+	tell := func(err error) { told = append(told, textsOf(err)...) }
+	faults := []*lxdtest.Fault{nil}
+	for _, f := range []lxdtest.Fault{
+		lxdtest.Reset(), lxdtest.HTML(), lxdtest.Status(400, "no"), lxdtest.LoseResponse(), lxdtest.EndlessJSON(),
+		lxdtest.Redirect("https://elsewhere.invalid/?secret=query-s3cr3t"),
+	} {
+		faults = append(faults, &f)
+	}
+	for n, f := range faults {
+		fingerprint, err := source.AddImage(lxdtest.UnifiedImage(fmt.Sprint("secrets", n), 0), nil)
+		require.NoError(t, err)
+		image, err := from.Images.Get(t.Context(), fingerprint)
+		require.NoError(t, err)
+		secret, err := image.Secret(t.Context())
+		require.NoError(t, err)
+		secrets = append(secrets, secret.Value)
+		var injected []*lxdtest.Injection
+		if f != nil {
+			for _, s := range []*lxdtest.Server{source, target} {
+				injected = append(injected, s.Inject(*f))
+			}
+		}
+		_, err = from.Images.GetWithSecret(t.Context(), fingerprint, secret.Value)
+		tell(err)
+		for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush, lxd.CopyRelay} {
+			_, err = image.Copy(t.Context(), to, &lxd.CopyOptions{Mode: mode, Wait: true})
+			tell(err)
+		}
+		_, err = to.Images.CreateFromURL(t.Context(), "http://user:user-s3cr3t@127.0.0.1:1/x?token=query-s3cr3t", &lxd.CreateFromURLOptions{Via: lxd.ViaClient, Wait: true})
+		require.Error(t, err)
+		tell(err)
+		tell(from.TrustPassword(t.Context(), password, nil))
+		tell(secret.Revoke(t.Context()))
+		for _, i := range injected {
+			require.NotZero(t, i.Fired())
+			i.Remove()
+		}
+	}
+	_, err := lxd.New("https://user:user-s3cr3t@host:8443", nil)
+	require.Error(t, err)
+	tell(err)
+
+	require.Contains(t, log.String(), "/1.0/images") // the log was on
+	require.NotEmpty(t, told)
+	for _, secret := range secrets {
+		require.NotEmpty(t, secret)
+		require.NotContains(t, log.String(), secret)
+		for _, text := range told {
+			require.NotContains(t, text, secret)
+		}
+	}
 }
 
 // TestEventsOfOperationsTellSecrets has events repeat what the request of an
@@ -646,7 +742,7 @@ func TestEventsOfOperationsTellSecrets(t *testing.T) {
 		}
 	}))
 	t.Cleanup(server.Close)
-	client := newClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw), RetryTimeout: -1})
+	client := testkit.NewClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw), RetryTimeout: -1})
 	seen := map[string]lxd.Event{}
 	for event, err := range client.Events(t.Context(), nil) {
 		require.NoError(t, err)

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -19,7 +20,7 @@ import (
 // an upload, on each way that a body takes to a connection.
 func TestStalledUploadIsSentAgain(t *testing.T) {
 	t.Parallel()
-	data := unified(t, 24<<20)
+	data := testkit.Unified(t, 24<<20)
 	file := filepath.Join(t.TempDir(), "image")
 	require.NoError(t, os.WriteFile(file, data, 0o600))
 	for _, overTLS := range []bool{false, true} {
@@ -48,7 +49,7 @@ func TestStalledUploadIsSentAgain(t *testing.T) {
 					opts.ClientCertificate, opts.ClientKey = server.ClientCertificate()
 					opts.ServerCertificate = server.Certificate()
 				}
-				client := newClient(t, endpoint, opts)
+				client := testkit.NewClient(t, endpoint, opts)
 				stalled := server.Inject(lxdtest.StallRequest(1<<20).On("POST", "/1.0/images").Times(1))
 				defer stalled.Release()
 				image, err := client.Images.Create(t.Context(), reader(t), &lxd.CreateOptions{Wait: true})
@@ -85,7 +86,7 @@ func TestSlowCallersDoNotStall(t *testing.T) {
 		client, err := lxd.New("unix:///server", &lxd.Options{Dial: server.DialContext, RetryTimeout: -1})
 		require.NoError(t, err)
 		defer func() { require.NoError(t, client.Close()) }()
-		data := unified(t, 8<<20) // more than is read ahead
+		data := testkit.Unified(t, 8<<20) // more than is read ahead
 		began := time.Now()
 		image, err := client.Images.Create(t.Context(), pausing{r: bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true})
 		require.NoError(t, err)

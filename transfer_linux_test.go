@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -84,7 +85,7 @@ func TestKernelSendsFiles(t *testing.T) {
 	s := lxdtest.NewServer(nil)
 	t.Cleanup(s.Close)
 	seen := &traffic{}
-	client := newClient(t, s.Endpoint(), &lxd.Options{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+	client := testkit.NewClient(t, s.Endpoint(), &lxd.Options{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 		c, err := new(net.Dialer).DialContext(ctx, network, address)
 		if err != nil {
 			return nil, err
@@ -148,7 +149,7 @@ func TestSocketBufferIsRaised(t *testing.T) {
 	t.Cleanup(s.Close)
 	var conn *net.UnixConn
 	var before int
-	client := newClient(t, s.Endpoint(), &lxd.Options{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+	client := testkit.NewClient(t, s.Endpoint(), &lxd.Options{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 		c, err := new(net.Dialer).DialContext(ctx, network, address)
 		if err != nil {
 			return nil, err
@@ -185,7 +186,7 @@ func TestTLSUsesLargePieces(t *testing.T) {
 	t.Cleanup(s.Close)
 	seen := &traffic{}
 	cert, key := s.ClientCertificate()
-	client := newClient(t, s.URL(), &lxd.Options{
+	client := testkit.NewClient(t, s.URL(), &lxd.Options{
 		ClientCertificate: cert, ClientKey: key, ServerCertificate: s.Certificate(),
 		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 			c, err := new(net.Dialer).DialContext(ctx, network, address)
@@ -264,7 +265,7 @@ func TestFileThatChangesWhileItIsSent(t *testing.T) {
 						}()
 					}
 					defer goOn()
-					client := newClient(t, endpoint, opts)
+					client := testkit.NewClient(t, endpoint, opts)
 					data := lxdtest.UnifiedImage(name, size)
 					metadata, rootfs := lxdtest.SplitImage(name, size)
 					if split {

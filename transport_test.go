@@ -1,36 +1,139 @@
-package lxd
+package lxd_test
 
 import (
-	"strings"
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"sync/atomic"
 	"testing"
-	"testing/iotest"
+	"time"
 
-	"github.com/go-json-experiment/json/jsontext"
 	"github.com/stretchr/testify/require"
 
-	"github.com/golxd/lxd/internal/wire"
+	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
+	"github.com/golxd/lxd/lxdtest"
 )
 
-// TestKeptElementsCount: a list that is kept counts what its elements are made
-// of, beside their bytes; one that is not kept has no end.
-func TestKeptElementsCount(t *testing.T) {
+const (
+	patience = 10 * time.Second
+	tick     = 5 * time.Millisecond
+)
+
+func bearerServer(t *testing.T, tokens ...string) *lxdtest.Server {
+	t.Helper()
+	server := lxdtest.NewServer(&lxdtest.Options{Dialect: lxdtest.LXD69, TLS: true, BearerTokens: tokens})
+	t.Cleanup(server.Close)
+	return server
+}
+
+// TestTokenSource asks for a token before every request, also of the event
+// socket, and lets none out.
+func TestTokenSource(t *testing.T) {
 	t.Parallel()
-	for size, most := range map[int64]int{0: 62, 1000: 6} {
-		for _, limit := range []int64{4000, 0} {
-			var n int
-			l := &list{limit: limit, size: size, begin: func() { n = 0 }, element: func(dec *jsontext.Decoder) error {
-				n++
-				return dec.SkipValue()
-			}}
-			body := &boundedReader{r: iotest.OneByteReader(strings.NewReader(`{"type":"sync","metadata":[` + strings.Repeat("1,", 99) + `1]}`)), one: maxMetadata}
-			_, err := wire.Decode(body, l.over(body))
-			if limit == 0 {
-				require.NoError(t, err)
-				require.Equal(t, 100, n)
-				continue
+	server := bearerServer(t, "secret-one", "secret-two")
+	var log bytes.Buffer
+	var asked atomic.Int64
+	source := func(context.Context) (string, error) {
+		if asked.Add(1)%2 == 0 {
+			return "secret-two", nil
+		}
+		return "secret-one", nil
+	}
+	client := testkit.NewClient(t, server.URL(), &lxd.Options{
+		TokenSource: source, ServerCertificate: server.Certificate(),
+		Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	})
+	testkit.Upload(t, client, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range client.Events(ctx, nil) {
+			cancel()
+		}
+	}()
+	require.Eventually(t, func() bool {
+		for _, r := range server.Requests() {
+			if r.Path == "/1.0/events" {
+				return true
 			}
-			require.ErrorIs(t, err, ErrTooLarge)
-			require.LessOrEqual(t, n, most)
+		}
+		return false
+	}, patience, tick)
+	cancel()
+	<-done
+	requests := server.Requests()
+	require.EqualValues(t, len(requests), asked.Load())
+	seen := map[string]bool{}
+	for _, r := range requests {
+		seen[r.Header.Get("Authorization")] = true
+	}
+	require.Equal(t, map[string]bool{"Bearer secret-one": true, "Bearer secret-two": true}, seen)
+	require.NotContains(t, log.String(), "secret")
+	require.NotEmpty(t, log.String())
+}
+
+func TestTokenSourceThatFails(t *testing.T) {
+	t.Parallel()
+	server := bearerServer(t)
+	failure := errors.New("the provider is down")
+	for _, source := range []func(context.Context) (string, error){
+		func(context.Context) (string, error) { return "", failure },
+		func(context.Context) (string, error) { return "", nil },
+	} {
+		client := testkit.NewClient(t, server.URL(), &lxd.Options{TokenSource: source, ServerCertificate: server.Certificate()})
+		_, err := client.Server(t.Context())
+		require.True(t, errors.Is(err, failure) || errors.Is(err, lxd.ErrInvalid), "%v", err)
+		for _, err := range client.Events(t.Context(), nil) {
+			require.True(t, errors.Is(err, failure) || errors.Is(err, lxd.ErrInvalid), "%v", err)
 		}
 	}
+	require.Empty(t, server.Requests())
+}
+
+// TestTokenStaysWithItsServer answers with a redirect to a server that looks
+// out for tokens.
+func TestTokenStaysWithItsServer(t *testing.T) {
+	t.Parallel()
+	server, thief := bearerServer(t, "secret-token"), bearerServer(t, "secret-token")
+	server.Inject(lxdtest.Redirect(thief.URL() + "/1.0"))
+	client := testkit.NewClient(t, server.URL(), &lxd.Options{Token: "secret-token", ServerCertificate: server.Certificate()})
+	_, err := client.Images.All(t.Context(), nil)
+	require.ErrorIs(t, err, lxd.ErrBadResponse)
+	require.NotContains(t, err.Error(), "secret-token")
+	for _, err := range client.Events(t.Context(), nil) {
+		require.ErrorIs(t, err, lxd.ErrBadResponse)
+	}
+	require.Empty(t, thief.Requests())
+}
+
+// TestRedirectsAreNotFollowed: another host never sees a request, let alone the
+// token.
+func TestRedirectsAreNotFollowed(t *testing.T) {
+	t.Parallel()
+	elsewhere := lxdtest.NewServer(&lxdtest.Options{TLS: true})
+	t.Cleanup(elsewhere.Close)
+	for _, status := range []int{301, 302, 303, 307, 308} {
+		var seen http.Header
+		server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			seen = r.Header.Clone()
+			http.Redirect(w, r, elsewhere.URL()+r.URL.Path+"?secret=s3cr3t", status)
+		}))
+		c := testkit.NewClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw), Token: "bearer-s3cr3t"})
+		_, err := c.Images.All(t.Context(), nil)
+		require.ErrorIs(t, err, lxd.ErrBadResponse)
+		require.NotContains(t, err.Error(), "s3cr3t")
+		require.Equal(t, "Bearer bearer-s3cr3t", seen.Get("Authorization"))
+		for _, err := range c.Events(t.Context(), nil) {
+			require.Error(t, err)
+			require.NotContains(t, err.Error(), "s3cr3t")
+		}
+		server.Close()
+	}
+	require.Empty(t, elsewhere.Requests())
 }

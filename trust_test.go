@@ -3,7 +3,6 @@ package lxd_test
 import (
 	"context"
 	"crypto/ecdsa"
-	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
@@ -24,23 +23,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
-
-// newKeyPair is lxd.NewKeyPair.
-func newKeyPair(t *testing.T, opts *lxd.KeyPairOptions) (cert, key []byte) {
-	t.Helper()
-	cert, key, err := lxd.NewKeyPair(opts)
-	require.NoError(t, err)
-	return cert, key
-}
-
-// joiner is the options of a client that no server knows yet.
-func joiner(t *testing.T) *lxd.Options {
-	t.Helper()
-	cert, key := newKeyPair(t, nil)
-	return &lxd.Options{ClientCertificate: cert, ClientKey: key}
-}
 
 // changeToken rewrites a token's content.
 func changeToken(t *testing.T, token string, change func(map[string]any)) string {
@@ -71,7 +56,7 @@ func TestJoinTrustsTheServerOfTheToken(t *testing.T) {
 				c["addresses"] = append([]any{dead.Addr().String()}, c["addresses"].([]any)...)
 			})
 			require.NoError(t, dead.Close())
-			opts := joiner(t)
+			opts := testkit.Joiner(t)
 			client, err := lxd.Join(t.Context(), token[:20]+"\n  "+token[20:]+"\n", opts)
 			require.NoError(t, err)
 			t.Cleanup(func() { require.NoError(t, client.Close()) })
@@ -79,7 +64,7 @@ func TestJoinTrustsTheServerOfTheToken(t *testing.T) {
 			info, err := client.Server(t.Context())
 			require.NoError(t, err)
 			require.True(t, info.Trusted)
-			upload(t, client, nil)
+			testkit.Upload(t, client, nil)
 
 			t.Run("an own token again", func(t *testing.T) {
 				// The server trusts the certificate: the token is not needed.
@@ -88,8 +73,8 @@ func TestJoinTrustsTheServerOfTheToken(t *testing.T) {
 				require.NoError(t, again.Close())
 			})
 			t.Run("a used token", func(t *testing.T) {
-				_, err := lxd.Join(t.Context(), token, joiner(t))
-				refused := errOf[*lxd.TrustError](t, err)
+				_, err := lxd.Join(t.Context(), token, testkit.Joiner(t))
+				refused := testkit.ErrOf[*lxd.TrustError](t, err)
 				require.Equal(t, server.URL(), refused.Endpoint)
 				require.ErrorIs(t, err, lxd.ErrForbidden)
 				require.ErrorContains(t, err, "has been used")
@@ -108,17 +93,17 @@ func TestJoinRefusesAnotherServer(t *testing.T) {
 	token := changeToken(t, server.NewTrustToken("x"), func(c map[string]any) {
 		c["addresses"] = []string{other.URL()[len("https://"):]}
 	})
-	_, err := lxd.Join(t.Context(), token, joiner(t))
-	errOf[*lxd.PinError](t, err)
+	_, err := lxd.Join(t.Context(), token, testkit.Joiner(t))
+	testkit.ErrOf[*lxd.PinError](t, err)
 	for _, r := range other.Requests() {
 		require.NotContains(t, r.Path, "certificates")
 	}
 
 	// A client that was told to trust the other one keeps the token, too.
-	opts := joiner(t)
+	opts := testkit.Joiner(t)
 	opts.ServerCertificate = other.Certificate()
-	client := newClient(t, other.URL(), opts)
-	pin := errOf[*lxd.PinError](t, client.Trust(t.Context(), token))
+	client := testkit.NewClient(t, other.URL(), opts)
+	pin := testkit.ErrOf[*lxd.PinError](t, client.Trust(t.Context(), token))
 	parsed, err := lxd.ParseJoinToken(token)
 	require.NoError(t, err)
 	require.Equal(t, parsed.Fingerprint, pin.Want)
@@ -129,7 +114,7 @@ func TestJoinRefusesAnotherServer(t *testing.T) {
 
 	opts.ServerCertificate, opts.ServerFingerprint = nil, pin.Got
 	_, err = lxd.Join(t.Context(), token, opts)
-	errOf[*lxd.PinError](t, err)
+	testkit.ErrOf[*lxd.PinError](t, err)
 }
 
 func TestTrustTellsAnExpiredToken(t *testing.T) {
@@ -140,11 +125,11 @@ func TestTrustTellsAnExpiredToken(t *testing.T) {
 	token := changeToken(t, server.NewTrustToken("x"), func(c map[string]any) {
 		c["expires_at"] = "2020-01-02T03:04:05Z"
 	})
-	_, err := lxd.Join(t.Context(), token, joiner(t))
-	refused := errOf[*lxd.TrustError](t, err)
+	_, err := lxd.Join(t.Context(), token, testkit.Joiner(t))
+	refused := testkit.ErrOf[*lxd.TrustError](t, err)
 	require.Equal(t, 2020, refused.Expires.Year())
 	require.ErrorContains(t, err, "expired at 2020-01-02")
-	require.Equal(t, 403, errOf[*lxd.Error](t, err).StatusCode)
+	require.Equal(t, 403, testkit.ErrOf[*lxd.Error](t, err).StatusCode)
 }
 
 func TestTrustWithALostAnswer(t *testing.T) {
@@ -152,7 +137,7 @@ func TestTrustWithALostAnswer(t *testing.T) {
 	server := lxdtest.NewServer(&lxdtest.Options{TLS: true})
 	defer server.Close()
 	server.Inject(lxdtest.LoseResponse().On("POST", "/1.0/certificates").Times(1))
-	client, err := lxd.Join(t.Context(), server.NewTrustToken("x"), joiner(t))
+	client, err := lxd.Join(t.Context(), server.NewTrustToken("x"), testkit.Joiner(t))
 	require.NoError(t, err)
 	require.NoError(t, client.Close())
 }
@@ -161,15 +146,15 @@ func TestTrustPassword(t *testing.T) {
 	t.Parallel()
 	server := lxdtest.NewServer(&lxdtest.Options{TLS: true, TrustPassword: "right"})
 	defer server.Close()
-	opts := joiner(t)
+	opts := testkit.Joiner(t)
 	opts.ServerCertificate = server.Certificate()
-	client := newClient(t, server.URL(), opts)
+	client := testkit.NewClient(t, server.URL(), opts)
 	trusted, err := client.Trusted(t.Context())
 	require.NoError(t, err)
 	require.False(t, trusted)
 
 	err = client.TrustPassword(t.Context(), "wrong-one", nil)
-	errOf[*lxd.TrustError](t, err)
+	testkit.ErrOf[*lxd.TrustError](t, err)
 	require.ErrorIs(t, err, lxd.ErrForbidden)
 	require.ErrorContains(t, err, "does not accept the password")
 	require.NotContains(t, err.Error(), "wrong-one")
@@ -188,7 +173,7 @@ func TestTrustPassword(t *testing.T) {
 	incus := lxdtest.NewServer(&lxdtest.Options{TLS: true, Dialect: lxdtest.Incus60})
 	defer incus.Close()
 	opts.ServerCertificate = incus.Certificate()
-	require.ErrorIs(t, newClient(t, incus.URL(), opts).TrustPassword(t.Context(), "right", nil), lxd.ErrUnsupported)
+	require.ErrorIs(t, testkit.NewClient(t, incus.URL(), opts).TrustPassword(t.Context(), "right", nil), lxd.ErrUnsupported)
 }
 
 func TestTrustRefusesBadInput(t *testing.T) {
@@ -199,7 +184,7 @@ func TestTrustRefusesBadInput(t *testing.T) {
 	field := func(err error) string {
 		t.Helper()
 		require.ErrorIs(t, err, lxd.ErrInvalid)
-		return errOf[*lxd.InputError](t, err).Field
+		return testkit.ErrOf[*lxd.InputError](t, err).Field
 	}
 	for name, token := range map[string]string{
 		"empty":       " \n",
@@ -209,41 +194,19 @@ func TestTrustRefusesBadInput(t *testing.T) {
 		"fingerprint": changeToken(t, good, func(c map[string]any) { c["fingerprint"] = "abc" }),
 		"addresses":   changeToken(t, good, func(c map[string]any) { c["addresses"] = nil }),
 	} {
-		_, err := lxd.Join(t.Context(), token, joiner(t))
+		_, err := lxd.Join(t.Context(), token, testkit.Joiner(t))
 		require.Equal(t, "token", field(err), name)
 		require.NotContains(t, err.Error(), token, name)
 	}
 	_, err := lxd.Join(t.Context(), good, nil)
 	require.Equal(t, "Options.ClientCertificate", field(err))
-	require.Equal(t, "Options.ClientCertificate", field(newClient(t, server.URL(), nil).Trust(t.Context(), good)))
-	require.Equal(t, "endpoint", field(newClient(t, server.Endpoint(), nil).Trust(t.Context(), good)))
-	require.Equal(t, "password", field(newClient(t, server.URL(), joiner(t)).TrustPassword(t.Context(), "", nil)))
+	require.Equal(t, "Options.ClientCertificate", field(testkit.NewClient(t, server.URL(), nil).Trust(t.Context(), good)))
+	require.Equal(t, "endpoint", field(testkit.NewClient(t, server.Endpoint(), nil).Trust(t.Context(), good)))
+	require.Equal(t, "password", field(testkit.NewClient(t, server.URL(), testkit.Joiner(t)).TrustPassword(t.Context(), "", nil)))
 	_, _, err = lxd.NewKeyPair(&lxd.KeyPairOptions{Type: "RSA"})
 	require.Equal(t, "KeyPairOptions.Type", field(err))
 	_, _, err = lxd.NewKeyPair(&lxd.KeyPairOptions{Lifetime: -1})
 	require.Equal(t, "KeyPairOptions.Lifetime", field(err))
-}
-
-func TestNewKeyPair(t *testing.T) {
-	t.Parallel()
-	for kind, bits := range map[lxd.KeyType]int{"": 256, lxd.P256: 256, lxd.P384: 384, lxd.Ed25519: 0} {
-		cert, key := newKeyPair(t, &lxd.KeyPairOptions{Type: kind, Name: "me@here", Lifetime: time.Hour})
-		pair, err := tls.X509KeyPair(cert, key)
-		require.NoError(t, err)
-		require.Equal(t, "me@here", pair.Leaf.Subject.CommonName)
-		require.Equal(t, []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, pair.Leaf.ExtKeyUsage)
-		require.WithinDuration(t, time.Now().Add(time.Hour), pair.Leaf.NotAfter, time.Minute)
-		if bits == 0 {
-			require.IsType(t, ed25519.PublicKey{}, pair.Leaf.PublicKey)
-		} else {
-			require.Equal(t, bits, pair.Leaf.PublicKey.(*ecdsa.PublicKey).Params().BitSize)
-		}
-	}
-	cert, key := newKeyPair(t, nil)
-	pair, err := tls.X509KeyPair(cert, key)
-	require.NoError(t, err)
-	require.Contains(t, pair.Leaf.Subject.CommonName, "@")
-	require.Greater(t, time.Until(pair.Leaf.NotAfter), 9*365*24*time.Hour)
 }
 
 // TestTrustPinsTheConnectionOfTheToken has a server, or what is before it, show
@@ -276,13 +239,13 @@ func TestTrustPinsTheConnectionOfTheToken(t *testing.T) {
 	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	server.StartTLS()
 	t.Cleanup(server.Close)
-	opts := joiner(t)
+	opts := testkit.Joiner(t)
 	opts.RootCAs = x509.NewCertPool()
 	opts.RootCAs.AddCert(right.Leaf)
 	opts.RootCAs.AddCert(other.Leaf)
-	err := newClient(t, server.URL, opts).Trust(t.Context(), text)
+	err := testkit.NewClient(t, server.URL, opts).Trust(t.Context(), text)
 	require.Nil(t, got.Load(), "the token was sent to another server")
-	pin := errOf[*lxd.PinError](t, err)
+	pin := testkit.ErrOf[*lxd.PinError](t, err)
 	require.Equal(t, fingerprintOf(right.Certificate[0]), pin.Want)
 	require.Equal(t, fingerprintOf(other.Certificate[0]), pin.Got)
 	require.EqualValues(t, 2, connections.Load())
@@ -310,7 +273,7 @@ func TestTrustSharesTheClientsLife(t *testing.T) {
 	t.Parallel()
 	server := lxdtest.NewServer(&lxdtest.Options{TLS: true})
 	t.Cleanup(server.Close)
-	opts := joiner(t)
+	opts := testkit.Joiner(t)
 	opts.ServerCertificate = server.Certificate()
 	var dialed, wrapped atomic.Int32
 	opts.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -321,7 +284,7 @@ func TestTrustSharesTheClientsLife(t *testing.T) {
 		wrapped.Add(1)
 		return next
 	}
-	client := newClient(t, server.URL(), opts)
+	client := testkit.NewClient(t, server.URL(), opts)
 	require.NoError(t, client.Trust(t.Context(), server.NewTrustToken("x")))
 	require.EqualValues(t, 2, dialed.Load())
 	require.EqualValues(t, 2, wrapped.Load())
@@ -330,9 +293,9 @@ func TestTrustSharesTheClientsLife(t *testing.T) {
 	other := lxdtest.NewServer(&lxdtest.Options{TLS: true})
 	t.Cleanup(other.Close)
 	stalled := other.Inject(lxdtest.StallHeaders().On("POST", "/1.0/certificates"))
-	opts = joiner(t)
+	opts = testkit.Joiner(t)
 	opts.ServerCertificate = other.Certificate()
-	client = newClient(t, other.URL(), opts)
+	client = testkit.NewClient(t, other.URL(), opts)
 	ended := make(chan error, 1)
 	go func() { ended <- client.Trust(t.Context(), other.NewTrustToken("x")) }()
 	require.Eventually(t, func() bool { return stalled.Fired() == 1 }, 10*time.Second, time.Millisecond)
@@ -340,14 +303,60 @@ func TestTrustSharesTheClientsLife(t *testing.T) {
 	require.ErrorIs(t, <-ended, lxd.ErrUnavailable)
 }
 
-// TestNewKeyPairForgivesClocks: the servers refuse a certificate that is not
-// valid yet by their clock.
-func TestNewKeyPairForgivesClocks(t *testing.T) {
+// TestJoinSendsTheTokenAsTheServerWantsIt looks at the one field that carries
+// the token, and at what the server told before.
+func TestJoinSendsTheTokenAsTheServerWantsIt(t *testing.T) {
 	t.Parallel()
-	before := time.Now()
-	cert, key := newKeyPair(t, &lxd.KeyPairOptions{Lifetime: time.Hour})
-	pair, err := tls.X509KeyPair(cert, key)
-	require.NoError(t, err)
-	require.WithinDuration(t, before.Add(-time.Minute), pair.Leaf.NotBefore, 2*time.Second)
-	require.WithinDuration(t, before.Add(time.Hour), pair.Leaf.NotAfter, 2*time.Second)
+	for name, test := range map[string]struct {
+		opts     lxdtest.Options
+		stranger lxd.Family // that a client is told before it is trusted
+		field    string
+	}{
+		"LXD 5.0.2":   {lxdtest.Options{Dialect: lxdtest.LXD50}, lxd.LXD, "password"},
+		"LXD 6.9":     {lxdtest.Options{Dialect: lxdtest.LXD69}, lxd.LXD, "trust_token"},
+		"Incus 6.0.4": {lxdtest.Options{Dialect: lxdtest.Incus60}, lxd.Incus, "trust_token"},
+		"Incus 0.1":   {lxdtest.Options{Dialect: lxdtest.Incus60, WithoutExtensions: []string{"instances_lxcfs_per_instance"}}, lxd.Incus, "trust_token"},
+		"Incus 7":     {lxdtest.Options{Dialect: lxdtest.Incus60, HideFromUntrusted: true}, "", "trust_token"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test.opts.TLS = true
+			server := lxdtest.NewServer(&test.opts)
+			t.Cleanup(server.Close)
+			opts := testkit.Joiner(t)
+			opts.ServerCertificate = server.Certificate()
+			stranger := testkit.NewClient(t, server.URL(), opts)
+			info, err := stranger.Server(t.Context())
+			require.NoError(t, err)
+			require.Equal(t, test.stranger, info.Family)
+			require.False(t, info.Trusted)
+			require.Equal(t, test.stranger == "", info.Extensions == nil)
+
+			if test.stranger != lxd.LXD {
+				require.ErrorIs(t, stranger.TrustPassword(t.Context(), "password", nil), lxd.ErrUnsupported)
+				for _, r := range server.Requests() {
+					require.NotEqual(t, "/1.0/certificates", r.Path, "the password is not sent")
+				}
+			}
+
+			client, err := lxd.Join(t.Context(), server.NewTrustToken("x"), opts)
+			require.NoError(t, err)
+			t.Cleanup(func() { require.NoError(t, client.Close()) })
+			for _, r := range server.Requests() {
+				if r.Path == "/1.0/certificates" {
+					var body map[string]any
+					require.NoError(t, json.Unmarshal(r.Text(), &body))
+					require.Contains(t, body, test.field)
+					require.Len(t, body, 2, "the type, and the token once")
+				}
+			}
+			for _, c := range []*lxd.Client{client, stranger} {
+				info, err := c.Server(t.Context())
+				require.NoError(t, err)
+				require.Equal(t, test.opts.Dialect.Family(), string(info.Family))
+				require.NotEmpty(t, info.Extensions)
+			}
+			testkit.Upload(t, client, &lxd.CreateOptions{Properties: map[string]string{"a": "b"}})
+		})
+	}
 }

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"strconv"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -82,7 +81,7 @@ func TestRetryTimeout(t *testing.T) {
 func TestStatusesThatAreRetried(t *testing.T) {
 	_, _, image, _ := big(t, nil)
 	for status, transient := range map[int]bool{429: true, 502: true, 503: true, 504: true, 400: false, 403: false, 404: false, 410: false, 500: false, 501: false} {
-		t.Run(strconv.Itoa(status), func(t *testing.T) {
+		t.Run(fmt.Sprintf("status %d", status), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				requests := 0
 				client := inMemory(t, func(r *http.Request) (*http.Response, error) {

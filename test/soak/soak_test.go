@@ -1,4 +1,4 @@
-package lxd_test
+package soak_test
 
 import (
 	"bytes"
@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -23,16 +24,16 @@ import (
 // as it was after the first quarter.
 func TestSoak(t *testing.T) {
 	const workers = 64
-	total := testSize(t, 600, 10_000)
-	s := startFakeWith(t, &lxdtest.Options{Dialect: lxdtest.Incus60}, nil)
-	other := startFake(t)
+	total := testkit.Size(t, 600, 10_000)
+	s := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: lxdtest.Incus60}, nil)
+	other := testkit.StartFake(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	base, err := s.AddImage(lxdtest.UnifiedImage("soak", 10_000), nil)
 	require.NoError(t, err)
 	image, err := s.Client.Images.Get(ctx, base)
 	require.NoError(t, err)
-	s.Inject(lxdtest.CutResponse(5_000).On("GET", exportPattern).Times(total / 50))
+	s.Inject(lxdtest.CutResponse(5_000).On("GET", testkit.ExportPattern).Times(total / 50))
 	s.Inject(lxdtest.Unavailable().On("GET", "/1.0/images/*").Times(total / 50))
 
 	var created atomic.Int64
@@ -44,7 +45,7 @@ func TestSoak(t *testing.T) {
 				data := lxdtest.UnifiedImage(fmt.Sprint("soak", created.Add(1)), 0)
 				var body io.Reader = bytes.NewReader(data)
 				if n%3 == 0 {
-					body = oneShotReader{body}
+					body = testkit.OneShotReader{Reader: body}
 				}
 				made, err := s.Client.Images.Create(ctx, body, &lxd.CreateOptions{Wait: n%2 == 0})
 				if err == nil {
@@ -68,7 +69,7 @@ func TestSoak(t *testing.T) {
 				}
 				return export.Close()
 			case 4:
-				name := unique("soak/?#")
+				name := testkit.Unique("soak/?#")
 				if err := s.Client.Aliases.Create(ctx, lxd.Alias{Name: name, Target: base}); err != nil {
 					return err
 				}

@@ -3,24 +3,21 @@ package lxd_test
 import (
 	"bytes"
 	"context"
-	"errors"
-	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
-	"regexp"
 	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/iotest"
 	"time"
 
-	"github.com/gorilla/websocket"
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -34,7 +31,7 @@ type canned struct {
 // where that is not what is tested.
 func clientOf(t *testing.T, c canned) *lxd.Client {
 	t.Helper()
-	return newClient(t, "unix:///nowhere", &lxd.Options{
+	return testkit.NewClient(t, "unix:///nowhere", &lxd.Options{
 		RetryTimeout: -1,
 		Transport: func(http.RoundTripper) http.RoundTripper {
 			return roundTripper(func(req *http.Request) (*http.Response, error) {
@@ -204,7 +201,7 @@ func TestResponsesOfTheWrongKind(t *testing.T) {
 	}
 	// A server that does not say whether it trusts the client is none.
 	for _, metadata := range []string{`{}`, `null`, `[]`, `{"auth":1}`} {
-		c := newClient(t, "unix:///nowhere", &lxd.Options{Transport: func(http.RoundTripper) http.RoundTripper {
+		c := testkit.NewClient(t, "unix:///nowhere", &lxd.Options{Transport: func(http.RoundTripper) http.RoundTripper {
 			return roundTripper(func(req *http.Request) (*http.Response, error) {
 				return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(`{"type":"sync","metadata":` + metadata + `}`)), Request: req}, nil
 			})
@@ -269,7 +266,7 @@ func TestAnotherThingIsNotTaken(t *testing.T) {
 // and what comes back.
 func rewriting(t *testing.T, endpoint string, request func(*http.Request), response func(*http.Request, []byte) []byte) *lxd.Client {
 	t.Helper()
-	return newClient(t, endpoint, &lxd.Options{Transport: func(next http.RoundTripper) http.RoundTripper {
+	return testkit.NewClient(t, endpoint, &lxd.Options{Transport: func(next http.RoundTripper) http.RoundTripper {
 		return roundTripper(func(req *http.Request) (*http.Response, error) {
 			if request != nil {
 				req = req.Clone(req.Context())
@@ -294,8 +291,8 @@ func rewriting(t *testing.T, endpoint string, request func(*http.Request), respo
 // TestFingerprintsInUpperCase: something on the way writes them so.
 func TestFingerprintsInUpperCase(t *testing.T) {
 	t.Parallel()
-	s := startFake(t)
-	data := unified(t, 1000)
+	s := testkit.StartFake(t)
+	data := testkit.Unified(t, 1000)
 	fingerprint := lxdtest.Fingerprint(data)
 	c := rewriting(t, s.Endpoint(), nil, func(_ *http.Request, body []byte) []byte {
 		return bytes.ReplaceAll(body, []byte(`"`+fingerprint), []byte(`"`+strings.ToUpper(fingerprint)))
@@ -314,214 +311,11 @@ func TestFingerprintsInUpperCase(t *testing.T) {
 	require.Equal(t, fingerprint, image.Fingerprint)
 	all, err := c.Images.All(t.Context(), nil)
 	require.NoError(t, err)
-	require.Equal(t, []string{fingerprint}, fingerprints(all))
+	require.Equal(t, []string{fingerprint}, testkit.Fingerprints(all))
 	got, err := readExport(t, image)
 	require.NoError(t, err)
 	require.Equal(t, data, got)
 	require.NoError(t, image.DeleteAlias(t.Context(), "web"))
-}
-
-// TestUploadOfAnotherImage: the fingerprint that pins an upload is lost on the
-// way, so that the server verifies nothing. What it made then is not left
-// behind, and what was there before is.
-func TestUploadOfAnotherImage(t *testing.T) {
-	t.Parallel()
-	ctx := t.Context()
-	s := startFake(t)
-	data := unified(t, 1000)
-	fingerprint := lxdtest.Fingerprint(data)
-	before, err := s.AddImage(unified(t, 2000), nil)
-	require.NoError(t, err)
-	lost := func(req *http.Request) {
-		for name := range req.Header {
-			if strings.HasSuffix(strings.ToLower(name), "-fingerprint") {
-				req.Header.Del(name)
-			}
-		}
-	}
-	proxied := rewriting(t, s.Endpoint(), lost, nil)
-	for _, wait := range []bool{true, false} {
-		for name, reader := range map[string]io.Reader{"file": bytes.NewReader(data), "one-shot": onlyReader{bytes.NewReader(data)}} {
-			for _, verify := range []bool{true, false} {
-				if seeker, ok := reader.(io.Seeker); ok {
-					_, err := seeker.Seek(0, io.SeekStart)
-					require.NoError(t, err)
-				} else {
-					reader = onlyReader{bytes.NewReader(data)}
-				}
-				image, err := proxied.Images.Create(ctx, reader, &lxd.CreateOptions{Fingerprint: oneFingerprint, Verify: verify, Wait: wait})
-				if !wait {
-					require.NoError(t, err, name)
-					err = image.Wait(ctx)
-				}
-				mismatch := errOf[*lxd.FingerprintError](t, err)
-				require.Equal(t, oneFingerprint, mismatch.Want, name)
-				require.Equal(t, fingerprint, mismatch.Got, name)
-				require.Len(t, s.Images(), 1, name)
-			}
-		}
-	}
-
-	// The server tells of an image that was there before.
-	silent := false
-	began := regexp.MustCompile(`"created_at":"[^"]*"`)
-	lying := func(told string) *lxd.Client {
-		return rewriting(t, s.Endpoint(), lost, func(req *http.Request, body []byte) []byte {
-			if strings.Contains(req.URL.Path, "/operations/") {
-				body = bytes.ReplaceAll(body, []byte(fingerprint), []byte(told))
-			}
-			if strings.Contains(req.URL.Path, "/operations/") && told == before && silent {
-				body = began.ReplaceAll(body, nil)
-				body = bytes.ReplaceAll(body, []byte(`,,`), []byte(`,`))
-			}
-			return body
-		})
-	}
-	for _, opts := range []*lxd.CreateOptions{{Fingerprint: fingerprint}, {Verify: true}} {
-		opts.Wait = true
-		silent = !silent // when the operation began
-		for _, told := range []string{before, "../" + before[3:], "1a1a"} {
-			_, err := lying(told).Images.Create(ctx, bytes.NewReader(data), opts)
-			mismatch := errOf[*lxd.FingerprintError](t, err)
-			require.Equal(t, fingerprint, mismatch.Want)
-			require.Equal(t, told, mismatch.Got)
-			require.NotErrorIs(t, err, lxd.ErrInvalid, "nobody asks for it")
-			_, there := s.Image(before)
-			require.True(t, there, "it is somebody else's")
-			image, err := s.Client.Images.Get(ctx, fingerprint)
-			require.NoError(t, err)
-			require.NoError(t, image.Delete(ctx, &lxd.DeleteOptions{Wait: true}))
-		}
-	}
-	// The server says that it has what was asked for, and was sent another.
-	claimed := rewriting(t, s.Endpoint(), lost, func(req *http.Request, body []byte) []byte {
-		return bytes.ReplaceAll(body, []byte(fingerprint), []byte(oneFingerprint))
-	})
-	_, err = claimed.Images.Create(ctx, bytes.NewReader(data), &lxd.CreateOptions{Fingerprint: oneFingerprint, Verify: true, Wait: true})
-	lie := errOf[*lxd.FingerprintError](t, err)
-	require.Equal(t, []string{fingerprint, oneFingerprint}, []string{lie.Want, lie.Got})
-	made, err := s.Client.Images.Get(ctx, fingerprint)
-	require.NoError(t, err)
-	require.NoError(t, made.Delete(ctx, &lxd.DeleteOptions{Wait: true}))
-
-	// Nothing pins it, and what is told is no fingerprint.
-	_, err = lying("1a1a").Images.Create(ctx, bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
-	require.ErrorIs(t, err, lxd.ErrBadResponse)
-
-	// The upload has failed since the content is there; what is told is another.
-	_, err = lying(before).Images.Create(ctx, bytes.NewReader(data), &lxd.CreateOptions{Verify: true, Wait: true})
-	mismatch := errOf[*lxd.FingerprintError](t, err)
-	require.Equal(t, []string{fingerprint, before}, []string{mismatch.Want, mismatch.Got})
-	require.Len(t, s.Images(), 2)
-}
-
-// TestCopyOfAnotherImage: the source gives other content than the image's, and
-// the target is not told what it should be.
-func TestCopyOfAnotherImage(t *testing.T) {
-	t.Parallel()
-	source, target := startFakeWith(t, &lxdtest.Options{TLS: true}, nil), startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-	data, otherData := unified(t, 1000), unified(t, 1000)
-	fingerprint, err := source.AddImage(data, nil)
-	require.NoError(t, err)
-	_, err = source.AddImage(otherData, nil)
-	require.NoError(t, err)
-	other := lxdtest.Fingerprint(otherData)
-	// Every request and response about the image is about the other one.
-	from := rewriting(t, source.Endpoint(), func(req *http.Request) {
-		req.URL.Path = strings.ReplaceAll(req.URL.Path, fingerprint, other)
-	}, func(_ *http.Request, body []byte) []byte {
-		return bytes.ReplaceAll(body, []byte(other), []byte(fingerprint))
-	})
-	image, err := from.Images.Get(t.Context(), fingerprint)
-	require.NoError(t, err)
-	to := rewriting(t, target.Endpoint(), func(req *http.Request) { req.Header.Del("X-LXD-fingerprint") }, nil)
-	for _, wait := range []bool{true, false} {
-		copied, err := image.Copy(t.Context(), to, &lxd.CopyOptions{Mode: lxd.CopyRelay, Wait: wait})
-		if !wait {
-			require.NoError(t, err)
-			err = copied.Wait(t.Context())
-		}
-		mismatch := errOf[*lxd.FingerprintError](t, err)
-		require.Equal(t, []string{fingerprint, other}, []string{mismatch.Want, mismatch.Got})
-		require.Empty(t, target.Images())
-	}
-	// A target that pulls another image than it was told to.
-	pulled := rewriting(t, target.Endpoint(), func(req *http.Request) {
-		if req.Method == http.MethodPost && req.URL.Path == "/1.0/images" {
-			body, err := io.ReadAll(req.Body)
-			if err == nil {
-				body = bytes.ReplaceAll(body, []byte(fingerprint), []byte(other))
-			}
-			req.Body, req.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
-		}
-	}, nil)
-	for _, fp := range []string{fingerprint, other} {
-		public, err := source.Client.Images.Get(t.Context(), fp)
-		require.NoError(t, err)
-		public.Public = true
-		require.NoError(t, public.Update(t.Context(), nil))
-	}
-	image, err = source.Client.Images.Get(t.Context(), fingerprint)
-	require.NoError(t, err)
-	_, err = image.Copy(t.Context(), pulled, &lxd.CopyOptions{Mode: lxd.CopyPull, Wait: true})
-	mismatch := errOf[*lxd.FingerprintError](t, err)
-	require.Equal(t, []string{fingerprint, other}, []string{mismatch.Want, mismatch.Got})
-	require.Empty(t, target.Images())
-}
-
-// TestImportOfAnotherImage: an import by a whole fingerprint takes no other.
-func TestImportOfAnotherImage(t *testing.T) {
-	t.Parallel()
-	ctx := t.Context()
-	target := importFake(t, lxdtest.LXD50, importOptions())
-	source := importStreams(t, tree(t, "both", nil))["http"]
-	opts := target.streamsFrom(source)
-	opts.Via = lxd.ViaServer
-	var known []string
-	for _, alias := range []string{"distro", "unified"} {
-		image, err := target.client.Images.CreateFromSimplestreams(ctx, source.URL, alias, opts)
-		require.NoError(t, err)
-		known = append(known, image.Fingerprint)
-		require.NoError(t, image.Delete(ctx, &lxd.DeleteOptions{Wait: true}))
-	}
-	replaced := rewriting(t, target.fake.Endpoint(), func(req *http.Request) {
-		if req.Method == http.MethodPost && req.URL.Path == "/1.0/images" {
-			body, err := io.ReadAll(req.Body)
-			if err == nil {
-				body = bytes.ReplaceAll(body, []byte(known[0]), []byte(known[1]))
-			}
-			req.Body, req.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
-		}
-	}, nil)
-	_, err := replaced.Images.CreateFromSimplestreams(ctx, source.URL, known[0], opts)
-	mismatch := errOf[*lxd.FingerprintError](t, err)
-	require.Equal(t, known, []string{mismatch.Want, mismatch.Got})
-	target.requireEmpty(t)
-	image, err := target.client.Images.CreateFromSimplestreams(ctx, source.URL, known[0], opts)
-	require.NoError(t, err)
-	require.Equal(t, known[0], image.Fingerprint)
-	require.NoError(t, image.Delete(ctx, &lxd.DeleteOptions{Wait: true}))
-}
-
-// TestRetryStartsAfresh: nothing of a response that was cut is left in the next.
-func TestRetryStartsAfresh(t *testing.T) {
-	t.Parallel()
-	start := `{"type":"sync","metadata":{"fingerprint":"` + oneFingerprint + `","properties":{`
-	bodies := []io.Reader{
-		io.MultiReader(strings.NewReader(start+`"old":"1"},"public":true,`), iotest.ErrReader(io.ErrUnexpectedEOF)),
-		strings.NewReader(start + `"new":"2"}}}`),
-	}
-	c := newClient(t, "unix:///nowhere", &lxd.Options{Transport: func(http.RoundTripper) http.RoundTripper {
-		return roundTripper(func(req *http.Request) (*http.Response, error) {
-			body := bodies[0]
-			bodies = bodies[1:]
-			return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(body), Request: req}, nil
-		})
-	}})
-	image, err := c.Images.Get(t.Context(), oneFingerprint)
-	require.NoError(t, err)
-	require.Equal(t, map[string]string{"new": "2"}, image.Properties)
-	require.False(t, image.Public)
 }
 
 // repeated is a body of about that many bytes, of one element again and again.
@@ -646,7 +440,7 @@ func TestListsAreBounded(t *testing.T) {
 	}
 	// The list that tells whether a prefix is ambiguous.
 	var read atomic.Int64
-	c := newClient(t, "unix:///nowhere", &lxd.Options{Transport: func(http.RoundTripper) http.RoundTripper {
+	c := testkit.NewClient(t, "unix:///nowhere", &lxd.Options{Transport: func(http.RoundTripper) http.RoundTripper {
 		return roundTripper(func(req *http.Request) (*http.Response, error) {
 			res := &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Request: req}
 			body := repeated(`{"type":"sync","metadata":[`, `""`, `]}`, 64<<20)()
@@ -692,69 +486,12 @@ func TestBodyThatDoesNotEnd(t *testing.T) {
 			_ = http.NewResponseController(w).Flush()
 			<-r.Context().Done()
 		}))
-		c := newClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw)})
+		c := testkit.NewClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw)})
 		started := time.Now()
 		alias, err := c.Aliases.Get(t.Context(), "web")
 		require.NoError(t, err)
 		require.Equal(t, "web", alias.Name)
 		require.Less(t, time.Since(started), time.Second)
-		server.Close()
-	}
-}
-
-// TestEventsAreBounded: one that is too large ends the loop.
-func TestEventsAreBounded(t *testing.T) {
-	t.Parallel()
-	for name, c := range map[string]struct {
-		filler   string
-		tooLarge bool
-	}{
-		"one MiB":     {`"` + strings.Repeat("x", 1<<20) + `"`, false},
-		"no end":      {"", true},
-		"many values": {`[` + strings.Repeat("[],", 300_000) + `1]`, true},
-	} {
-		var sent atomic.Int64
-		server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			conn, err := new(websocket.Upgrader).Upgrade(w, r, nil)
-			if err != nil {
-				return
-			}
-			defer func() { _ = conn.Close() }()
-			const event = `{"type":"operation","metadata":{"id":"x","metadata":{"filler":`
-			if c.filler == "" {
-				out, err := conn.NextWriter(websocket.TextMessage)
-				for n, block := 0, []byte(event+`"`+strings.Repeat("x", 64<<10)); err == nil && n < 256<<20; {
-					_, err = out.Write(block)
-					n += len(block)
-					sent.Store(int64(n))
-				}
-				return
-			}
-			_ = conn.WriteMessage(websocket.TextMessage, []byte(event+c.filler+`}}}`))
-			_, _, _ = conn.ReadMessage() // until the client goes
-		}))
-		client := newClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw)})
-		var events []lxd.EventType
-		var err error
-		for event, eventErr := range client.Events(t.Context(), nil) {
-			if eventErr != nil {
-				err = eventErr
-				break
-			}
-			events = append(events, event.Type)
-			if event.Type == lxd.EventOperation || len(events) == 3 {
-				break
-			}
-		}
-		if c.tooLarge {
-			require.ErrorIs(t, err, lxd.ErrTooLarge, name)
-			require.Less(t, sent.Load(), int64(64<<20), name)
-			require.Equal(t, []lxd.EventType{lxd.EventConnected}, events, name)
-		} else {
-			require.NoError(t, err, name)
-			require.Equal(t, []lxd.EventType{lxd.EventConnected, lxd.EventOperation}, events, name)
-		}
-		require.NoError(t, client.Close())
 		server.Close()
 	}
 }
@@ -775,10 +512,10 @@ func (b *tracked) Close() error {
 // the response to an upload that nobody waits for any more.
 func TestResponsesAreClosed(t *testing.T) {
 	t.Parallel()
-	s := startFake(t)
+	s := testkit.StartFake(t)
 	var open, seen atomic.Int64
 	late := make(chan struct{})
-	c := newClient(t, s.Endpoint(), &lxd.Options{RetryTimeout: -1, Transport: func(next http.RoundTripper) http.RoundTripper {
+	c := testkit.NewClient(t, s.Endpoint(), &lxd.Options{RetryTimeout: -1, Transport: func(next http.RoundTripper) http.RoundTripper {
 		return roundTripper(func(req *http.Request) (*http.Response, error) {
 			if req.Header.Get("Content-Type") == "application/octet-stream" {
 				<-late
@@ -797,7 +534,7 @@ func TestResponsesAreClosed(t *testing.T) {
 		})
 	}})
 	ctx := t.Context()
-	fingerprint, err := s.AddImage(unified(t, 1000), nil)
+	fingerprint, err := s.AddImage(testkit.Unified(t, 1000), nil)
 	require.NoError(t, err)
 	image, err := c.Images.Get(ctx, fingerprint)
 	require.NoError(t, err)
@@ -821,129 +558,58 @@ func TestResponsesAreClosed(t *testing.T) {
 
 	ended, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 	defer cancel()
-	_, err = c.Images.Create(ended, bytes.NewReader(unified(t, 1000)), nil)
+	_, err = c.Images.Create(ended, bytes.NewReader(testkit.Unified(t, 1000)), nil)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	before := seen.Load()
 	close(late)
 	require.Eventually(t, func() bool { return seen.Load() == before+1 && open.Load() == 0 }, 5*time.Second, time.Millisecond)
 }
 
-// TestEachIsNotSentAgain: what was yielded cannot be taken back.
-func TestEachIsNotSentAgain(t *testing.T) {
-	t.Parallel()
-	for _, images := range []int{0, 1} {
-		var requests atomic.Int64
-		c := newClient(t, "unix:///nowhere", &lxd.Options{RetryTimeout: shortRetries, Transport: func(http.RoundTripper) http.RoundTripper {
-			return roundTripper(func(req *http.Request) (*http.Response, error) {
-				requests.Add(1)
-				cut := io.MultiReader(strings.NewReader(`{"type":"sync","metadata":[`+strings.Repeat(element["Images.Each"]+",", images)), iotest.ErrReader(io.ErrUnexpectedEOF))
-				return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(cut), Request: req}, nil
-			})
-		}})
-		n, err := lists["Images.Each"](t.Context(), c)
-		require.Equal(t, images, n)
-		require.ErrorIs(t, err, lxd.ErrUnavailable)
-		if images == 0 {
-			require.Greater(t, requests.Load(), int64(1))
-		} else {
-			require.EqualValues(t, 1, requests.Load())
+// TestMetadataIsBounded feeds answers without an end, each of a shape that
+// decodes, and looks at the memory.
+func TestMetadataIsBounded(t *testing.T) {
+	var sent atomic.Int64
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		start := `{"type":"sync","metadata":{"name":"`
+		switch {
+		case strings.Contains(r.URL.Path, "/operations/"):
+			start = `{"type":"sync","metadata":{"id":"x","err":"`
+		case strings.HasSuffix(r.URL.Path, "/missing"):
+			start = `{"type":"error","error":"`
 		}
-	}
-}
-
-// TestListsTellTrust: only the public images are never taken for all of them.
-func TestListsTellTrust(t *testing.T) {
-	t.Parallel()
-	public := `{"type":"sync","metadata":[{"fingerprint":"` + oneFingerprint + `","public":true}]}`
-	private := `{"type":"sync","metadata":[{"fingerprint":"` + oneFingerprint + `"}]}`
-	for name, test := range map[string]struct {
-		list, auth string
-		publicOnly bool
-		forbidden  bool
-	}{
-		"public images of one that does not trust":   {public, "untrusted", false, true},
-		"none of one that does not trust":            {`{"type":"sync","metadata":[]}`, "untrusted", false, true},
-		"public images of one that trusts":           {public, "trusted", false, false},
-		"a private one":                              {private, "untrusted", false, false},
-		"public images, which is what was asked for": {public, "untrusted", true, false},
+		_, err := io.WriteString(w, start)
+		sent.Store(0)
+		for block := strings.Repeat("x", 64<<10); err == nil; {
+			var n int
+			n, err = io.WriteString(w, block)
+			sent.Add(int64(n))
+		}
+	}))
+	_ = server.Listener.Close()
+	server.Listener = l
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	c := testkit.NewClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw)})
+	for name, call := range map[string]func() error{
+		"alias":   func() error { _, err := c.Aliases.Get(t.Context(), "a"); return err },
+		"refusal": func() error { _, err := c.Aliases.Get(t.Context(), "missing"); return err },
+		"server":  func() error { _, err := c.Server(t.Context()); return err },
+		"image":   func() error { _, err := c.Images.Get(t.Context(), "ab"); return err },
+		"each": func() error {
+			for _, err := range c.Images.Each(t.Context(), nil) {
+				return err
+			}
+			return nil
+		},
 	} {
-		var demanded, asked atomic.Bool
-		server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if r.URL.Path == "/1.0" {
-				asked.Store(true)
-				_, _ = io.WriteString(w, `{"type":"sync","metadata":{"auth":"`+test.auth+`"}}`)
-				return
-			}
-			demanded.Store(r.Header.Get("X-LXD-authenticated") == "true" && r.Header.Get("X-Incus-authenticated") == "true")
-			_, _ = io.WriteString(w, test.list)
-		}))
-		c := newClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw), PublicOnly: test.publicOnly})
-		for _, list := range []string{"Images.All", "Images.Each"} {
-			_, err := lists[list](t.Context(), c)
-			if test.forbidden {
-				require.ErrorIs(t, err, lxd.ErrForbidden, name)
-			} else {
-				require.NoError(t, err, name)
-			}
-			require.Equal(t, !test.publicOnly, demanded.Load(), name)
-			require.Equal(t, !test.publicOnly && test.list != private, asked.Load(), name)
-		}
-		server.Close()
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		err := call()
+		runtime.ReadMemStats(&after)
+		require.ErrorIs(t, err, lxd.ErrBadResponse, name)
+		require.Less(t, after.HeapSys, before.HeapSys+(256<<20), name)
+		require.Less(t, sent.Load(), int64(64<<20), name)
 	}
-}
-
-// TestRefusalsAreForbidden: of a client that is not known, and of one that may
-// not.
-func TestRefusalsAreForbidden(t *testing.T) {
-	t.Parallel()
-	for _, status := range []int{401, 403} {
-		_, err := clientOf(t, canned{status, text(fmt.Sprintf(`{"type":"error","error":"no","error_code":%d}`, status))}).Images.Get(t.Context(), oneFingerprint)
-		require.ErrorIs(t, err, lxd.ErrForbidden)
-		require.Equal(t, status == 401, errors.Is(err, lxd.ErrUnauthorized))
-	}
-}
-
-// TestDotsAreNames: an alias of dots is no way to another path.
-func TestDotsAreNames(t *testing.T) {
-	t.Parallel()
-	var got []string
-	c := newClient(t, "unix:///nowhere", &lxd.Options{Transport: func(http.RoundTripper) http.RoundTripper {
-		return roundTripper(func(req *http.Request) (*http.Response, error) {
-			got = append(got, req.URL.EscapedPath())
-			return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(`{"type":"sync","metadata":{}}`)), Request: req}, nil
-		})
-	}})
-	for _, name := range []string{".", "..", "../..", "...", "a/../b"} {
-		require.NoError(t, c.Aliases.Delete(t.Context(), name))
-	}
-	require.Equal(t, []string{
-		"/1.0/images/aliases/%2E", "/1.0/images/aliases/%2E%2E", "/1.0/images/aliases/..%2F..", "/1.0/images/aliases/...", "/1.0/images/aliases/a%2F..%2Fb",
-	}, got)
-}
-
-// TestRegistriesByOperation: LXD's later versions make and delete registries in
-// the background.
-func TestRegistriesByOperation(t *testing.T) {
-	t.Parallel()
-	outcome := `"status_code":200`
-	c := newClient(t, "unix:///nowhere", &lxd.Options{Transport: func(http.RoundTripper) http.RoundTripper {
-		return roundTripper(func(req *http.Request) (*http.Response, error) {
-			res := &http.Response{StatusCode: 200, Header: http.Header{}, Request: req}
-			body := serverSaying(`"image_registries"`)
-			switch req.URL.Path {
-			case "/1.0/image-registries", "/1.0/image-registries/web":
-				res.StatusCode, body = 202, `{"type":"async","status_code":100,"operation":"/1.0/operations/one?project=default","metadata":{"id":"one","status_code":103}}`
-			case "/1.0/operations/one/wait":
-				body = `{"type":"sync","status_code":200,"metadata":{"id":"one",` + outcome + `}}`
-			}
-			res.Body = io.NopCloser(strings.NewReader(body))
-			return res, nil
-		})
-	}})
-	registry := lxd.Registry{Name: "web", Protocol: "simplestreams", Config: map[string]string{"url": "https://images.example.net"}}
-	require.NoError(t, c.Registries.Create(t.Context(), registry))
-	require.NoError(t, c.Registries.Delete(t.Context(), "web"))
-	outcome = `"status_code":400,"err":"it has no room"`
-	require.ErrorContains(t, c.Registries.Create(t.Context(), registry), "it has no room")
-	require.ErrorContains(t, c.Registries.Delete(t.Context(), "web"), "it has no room")
 }

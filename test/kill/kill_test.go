@@ -1,4 +1,4 @@
-package lxd_test
+package kill_test
 
 import (
 	"bytes"
@@ -20,6 +20,7 @@ import (
 
 	"github.com/golxd/lxd"
 	"github.com/golxd/lxd/internal/testdaemon"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -47,10 +48,10 @@ func TestKill(t *testing.T) {
 		}
 		// Those of the environment belong to the other tests.
 		d := testdaemon.New(t, family, nil)
-		for round := range testSize(t, 2, 25) {
+		for round := range testkit.Size(t, 2, 25) {
 			for _, k := range killings {
 				delay := time.Duration(random.Int64N(int64(k.within)))
-				t.Run(fmt.Sprintf("%s %s %d", family, k.name, round), func(t *testing.T) {
+				t.Run(fmt.Sprintf("%s %s, round %d", family, k.name, round), func(t *testing.T) {
 					k.play(t, d, delay)
 				})
 			}
@@ -72,21 +73,21 @@ type killing struct {
 
 var killings = []killing{
 	{name: "upload", within: 150 * time.Millisecond, begin: func(t *testing.T, _ *testdaemon.Daemon, c *lxd.Client) (func(context.Context) error, string) {
-		data := unified(t, killSize)
+		data := testkit.Unified(t, killSize)
 		return func(ctx context.Context) error {
 			_, err := c.Images.Create(ctx, bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
 			return err
 		}, lxdtest.Fingerprint(data)
 	}},
 	{name: "one-shot upload", within: 150 * time.Millisecond, begin: func(t *testing.T, _ *testdaemon.Daemon, c *lxd.Client) (func(context.Context) error, string) {
-		data := unified(t, killSize)
+		data := testkit.Unified(t, killSize)
 		return func(ctx context.Context) error {
-			_, err := c.Images.Create(ctx, oneShotReader{bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true})
+			_, err := c.Images.Create(ctx, testkit.OneShotReader{Reader: bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true})
 			return err
 		}, lxdtest.Fingerprint(data)
 	}},
 	{name: "export", within: 100 * time.Millisecond, there: true, begin: func(t *testing.T, d *testdaemon.Daemon, c *lxd.Client) (func(context.Context) error, string) {
-		data := unified(t, killSize)
+		data := testkit.Unified(t, killSize)
 		fingerprint, err := d.Upload(t.Context(), bytes.NewReader(data))
 		require.NoError(t, err)
 		image, err := c.Images.Get(t.Context(), fingerprint)
@@ -105,8 +106,8 @@ var killings = []killing{
 		}, fingerprint
 	}},
 	{name: "relay copy", within: 150 * time.Millisecond, begin: func(t *testing.T, _ *testdaemon.Daemon, c *lxd.Client) (func(context.Context) error, string) {
-		source := startFake(t)
-		fingerprint, err := source.AddImage(unified(t, killSize), nil)
+		source := testkit.StartFake(t)
+		fingerprint, err := source.AddImage(testkit.Unified(t, killSize), nil)
 		require.NoError(t, err)
 		image, err := source.Client.Images.Get(t.Context(), fingerprint)
 		require.NoError(t, err)
@@ -116,7 +117,7 @@ var killings = []killing{
 		}, fingerprint
 	}},
 	{name: "wait", within: 500 * time.Millisecond, begin: func(t *testing.T, _ *testdaemon.Daemon, c *lxd.Client) (func(context.Context) error, string) {
-		data := unified(t, 1<<20)
+		data := testkit.Unified(t, 1<<20)
 		fingerprint := lxdtest.Fingerprint(data)
 		source := httptest.NewUnstartedServer(nil)
 		source.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -156,7 +157,7 @@ func (slowWriter) Write(p []byte) (int, error) {
 }
 
 func (k *killing) play(t *testing.T, d *testdaemon.Daemon, delay time.Duration) {
-	c := newClient(t, "unix://"+d.Socket, nil)
+	c := testkit.NewClient(t, "unix://"+d.Socket, nil)
 	_, err := c.Server(t.Context())
 	require.NoError(t, err)
 	run, fingerprint := k.begin(t, d, c)
@@ -178,7 +179,7 @@ func (k *killing) play(t *testing.T, d *testdaemon.Daemon, delay time.Duration) 
 	require.True(t, err == nil || typed, "%T: %v", err, err)
 	require.NotErrorIs(t, err, io.EOF)
 
-	fresh := newClient(t, "unix://"+d.Socket, nil)
+	fresh := testkit.NewClient(t, "unix://"+d.Socket, nil)
 	is, ierr := fresh.Images.Exists(ctx, fingerprint)
 	require.NoError(t, ierr)
 	if err == nil || k.there {

@@ -1,4 +1,4 @@
-package lxd_test
+package clients_test
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 
 	"github.com/golxd/lxd"
 	"github.com/golxd/lxd/internal/testdaemon"
+	"github.com/golxd/lxd/internal/testkit"
 )
 
 // command runs lxc or incus with a configuration folder of its own.
@@ -55,32 +56,32 @@ func TestRealRemotes(t *testing.T) {
 					command(t, folder, "lxc", "remote", "add", name, daemons[n].URL, "--accept-certificate", "--password="+daemons[n].TrustPassword)
 					continue
 				}
-				token, err := daemons[n].JoinToken(ctx, unique("remote"))
+				token, err := daemons[n].JoinToken(ctx, testkit.Unique("remote"))
 				require.NoError(t, err)
 				command(t, folder, "incus", "remote", "add", name, token)
 			}
 			options := lxd.Options{Family: family, ConfigDir: folder}
-			before := treeOf(t, folder)
+			before := testkit.Tree(t, folder)
 			remotes, err := lxd.Remotes(&lxd.RemotesOptions{Family: family, ConfigDir: folder})
 			require.NoError(t, err)
-			require.Subset(t, namesOf(remotes), []string{"images", "local", "one", "two"})
+			require.Subset(t, testkit.RemoteNames(remotes), []string{"images", "local", "one", "two"})
 			clients := make([]*lxd.Client, len(names))
 			for n, name := range names {
 				clients[n], err = lxd.Remote(name, &options)
 				require.NoError(t, err)
 				t.Cleanup(func() { require.NoError(t, clients[n].Close()) })
 				require.Equal(t, daemons[n].URL, clients[n].Endpoint())
-				require.True(t, isTrusted(t, clients[n]))
+				require.True(t, testkit.Trusted(t, clients[n]))
 			}
-			image := upload(t, clients[0], nil)
+			image := testkit.Upload(t, clients[0], nil)
 			copied, err := image.Copy(ctx, clients[1], &lxd.CopyOptions{Wait: true})
 			require.NoError(t, err)
 			require.Equal(t, image.Fingerprint, copied.Image.Fingerprint)
-			deleteAfter(t, copied.Image)
+			testkit.DeleteAfter(t, copied.Image)
 			images, err := clients[1].Images.All(ctx, nil)
 			require.NoError(t, err)
 			require.NotEmpty(t, images)
-			require.Equal(t, before, treeOf(t, folder))
+			require.Equal(t, before, testkit.Tree(t, folder))
 		})
 	}
 }
@@ -94,29 +95,29 @@ func TestRealTrust(t *testing.T) {
 			t.Parallel()
 			ctx, daemon := t.Context(), daemons[0]
 			for _, kind := range []lxd.KeyType{lxd.P256, lxd.P384, lxd.Ed25519} {
-				token, err := daemon.JoinToken(ctx, unique("join"))
+				token, err := daemon.JoinToken(ctx, testkit.Unique("join"))
 				require.NoError(t, err)
-				cert, key := newKeyPair(t, &lxd.KeyPairOptions{Type: kind})
+				cert, key := testkit.NewKeyPair(t, &lxd.KeyPairOptions{Type: kind})
 				client, err := lxd.Join(ctx, token, &lxd.Options{ClientCertificate: cert, ClientKey: key})
 				require.NoError(t, err, kind)
 				t.Cleanup(func() { require.NoError(t, client.Close()) })
-				upload(t, client, nil)
+				testkit.Upload(t, client, nil)
 				require.NoError(t, client.Trust(ctx, token), "it is trusted already")
-				_, err = lxd.Join(ctx, token, joiner(t))
-				errOf[*lxd.TrustError](t, err)
+				_, err = lxd.Join(ctx, token, testkit.Joiner(t))
+				testkit.ErrOf[*lxd.TrustError](t, err)
 				require.ErrorIs(t, err, lxd.ErrForbidden)
 			}
-			opts := joiner(t)
+			opts := testkit.Joiner(t)
 			opts.ServerCertificate = daemon.ServerCertificate
-			client := newClient(t, daemon.URL, opts)
+			client := testkit.NewClient(t, daemon.URL, opts)
 			if family == lxd.Incus {
 				require.ErrorIs(t, client.TrustPassword(ctx, "any", nil), lxd.ErrUnsupported)
 				return
 			}
-			errOf[*lxd.TrustError](t, client.TrustPassword(ctx, "wrong", nil))
-			require.False(t, isTrusted(t, client))
-			require.NoError(t, client.TrustPassword(ctx, daemon.TrustPassword, &lxd.TrustPasswordOptions{Name: unique("me")}))
-			upload(t, client, nil)
+			testkit.ErrOf[*lxd.TrustError](t, client.TrustPassword(ctx, "wrong", nil))
+			require.False(t, testkit.Trusted(t, client))
+			require.NoError(t, client.TrustPassword(ctx, daemon.TrustPassword, &lxd.TrustPasswordOptions{Name: testkit.Unique("me")}))
+			testkit.Upload(t, client, nil)
 		})
 	}
 }

@@ -1,9 +1,10 @@
-package lxd_test
+package faults_test
 
 import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -17,8 +18,11 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
+
+var update = flag.Bool("update", false, "write docs/faults.md anew")
 
 // The content of a case, and where in it the faults strike.
 const (
@@ -57,14 +61,11 @@ type transfer struct {
 	run     func(context.Context, *faultCase) error
 }
 
-// oneShotReader cannot be rewound.
-type oneShotReader struct{ io.Reader }
-
 func create(oneShot bool) func(context.Context, *faultCase) error {
 	return func(ctx context.Context, c *faultCase) error {
 		reader := func(data []byte) io.Reader {
 			if oneShot {
-				return oneShotReader{bytes.NewReader(data)}
+				return testkit.OneShotReader{Reader: bytes.NewReader(data)}
 			}
 			return bytes.NewReader(data)
 		}
@@ -99,7 +100,7 @@ func exportAll(ctx context.Context, c *faultCase) error {
 func exportToDir(ctx context.Context, c *faultCase) error {
 	files, err := c.image.ExportTo(ctx, c.dir, nil)
 	if err != nil {
-		for _, name := range filesIn(c.t, c.dir) {
+		for _, name := range testkit.FilesIn(c.t, c.dir) {
 			require.True(c.t, strings.HasSuffix(name, ".partial"), "a failed ExportTo leaves %s", name)
 		}
 		return err
@@ -108,7 +109,7 @@ func exportToDir(ctx context.Context, c *faultCase) error {
 	if c.rootfs != nil {
 		want = append(want, c.rootfs)
 	}
-	requireExported(c.t, c.dir, files, want...)
+	testkit.RequireExported(c.t, c.dir, files, want...)
 	return nil
 }
 
@@ -122,12 +123,12 @@ var transfers = []transfer{
 	{name: "upload, one-shot", method: "POST", pattern: "/1.0/images", target: true, sends: true, oneShot: true, run: create(true)},
 	{name: "split upload", method: "POST", pattern: "/1.0/images", target: true, sends: true, split: true, run: create(false)},
 	{name: "split upload, one-shot", method: "POST", pattern: "/1.0/images", target: true, sends: true, split: true, oneShot: true, run: create(true)},
-	{name: "export", method: "GET", pattern: exportPattern, run: exportAll},
-	{name: "split export", method: "GET", pattern: exportPattern, split: true, run: exportAll},
-	{name: "ExportTo", method: "GET", pattern: exportPattern, run: exportToDir},
-	{name: "split ExportTo", method: "GET", pattern: exportPattern, split: true, run: exportToDir},
-	{name: "relay, source", method: "GET", pattern: exportPattern, run: relay},
-	{name: "split relay, source", method: "GET", pattern: exportPattern, split: true, run: relay},
+	{name: "export", method: "GET", pattern: testkit.ExportPattern, run: exportAll},
+	{name: "split export", method: "GET", pattern: testkit.ExportPattern, split: true, run: exportAll},
+	{name: "ExportTo", method: "GET", pattern: testkit.ExportPattern, run: exportToDir},
+	{name: "split ExportTo", method: "GET", pattern: testkit.ExportPattern, split: true, run: exportToDir},
+	{name: "relay, source", method: "GET", pattern: testkit.ExportPattern, run: relay},
+	{name: "split relay, source", method: "GET", pattern: testkit.ExportPattern, split: true, run: relay},
 	{name: "relay, target", method: "POST", pattern: "/1.0/images", target: true, sends: true, run: relay},
 	{name: "URL import", method: "POST", pattern: "/1.0/images", target: true, run: func(ctx context.Context, c *faultCase) error {
 		// The server works long enough for the progress to be listened to.
@@ -279,7 +280,7 @@ func only(which func(*transfer) bool, of func(*transfer) (lxdtest.Fault, bool)) 
 }
 
 func sends(t *transfer) bool    { return t.sends }
-func exports(t *transfer) bool  { return t.pattern == exportPattern }
+func exports(t *transfer) bool  { return t.pattern == testkit.ExportPattern }
 func answered(t *transfer) bool { return t.name != "events" }
 func works(t *transfer) bool {
 	return t.sends || t.name == "URL import" || t.name == "wait"
@@ -609,7 +610,7 @@ func TestContextEndsAStall(t *testing.T) {
 	}
 }
 
-const faultsDoc = "docs/faults.md"
+const faultsDoc = "../../docs/faults.md"
 
 func faultDocument(outcomes map[[2]string]string) string {
 	var b strings.Builder
@@ -649,7 +650,7 @@ func faultDocument(outcomes map[[2]string]string) string {
 const faultsPreface = `# Faults
 
 What becomes of each transfer when it meets each fault that lxdtest can inject.
-Written by ` + "`go test -run TestFaults -update .`" + ` and checked by the test, which plays every cell,
+Written by ` + "`go test ./test/faults -run TestFaults -update`" + ` and checked by the test, which plays every cell,
 looks at the server afterwards (no token, no operation left, no image that is not whole,
 no one-shot body sent twice, nothing under a final name). Where a server stalls, Options.StallTimeout is a minute,
 the default. A caller who gives up during a stall has control again within a second (TestContextEndsAStall).

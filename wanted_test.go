@@ -16,6 +16,7 @@ import (
 
 	"github.com/golxd/lxd"
 	"github.com/golxd/lxd/internal/streamstest"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -36,76 +37,76 @@ func bareImage(t *testing.T, split bool) (image, rootfs []byte) {
 	}
 	metadata := map[string]string{"metadata.yaml": "architecture: x86_64\ncreation_date: 1704067200\n"}
 	if split {
-		return file(metadata), file(map[string]string{"seed": unique("bare")})
+		return file(metadata), file(map[string]string{"seed": testkit.Unique("bare")})
 	}
-	metadata["rootfs/seed"] = unique("bare")
+	metadata["rootfs/seed"] = testkit.Unique("bare")
 	return file(metadata), nil
 }
 
 // bareWays are the ways to make an image with properties of one whose
 // metadata.yaml has none.
-var bareWays = map[string]func(t *testing.T, s *subject, n int, want map[string]string) (*lxd.Image, error){
-	"create": func(t *testing.T, s *subject, n int, want map[string]string) (*lxd.Image, error) {
+var bareWays = map[string]func(t *testing.T, s *testkit.Subject, n int, want map[string]string) (*lxd.Image, error){
+	"create": func(t *testing.T, s *testkit.Subject, n int, want map[string]string) (*lxd.Image, error) {
 		image, rootfs := bareImage(t, n%2 == 1)
 		o := &lxd.CreateOptions{Properties: want, Wait: true}
 		if rootfs != nil {
 			o.Rootfs = bytes.NewReader(rootfs)
 		}
-		return s.client(t).Images.Create(t.Context(), bytes.NewReader(image), o)
+		return s.Client(t).Images.Create(t.Context(), bytes.NewReader(image), o)
 	},
-	"create, not waited": func(t *testing.T, s *subject, _ int, want map[string]string) (*lxd.Image, error) {
+	"create, not waited": func(t *testing.T, s *testkit.Subject, _ int, want map[string]string) (*lxd.Image, error) {
 		data, _ := bareImage(t, false)
-		image, err := s.client(t).Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Properties: want})
+		image, err := s.Client(t).Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Properties: want})
 		if err == nil {
 			err = image.Wait(t.Context())
 		}
 		return image, err
 	},
-	"URL by the client": func(t *testing.T, s *subject, _ int, want map[string]string) (*lxd.Image, error) {
+	"URL by the client": func(t *testing.T, s *testkit.Subject, _ int, want map[string]string) (*lxd.Image, error) {
 		data, _ := bareImage(t, false)
 		web := imageServer(t)
 		web.Set("bare.tar", data)
-		return s.client(t).Images.CreateFromURL(t.Context(), web.URL+"/bare.tar", &lxd.CreateFromURLOptions{Via: lxd.ViaClient, Properties: want, Wait: true})
+		return s.Client(t).Images.CreateFromURL(t.Context(), web.URL+"/bare.tar", &lxd.CreateFromURLOptions{Via: lxd.ViaClient, Properties: want, Wait: true})
 	},
-	"simplestreams by the client": func(t *testing.T, s *subject, _ int, want map[string]string) (*lxd.Image, error) {
+	"simplestreams by the client": func(t *testing.T, s *testkit.Subject, _ int, want map[string]string) (*lxd.Image, error) {
 		data, _ := bareImage(t, false)
 		streams := streamstest.NewServer(streamstest.Tree([]streamstest.Product{{
 			Name: "bare", Aliases: []string{"bare"}, OS: "Bare", Release: "1", Versions: []streamstest.Version{{Serial: "20240101", Family: "both", Unified: data}},
 		}}, nil))
 		t.Cleanup(streams.Close)
-		return s.client(t).Images.CreateFromSimplestreams(t.Context(), streams.URL, "bare", &lxd.CreateFromSimplestreamsOptions{
+		return s.Client(t).Images.CreateFromSimplestreams(t.Context(), streams.URL, "bare", &lxd.CreateFromSimplestreamsOptions{
 			Via: lxd.ViaClient, AllowHTTP: true, Properties: want, Wait: true,
 		})
 	},
-	"relay": func(t *testing.T, s *subject, n int, want map[string]string) (*lxd.Image, error) {
+	"relay": func(t *testing.T, s *testkit.Subject, n int, want map[string]string) (*lxd.Image, error) {
 		return copyBare(t, s, lxd.CopyRelay, n, want)
 	},
-	"pull": func(t *testing.T, s *subject, n int, want map[string]string) (*lxd.Image, error) {
+	"pull": func(t *testing.T, s *testkit.Subject, n int, want map[string]string) (*lxd.Image, error) {
 		return copyBare(t, s, lxd.CopyPull, n, want)
 	},
-	"push": func(t *testing.T, s *subject, n int, want map[string]string) (*lxd.Image, error) {
+	"push": func(t *testing.T, s *testkit.Subject, n int, want map[string]string) (*lxd.Image, error) {
 		return copyBare(t, s, lxd.CopyPush, n, want)
 	},
 }
 
 // copyBare copies an image that got its properties at the source, or gets them
 // by the copy.
-func copyBare(t *testing.T, s *subject, mode lxd.CopyMode, n int, want map[string]string) (*lxd.Image, error) {
+func copyBare(t *testing.T, s *testkit.Subject, mode lxd.CopyMode, n int, want map[string]string) (*lxd.Image, error) {
 	t.Helper()
 	data, rootfs := bareImage(t, n%2 == 1)
 	o := &lxd.CreateOptions{Wait: true}
 	if rootfs != nil {
 		o.Rootfs = bytes.NewReader(rootfs)
 	}
-	image, err := s.twin.client(t).Images.Create(t.Context(), bytes.NewReader(data), o)
+	image, err := s.Twin.Client(t).Images.Create(t.Context(), bytes.NewReader(data), o)
 	require.NoError(t, err)
-	deleteAfter(t, image)
+	testkit.DeleteAfter(t, image)
 	copied := &lxd.CopyOptions{Mode: mode, Properties: want, Wait: true}
 	if n%4 < 2 {
 		image.Properties, copied.Properties = want, nil
 		require.NoError(t, image.Update(t.Context(), nil))
 	}
-	got, err := image.Copy(t.Context(), s.client(t), copied)
+	got, err := image.Copy(t.Context(), s.Client(t), copied)
 	if err != nil {
 		return nil, err
 	}
@@ -115,15 +116,15 @@ func copyBare(t *testing.T, s *subject, mode lxd.CopyMode, n int, want map[strin
 // TestPropertiesOfBareImages gives properties to images whose metadata.yaml has
 // none, which ends every daemon where the upload itself carries them.
 func TestPropertiesOfBareImages(t *testing.T) {
-	for _, s := range conformanceSubjects(t) {
+	for _, s := range testkit.Subjects(t) {
 		for name, way := range bareWays {
-			t.Run(s.column+"/"+name, func(t *testing.T) {
-				for n := range testSize(t, 4, 25) {
+			t.Run(s.Column+"/"+name, func(t *testing.T) {
+				for n := range testkit.Size(t, 4, 25) {
 					want := map[string]string{"os": "none", "with space": fmt.Sprintf("a & b = %d", n)}
 					image, err := way(t, s, n, want)
 					require.NoError(t, err)
-					deleteAfter(t, image)
-					read, err := s.client(t).Images.Get(t.Context(), image.Fingerprint)
+					testkit.DeleteAfter(t, image)
+					read, err := s.Client(t).Images.Get(t.Context(), image.Fingerprint)
 					require.NoError(t, err)
 					for property, value := range want {
 						require.Equal(t, value, read.Properties[property])
@@ -132,10 +133,10 @@ func TestPropertiesOfBareImages(t *testing.T) {
 				}
 			})
 		}
-		leftovers(t, s)
-		for _, side := range []*subject{s, s.twin} {
-			if side.fake != nil {
-				require.Nil(t, side.fake.Crashed())
+		testkit.RequireNoTokens(t, s)
+		for _, side := range []*testkit.Subject{s, s.Twin} {
+			if side.Fake != nil {
+				require.Nil(t, side.Fake.Crashed())
 			}
 		}
 	}
@@ -144,12 +145,12 @@ func TestPropertiesOfBareImages(t *testing.T) {
 // TestLargeProperties go where a header could not.
 func TestLargeProperties(t *testing.T) {
 	large := map[string]string{"large": strings.Repeat("x", 2<<20)}
-	for _, s := range conformanceSubjects(t) {
-		image := upload(t, s.client(t), &lxd.CreateOptions{Properties: large})
+	for _, s := range testkit.Subjects(t) {
+		image := testkit.Upload(t, s.Client(t), &lxd.CreateOptions{Properties: large})
 		require.Equal(t, large["large"], image.Properties["large"])
-		copied, err := image.Copy(t.Context(), s.twin.client(t), &lxd.CopyOptions{Mode: lxd.CopyRelay, Wait: true})
+		copied, err := image.Copy(t.Context(), s.Twin.Client(t), &lxd.CopyOptions{Mode: lxd.CopyRelay, Wait: true})
 		require.NoError(t, err)
-		deleteAfter(t, copied.Image)
+		testkit.DeleteAfter(t, copied.Image)
 		require.Equal(t, image.Properties, copied.Properties)
 	}
 }
@@ -158,12 +159,12 @@ func TestLargeProperties(t *testing.T) {
 // has its properties, whoever sends it.
 func TestPropertiesComeBeforeNames(t *testing.T) {
 	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60} {
-		source, target := startFake(t), startFakeWith(t, &lxdtest.Options{Dialect: dialect}, nil)
+		source, target := testkit.StartFake(t), testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect}, nil)
 		want := map[string]string{"os": "none"}
 		data, _ := bareImage(t, false)
 		web := imageServer(t)
 		web.Set("bare.tar", data)
-		image := upload(t, source.Client, nil)
+		image := testkit.Upload(t, source.Client, nil)
 		for name, create := range map[string]func(ctx context.Context, alias []lxd.Alias) (*lxd.Image, error){
 			"create": func(ctx context.Context, alias []lxd.Alias) (*lxd.Image, error) {
 				return target.Client.Images.Create(ctx, bytes.NewReader(data), &lxd.CreateOptions{Properties: want, Aliases: alias, Wait: true})
@@ -180,7 +181,7 @@ func TestPropertiesComeBeforeNames(t *testing.T) {
 			},
 		} {
 			target.ForgetRequests()
-			alias := unique("named")
+			alias := testkit.Unique("named")
 			made, err := create(t.Context(), []lxd.Alias{{Name: alias}})
 			require.NoError(t, err, name)
 			put, named := -1, -1
@@ -225,7 +226,7 @@ func TestLostAnswersKeepProperties(t *testing.T) {
 				lxdtest.LoseResponse().On("PUT", "/1.0/images/*"),
 				lxdtest.Reset().On("PUT", "/1.0/images/*"),
 			} {
-				f := startFakeWith(t, &lxdtest.Options{Dialect: dialect}, nil)
+				f := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect}, nil)
 				injected := f.Inject(fault.Times(1))
 				data, _ := bareImage(t, false)
 				image, err := f.Client.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{
@@ -249,16 +250,16 @@ func TestLostAnswersKeepProperties(t *testing.T) {
 // it gets its attributes: both changes are made.
 func TestPropertiesBesideAnotherWriter(t *testing.T) {
 	t.Parallel()
-	from, to := startFakeWith(t, &lxdtest.Options{TLS: true}, nil), startFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-	source := upload(t, from.Client, &lxd.CreateOptions{Properties: map[string]string{"os": "changed"}, ExpiresAt: time.Now().Add(time.Hour)})
+	from, to := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil), testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	source := testkit.Upload(t, from.Client, &lxd.CreateOptions{Properties: map[string]string{"os": "changed"}, ExpiresAt: time.Now().Add(time.Hour)})
 	for name, create := range map[string]func(*lxd.Client) (*lxd.Image, error){
 		"upload": func(c *lxd.Client) (*lxd.Image, error) {
-			return c.Images.Create(t.Context(), bytes.NewReader(unified(t, 0)), &lxd.CreateOptions{
-				Wait: true, Properties: map[string]string{"os": "changed"}, Aliases: []lxd.Alias{{Name: unique("beside")}},
+			return c.Images.Create(t.Context(), bytes.NewReader(testkit.Unified(t, 0)), &lxd.CreateOptions{
+				Wait: true, Properties: map[string]string{"os": "changed"}, Aliases: []lxd.Alias{{Name: testkit.Unique("beside")}},
 			})
 		},
 		"copy": func(c *lxd.Client) (*lxd.Image, error) {
-			copied, err := source.Copy(t.Context(), c, &lxd.CopyOptions{Mode: lxd.CopyRelay, Wait: true, Aliases: []lxd.Alias{{Name: unique("beside")}}})
+			copied, err := source.Copy(t.Context(), c, &lxd.CopyOptions{Mode: lxd.CopyRelay, Wait: true, Aliases: []lxd.Alias{{Name: testkit.Unique("beside")}}})
 			if err != nil {
 				return nil, err
 			}

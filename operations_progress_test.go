@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -29,11 +30,11 @@ func TestServerProgress(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			f := startFake(t)
+			f := testkit.StartFake(t)
 			if fault != nil {
 				f.Inject(*fault)
 			}
-			data := unified(t, 4<<20)
+			data := testkit.Unified(t, 4<<20)
 			sum := sha256.Sum256(data)
 			seen := make(chan struct{})
 			var source *httptest.Server

@@ -1,4 +1,4 @@
-package lxd_test
+package soak_test
 
 import (
 	"bufio"
@@ -9,8 +9,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -19,43 +17,27 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
-
-// envLong makes the tests of load, of long use and of kills as long as a
-// release needs: LXD_TEST_LONG=1.
-const envLong = "LXD_TEST_LONG"
-
-// testSize gives how large a test is to be.
-func testSize(t *testing.T, short, long int) int {
-	t.Helper()
-	if text := os.Getenv(envLong); text != "" {
-		on, err := strconv.ParseBool(text)
-		require.NoError(t, err, envLong)
-		if on {
-			return long
-		}
-	}
-	return short
-}
 
 // TestWaitingUnderLoad makes 200 small images from eight goroutines, each with
 // Wait, on lxdtest and the real daemons, over the unix socket and TLS: no call
 // hangs, and every outcome is the server's.
 func TestWaitingUnderLoad(t *testing.T) {
 	const images, workers = 200, 8
-	rounds := testSize(t, 1, 20)
-	for _, s := range conformanceSubjects(t) {
+	rounds := testkit.Size(t, 1, 20)
+	for _, s := range testkit.Subjects(t) {
 		for _, overTLS := range []bool{false, true} {
 			one := *s
-			one.tls = overTLS
-			t.Run(fmt.Sprintf("%s TLS %v", s.column, overTLS), func(t *testing.T) {
-				c := one.client(t)
+			one.TLS = overTLS
+			t.Run(fmt.Sprintf("%s TLS %v", s.Column, overTLS), func(t *testing.T) {
+				c := one.Client(t)
 				for range rounds {
 					ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 					made := make([]*lxd.Image, images)
 					onAll(t, workers, images, func(n int) error {
-						data := lxdtest.UnifiedImage(unique("load")+strconv.Itoa(os.Getpid()), 0)
+						data := lxdtest.UnifiedImage(testkit.Unique("load"), 0)
 						image, err := c.Images.Create(ctx, bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
 						if err == nil && image.Fingerprint != lxdtest.Fingerprint(data) {
 							err = errors.New("it is another image")
@@ -89,14 +71,14 @@ const maxStall = 10 * time.Second
 // the long form no call of its 20,000 takes a second.
 func TestOtherProgramsAreServed(t *testing.T) {
 	const perBurst = 10
-	calls := testSize(t, 300, 20_000)
+	calls := testkit.Size(t, 300, 20_000)
 	limit := maxStall
 	if calls == 20_000 {
 		limit = time.Second
 	}
-	for _, s := range conformanceSubjects(t) {
-		t.Run(s.column, func(t *testing.T) {
-			c := s.client(t)
+	for _, s := range testkit.Subjects(t) {
+		t.Run(s.Column, func(t *testing.T) {
+			c := s.Client(t)
 			socket := strings.TrimPrefix(c.Endpoint(), "unix://")
 			ctx := t.Context()
 			burst := map[string]func() error{
@@ -114,7 +96,7 @@ func TestOtherProgramsAreServed(t *testing.T) {
 					return err
 				},
 				"wait with progress": func() error {
-					data := lxdtest.UnifiedImage(unique("busy")+strconv.Itoa(os.Getpid()), 0)
+					data := lxdtest.UnifiedImage(testkit.Unique("busy"), 0)
 					image, err := c.Images.Create(ctx, bytes.NewReader(data), &lxd.CreateOptions{Wait: true, Progress: func(lxd.Progress) {}})
 					if err != nil {
 						return err

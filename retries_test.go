@@ -8,15 +8,18 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -104,7 +107,7 @@ var retryPaths = []struct {
 		_, err := r.client.Images.CreateFromURL(r.ctx, "https://images.example/image", &lxd.CreateFromURLOptions{Via: lxd.ViaClient, Wait: true, HTTPClient: web})
 		return err
 	}},
-	{name: "export", method: "GET", pattern: exportPattern, run: func(t *testing.T, r *retryCase) error {
+	{name: "export", method: "GET", pattern: testkit.ExportPattern, run: func(t *testing.T, r *retryCase) error {
 		export, err := r.image.Export(r.ctx, nil)
 		if err != nil {
 			return err
@@ -113,7 +116,7 @@ var retryPaths = []struct {
 		_, err = io.Copy(io.Discard, export)
 		return err
 	}},
-	{name: "ExportTo over connections", method: "GET", pattern: exportPattern, run: func(t *testing.T, r *retryCase) error {
+	{name: "ExportTo over connections", method: "GET", pattern: testkit.ExportPattern, run: func(t *testing.T, r *retryCase) error {
 		_, err := r.image.ExportTo(r.ctx, t.TempDir(), &lxd.ExportToOptions{Connections: 2})
 		return err
 	}},
@@ -213,7 +216,7 @@ func TestRetryAfter(t *testing.T) {
 				require.ErrorIs(t, err, lxd.ErrUnavailable)
 				require.Equal(t, 1, injected.Fired())
 				require.Less(t, time.Since(began), time.Second)
-				wait, ok := errOf[*lxd.Error](t, err).RetryAfter()
+				wait, ok := testkit.ErrOf[*lxd.Error](t, err).RetryAfter()
 				require.True(t, ok)
 				require.Equal(t, 10*time.Minute+time.Second, wait)
 			})
@@ -257,7 +260,7 @@ func TestMissingSocket(t *testing.T) {
 		began := time.Now()
 		_, err = client.Images.All(t.Context(), nil)
 		require.ErrorIs(t, err, os.ErrNotExist)
-		require.False(t, errOf[*lxd.ConnectionError](t, err).Transient())
+		require.False(t, testkit.ErrOf[*lxd.ConnectionError](t, err).Transient())
 		require.Equal(t, 1, dials)
 		require.Zero(t, time.Since(began))
 		require.NoError(t, client.Close())
@@ -324,7 +327,7 @@ func TestGatewayErrors(t *testing.T) {
 	t.Parallel()
 	for _, status := range []int{http.StatusBadGateway, http.StatusGatewayTimeout} {
 		calls := map[string]int{}
-		client := newClient(t, "unix:///gateway", &lxd.Options{Transport: func(http.RoundTripper) http.RoundTripper {
+		client := testkit.NewClient(t, "unix:///gateway", &lxd.Options{Transport: func(http.RoundTripper) http.RoundTripper {
 			return roundTripper(func(req *http.Request) (*http.Response, error) {
 				calls[req.Method]++
 				code, body := status, "gateway"
@@ -338,7 +341,7 @@ func TestGatewayErrors(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, 2, calls["GET"])
 		err = client.Aliases.Create(t.Context(), lxd.Alias{Name: "a", Target: oneFingerprint})
-		refused := errOf[*lxd.Error](t, err)
+		refused := testkit.ErrOf[*lxd.Error](t, err)
 		require.Equal(t, status, refused.StatusCode)
 		require.True(t, refused.Transient())
 		require.Equal(t, 1, calls["POST"])
@@ -373,7 +376,7 @@ func TestSourceRetries(t *testing.T) {
 				})}
 				began := time.Now()
 				_, err := r.client.Images.CreateFromURL(t.Context(), "https://images.example/image", &lxd.CreateFromURLOptions{Via: lxd.ViaClient, Wait: true, HTTPClient: web})
-				failed := errOf[*lxd.SourceError](t, err)
+				failed := testkit.ErrOf[*lxd.SourceError](t, err)
 				require.True(t, failed.Transient())
 				_, asked := failed.RetryAfter()
 				require.Equal(t, test.after != "", asked)
@@ -383,29 +386,33 @@ func TestSourceRetries(t *testing.T) {
 	}
 }
 
-func TestTransient(t *testing.T) {
+// TestRetryAfterTooLong asks a server that wants to be asked again in an hour.
+func TestRetryAfterTooLong(t *testing.T) {
 	t.Parallel()
-	for _, test := range []struct {
-		err  interface{ Transient() bool }
-		want bool
-	}{
-		{&lxd.Error{StatusCode: 503}, true},
-		{&lxd.Error{StatusCode: 429}, true},
-		{&lxd.Error{StatusCode: 502}, true},
-		{&lxd.Error{StatusCode: 404}, false},
-		{&lxd.Error{StatusCode: 500}, false},
-		{&lxd.ConnectionError{Err: syscall.ECONNRESET}, true},
-		{&lxd.ConnectionError{Err: os.ErrPermission}, false},
-		{&lxd.ConnectionError{Err: &lxd.PinError{}}, false},
-		{&lxd.ConnectionError{Err: &lxd.ProxyError{StatusCode: 407}}, false},
-		{&lxd.ProxyError{StatusCode: 503, Err: io.ErrUnexpectedEOF}, true},
-		{&lxd.ProxyError{StatusCode: 403, Err: io.ErrUnexpectedEOF}, false},
-		{&lxd.SourceError{StatusCode: 504}, true},
-		{&lxd.SourceError{StatusCode: 404}, false},
-		{&lxd.SourceError{Err: io.ErrUnexpectedEOF}, true},
-		{&lxd.SourceError{Problem: "it was replaced"}, false},
-		{&lxd.InputError{}, false},
-	} {
-		require.Equal(t, test.want, test.err.Transient(), "%#v", test.err)
+	f := testkit.StartFake(t)
+	busy := f.Inject(lxdtest.TooManyRequests(time.Hour).On("GET", "/1.0/images"))
+	_, err := f.Client.Images.All(t.Context(), nil)
+	require.ErrorIs(t, err, lxd.ErrUnavailable)
+	require.Equal(t, 1, busy.Fired())
+}
+
+// TestRetryStartsAfresh: nothing of a response that was cut is left in the next.
+func TestRetryStartsAfresh(t *testing.T) {
+	t.Parallel()
+	start := `{"type":"sync","metadata":{"fingerprint":"` + oneFingerprint + `","properties":{`
+	bodies := []io.Reader{
+		io.MultiReader(strings.NewReader(start+`"old":"1"},"public":true,`), iotest.ErrReader(io.ErrUnexpectedEOF)),
+		strings.NewReader(start + `"new":"2"}}}`),
 	}
+	c := testkit.NewClient(t, "unix:///nowhere", &lxd.Options{Transport: func(http.RoundTripper) http.RoundTripper {
+		return roundTripper(func(req *http.Request) (*http.Response, error) {
+			body := bodies[0]
+			bodies = bodies[1:]
+			return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(body), Request: req}, nil
+		})
+	}})
+	image, err := c.Images.Get(t.Context(), oneFingerprint)
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{"new": "2"}, image.Properties)
+	require.False(t, image.Public)
 }

@@ -1,6 +1,6 @@
 //go:build clients
 
-package lxdtest
+package clients_test
 
 import (
 	"bytes"
@@ -12,10 +12,14 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd/internal/streamstest"
+	"github.com/golxd/lxd/internal/testkit"
+	"github.com/golxd/lxd/lxdtest"
 )
 
-// These tests run other clients against the server: the lxc and incus commands
-// and pylxd, from Debian's packages. They run with -tags clients and require all
+// These tests run other clients against lxdtest: the lxc and incus commands and
+// pylxd, from Debian's packages. They run with -tags clients and require all
 // three.
 
 // commands runs a command-line client against servers.
@@ -27,7 +31,7 @@ type commands struct {
 }
 
 // newCommands prepares a client whose local server is s.
-func newCommands(t *testing.T, bin string, s *Server) *commands {
+func newCommands(t *testing.T, bin string, s *lxdtest.Server) *commands {
 	t.Helper()
 	dir := t.TempDir()
 	return &commands{t, bin, append(os.Environ(),
@@ -70,18 +74,24 @@ func (c *commands) file(name string, content []byte) string {
 	return path
 }
 
-var commandOf = map[Dialect]string{LXD50: "lxc", LXD69: "lxc", Incus60: "incus"}
+// eachCommand runs a test on each dialect with the command that speaks it.
+func eachCommand(t *testing.T, test func(t *testing.T, d lxdtest.Dialect, bin string)) {
+	t.Helper()
+	for d, bin := range map[lxdtest.Dialect]string{lxdtest.LXD50: "lxc", lxdtest.LXD69: "lxc", lxdtest.Incus60: "incus"} {
+		t.Run(d.String(), func(t *testing.T) { test(t, d, bin) })
+	}
+}
 
 func TestCommandLine(t *testing.T) {
-	eachDialect(t, func(t *testing.T, d Dialect) {
-		s := newTestServer(t, &Options{Dialect: d, TLS: true})
+	eachCommand(t, func(t *testing.T, d lxdtest.Dialect, bin string) {
+		s := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: d, TLS: true}, nil).Server
 		s.AddInstance("web1", nil)
 		s.AddInstance("web1/snap0", nil)
-		c := newCommands(t, commandOf[d], s)
-		unified := UnifiedImage("unified", 50_000)
-		meta, root := SplitImage("split", 50_000)
-		vmMeta, disk := VMImage("vm", 50_000)
-		one, two, three := Fingerprint(unified), Fingerprint(meta, root), Fingerprint(vmMeta, disk)
+		c := newCommands(t, bin, s)
+		unified := lxdtest.UnifiedImage("unified", 50_000)
+		meta, root := lxdtest.SplitImage("split", 50_000)
+		vmMeta, disk := lxdtest.VMImage("vm", 50_000)
+		one, two, three := lxdtest.Fingerprint(unified), lxdtest.Fingerprint(meta, root), lxdtest.Fingerprint(vmMeta, disk)
 
 		require.Regexp(t, `server_version: "?`+d.Version(), c.run("info"))
 		u := c.file("u.tar", unified)
@@ -150,10 +160,10 @@ func TestCommandLine(t *testing.T) {
 }
 
 func TestCommandLineCopies(t *testing.T) {
-	eachDialect(t, func(t *testing.T, d Dialect) {
-		from, to := newTestServer(t, &Options{Dialect: d, TLS: true}), newTestServer(t, &Options{Dialect: d, TLS: true})
-		c := newCommands(t, commandOf[d], from)
-		if d == LXD69 {
+	eachCommand(t, func(t *testing.T, d lxdtest.Dialect, bin string) {
+		from, to := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: d, TLS: true}, nil).Server, testkit.StartFakeWith(t, &lxdtest.Options{Dialect: d, TLS: true}, nil).Server
+		c := newCommands(t, bin, from)
+		if d == lxdtest.LXD69 {
 			// This lxc sends a token as a password, which LXD 6.9 refuses, so its
 			// certificate is trusted beforehand.
 			cert, key := from.ClientCertificate()
@@ -162,20 +172,21 @@ func TestCommandLineCopies(t *testing.T) {
 			c.file("conf/client.crt", cert)
 			c.file("conf/client.key", key)
 		}
-		for name, s := range map[string]*Server{"from": from, "to": to} {
+		for name, s := range map[string]*lxdtest.Server{"from": from, "to": to} {
 			switch d {
-			case LXD69:
+			case lxdtest.LXD69:
 				c.run("remote", "add", name, s.URL(), "--accept-certificate")
-			case Incus60:
+			case lxdtest.Incus60:
 				c.run("remote", "add", name, s.NewTrustToken("test"))
 			default:
 				c.run("remote", "add", name, s.URL(), "--accept-certificate", "--password", s.NewTrustToken("test"))
 			}
 		}
-		meta, root := SplitImage("split", 50_000)
-		split, err := from.AddImage(meta, &AddOptions{Rootfs: root, Aliases: []string{"split"}})
+		meta, root := lxdtest.SplitImage("split", 50_000)
+		split, err := from.AddImage(meta, &lxdtest.AddOptions{Rootfs: root, Aliases: []string{"split"}})
 		require.NoError(t, err)
-		unified := add(t, from, "unified", &AddOptions{Aliases: []string{"unified"}})
+		unified, err := from.AddImage(lxdtest.UnifiedImage("unified", 0), &lxdtest.AddOptions{Aliases: []string{"unified"}})
+		require.NoError(t, err)
 		for _, mode := range []string{"pull", "push", "relay"} {
 			for name, fingerprint := range map[string]string{"split": split, "unified": unified} {
 				c.run("image", "copy", "from:"+name, "to:", "--mode", mode, "--copy-aliases")
@@ -228,16 +239,17 @@ print(other.images.all()[0].fingerprint == sys.argv[9])
 `
 
 func TestPylxd(t *testing.T) {
-	s, remote := newTestServer(t, nil), newTestServer(t, &Options{TLS: true})
+	s, remote := testkit.StartFake(t).Server, testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil).Server
 	c := newCommands(t, "/usr/bin/python3", s)
-	meta, root := SplitImage("split", 0)
-	web := UnifiedImage("web", 0)
-	served := imageServer(t, LXD50, web, nil)
+	meta, root := lxdtest.SplitImage("split", 0)
+	web := lxdtest.UnifiedImage("web", 0)
+	source := streamstest.NewServer(nil)
+	t.Cleanup(source.Close)
 	_, err := remote.AddImage(web, nil)
 	require.NoError(t, err)
 	cert, key := remote.ClientCertificate()
-	out := c.run("-c", pylxdScript, s.Socket(), c.file("u", UnifiedImage("unified", 20_000)), c.file("m", meta), c.file("r", root),
-		remote.URL(), c.file("cert", cert), c.file("key", key), served.URL+"/image", Fingerprint(web),
+	out := c.run("-c", pylxdScript, s.Socket(), c.file("u", lxdtest.UnifiedImage("unified", 20_000)), c.file("m", meta), c.file("r", root),
+		remote.URL(), c.file("cert", cert), c.file("key", key), source.Direct("image", streamstest.Direct{Content: web}), lxdtest.Fingerprint(web),
 		c.file("server", remote.Certificate()))
 	require.Equal(t, strings.Join([]string{
 		"1 True lxdtest True",
@@ -246,7 +258,7 @@ func TestPylxd(t *testing.T) {
 		"False",
 		"{'a': 'b'}",
 		"True",
-		Fingerprint(meta, root),
+		lxdtest.Fingerprint(meta, root),
 		"True",
 		"Image not found",
 		"True",

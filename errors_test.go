@@ -1,0 +1,171 @@
+package lxd_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
+	"github.com/golxd/lxd/lxdtest"
+)
+
+// TestRefusalsAreForbidden: of a client that is not known, and of one that may
+// not.
+func TestRefusalsAreForbidden(t *testing.T) {
+	t.Parallel()
+	for _, status := range []int{401, 403} {
+		_, err := clientOf(t, canned{status, text(fmt.Sprintf(`{"type":"error","error":"no","error_code":%d}`, status))}).Images.Get(t.Context(), oneFingerprint)
+		require.ErrorIs(t, err, lxd.ErrForbidden)
+		require.Equal(t, status == 401, errors.Is(err, lxd.ErrUnauthorized))
+	}
+}
+
+func TestTransient(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		err  interface{ Transient() bool }
+		want bool
+	}{
+		{&lxd.Error{StatusCode: 503}, true},
+		{&lxd.Error{StatusCode: 429}, true},
+		{&lxd.Error{StatusCode: 502}, true},
+		{&lxd.Error{StatusCode: 404}, false},
+		{&lxd.Error{StatusCode: 500}, false},
+		{&lxd.ConnectionError{Err: syscall.ECONNRESET}, true},
+		{&lxd.ConnectionError{Err: os.ErrPermission}, false},
+		{&lxd.ConnectionError{Err: &lxd.PinError{}}, false},
+		{&lxd.ConnectionError{Err: &lxd.ProxyError{StatusCode: 407}}, false},
+		{&lxd.ProxyError{StatusCode: 503, Err: io.ErrUnexpectedEOF}, true},
+		{&lxd.ProxyError{StatusCode: 403, Err: io.ErrUnexpectedEOF}, false},
+		{&lxd.SourceError{StatusCode: 504}, true},
+		{&lxd.SourceError{StatusCode: 404}, false},
+		{&lxd.SourceError{Err: io.ErrUnexpectedEOF}, true},
+		{&lxd.SourceError{Problem: "it was replaced"}, false},
+		{&lxd.InputError{}, false},
+	} {
+		require.Equal(t, test.want, test.err.Transient(), "%#v", test.err)
+	}
+}
+
+// sentinels are the kinds of failure that a refusal may be.
+var sentinels = map[string]error{
+	"ErrInvalid": lxd.ErrInvalid, "ErrNotFound": lxd.ErrNotFound, "ErrExists": lxd.ErrExists, "ErrConflict": lxd.ErrConflict,
+	"ErrAmbiguous": lxd.ErrAmbiguous, "ErrForbidden": lxd.ErrForbidden, "ErrUnauthorized": lxd.ErrUnauthorized,
+	"ErrUnsupported": lxd.ErrUnsupported, "ErrUnavailable": lxd.ErrUnavailable, "ErrBadResponse": lxd.ErrBadResponse,
+	"ErrTooLarge": lxd.ErrTooLarge, "ErrCancelled": lxd.ErrCancelled, "ErrOutcomeUnknown": lxd.ErrOutcomeUnknown,
+	"ErrBodyChanged": lxd.ErrBodyChanged, "ErrNotReplayable": lxd.ErrNotReplayable,
+}
+
+// requireKinds fails unless the error matches these sentinels and no other.
+func requireKinds(t *testing.T, err error, want ...string) {
+	t.Helper()
+	var got []string
+	for name, sentinel := range sentinels {
+		if errors.Is(err, sentinel) {
+			got = append(got, name)
+		}
+	}
+	require.ElementsMatch(t, want, got, "%v", err)
+}
+
+func TestErrorMatchesByItsStatus(t *testing.T) {
+	t.Parallel()
+	for status, want := range map[int][]string{
+		400: nil, 500: nil,
+		401: {"ErrForbidden", "ErrUnauthorized"},
+		403: {"ErrForbidden"},
+		404: {"ErrNotFound"},
+		409: {"ErrExists"},
+		412: {"ErrConflict"},
+		429: {"ErrUnavailable"}, 502: {"ErrUnavailable"}, 503: {"ErrUnavailable"}, 504: {"ErrUnavailable"},
+		501: {"ErrUnsupported"},
+	} {
+		requireKinds(t, &lxd.Error{StatusCode: status}, want...)
+	}
+}
+
+// TestErrorOfAnotherProgramMatches only ErrBadResponse: the status of a proxy's
+// page says nothing of an image.
+func TestErrorOfAnotherProgramMatches(t *testing.T) {
+	t.Parallel()
+	for _, status := range []int{404, 409, 412, 501} {
+		_, err := clientOf(t, canned{status, text("<html><body>Welcome</body></html>")}).Images.Get(t.Context(), oneFingerprint)
+		require.Equal(t, status, testkit.ErrOf[*lxd.Error](t, err).StatusCode)
+		requireKinds(t, err, "ErrBadResponse")
+	}
+	_, err := clientOf(t, canned{404, repeated(`{"type":"error","error":"`, "x", `"}`, 20<<20)}).Images.Get(t.Context(), oneFingerprint)
+	requireKinds(t, err, "ErrBadResponse", "ErrTooLarge")
+}
+
+// TestErrorTexts: what was asked, what the daemon said, and what to do.
+func TestErrorTexts(t *testing.T) {
+	t.Parallel()
+	cause := errors.New("the cable is cut")
+	for name, test := range map[string]struct {
+		err  error
+		want string
+	}{
+		"refusal":                   {&lxd.Error{StatusCode: 404, Method: "GET", Path: "/1.0/images/a%2Fb", Message: "Image not found"}, "GET /1.0/images/a%2Fb: Image not found (404)"},
+		"refusal without words":     {&lxd.Error{StatusCode: 404, Method: "GET", Path: "/1.0"}, "GET /1.0: not found (404)"},
+		"refusal with a hint":       {&lxd.Error{StatusCode: 403, Method: "GET", Path: "/1.0", Message: "no", Hint: "join"}, "GET /1.0: no (403): join"},
+		"input":                     {&lxd.InputError{Field: "CreateOptions.Size", Problem: "is negative"}, "CreateOptions.Size is negative"},
+		"connection":                {&lxd.ConnectionError{Endpoint: "unix:///s", Method: "GET", Path: "/1.0", Err: cause}, "GET /1.0 at unix:///s: the cable is cut"},
+		"connection with a hint":    {&lxd.ConnectionError{Endpoint: "unix:///s", Method: "GET", Path: "/1.0", Err: cause, Hint: "mend it"}, "GET /1.0 at unix:///s: the cable is cut: mend it"},
+		"operation":                 {&lxd.OperationError{ID: "one", Description: "Downloading image", Message: "disk full"}, "downloading image: disk full (operation one)"},
+		"operation without a name":  {&lxd.OperationError{ID: "one", Message: "disk full"}, "operation: disk full (operation one)"},
+		"another content":           {&lxd.FingerprintError{Want: "aa", Got: "bb"}, "image content has fingerprint bb, not aa"},
+		"another content, by cause": {&lxd.FingerprintError{Want: "aa", Got: "bb", Err: cause}, "image content has fingerprint bb, not aa: the cable is cut"},
+		"incomplete content":        {&lxd.FingerprintError{Want: "aa", Err: io.ErrUnexpectedEOF}, "image aa is incomplete: unexpected EOF"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.Equal(t, test.want, test.err.Error())
+		})
+	}
+}
+
+func TestErrorsWrapTheirCause(t *testing.T) {
+	t.Parallel()
+	connection := &lxd.ConnectionError{Err: syscall.ECONNREFUSED}
+	require.ErrorIs(t, connection, syscall.ECONNREFUSED)
+	requireKinds(t, connection, "ErrUnavailable")
+	content := &lxd.FingerprintError{Want: "aa", Err: io.ErrUnexpectedEOF}
+	require.ErrorIs(t, content, io.ErrUnexpectedEOF)
+	requireKinds(t, content)
+	requireKinds(t, &lxd.InputError{Field: "image"}, "ErrInvalid")
+}
+
+func TestOperationErrorMatchesByItsStatus(t *testing.T) {
+	t.Parallel()
+	for status, want := range map[int][]string{
+		400: nil, // a failure without a kind
+		401: {"ErrCancelled"},
+		403: {"ErrForbidden"},
+		404: {"ErrNotFound"},
+		409: {"ErrExists"},
+	} {
+		requireKinds(t, &lxd.OperationError{StatusCode: status}, want...)
+	}
+}
+
+// TestErrorSaysWhenToRetry returns what the server asks for.
+func TestErrorSaysWhenToRetry(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFakeWith(t, nil, &lxd.Options{RetryTimeout: -1})
+	busy := f.Inject(lxdtest.TooManyRequests(3 * time.Second))
+	_, err := f.Client.Images.All(t.Context(), nil)
+	wait, ok := testkit.ErrOf[*lxd.Error](t, err).RetryAfter()
+	require.True(t, ok)
+	require.Equal(t, 3*time.Second, wait)
+	busy.Remove()
+	f.Inject(lxdtest.Unavailable())
+	_, err = f.Client.Images.All(t.Context(), nil)
+	_, ok = testkit.ErrOf[*lxd.Error](t, err).RetryAfter()
+	require.False(t, ok)
+}

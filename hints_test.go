@@ -1,0 +1,62 @@
+package lxd_test
+
+import (
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
+	"github.com/golxd/lxd/lxdtest"
+)
+
+func TestConnectionErrorsSayWhatToDo(t *testing.T) {
+	server := lxdtest.NewServer(&lxdtest.Options{TLS: true})
+	t.Cleanup(server.Close)
+	plain := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(plain.Close)
+	page := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, "<html><body>Welcome</body></html>")
+	}))
+	t.Cleanup(page.Close)
+	stale := filepath.Join(shortDir(t), "unix.socket")
+	listener, err := net.Listen("unix", stale)
+	require.NoError(t, err)
+	listener.(*net.UnixListener).SetUnlinkOnClose(false)
+	require.NoError(t, listener.Close())
+	pageHost := strings.TrimPrefix(page.URL, "https://")
+
+	for name, test := range map[string]struct {
+		endpoint string
+		opts     lxd.Options
+		is       error
+		says     string
+	}{
+		"no socket":          {"/nowhere/unix.socket", lxd.Options{}, os.ErrNotExist, "is the daemon installed and running"},
+		"nobody listens":     {stale, lxd.Options{RetryTimeout: -1}, syscall.ECONNREFUSED, "start it"},
+		"no listener":        {"https://127.0.0.1:1", lxd.Options{RetryTimeout: -1}, syscall.ECONNREFUSED, "core.https_address"},
+		"plain http":         {"https://" + strings.TrimPrefix(plain.URL, "http://"), lxd.Options{}, lxd.ErrUnavailable, "plain http port"},
+		"not trusted":        {server.URL(), lxd.Options{}, lxd.ErrUnavailable, "Options.ServerCertificate"},
+		"another pin":        {server.URL(), lxd.Options{ServerFingerprint: strings.Repeat("0", 64)}, lxd.ErrUnavailable, strings.Repeat("0", 64)},
+		"a page, status 200": {"https://" + pageHost, lxd.Options{ServerFingerprint: fingerprintOf(page.Certificate().Raw)}, lxd.ErrBadResponse, "text/html"},
+	} {
+		_, err := testkit.NewClient(t, test.endpoint, &test.opts).Images.All(t.Context(), nil)
+		require.ErrorIs(t, err, test.is, name)
+		require.ErrorContains(t, err, test.says, name)
+		if name != "a page, status 200" {
+			broken := testkit.ErrOf[*lxd.ConnectionError](t, err)
+			require.Equal(t, "GET", broken.Method)
+			require.NotEmpty(t, broken.Endpoint)
+		}
+	}
+	_, err = testkit.NewClient(t, server.URL(), &lxd.Options{ServerFingerprint: strings.Repeat("0", 64)}).Server(t.Context())
+	require.Equal(t, strings.Repeat("0", 64), testkit.ErrOf[*lxd.PinError](t, err).Want)
+}

@@ -1,0 +1,102 @@
+package lxd_test
+
+import (
+	"encoding/json"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
+	"github.com/golxd/lxd/lxdtest"
+)
+
+func TestCreateFromInstance(t *testing.T) {
+	t.Parallel()
+	eachDialect(t, func(t *testing.T, f *testkit.Fake) {
+		f.AddProfile("small")
+		f.AddInstance("web", nil)
+		f.AddInstance("web/first", nil)
+		expires := time.Date(2033, 1, 1, 0, 0, 0, 0, time.UTC)
+		for instance, kind := range map[string]string{"web": "instance", "web/first": "snapshot"} {
+			for wait, phase := range map[bool]string{true: "waited for", false: "not waited for"} {
+				f.ForgetRequests()
+				alias := testkit.Unique("published")
+				image, err := f.Client.Images.CreateFromInstance(t.Context(), instance, &lxd.CreateFromInstanceOptions{
+					Public: true, Filename: "web.tar.gz", Properties: map[string]string{"description": instance}, Profiles: []string{"small"},
+					Aliases: []lxd.Alias{{Name: alias, Description: "of it"}}, ExpiresAt: expires, Compression: "none", Wait: wait,
+				})
+				require.NoError(t, err, phase)
+				require.NoError(t, image.Wait(t.Context()), phase)
+				require.Len(t, image.Fingerprint, 64)
+				read, err := f.Client.Images.Get(t.Context(), image.Fingerprint)
+				require.NoError(t, err)
+				for _, i := range []*lxd.Image{image, read} {
+					require.True(t, i.Public, phase)
+					require.Equal(t, "web.tar.gz", i.Filename, phase)
+					require.Equal(t, instance, i.Properties["description"], phase)
+					require.Equal(t, []string{"small"}, i.Profiles, phase)
+					require.Equal(t, []lxd.Alias{{Name: alias, Description: "of it"}}, i.Aliases, phase)
+					require.True(t, i.ExpiresAt.Equal(expires), phase)
+				}
+				var posted struct {
+					Compression string `json:"compression_algorithm"`
+					Source      struct{ Type, Name string }
+				}
+				for _, r := range f.Requests() {
+					if r.Method == http.MethodPost && r.Path == "/1.0/images" {
+						require.NoError(t, json.Unmarshal(r.Text(), &posted))
+					}
+				}
+				require.Equal(t, "none", posted.Compression)
+				require.Equal(t, kind, posted.Source.Type)
+				require.Equal(t, instance, posted.Source.Name)
+				require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
+			}
+		}
+	})
+}
+
+// TestCreateFromInstanceThatCannotBePublished leaves neither an image nor a
+// name.
+func TestCreateFromInstanceThatCannotBePublished(t *testing.T) {
+	t.Parallel()
+	eachDialect(t, func(t *testing.T, f *testkit.Fake) {
+		f.AddInstance("running", &lxdtest.InstanceOptions{Running: true})
+		for _, instance := range []string{"running", "none", "running/none"} {
+			for wait, phase := range map[bool]string{true: "waited for", false: "not waited for"} {
+				image, err := f.Client.Images.CreateFromInstance(t.Context(), instance, &lxd.CreateFromInstanceOptions{Aliases: []lxd.Alias{{Name: "never"}}, Wait: wait})
+				if err == nil {
+					err = image.Wait(t.Context())
+				}
+				require.Error(t, err, "%s, %s", instance, phase)
+				require.Empty(t, f.Images())
+				require.Empty(t, f.Aliases())
+			}
+		}
+	})
+}
+
+// TestCreateFromInstanceNeedsExtensions and sends nothing to a server that
+// would leave out what was asked for.
+func TestCreateFromInstanceNeedsExtensions(t *testing.T) {
+	t.Parallel()
+	for extension, opts := range map[string]lxd.CreateFromInstanceOptions{
+		"image_compression_algorithm": {Compression: "none"},
+		"images_expiry":               {ExpiresAt: time.Date(2033, 1, 1, 0, 0, 0, 0, time.UTC)},
+	} {
+		t.Run(extension, func(t *testing.T) {
+			t.Parallel()
+			f := testkit.StartFakeWith(t, &lxdtest.Options{WithoutExtensions: []string{extension}}, nil)
+			f.AddInstance("web", nil)
+			_, err := f.Client.Images.CreateFromInstance(t.Context(), "web", &opts)
+			require.ErrorIs(t, err, lxd.ErrUnsupported)
+			require.ErrorContains(t, err, extension)
+			require.Empty(t, changesAt(f))
+			_, err = f.Client.Images.CreateFromInstance(t.Context(), "web", &lxd.CreateFromInstanceOptions{Wait: true})
+			require.NoError(t, err, "what was not asked for is not needed")
+		})
+	}
+}

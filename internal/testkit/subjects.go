@@ -1,0 +1,145 @@
+package testkit
+
+import (
+	"context"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testdaemon"
+	"github.com/golxd/lxd/lxdtest"
+)
+
+// Subject is a daemon, real or not, that a test runs against.
+type Subject struct {
+	Column string // of the conformance table
+	Family lxd.Family
+	Fake   *lxdtest.Server    // nil for a real one
+	Real   *testdaemon.Daemon // nil for a fake
+	TLS    bool               // Client connects over TLS
+	Twin   *Subject           // another daemon of the same kind
+}
+
+// Subjects are the three dialects of lxdtest, and the real daemons that the
+// environment names: two of each kind, for copies.
+func Subjects(t *testing.T) []*Subject {
+	t.Helper()
+	var subjects []*Subject
+	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60} {
+		pair := [2]*Subject{}
+		for n := range pair {
+			server := lxdtest.NewServer(&lxdtest.Options{Dialect: dialect, TLS: true})
+			t.Cleanup(server.Close)
+			pair[n] = &Subject{Column: "lxdtest " + dialect.String(), Family: lxd.Family(dialect.Family()), Fake: server}
+		}
+		pair[0].Twin, pair[1].Twin = pair[1], pair[0]
+		subjects = append(subjects, pair[0])
+	}
+	lxds, incuses, err := testdaemon.FromEnv()
+	require.NoError(t, err)
+	for _, daemons := range [][]*testdaemon.Daemon{lxds, incuses} {
+		if len(daemons) == 0 {
+			continue
+		}
+		require.Len(t, daemons, 2, "the suite copies between two daemons of a kind")
+		pair := [2]*Subject{}
+		for n, d := range daemons {
+			name := "LXD 5.0.2"
+			if d.Family == testdaemon.Incus {
+				name = "Incus 6.0.4"
+			}
+			pair[n] = &Subject{Column: name, Family: lxd.Family(d.Family), Real: d}
+		}
+		pair[0].Twin, pair[1].Twin = pair[1], pair[0]
+		subjects = append(subjects, pair[0])
+	}
+	return subjects
+}
+
+// Client is a trusted one, over the unix socket or TLS.
+func (s *Subject) Client(t *testing.T) *lxd.Client {
+	t.Helper()
+	if s.TLS {
+		return s.TLSClient(t)
+	}
+	endpoint := ""
+	if s.Fake != nil {
+		endpoint = s.Fake.Endpoint()
+	} else {
+		endpoint = "unix://" + s.Real.Socket
+	}
+	return NewClient(t, endpoint, nil)
+}
+
+// TLSClient is a trusted one, over TLS.
+func (s *Subject) TLSClient(t *testing.T) *lxd.Client {
+	t.Helper()
+	if s.Fake != nil {
+		cert, key := s.Fake.ClientCertificate()
+		return NewClient(t, s.Fake.URL(), &lxd.Options{ClientCertificate: cert, ClientKey: key, ServerCertificate: s.Fake.Certificate()})
+	}
+	return NewClient(t, s.Real.URL, &lxd.Options{ClientCertificate: s.Real.ClientCertificate, ClientKey: s.Real.ClientKey, ServerCertificate: s.Real.ServerCertificate})
+}
+
+// Stranger is a client that the daemon does not trust.
+func (s *Subject) Stranger(t *testing.T, opts lxd.Options) *lxd.Client {
+	t.Helper()
+	if s.Fake != nil {
+		opts.ServerCertificate = s.Fake.Certificate()
+		return NewClient(t, s.Fake.URL(), &opts)
+	}
+	opts.ServerCertificate = s.Real.ServerCertificate
+	return NewClient(t, s.Real.URL, &opts)
+}
+
+// AddProfile makes a profile and returns its name.
+func (s *Subject) AddProfile(t *testing.T) string {
+	t.Helper()
+	name := Unique("profile")
+	if s.Fake != nil {
+		s.Fake.AddProfile(name)
+		return name
+	}
+	require.NoError(t, s.Real.CreateProfile(t.Context(), "", name))
+	return name
+}
+
+// AddProject makes a project and returns its name.
+func (s *Subject) AddProject(t *testing.T) string {
+	t.Helper()
+	name := Unique("project")
+	if s.Fake != nil {
+		s.Fake.AddProject(name, true)
+		return name
+	}
+	require.NoError(t, s.Real.CreateProject(t.Context(), name))
+	return name
+}
+
+// AddInstance makes a stopped instance with a snapshot called "snap0".
+func (s *Subject) AddInstance(t *testing.T) string {
+	t.Helper()
+	name := Unique("instance")
+	if s.Fake != nil {
+		s.Fake.AddInstance(name, nil)
+		s.Fake.AddInstance(name+"/snap0", nil)
+		return name
+	}
+	image := Upload(t, s.Client(t), nil)
+	require.NoError(t, s.Real.CreateInstance(t.Context(), name, image.Fingerprint))
+	require.NoError(t, s.Real.CreateSnapshot(t.Context(), name, "snap0"))
+	t.Cleanup(func() { require.NoError(t, s.Real.DeleteInstance(context.Background(), name)) })
+	return name
+}
+
+// RequireNoTokens fails where a token is left on a daemon.
+func RequireNoTokens(t *testing.T, s *Subject) {
+	t.Helper()
+	operations, err := s.Client(t).Operations(context.Background())
+	require.NoError(t, err)
+	for _, op := range operations {
+		status := op.Status()
+		require.False(t, status.Class == "token" && !status.Done(), "%s has token %s left: %+v", s.Column, op.ID(), status)
+	}
+}

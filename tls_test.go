@@ -1,0 +1,64 @@
+package lxd_test
+
+import (
+	"crypto/tls"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
+	"github.com/golxd/lxd/lxdtest"
+)
+
+// TestTLSVersions: 1.3 where the server has it, 1.2 at the least.
+func TestTLSVersions(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		server uint16 // the newest that the server speaks
+		want   uint16 // 0: refused
+	}{{tls.VersionTLS13, tls.VersionTLS13}, {tls.VersionTLS12, tls.VersionTLS12}, {tls.VersionTLS11, 0}} {
+		var got uint16
+		server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			got = r.TLS.Version
+			_, _ = io.WriteString(w, `{"type":"sync","metadata":[]}`)
+		}))
+		server.TLS = &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: c.server}
+		server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+		server.StartTLS()
+		client := testkit.NewClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw), RetryTimeout: -1})
+		_, err := client.Aliases.All(t.Context())
+		require.Equal(t, c.want, got)
+		require.Equal(t, c.want == 0, err != nil, "%v", err)
+		server.Close()
+	}
+}
+
+// TestPins: a server that shows another certificate is not sent a request.
+func TestPins(t *testing.T) {
+	t.Parallel()
+	server, other := lxdtest.NewServer(&lxdtest.Options{TLS: true}), lxdtest.NewServer(&lxdtest.Options{TLS: true})
+	t.Cleanup(server.Close)
+	t.Cleanup(other.Close)
+	for name, opts := range map[string]*lxd.Options{
+		"certificate": {ServerCertificate: other.Certificate()},
+		"fingerprint": {ServerFingerprint: strings.Repeat("ab", 32)},
+	} {
+		c := testkit.NewClient(t, server.URL(), opts)
+		_, err := c.Images.All(t.Context(), nil)
+		testkit.ErrOf[*lxd.PinError](t, err)
+		require.ErrorIs(t, err, lxd.ErrUnavailable, name)
+		for _, err := range c.Events(t.Context(), nil) {
+			testkit.ErrOf[*lxd.PinError](t, err)
+		}
+	}
+	_, err := testkit.NewClient(t, server.URL(), nil).Images.All(t.Context(), nil)
+	var unknown *tls.CertificateVerificationError
+	require.ErrorAs(t, err, &unknown)
+	require.Empty(t, server.Requests())
+}
