@@ -1,10 +1,10 @@
-# The tools are pinned here and nowhere else; .ci/run uses these targets.
+# The tools are pinned only here; .ci/run uses these targets.
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GOVULNCHECK   := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 ACTIONLINT    := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 GORELEASE     := golang.org/x/exp/cmd/gorelease@v0.0.0-20261113113407-e3970619a1a4
 
-# What has tests that use the real daemons, and how many of each to start.
+# The packages with tests that use real daemons, and how many daemons to start.
 INTEGRATION ?= . ./test/conformance ./test/clients ./test/kill ./test/soak ./internal/testdaemon ./internal/streamstest ./simplestreams
 DAEMONS     ?= -lxd 2 -incus 2
 TESTFLAGS   ?= -race -count=1
@@ -23,7 +23,7 @@ fmt-check:
 lint:
 	go run $(GOLANGCI_LINT) run ./...
 
-# The scripts of the gate, and the workflows that call it. Needs shellcheck.
+# Checks the scripts of the gate and the workflows. Needs shellcheck.
 lint-ci:
 	shellcheck -x .ci/*
 	go run $(ACTIONLINT)
@@ -41,7 +41,7 @@ cover:
 bench:
 	go run ./bench $(BENCHFLAGS)
 
-# What needs no daemon, comparable with benchstat.
+# The Go benchmarks: they need no daemon, and are comparable with benchstat.
 gobench:
 	go test -run='^$$' -bench='$(BENCH)' -benchmem $(BENCHFLAGS) .
 
@@ -50,7 +50,7 @@ gobench:
 integration:
 	go run ./internal/cmd/testdaemons $(DAEMONS) -- go test -p 1 $(TESTFLAGS) $(INTEGRATION)
 
-# Every fuzz target in turn, each for FUZZTIME.
+# Runs every fuzz target in turn, each for FUZZTIME.
 fuzz:
 	@set -e; for package in $$(go list ./...); do \
 		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
@@ -63,9 +63,9 @@ fuzz:
 vuln:
 	go run $(GOVULNCHECK) ./...
 
-# What has changed in the API since the last release before this commit, and
-# whether VERSION, where it is set, is a version that may have these changes.
-# Reads that release from the module proxy.
+# Lists the API changes since the last release before this commit and, if VERSION
+# is set, checks that it is a version that may have these changes. Reads the last
+# release from the module proxy.
 api:
 	@set -e; \
 	if [ "$$(git rev-parse --is-shallow-repository)" != false ]; then \
@@ -73,17 +73,17 @@ api:
 	fi; \
 	base=$$(git describe --tags --abbrev=0 --match='v[0-9]*' HEAD^ 2>/dev/null || true); \
 	if [ -z "$$base" ]; then \
-		echo "there is no release before this commit: no API to compare with"; exit 0; \
+		echo "there is no release before this commit, so no API to compare with"; exit 0; \
 	fi; \
 	go run $(GORELEASE) -base="$$base" $(if $(VERSION),-version="$(VERSION)")
 
-# What CHANGELOG.md has for VERSION, which the package must call itself too.
+# Prints the text of VERSION in CHANGELOG.md. The package must have that version.
 release-notes:
 	@grep -q '^const Version = "$(VERSION:v%=%)"$$' client.go || \
 		{ echo "client.go: Version is not $(VERSION:v%=%)" >&2; exit 1; }
 	@awk '/^## |^\[.*\]: /{on = ($$2 == "[$(VERSION:v%=%)]"); next} on {print; if (NF) found = 1} \
 		END {if (!found) {print "CHANGELOG.md: nothing under [$(VERSION:v%=%)]" >"/dev/stderr"; exit 1}}' CHANGELOG.md
 
-# Records testdata/envelopes anew from real daemons.
+# Records testdata/envelopes again from real daemons.
 envelopes:
 	go run ./internal/cmd/testdaemons -lxd 1 -incus 1 -- go run ./internal/cmd/record testdata/envelopes

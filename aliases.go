@@ -11,22 +11,22 @@ import (
 	"github.com/golxd/lxd/internal/wire"
 )
 
-// Alias is a name for an image. A name stands for one image of a project: a
+// Alias is a name of an image. A name points to one image of a project: a
 // container's and a virtual machine's image cannot share one (LXD 5.0.2 and
-// Incus 6.0.4 refuse the second with ErrExists), other than the aliases of a
+// Incus 6.0.4 refuse the second with ErrExists), unlike the aliases of a
 // simplestreams server.
 type Alias struct {
-	// Name may hold any character, also "/", "?", "#", "%" and space.
+	// Name may contain any character, even "/", "?", "#", "%" and space.
 	Name        string `json:"name"`
 	Description string `json:"description"`
-	// Target is the fingerprint that the alias stands for. It is empty in
-	// Image.Aliases, and where an alias is asked for.
+	// Target is the fingerprint of the image. It is empty in Image.Aliases, and
+	// ignored in options such as CreateOptions.Aliases.
 	Target string `json:"target,omitempty"`
-	// Type is container or virtual-machine. It is empty in Image.Aliases.
+	// Type is "container" or "virtual-machine". It is empty in Image.Aliases.
 	Type ImageType `json:"type,omitempty"`
 }
 
-// Aliases manages the names of the images of a client's project.
+// Aliases manages the image aliases of a client's project.
 type Aliases struct {
 	client *Client
 }
@@ -35,26 +35,26 @@ func (a *Aliases) path(name ...string) string {
 	return path(append([]string{"images", "aliases"}, name...)...)
 }
 
-// All lists the aliases.
+// All returns all aliases.
 func (a *Aliases) All(ctx context.Context) ([]Alias, error) {
 	query := url.Values{"recursion": {"1"}}
 	for name, values := range a.client.query() {
 		query[name] = values
 	}
 	return getAll(ctx, a.client.t, &request{method: http.MethodGet, path: a.path(), query: query}, func(alias *Alias) error {
-		return alias.hold("")
+		return alias.check("")
 	})
 }
 
-// hold checks that what a server sent is an alias, and the one of the name that
-// was asked for; "" is any.
-func (a *Alias) hold(asked string) error {
+// check checks that a response is an alias, and has the requested name; "" allows
+// any.
+func (a *Alias) check(want string) error {
 	a.Target = strings.ToLower(a.Target)
 	switch {
 	case a.Name == "":
 		return errors.New("it is not an alias: it has no name")
-	case asked != "" && a.Name != asked:
-		return fmt.Errorf("it is alias %.80q, not %q", a.Name, asked)
+	case want != "" && a.Name != want:
+		return fmt.Errorf("it is alias %.80q, not %q", a.Name, want)
 	}
 	if err := holdFingerprint(a.Target); err != nil {
 		return fmt.Errorf("the target of alias %.80q: %w", a.Name, err)
@@ -62,7 +62,8 @@ func (a *Alias) hold(asked string) error {
 	return nil
 }
 
-// Get reads one alias. It is an [ErrNotFound] if there is none of that name.
+// Get returns one alias. If there is none of that name, the error matches
+// [ErrNotFound].
 func (a *Aliases) Get(ctx context.Context, name string) (Alias, error) {
 	alias, _, err := a.get(ctx, name)
 	return alias, err
@@ -73,15 +74,15 @@ func (a *Aliases) get(ctx context.Context, name string) (Alias, string, error) {
 		return Alias{}, "", err
 	}
 	req := &request{method: http.MethodGet, path: a.path(name), query: a.client.query()}
-	alias, ans, err := get(ctx, a.client.t, req, func(alias *Alias) error { return alias.hold(name) })
+	alias, ans, err := get(ctx, a.client.t, req, func(alias *Alias) error { return alias.check(name) })
 	if err != nil {
 		return Alias{}, "", err
 	}
 	return *alias, ans.etag, nil
 }
 
-// Create makes an alias; Name and Target must be set. It is an [ErrExists] if
-// there is one of that name.
+// Create creates an alias; Name and Target must be set. If the name is taken, the
+// error matches [ErrExists].
 func (a *Aliases) Create(ctx context.Context, alias Alias) error {
 	if err := checkAlias("Alias.Name", alias.Name); err != nil {
 		return err
@@ -96,9 +97,9 @@ func (a *Aliases) Create(ctx context.Context, alias Alias) error {
 	return err
 }
 
-// Update changes an alias: fn receives it as it is now, and changes its
-// Description or Target. The change is lost by nobody: if somebody else changes
-// the alias in between, the error is an [ErrConflict].
+// Update changes an alias: fn receives its current state, and changes its
+// Description or Target. If somebody else changes the alias in between, nothing
+// is written and the error matches [ErrConflict].
 func (a *Aliases) Update(ctx context.Context, name string, fn func(*Alias)) error {
 	alias, etag, err := a.get(ctx, name)
 	if err != nil {
@@ -123,26 +124,28 @@ func (a *Aliases) put(ctx context.Context, name string, alias Alias, etag string
 	return err
 }
 
-// Set makes an alias, or moves the one of that name to the target.
+// Set creates an alias, or replaces the target and description of an existing
+// one.
 func (a *Aliases) Set(ctx context.Context, alias Alias) error {
 	if err := checkAlias("Alias.Name", alias.Name); err != nil {
 		return err
 	}
-	// Most often it is there already: that is what Set is for.
+	// Most calls move an existing alias, so try that first.
 	err := a.put(ctx, alias.Name, alias, "")
 	if !errors.Is(err, ErrNotFound) {
 		return err
 	}
-	// Not found may be the target too; creating tells, and is right otherwise.
+	// The alias or its target is missing; if it is the target, Create fails too.
 	err = a.Create(ctx, alias)
 	if errors.Is(err, ErrExists) {
-		// Somebody else made it in between.
+		// Somebody else created it in between.
 		return a.put(ctx, alias.Name, alias, "")
 	}
 	return err
 }
 
-// Rename gives an alias another name. It is an [ErrExists] if that is taken.
+// Rename changes the name of an alias. If the new name is taken, the error matches
+// [ErrExists].
 func (a *Aliases) Rename(ctx context.Context, name, newName string) error {
 	if err := checkAlias("alias", name); err != nil {
 		return err
@@ -156,7 +159,7 @@ func (a *Aliases) Rename(ctx context.Context, name, newName string) error {
 	return err
 }
 
-// Delete removes an alias, not the image.
+// Delete deletes an alias, not the image.
 func (a *Aliases) Delete(ctx context.Context, name string) error {
 	if err := checkAlias("alias", name); err != nil {
 		return err
@@ -168,23 +171,24 @@ func (a *Aliases) Delete(ctx context.Context, name string) error {
 	return err
 }
 
-// checkFree errors where one of the names stands for another image than the
-// one that is to get it. An empty fingerprint is any image.
+// checkFree returns ErrExists if one of the aliases points to another image than
+// that of the fingerprint. If that is empty, any image is another.
 func (a *Aliases) checkFree(ctx context.Context, aliases []Alias, fingerprint string) error {
 	for _, want := range aliases {
-		is, err := a.Get(ctx, want.Name)
+		existing, err := a.Get(ctx, want.Name)
 		switch {
 		case errors.Is(err, ErrNotFound):
 		case err != nil:
 			return err
-		case fingerprint == "" || is.Target != fingerprint:
-			return fmt.Errorf("alias %q stands for image %.12s: %w: set ReuseAliases to move it", want.Name, is.Target, ErrExists)
+		case fingerprint == "" || existing.Target != fingerprint:
+			return fmt.Errorf("alias %q points to image %.12s: %w: set ReuseAliases to move it", want.Name, existing.Target, ErrExists)
 		}
 	}
 	return nil
 }
 
-// assign makes the names stand for the image: moved there if reuse is set.
+// assign creates the aliases for an image. With reuse, it moves those that
+// exist.
 func (a *Aliases) assign(ctx context.Context, aliases []Alias, fingerprint string, reuse bool) error {
 	for _, want := range aliases {
 		want.Target = fingerprint
@@ -197,7 +201,7 @@ func (a *Aliases) assign(ctx context.Context, aliases []Alias, fingerprint strin
 		}
 		err := a.Create(ctx, want)
 		if errors.Is(err, ErrExists) {
-			if is, gerr := a.Get(ctx, want.Name); gerr == nil && is.Target == fingerprint {
+			if existing, gerr := a.Get(ctx, want.Name); gerr == nil && existing.Target == fingerprint {
 				continue
 			}
 		}

@@ -11,13 +11,13 @@ import (
 	"github.com/golxd/lxd/internal/wire"
 )
 
-// attributes are what can be changed of an image. All that is known of them is
-// here: a new one is a field here, in Image and in wire.ImagePut, and a line in
-// each function of this file. A test sees that none is forgotten.
+// attributes are the changeable attributes of an image. A new one needs a field
+// here, in Image and in wire.ImagePut, and a line in each function of this file. A
+// test checks that none is forgotten.
 type attributes struct {
 	AutoUpdate bool
 	ExpiresAt  time.Time // zero: never
-	Profiles   []string  // nil: as they are
+	Profiles   []string  // nil: unchanged
 	Properties map[string]string
 	Public     bool
 }
@@ -26,12 +26,12 @@ func (i *Image) attributes() attributes {
 	return attributes{AutoUpdate: i.AutoUpdate, ExpiresAt: i.ExpiresAt, Profiles: i.Profiles, Properties: i.Properties, Public: i.Public}
 }
 
-// set gives them to an image.
+// set copies the attributes to an image.
 func (a attributes) set(i *Image) {
 	i.AutoUpdate, i.ExpiresAt, i.Profiles, i.Properties, i.Public = a.AutoUpdate, a.ExpiresAt, a.Profiles, a.Properties, a.Public
 }
 
-// clone shares nothing with a.
+// clone returns a copy that shares nothing with a.
 func (a attributes) clone() attributes {
 	a.Profiles, a.Properties = slices.Clone(a.Profiles), maps.Clone(a.Properties)
 	return a
@@ -44,8 +44,8 @@ func (a attributes) equal(b attributes) bool {
 
 var sumSeed = maphash.MakeSeed()
 
-// sum is a hash of the attributes, which an image keeps in place of a copy: a
-// list of ten thousand images would otherwise hold every property twice.
+// sum returns a hash of the attributes. An image keeps it instead of a copy: in a
+// list of ten thousand images every property would otherwise be there twice.
 func (a attributes) sum() uint64 {
 	var h maphash.Hash
 	h.SetSeed(sumSeed)
@@ -64,27 +64,27 @@ func (a attributes) sum() uint64 {
 	return sum
 }
 
-// over returns is with these attributes put over it, and whether that is a
-// change. A zero field leaves what is there. With exact, a zero ExpiresAt means
-// never, empty Profiles none, and Properties replace those that are there.
-func (a attributes) over(is attributes, exact bool) (to attributes, differs bool) {
-	to = is
+// over returns the current attributes with a applied to them, and whether that is a
+// change. A zero field leaves the current value. With exact, a zero ExpiresAt means
+// never, empty Profiles none, and Properties replace the current ones.
+func (a attributes) over(current attributes, exact bool) (to attributes, changed bool) {
+	to = current
 	if a.AutoUpdate {
 		to.AutoUpdate = true
 	}
 	// Daemons keep whole seconds.
-	if (exact || !a.ExpiresAt.IsZero()) && !a.ExpiresAt.Truncate(time.Second).Equal(is.ExpiresAt.Truncate(time.Second)) {
+	if (exact || !a.ExpiresAt.IsZero()) && !a.ExpiresAt.Truncate(time.Second).Equal(current.ExpiresAt.Truncate(time.Second)) {
 		to.ExpiresAt = a.ExpiresAt
 	}
 	sorted := func(names []string) []string { return slices.Sorted(slices.Values(names)) }
-	if (len(a.Profiles) > 0 || (exact && a.Profiles != nil)) && !slices.Equal(sorted(a.Profiles), sorted(is.Profiles)) {
+	if (len(a.Profiles) > 0 || (exact && a.Profiles != nil)) && !slices.Equal(sorted(a.Profiles), sorted(current.Profiles)) {
 		to.Profiles = a.Profiles
 	}
 	switch {
 	case exact:
 		to.Properties = a.Properties
 	case len(a.Properties) > 0:
-		to.Properties = maps.Clone(is.Properties)
+		to.Properties = maps.Clone(current.Properties)
 		if to.Properties == nil {
 			to.Properties = map[string]string{}
 		}
@@ -93,29 +93,28 @@ func (a attributes) over(is attributes, exact bool) (to attributes, differs bool
 	if a.Public {
 		to.Public = true
 	}
-	return to, !to.equal(is)
+	return to, !to.equal(current)
 }
 
-// post gives them to the request that makes an image.
+// post copies the attributes to the request that creates an image.
 func (a attributes) post(post *wire.ImagePost) {
 	post.AutoUpdate, post.ExpiresAt, post.Profiles, post.Properties, post.Public = a.AutoUpdate, a.ExpiresAt, a.Profiles, a.Properties, a.Public
 }
 
-// put is the request that changes an image from one set of attributes to this
-// one.
+// put returns the request that changes an image's attributes from from to a.
 func (a attributes) put(from attributes) wire.ImagePut {
 	put := wire.ImagePut{AutoUpdate: a.AutoUpdate, ExpiresAt: a.ExpiresAt, Profiles: a.Profiles, Properties: a.Properties, Public: a.Public}
 	if put.Profiles == nil {
 		put.Profiles = from.Profiles
 	}
 	if a.ExpiresAt.IsZero() && !from.ExpiresAt.IsZero() {
-		put.ExpiresAt = time.Unix(0, 0).UTC() // the zero time would mean keep
+		put.ExpiresAt = time.Unix(0, 0).UTC() // the zero time means unchanged
 	}
 	return put
 }
 
-// putAttributes changes an image. With an etag, it is an ErrConflict if the image
-// has changed since that was read.
+// putAttributes changes an image's attributes. With an etag, it fails with
+// ErrConflict if the image has changed since the etag was read.
 func (c *Client) putAttributes(ctx context.Context, fingerprint string, to, from attributes, etag string) error {
 	req := &request{method: http.MethodPut, path: path("images", fingerprint), query: c.query(), body: &jsonBody{to.put(from)}}
 	if etag != "" {

@@ -20,8 +20,8 @@ import (
 // Version is the version of this package.
 const Version = "0.1.0"
 
-// Client talks to one LXD or Incus server. It is safe for concurrent use. Make
-// it with [New] or [Remote] and end it with Close.
+// Client talks to one LXD or Incus server. It is safe for concurrent use. Create
+// it with [New], [Remote] or [Join], and close it with Close.
 type Client struct {
 	Images     *Images
 	Aliases    *Aliases
@@ -37,23 +37,23 @@ type Client struct {
 type Family string
 
 // The two families. They speak one API with differences that this package
-// deals with.
+// handles.
 const (
 	LXD   Family = "lxd"
 	Incus Family = "incus"
 )
 
-// New makes a client for a server; nothing is sent yet. The endpoint is
+// New returns a client for a server; nothing is sent yet. The endpoint is
 //
-//   - "" for the local daemon. It is the first of these that exists when the
-//     first connection is made, and is kept for the client's life:
+//   - "" for the local daemon. Its socket is the first of these that exists when
+//     the first connection is made, and stays the same for the client's life:
 //     $LXD_SOCKET, $LXD_DIR/unix.socket, $INCUS_SOCKET,
 //     $INCUS_DIR/unix.socket (a variable that is set decides, whether the
 //     socket exists or not); then /var/snap/lxd/common/lxd/unix.socket,
 //     /var/lib/lxd/unix.socket, /run/incus/unix.socket and
-//     /var/lib/incus/unix.socket. Where this user may not use an Incus socket,
-//     unix.socket.user beside it is used; an LXD socket that this user may not
-//     use is an error, also where there is an Incus.
+//     /var/lib/incus/unix.socket. If this user may not use an Incus socket, or
+//     it is missing, unix.socket.user beside it is used; an LXD socket that this
+//     user may not use is an error, even if Incus is installed too.
 //   - the path of a unix socket, or unix:// and that path.
 //   - https://host:port; the port is 8443 unless given.
 //
@@ -96,9 +96,9 @@ func New(endpoint string, opts *Options) (*Client, error) {
 		case u.Host == "" || u.Hostname() == "":
 			return nil, invalid("endpoint", "%q has no host", redact.URL(u))
 		case u.User != nil:
-			return nil, invalid("endpoint", "holds a user name; use a client certificate or Options.Token")
+			return nil, invalid("endpoint", "contains a user name; use a client certificate or Options.Token")
 		case strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "":
-			return nil, invalid("endpoint", "for %q holds more than a host and a port", u.Host)
+			return nil, invalid("endpoint", "for %q has more than a host and a port", u.Host)
 		}
 		if u.Port() == "" {
 			u.Host = net.JoinHostPort(u.Hostname(), "8443")
@@ -123,7 +123,7 @@ func New(endpoint string, opts *Options) (*Client, error) {
 			path = strings.TrimPrefix(endpoint, "unix:")
 		}
 		if path == "" {
-			return nil, invalid("endpoint", "%q has no path of a socket", endpoint)
+			return nil, invalid("endpoint", "%q has no socket path", endpoint)
 		}
 		if first, _, _ := strings.Cut(path, "/"); strings.ContainsAny(strings.TrimPrefix(first, "@"), ":@") {
 			// It is a host, perhaps with a password before it.
@@ -152,13 +152,13 @@ func newClient(t *transport, server *serverCache, project string, public bool) *
 	return c
 }
 
-// InProject gives a client for the same server, over the same connections, that
-// works in another project. Closing either closes both.
+// InProject returns a client for another project of the same server, over the
+// same connections. Closing either closes both.
 func (c *Client) InProject(project string) *Client {
 	return newClient(c.t, c.server, project, c.public)
 }
 
-// Project is the project that this client works in.
+// Project returns the project that this client works in.
 func (c *Client) Project() string {
 	if c.project == "" {
 		return "default"
@@ -166,19 +166,19 @@ func (c *Client) Project() string {
 	return c.project
 }
 
-// Endpoint is the server's address as this client uses it, such as
+// Endpoint returns the server's address as this client uses it, such as
 // "unix:///var/lib/lxd/unix.socket" or "https://10.0.0.7:8443".
 func (c *Client) Endpoint() string { return c.t.endpoint }
 
-// Close ends all connections of this client and of those that InProject gave,
-// also the ones in use. Every later call fails with an [ErrUnavailable].
+// Close closes all connections of this client and of its InProject clients,
+// even those in use. Every later call fails with [ErrUnavailable].
 func (c *Client) Close() error {
 	c.t.conns.closeAll()
 	c.t.pool.CloseIdleConnections()
 	return nil
 }
 
-// query is the project, where it is not the default one.
+// query returns the project parameter, or nil for the default project.
 func (c *Client) query() url.Values {
 	if c.project == "" {
 		return nil
@@ -186,7 +186,7 @@ func (c *Client) query() url.Values {
 	return url.Values{"project": {c.project}}
 }
 
-// path escapes each segment and joins them behind /1.0.
+// path joins /1.0 and the escaped segments.
 func path(segments ...string) string {
 	var b bytes.Buffer
 	b.WriteString("/1.0")
@@ -194,7 +194,7 @@ func path(segments ...string) string {
 		b.WriteByte('/')
 		switch s {
 		case ".", "..":
-			// Plain dots would be taken for a relative path on the way.
+			// A proxy or server would resolve plain dots as a relative path.
 			b.WriteString(strings.ReplaceAll(s, ".", "%2E"))
 		default:
 			b.WriteString(url.PathEscape(s))

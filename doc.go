@@ -9,75 +9,75 @@
 //
 // # Endpoints
 //
-// [New] makes a client for the local daemon, a unix socket, or an https
-// address; it sends nothing. [Remote] makes one for a remote of the user's own
-// lxc or incus command line. A client has one pool of connections, is safe for
-// concurrent use, and ends all of them with Close. [Client.InProject] gives a
-// client for another project over the same connections.
+// [New] returns a client for the local daemon, a unix socket, or an https
+// address; it sends nothing. [Remote] returns one for a remote of the user's
+// own lxc or incus command line. A client has one connection pool and is safe
+// for concurrent use; Close closes all its connections. [Client.InProject]
+// returns a client for another project over the same connections.
 //
-// Which family a server is of, and what it can do, is read from GET /1.0 when
-// it is first needed. A call that needs an API extension the server does not
-// have gives [ErrUnsupported] and names it; nothing is left out silently.
+// A server's family and features are read from GET /1.0 when first needed. A
+// call that needs an API extension that the server lacks fails with
+// [ErrUnsupported] and names the extension; nothing is left out silently.
 //
 // # Waiting
 //
 // Servers do long work in the background, as an [Operation]. With Wait set, a
-// call returns when that has ended, with the complete [Image]. Otherwise it
-// returns when the server has accepted the work; [Image.Operation] is its
-// handle, and [Image.Wait] waits, does what is left to do, and completes the
-// Image. The end of the context ends the waiting, never the operation:
-// [Operation.Cancel] does that. A broken connection is not an outcome. If the
-// server has forgotten the operation when it is there again, what it should
-// have done is looked for, and where nothing tells, the error is
-// [ErrOutcomeUnknown].
+// call returns when the operation has finished, with the complete [Image].
+// Otherwise it returns when the server has accepted the work; [Image.Operation]
+// is its handle, and [Image.Wait] waits, does the remaining work, and completes
+// the Image. When the context ends, the wait ends, but the operation continues:
+// [Operation.Cancel] ends it. A broken connection is not an outcome. If the
+// server has forgotten the operation when it is available again, the client
+// looks for the operation's result on the server; if that does not determine the
+// outcome, the error is [ErrOutcomeUnknown].
 //
 // # Retries
 //
-// A failure that may pass is retried for [Options].RetryTimeout without
-// progress, 30 seconds unless set: a restart of the daemon fits into that. The
-// time counts from the first failure; a new byte of a transfer that goes on
-// where it was cut is progress, a request that is sent again from its start is
-// not. The pauses double from 100 ms to 5 s, with jitter, and the last attempt is
-// at the end of the time. A server that asks for a pause with Retry-After gets
-// it, up to 10 minutes, once also beyond the timeout; where it asks for more,
-// the error is returned at once. The errors tell by a method Transient whether
-// the same call may succeed later.
+// A transient failure is retried until [Options].RetryTimeout has passed
+// without progress; the default is 30 seconds, enough for a restart of the
+// daemon. The time counts from the first failure. A response that brings 4 KiB
+// of a transfer that resumes is progress; sending a request again from its
+// start is not. The pauses double from 100 ms to 5 s, with jitter, and the last
+// attempt is made when the time is up. A Retry-After header lengthens the
+// pause, up to 10 minutes, once even beyond the timeout; if it asks for more,
+// the error is returned at once. The errors have a method Transient that
+// reports whether the same call may succeed later.
 //
-// Retried are the statuses 429 and 503, and connections that cannot be made.
-// A missing unix socket is waited for only once the client has reached the
-// daemon over it, as when a snap is refreshed. The statuses 502 and 504, and a
-// connection that breaks before the response is there, may hide that the server
-// has acted: such a request is sent again if that does no harm, as reading,
-// deleting, replacing, and uploading, as the same content is the same image. A
-// body is sent again if its reader is an [io.Seeker]; one that is not is never
-// read twice. An export of a unified image goes on where it was cut.
+// The statuses 429 and 503 are retried, and connections that cannot be made. A
+// missing unix socket is retried only after the client has reached the daemon
+// over it, as when a snap is refreshed. After the statuses 502 and 504, or a
+// connection that breaks before the response arrives, the server may have acted
+// on the request. Such a request is repeated if that does no harm: reads,
+// deletions, replacements, and uploads, as the same content is the same image. A
+// body is sent again if its reader is an [io.Seeker]; any other reader is never
+// read twice. An export of a unified image resumes at the byte where it broke.
 //
-// The same rules hold for the event connection and for images that this client
-// fetches from a URL. Two things have another timeout: a wait for an operation
-// goes on for a minute without a response, and [Client.Events] for ever once it
-// was connected.
+// The same rules apply to the event connection and to images that this client
+// downloads from a URL. Two things have another timeout: waiting for an
+// operation continues for a minute without a response, and [Client.Events],
+// once connected, reconnects without limit.
 //
 // # Verification
 //
 // The fingerprint of an image is the SHA-256 of its file, or of the two files of
-// a split image one after the other. Every export is hashed while it is read,
-// and a [*FingerprintError] takes the place of io.EOF where the content is not
-// the image's. Uploads are verified by the server if a fingerprint is given, and
-// by the client if CreateOptions.Verify is set.
+// a split image one after the other. Every export is hashed while it is read; if
+// the content is not the image's, the last read returns a [*FingerprintError]
+// instead of io.EOF. Uploads are verified by the server if a fingerprint is
+// given, and by the client if CreateOptions.Verify is set.
 //
 // # Errors
 //
-// What the server answers is an [*Error], a failed operation an
-// [*OperationError], a connection that fails a [*ConnectionError], and input
-// that is refused before anything is sent an [*InputError]. They match the
-// sentinels of this package with [errors.Is], and are always wrapped, never
-// flattened. Where a context ends a call, its error is within.
+// An error response of the server is an [*Error], a failed operation an
+// [*OperationError], a failed connection a [*ConnectionError], and input that is
+// refused before anything is sent an [*InputError]. They match the sentinels of
+// this package with [errors.Is], and are always wrapped, never flattened. If a
+// context ends a call, the error wraps the context's error.
 //
 // # Same content twice
 //
-// Creating or copying an image that is there already is a success that gives
-// the one that is there; IfExists makes it an [ErrExists]. With a Fingerprint
-// given, or Dedupe, no content is sent.
+// Creating or copying an image that already exists succeeds and returns the
+// existing one; IfExists makes it an [ErrExists]. With a Fingerprint, or Dedupe,
+// no content is sent.
 //
 // # Testing
 //

@@ -20,18 +20,18 @@ import (
 	"github.com/golxd/lxd/internal/wire"
 )
 
-// EventType is the kind of an event.
+// EventType is the type of an event.
 type EventType string
 
 // The event types.
 const (
-	// EventOperation tells a new state of an operation.
+	// EventOperation reports a new state of an operation.
 	EventOperation EventType = "operation"
-	// EventLifecycle tells that something was made, changed or deleted.
+	// EventLifecycle reports that something was created, changed or deleted.
 	EventLifecycle EventType = "lifecycle"
-	// EventConnected is not the server's: the connection is there, at first and
-	// again after it broke. What happened before is not told, so read what
-	// matters when it comes.
+	// EventConnected is sent by this package on each connect and reconnect.
+	// Earlier events are not repeated, so read the relevant state again when it
+	// arrives.
 	EventConnected EventType = "connected"
 )
 
@@ -41,20 +41,20 @@ type Event struct {
 	Timestamp time.Time
 	Project   string
 	Location  string           // the cluster member
-	Operation *OperationStatus // of EventOperation, else nil
-	Lifecycle *Lifecycle       // of EventLifecycle, else nil
+	Operation *OperationStatus // nil unless Type is EventOperation
+	Lifecycle *Lifecycle       // nil unless Type is EventLifecycle
 }
 
-// Lifecycle is what was done, and to what.
+// Lifecycle is the content of a lifecycle event: an action and its object.
 type Lifecycle struct {
 	Action  string         `json:"action"` // such as "image-created" or "image-alias-deleted"
-	Source  string         `json:"source"` // the URL path, such as "/1.0/images/aff…"
-	Name    string         `json:"name"`   // on newer servers
+	Source  string         `json:"source"` // the URL path of the object, such as "/1.0/images/aff…"
+	Name    string         `json:"name"`   // of the object; empty on older servers
 	Context map[string]any `json:"context"`
 }
 
-// Fingerprint is that of the image that a lifecycle event of an image is
-// about, or empty.
+// Fingerprint returns the fingerprint of the image that the event is about; "" if
+// it is not about an image.
 func (l *Lifecycle) Fingerprint() string {
 	u, err := url.Parse(l.Source)
 	if err != nil {
@@ -68,35 +68,38 @@ func (l *Lifecycle) Fingerprint() string {
 	return fingerprint
 }
 
-// EventsOptions narrow the events.
+// EventsOptions filter the events.
 type EventsOptions struct {
-	// Types. Default: EventOperation and EventLifecycle.
+	// Types are the types of the events that the server sends. The default is
+	// EventOperation and EventLifecycle.
 	Types []EventType
-	// AllProjects listens to all projects. Default: the client's own.
+	// AllProjects selects the events of all projects. The default is the
+	// client's project.
 	AllProjects bool
-	// ImagesOnly leaves out the lifecycle events of all but images and their
+	// ImagesOnly drops the lifecycle events that are not about images or their
 	// aliases.
 	ImagesOnly bool
 }
 
-// endless is the retry policy of what goes on until ctx ends.
+// endless is the retry policy for work that only ctx ends.
 var endless = retry.Policy{Timeout: math.MaxInt64}
 
 const (
-	// eventSilence is how long a connection may be silent: servers ping every
-	// 10 seconds (LXD 5.0.2, Incus 6.0.4).
+	// eventSilence is how long a connection may be silent before it counts as
+	// broken: servers ping every 10 seconds (LXD 5.0.2, Incus 6.0.4).
 	eventSilence = 40 * time.Second
 	maxEvent     = 16 << 20
 )
 
-// Events iterates over the server's events. The first is an [EventConnected]:
-// what happens after it is told. The order is the server's, which is not always
-// that of what happened. A broken connection is made again, and another
-// EventConnected tells so: there is no timeout, the pauses are those of every
-// retry. The first connection is retried for Options.RetryTimeout. The loop ends
-// when it is left, with ctx (its error is the last thing yielded), with an error
-// that is not transient, such as a refusal, or with an event that is none
-// ([ErrBadResponse]) or too large ([ErrTooLarge]). Ranging again connects anew.
+// Events iterates over the server's events. The first is an [EventConnected]: all
+// events from then on are reported. They come in the server's order, which is not
+// always the order in which things happened. After a broken connection, Events
+// reconnects and yields another EventConnected; it tries without a timeout, with
+// the pauses of every retry. The first connection is retried for
+// Options.RetryTimeout. The last thing yielded is the error that ends the loop:
+// the end of ctx, an error that is not transient, such as a refusal, an event that
+// cannot be parsed ([ErrBadResponse]), or one that is too large ([ErrTooLarge]).
+// Ranging again opens a new connection.
 func (c *Client) Events(ctx context.Context, opts *EventsOptions) iter.Seq2[Event, error] {
 	var o EventsOptions
 	if opts != nil {
@@ -107,8 +110,8 @@ func (c *Client) Events(ctx context.Context, opts *EventsOptions) iter.Seq2[Even
 		retries := c.t.retry.Begin()
 		for {
 			req := c.eventsRequest(&o)
-			more, began, err := c.oneEvents(ctx, req, &o, yield)
-			if began {
+			more, connected, err := c.connectEvents(ctx, req, &o, yield)
+			if connected {
 				retries = endless.Begin()
 			}
 			if !more {
@@ -128,10 +131,10 @@ func (c *Client) Events(ctx context.Context, opts *EventsOptions) iter.Seq2[Even
 	}
 }
 
-// oneEvents yields the events of one connection. began says that there was one,
-// more is false if the loop was left. A panic in the loop closes the connection
-// too.
-func (c *Client) oneEvents(ctx context.Context, req *request, o *EventsOptions, yield func(Event, error) bool) (more, began bool, err error) {
+// connectEvents yields the events of one connection. connected reports whether it
+// was made; more is false if the caller's loop has ended. The connection is closed
+// even after a panic in the loop.
+func (c *Client) connectEvents(ctx context.Context, req *request, o *EventsOptions, yield func(Event, error) bool) (more, connected bool, err error) {
 	conn, err := c.dialEvents(ctx, req)
 	if err != nil {
 		return true, false, err
@@ -185,7 +188,7 @@ func (c *Client) dialEvents(ctx context.Context, req *request) (*websocket.Conn,
 			if err != nil {
 				return nil, err
 			}
-			// The handshake obeys deadlines, not the end of ctx.
+			// The handshake observes deadlines, but not a cancelled ctx.
 			stop = context.AfterFunc(ctx, func() { _ = conn.Close() })
 			return conn, nil
 		},
@@ -211,8 +214,8 @@ func (c *Client) dialEvents(ctx context.Context, req *request) (*websocket.Conn,
 	return nil, t.connectionError(ctx, req, err)
 }
 
-// readEvents yields events until the connection breaks (more is then true), or
-// the loop is left.
+// readEvents yields events until the connection breaks; more is false if the
+// caller's loop has ended.
 func (c *Client) readEvents(ctx context.Context, conn *websocket.Conn, req *request, o *EventsOptions, yield func(Event, error) bool) (more bool, err error) {
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
@@ -226,7 +229,7 @@ func (c *Client) readEvents(ctx context.Context, conn *websocket.Conn, req *requ
 		return errors.Join(alive(), pong(data))
 	})
 	own := req.hidden()
-	var sent, secrets *redact.Secrets // prepared for the first event, and again when there are new ones
+	var sent, secrets *redact.Secrets // set at the first event, and whenever sent has changed
 	for {
 		_, data, err := conn.ReadMessage()
 		switch {

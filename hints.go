@@ -15,17 +15,18 @@ import (
 	"github.com/golxd/lxd/internal/redact"
 )
 
-// connectionError tells why no answer came.
+// connectionError returns the error for a request to which no response arrived.
 func (t *transport) connectionError(ctx context.Context, req *request, err error) error {
 	if cause := ctxerr.Of(ctx); cause != nil {
 		return fmt.Errorf("%s %s: %w", req.method, req.path, cause)
 	}
 	cause := err
 	if errors.Is(err, io.EOF) {
-		// Nobody must take a broken connection for the end of something.
+		// io.EOF would tell the caller that the content ended.
 		err = fmt.Errorf("the connection was closed: %w", io.ErrUnexpectedEOF)
 	}
-	// A round tripper of the caller's may tell the URL, and a server anything.
+	// The error of a caller's round tripper may contain the URL, and a server's
+	// words anything.
 	err = req.hidden().Error(redact.Error(err))
 	var dial *dialError
 	if errors.As(cause, &dial) && !neverSent(err) {
@@ -34,7 +35,7 @@ func (t *transport) connectionError(ctx context.Context, req *request, err error
 	return &ConnectionError{Endpoint: t.endpoint, Method: req.method, Path: req.path, Hint: t.hint(err), Err: err}
 }
 
-// hint tells what to do about a failed connection.
+// hint suggests what to do about a failed connection.
 func (t *transport) hint(err error) string {
 	var record tls.RecordHeaderError
 	var verification *tls.CertificateVerificationError
@@ -46,11 +47,11 @@ func (t *transport) hint(err error) string {
 	case errors.As(err, &pin):
 		return ""
 	case errors.As(err, &proxy) && proxy.StatusCode == http.StatusProxyAuthRequired:
-		return "the proxy wants a user and password; put them into its URL"
+		return "the proxy requires a user name and password; put them into its URL"
 	case errors.As(err, &proxy):
-		return "is the proxy (Options.Proxy, HTTPS_PROXY) right, or does NO_PROXY lack this server?"
+		return "is the proxy (Options.Proxy, HTTPS_PROXY) right, or is this server missing in NO_PROXY?"
 	case t.unix && errors.Is(err, os.ErrPermission):
-		return "this user may not use the socket; add it to the group that may (lxd, incus or incus-admin), log in anew, or run as root"
+		return "this user may not use the socket; add it to the group that may (lxd, incus or incus-admin) and log in again, or run as root"
 	case t.unix && errors.Is(err, os.ErrNotExist):
 		return "there is no socket; is the daemon installed and running, and is this its path (LXD_DIR, LXD_SOCKET, INCUS_DIR, INCUS_SOCKET)?"
 	case t.unix && errors.Is(err, syscall.ECONNREFUSED):
@@ -60,11 +61,11 @@ func (t *transport) hint(err error) string {
 	case errors.As(err, &record):
 		return "the server does not speak TLS there; is it a plain http port?"
 	case errors.As(err, &verification):
-		return "the server's certificate is not trusted; give it as Options.ServerCertificate, its SHA-256 as Options.ServerFingerprint, or its authority as Options.RootCAs"
+		return "the server's certificate is not trusted; set it as Options.ServerCertificate, its SHA-256 as Options.ServerFingerprint, or its authority as Options.RootCAs"
 	case errors.As(err, &alert):
-		return "the server ended the TLS handshake"
+		return "the server aborted the TLS handshake"
 	case errors.As(err, &dns):
-		return "the host name does not resolve"
+		return "the host name cannot be resolved"
 	}
 	return ""
 }

@@ -229,9 +229,9 @@ func TestExportToCannotReplace(t *testing.T) {
 			return err
 		})
 		require.ErrorIs(t, err, os.ErrPermission)
-		require.ErrorContains(t, err, path+" may be written to by others (mode 0666)")
+		require.ErrorContains(t, err, path+" is writable by others (mode 0666)")
 		if !finished {
-			require.ErrorContains(t, err, "remove it, or use a directory in which nobody else may write")
+			require.ErrorContains(t, err, "remove it, or use a directory that nobody else may write to")
 		}
 		require.Empty(t, x.Requests())
 		require.Equal(t, []string{path}, testkit.FilesIn(t, dir))

@@ -16,34 +16,34 @@ import (
 	"time"
 )
 
-// KeyType is the kind of a private key.
+// KeyType is the type of a private key.
 type KeyType string
 
-// The kinds of keys. Servers take all of them (LXD 5.0.2, Incus 6.0.4).
+// The types of keys. Servers accept all of them (LXD 5.0.2, Incus 6.0.4).
 const (
 	P256    KeyType = "P-256"   // the fastest to connect with
-	P384    KeyType = "P-384"   // what the lxc and incus commands make
-	Ed25519 KeyType = "Ed25519" // not usable in every web browser
+	P384    KeyType = "P-384"   // what the lxc and incus commands use
+	Ed25519 KeyType = "Ed25519" // not supported by every web browser
 )
 
-// KeyPairOptions are about a client's certificate.
+// KeyPairOptions configure [NewKeyPair].
 type KeyPairOptions struct {
-	// Type of the key. Default: P256, with which a connection takes two thirds
-	// of the time of one with P384.
+	// Type is the type of the key. The default is P256, with which a connection
+	// takes two thirds of the time of one with P384.
 	Type KeyType
-	// Name is the certificate's common name. Default: user@host, as with the
-	// lxc and incus commands.
+	// Name is the certificate's common name. The default is user@host, as with
+	// the lxc and incus commands.
 	Name string
-	// Lifetime is how long the certificate is good for. Default: ten years, as
-	// with the commands.
+	// Lifetime is how long the certificate is valid. The default is ten years,
+	// as with the commands.
 	Lifetime time.Duration
 }
 
-// NewKeyPair makes a self-signed client certificate and its private key, both
-// PEM, for Options.ClientCertificate and Options.ClientKey. As client.crt and
-// client.key they serve the lxc and incus commands too. The certificate is valid
-// from a minute ago on, for servers whose clocks are behind. Keep the key where
-// nobody else can read it (mode 0600).
+// NewKeyPair creates a self-signed client certificate and its private key, both
+// PEM, for Options.ClientCertificate and Options.ClientKey. The lxc and incus
+// commands can use them too, as client.crt and client.key. The certificate is
+// valid from one minute before the call, for servers whose clocks are behind.
+// Store the key so that nobody else can read it (mode 0600).
 func NewKeyPair(opts *KeyPairOptions) (certificate, key []byte, err error) {
 	var o KeyPairOptions
 	if opts != nil {
@@ -64,10 +64,10 @@ func NewKeyPair(opts *KeyPairOptions) (certificate, key []byte, err error) {
 	}
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
 	if err != nil {
-		return nil, nil, fmt.Errorf("make a serial number: %w", err)
+		return nil, nil, fmt.Errorf("generate a serial number: %w", err)
 	}
-	// The servers refuse a certificate that is not valid yet, and their clocks may
-	// be behind this one.
+	// Servers refuse a certificate that is not valid yet, and their clocks may be
+	// behind this one.
 	now := time.Now()
 	template := &x509.Certificate{
 		SerialNumber: serial,
@@ -81,7 +81,7 @@ func NewKeyPair(opts *KeyPairOptions) (certificate, key []byte, err error) {
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
 	if err != nil {
-		return nil, nil, fmt.Errorf("make a client certificate: %w", err)
+		return nil, nil, fmt.Errorf("create a client certificate: %w", err)
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(block), nil
 }
@@ -96,7 +96,7 @@ func newKey(kind KeyType) (crypto.Signer, *pem.Block, error) {
 	case Ed25519:
 		_, private, err := ed25519.GenerateKey(rand.Reader)
 		if err != nil {
-			return nil, nil, fmt.Errorf("make a key: %w", err)
+			return nil, nil, fmt.Errorf("generate a key: %w", err)
 		}
 		der, err := x509.MarshalPKCS8PrivateKey(private)
 		if err != nil {
@@ -108,7 +108,7 @@ func newKey(kind KeyType) (crypto.Signer, *pem.Block, error) {
 	}
 	private, err := ecdsa.GenerateKey(curve, rand.Reader)
 	if err != nil {
-		return nil, nil, fmt.Errorf("make a key: %w", err)
+		return nil, nil, fmt.Errorf("generate a key: %w", err)
 	}
 	der, err := x509.MarshalECPrivateKey(private)
 	if err != nil {

@@ -13,11 +13,12 @@ import (
 	"sync"
 )
 
-// localSocket is one place where a local daemon may listen: the path of its
-// socket, and that of the one for users who may not use the first.
+// localSocket is a socket on which a local daemon may listen: its path, and that
+// of the socket for users who may not use the first; "" if there is none.
 type localSocket struct{ path, forUsers string }
 
-// localSockets are the places where the local daemon may listen, in order.
+// localSockets returns the sockets of the local daemon in the order of the
+// search.
 func localSockets(family Family) []localSocket {
 	in := func(dir string) string { return filepath.Join(dir, "unix.socket") }
 	lxdSockets := func() ([]localSocket, bool) {
@@ -50,15 +51,15 @@ func localSockets(family Family) []localSocket {
 	return slices.Concat(l, i)
 }
 
-// localDaemon connects to the local daemon. Which one that is, the first
-// connection decides for all later ones: a daemon that is away for a moment must
-// not send a client to another one.
+// localDaemon connects to the local daemon. The first connection decides which
+// one that is: a client must not switch to another daemon because its own is down
+// for a moment.
 type localDaemon struct {
 	dial    dialFunc
 	sockets []localSocket
 
 	mu   sync.Mutex
-	path string // that was connected to; "" until then
+	path string // of the first connection's socket; "" before that
 }
 
 func (d *localDaemon) connect(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -70,7 +71,7 @@ func (d *localDaemon) connect(ctx context.Context, _, _ string) (net.Conn, error
 		return nil, err
 	}
 	if known := d.keep(path); known != path {
-		// Another goroutine was sooner, and found another daemon.
+		// Another goroutine was faster, and found another daemon.
 		_ = c.Close()
 		return d.dial(ctx, "unix", known)
 	}
@@ -83,7 +84,7 @@ func (d *localDaemon) known() string {
 	return d.path
 }
 
-// keep returns the path that is used from now on.
+// keep makes path the daemon's, unless there is one, and returns the daemon's.
 func (d *localDaemon) keep(path string) string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -93,7 +94,7 @@ func (d *localDaemon) keep(path string) string {
 	return d.path
 }
 
-// first connects to the first place that has a socket.
+// first connects to the first socket that exists.
 func (d *localDaemon) first(ctx context.Context) (c net.Conn, path string, err error) {
 	var tried []string
 	for _, socket := range d.sockets {

@@ -7,31 +7,32 @@ import (
 	"github.com/golxd/lxd/internal/daemon"
 )
 
-// OIDCProvider is what a server says of the OpenID Connect provider whose
-// access tokens it takes. It comes with an [*Error] that is an
+// OIDCProvider is the OpenID Connect provider whose access tokens a server
+// accepts, as the server describes it. It is part of an [*Error] that matches
 // [ErrUnauthorized]:
 //
 //	var refused *lxd.Error
 //	if errors.As(err, &refused) && refused.OIDC != nil {
-//		// Log in with refused.OIDC.Issuer, then make the client anew with a TokenSource.
+//		// Log in with refused.OIDC.Issuer, then create a client with a TokenSource.
 //	}
 type OIDCProvider struct {
 	Issuer   string   // its URL
 	ClientID string   // to log in as
-	Audience string   // that the token has to be for; "" for any
-	Scopes   []string // to ask for; nil where the server does not tell (LXD 5.0.2, Incus 6.0.4)
+	Audience string   // that the token must be for; "" for any
+	Scopes   []string // to ask for; nil if the server does not say (LXD 5.0.2, Incus 6.0.4)
 }
 
-// String tells all of it in one line.
+// String returns the issuer, client ID and audience in one line.
 func (p *OIDCProvider) String() string {
-	s := "provider " + p.Issuer + " for the client id " + p.ClientID
+	s := "provider " + p.Issuer + " for the client ID " + p.ClientID
 	if p.Audience != "" {
 		s += " and the audience " + p.Audience
 	}
 	return s
 }
 
-// oidcProvider reads the headers of either family; nil without any.
+// oidcProvider reads the headers of either family; it returns nil if there are
+// none.
 func oidcProvider(h http.Header) *OIDCProvider {
 	for _, family := range daemon.Unknown.Prefixes() {
 		prefix := "X-" + family + "-OIDC-"
@@ -48,7 +49,7 @@ func oidcProvider(h http.Header) *OIDCProvider {
 	return nil
 }
 
-// scopes splits a list, whichever of the separators in use it has.
+// scopes splits a list at commas and spaces; servers use either.
 func scopes(list string) []string {
 	if list == "" {
 		return nil

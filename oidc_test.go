@@ -25,7 +25,7 @@ func TestOIDCErrorTellsTheProvider(t *testing.T) {
 			require.Equal(t, &lxd.OIDCProvider{
 				Issuer: "https://issuer.example", ClientID: "cli", Audience: "lxd", Scopes: []string{"openid", "offline_access"},
 			}, testkit.ErrOf[*lxd.Error](t, err).OIDC)
-			require.ErrorContains(t, err, "https://issuer.example for the client id cli and the audience lxd")
+			require.ErrorContains(t, err, "https://issuer.example for the client ID cli and the audience lxd")
 			require.NotContains(t, err.Error(), "stale")
 		}
 		_, err := client.Images.All(t.Context(), nil)

@@ -21,7 +21,7 @@ import (
 	"github.com/golxd/lxd/internal/wire"
 )
 
-// The status codes of operations that matter here; final from 200 on.
+// The status codes of finished operations; lower ones are of unfinished ones.
 const (
 	statusSuccess   = 200
 	statusFailure   = 400
@@ -29,12 +29,12 @@ const (
 )
 
 const (
-	// waitTimeout is how long the server is asked to hold one wait request.
+	// waitTimeout is the server-side timeout of one wait request.
 	waitTimeout = 60 * time.Second
-	// waitSlack is how much later than that an answer may come before the
-	// connection is taken for dead.
+	// waitSlack is how much later than that a response may arrive before the
+	// connection counts as dead.
 	waitSlack = 15 * time.Second
-	// reconnectTimeout is the retry timeout of a wait, in place of
+	// reconnectTimeout is the retry timeout of a wait, instead of
 	// Options.RetryTimeout: a daemon with many instances takes that long to
 	// restart.
 	reconnectTimeout = time.Minute
@@ -47,21 +47,22 @@ type Operation struct {
 	id     string
 	query  url.Values
 
-	// settle decides what a server that has forgotten the operation cannot
-	// tell any more: it returns nil if the work is seen to be done.
+	// settle determines the outcome after the server has forgotten the operation:
+	// it returns nil if the server's state shows that the work was done, and
+	// errUnsettled if it shows nothing. It may be nil.
 	settle func(context.Context) error
 
-	token   string          // of a token operation: the secret that it is about
-	secrets *redact.Secrets // that are in nothing which is told of it
+	token   string          // the secret of a token operation
+	secrets *redact.Secrets // removed from everything that is reported of the operation
 
 	mu    sync.Mutex
 	state wire.Operation // without secrets
 }
 
-// OperationStatus is what is known of an operation.
+// OperationStatus is the state of an operation.
 type OperationStatus struct {
 	ID          string
-	Class       string // task, websocket or token
+	Class       string // "task", "websocket" or "token"
 	Description string // such as "Downloading image"
 	Status      string // such as "Running" or "Success"
 	StatusCode  int    // 103 running, 105 pending, 200 success, 400 failure, 401 cancelled
@@ -74,19 +75,19 @@ type OperationStatus struct {
 	Location    string // the cluster member
 }
 
-// Done says whether the operation has ended.
+// Done reports whether the operation has finished, in whatever way.
 func (s *OperationStatus) Done() bool { return s.StatusCode >= statusSuccess }
 
-// operation returns the operation of a state. secrets are those that the server
-// was given for it.
+// operation returns an Operation of that state. secrets are those that the
+// requests for it contained.
 func (c *Client) operation(state wire.Operation, settle func(context.Context) error, secrets *redact.Secrets) *Operation {
 	token, _ := state.Metadata["secret"].(string)
 	secrets = redact.Join(secrets, ownSecrets(&state))
 	return &Operation{client: c, id: state.ID, query: c.query(), settle: settle, token: token, secrets: secrets, state: without(state, secrets)}
 }
 
-// ownSecrets are those that an operation itself makes: of a token operation, and
-// of the connections of a websocket operation.
+// ownSecrets returns the secrets that the server creates for an operation: of a
+// token operation, and of the connections of a websocket operation.
 func ownSecrets(state *wire.Operation) *redact.Secrets {
 	var values []string
 	if token, ok := state.Metadata["secret"].(string); ok {
@@ -102,8 +103,8 @@ func ownSecrets(state *wire.Operation) *redact.Secrets {
 	return redact.Hide(values...)
 }
 
-// without is an operation's state without secrets. The fingerprint of an image
-// stays: it is what the work is known by.
+// without returns an operation's state without secrets. It keeps the fingerprint
+// of an image, by which the result of the work is found.
 func without(state wire.Operation, secrets *redact.Secrets) wire.Operation {
 	secrets = redact.Join(secrets, ownSecrets(&state))
 	state.Err, state.Description, state.Status = secrets.Text(state.Err), secrets.Text(state.Description), secrets.Text(state.Status)
@@ -118,12 +119,12 @@ func without(state wire.Operation, secrets *redact.Secrets) wire.Operation {
 	return state
 }
 
-// ID is the operation's UUID.
+// ID returns the operation's UUID.
 func (o *Operation) ID() string { return o.id }
 
-// Status is what was last seen of the operation, without asking the server.
-// Secrets that the server was given for it are not in it, nor are the users and
-// queries of URLs.
+// Status returns the last known state of the operation, without a request. It
+// contains no secrets, neither of the requests for it nor its own, and no user
+// names and queries of URLs.
 func (o *Operation) Status() OperationStatus {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -138,8 +139,8 @@ func statusOf(s *wire.Operation) OperationStatus {
 	}
 }
 
-// Refresh asks the server for the operation's state. It is an [ErrNotFound]
-// some seconds after the operation's end, when servers forget it.
+// Refresh reads the operation's state from the server. Servers forget an operation
+// some seconds after it has finished; the error then matches [ErrNotFound].
 func (o *Operation) Refresh(ctx context.Context) (OperationStatus, error) {
 	if err := o.read(ctx, ""); err != nil {
 		return o.Status(), err
@@ -147,17 +148,17 @@ func (o *Operation) Refresh(ctx context.Context) (OperationStatus, error) {
 	return o.Status(), nil
 }
 
-// read gets the state, from the operation itself or from one of its
-// sub-resources.
-func (o *Operation) read(ctx context.Context, query string) error {
+// read updates the state. With a timeout, in seconds, the server responds when the
+// operation has finished or the timeout is over; with "", at once.
+func (o *Operation) read(ctx context.Context, timeout string) error {
 	req := &request{method: http.MethodGet, path: path("operations", o.id), query: o.query, secrets: o.secrets}
-	if query != "" {
+	if timeout != "" {
 		req.path = path("operations", o.id, "wait")
-		req.query = url.Values{"timeout": {query}}
+		req.query = url.Values{"timeout": {timeout}}
 		for name, values := range o.query {
 			req.query[name] = values
 		}
-		// The waiting itself retries, for longer, and has a timeout of its own.
+		// Wait has its own retries, for longer, and its own timeout.
 		req.noRetry, req.silence = true, waitTimeout+waitSlack
 	}
 	state, err := o.get(ctx, req)
@@ -172,24 +173,24 @@ func (o *Operation) read(ctx context.Context, query string) error {
 
 // get reads the state without keeping it.
 func (o *Operation) get(ctx context.Context, req *request) (*wire.Operation, error) {
-	state, _, err := get(ctx, o.client.t, req, func(state *wire.Operation) error { return holdOperation(state, o.id) })
+	state, _, err := get(ctx, o.client.t, req, func(state *wire.Operation) error { return checkOperation(state, o.id) })
 	return state, err
 }
 
-// holdOperation checks that what a server sent is an operation, and the one of
-// the id that was asked for; "" is any.
-func holdOperation(state *wire.Operation, asked string) error {
+// checkOperation checks that a response is an operation, and has the requested ID;
+// "" allows any.
+func checkOperation(state *wire.Operation, want string) error {
 	switch {
 	case state.ID == "":
 		return errors.New("it is not an operation: it has no id")
-	case asked != "" && state.ID != asked:
-		return fmt.Errorf("it is operation %.80q, not %s", state.ID, asked)
+	case want != "" && state.ID != want:
+		return fmt.Errorf("it is operation %.80q, not %s", state.ID, want)
 	}
 	return nil
 }
 
-// result gives the outcome of an operation that has ended.
-func (o *Operation) result() (ended bool, err error) {
+// result returns the outcome of a finished operation.
+func (o *Operation) result() (finished bool, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	s := &o.state
@@ -209,23 +210,23 @@ func (o *Operation) result() (ended bool, err error) {
 	return true, e
 }
 
-// fingerprint is that of the image which the operation says it makes; "" where
-// it says nothing.
+// fingerprint returns the fingerprint of the image that the operation creates,
+// according to its metadata; "" if that has none.
 func (o *Operation) fingerprint() string {
-	told, _ := o.Status().Metadata["fingerprint"].(string)
-	return strings.ToLower(told)
+	fingerprint, _ := o.Status().Metadata["fingerprint"].(string)
+	return strings.ToLower(fingerprint)
 }
 
-// Wait returns when the operation has ended: nil if it succeeded, an
-// [*OperationError] if it did not. The end of ctx ends the waiting, not the
-// operation; see Cancel for that. A lost connection is not an outcome: the
-// server is asked again, for up to a minute without a response whatever
-// Options.RetryTimeout is, or until ctx ends; a Retry-After of more than 10 minutes
-// is an error. If it has forgotten the operation by then, what the operation should have done is
-// looked for on the server; where nothing tells, the error is an
-// [ErrOutcomeUnknown]. Wait may be called many times, and concurrently.
+// Wait waits until the operation has finished. It returns nil if the operation
+// succeeded, and an [*OperationError] if it failed or was cancelled. If ctx ends,
+// Wait returns, but the operation continues; see Cancel. A lost connection is not
+// an outcome: Wait retries until ctx ends or a minute has passed without a
+// response, whatever Options.RetryTimeout is; a Retry-After of more than 10 minutes
+// is an error. If the server has forgotten the operation by then, Wait looks for
+// the operation's result on the server; if that does not determine the outcome, the
+// error matches [ErrOutcomeUnknown]. Wait may be called repeatedly and concurrently.
 func (o *Operation) Wait(ctx context.Context) error {
-	if ended, err := o.result(); ended {
+	if finished, err := o.result(); finished {
 		return err
 	}
 	retries := retry.Policy{Timeout: reconnectTimeout}.Begin()
@@ -234,7 +235,7 @@ func (o *Operation) Wait(ctx context.Context) error {
 		began := time.Now()
 		err := o.read(ctx, strconv.Itoa(int(waitTimeout/time.Second)))
 		if err == nil {
-			if ended, err := o.result(); ended {
+			if finished, err := o.result(); finished {
 				return err
 			}
 			retries.Progress()
@@ -248,26 +249,28 @@ func (o *Operation) Wait(ctx context.Context) error {
 		var refused *Error
 		switch {
 		case errors.As(err, &refused):
-			// A failed operation looks like a failed request on LXD 5.0.9 to
-			// 6.x and Incus 6.0.4, of any status, and so does a wait that ran
-			// out of time. Only the operation itself tells.
-			again, away := o.afterRefusal(ctx, refused)
-			if !again {
-				return away
+			// On LXD 5.0.9 to 6.x and Incus 6.0.4 the response to a wait for
+			// an operation that fails, or to a wait that times out, is an error of
+			// any status, like that of a refused request. Only the operation
+			// itself distinguishes them.
+			running, rerr := o.afterRefusal(ctx, refused)
+			if !running {
+				return rerr
 			}
-			if away != nil {
-				err = away
+			if rerr != nil {
+				err = rerr
 				break
 			}
-			// Most often the wait had run out of time; where it was refused
-			// at once, asking must not become a busy loop.
+			// Most often the wait has timed out; if it was refused at once,
+			// repeating it must not become a busy loop.
 			retries.Progress()
-			if _, asked := refused.RetryAfter(); !asked && time.Since(began) > retry.MaxPause {
+			if _, hasPause := refused.RetryAfter(); !hasPause && time.Since(began) > retry.MaxPause {
 				refusals.Progress()
 				continue
 			}
 			series = refusals
 		case errors.Is(err, ErrUnavailable) && retry.Transient(err):
+			// The server is unavailable, or the connection is dead.
 		case errors.Is(err, ErrUnavailable):
 			return o.lost(err)
 		default:
@@ -282,14 +285,15 @@ func (o *Operation) Wait(ctx context.Context) error {
 	}
 }
 
-// lost is the error of a wait that the server's failure ends.
+// lost returns the error of a wait whose retries have failed.
 func (o *Operation) lost(err error) error {
 	return fmt.Errorf("wait for operation %s, which may still be running: %w", o.id, err)
 }
 
-// afterRefusal tells a failed operation from a refused request. again says that
-// the operation still runs, or, with an error, that the server is away.
-func (o *Operation) afterRefusal(ctx context.Context, refused *Error) (again bool, err error) {
+// afterRefusal reads the operation after an error response to a wait. It returns
+// true and nil if the operation is running, true and an error if the server is
+// unavailable, and otherwise false and the outcome of the wait.
+func (o *Operation) afterRefusal(ctx context.Context, refused *Error) (running bool, err error) {
 	switch err := o.read(ctx, ""); {
 	case ctx.Err() != nil:
 		return false, o.interrupted(ctx)
@@ -300,13 +304,13 @@ func (o *Operation) afterRefusal(ctx context.Context, refused *Error) (again boo
 	case err != nil:
 		return false, refused
 	}
-	ended, err := o.result()
-	if !ended {
+	finished, err := o.result()
+	if !finished {
 		return true, nil
 	}
 	var failed *OperationError
 	if errors.As(err, &failed) && failed.StatusCode == statusFailure && refused.StatusCode >= 400 && refused.StatusCode < 500 && refused.StatusCode != statusCancelled {
-		// The wait tells the kind of failure, the operation does not.
+		// The wait's status is the kind of failure, which the operation lacks.
 		o.mu.Lock()
 		o.state.ErrCode = refused.StatusCode
 		o.mu.Unlock()
@@ -315,7 +319,8 @@ func (o *Operation) afterRefusal(ctx context.Context, refused *Error) (again boo
 	return false, err
 }
 
-// forgotten decides the outcome of an operation that the server does not know.
+// forgotten determines the outcome of an operation that the server has
+// forgotten.
 func (o *Operation) forgotten(ctx context.Context) error {
 	if o.settle != nil {
 		err := o.settle(ctx)
@@ -331,12 +336,14 @@ func (o *Operation) forgotten(ctx context.Context) error {
 			return err
 		}
 	}
-	return fmt.Errorf("operation %s is not known to the server any more: %w", o.id, ErrOutcomeUnknown)
+	return fmt.Errorf("the server has forgotten operation %s: %w", o.id, ErrOutcomeUnknown)
 }
 
-// errUnsettled is what settle gives where the server's state does not tell.
-var errUnsettled = errors.New("not to be told")
+// errUnsettled is returned by settle functions if the server's state does not
+// determine the outcome.
+var errUnsettled = errors.New("cannot be determined")
 
+// interrupted returns the error of a wait that ctx ends.
 func (o *Operation) interrupted(ctx context.Context) error {
 	s := o.Status()
 	what := s.Description
@@ -346,8 +353,8 @@ func (o *Operation) interrupted(ctx context.Context) error {
 	return fmt.Errorf("wait for operation %s (%s), which may still be running: %w", o.id, what, ctxerr.Of(ctx))
 }
 
-// Cancel asks the server to end the operation. It is an error if the operation
-// has ended, or cannot be cancelled.
+// Cancel asks the server to cancel the operation. It fails if the operation has
+// finished, or cannot be cancelled.
 func (o *Operation) Cancel(ctx context.Context) error {
 	_, err := o.client.t.call(ctx, &request{method: http.MethodDelete, path: path("operations", o.id), query: o.query, secrets: o.secrets}, nil)
 	if errors.Is(err, errDeletedBefore) {
@@ -356,8 +363,8 @@ func (o *Operation) Cancel(ctx context.Context) error {
 	return err
 }
 
-// Operations lists the operations that the server knows, running and lately
-// ended, of this client's project.
+// Operations returns the operations of this client's project that the server
+// knows: the running ones and those that finished in the last seconds.
 func (c *Client) Operations(ctx context.Context) ([]*Operation, error) {
 	ops, _, err := c.operations(ctx)
 	return ops, err
@@ -368,7 +375,7 @@ func (c *Client) operations(ctx context.Context) ([]*Operation, *answer, error) 
 	for name, values := range c.query() {
 		query[name] = values
 	}
-	// By status: {"running": [...], "failure": [...]}.
+	// The list is grouped by status: {"running": [...], "failure": [...]}.
 	req := &request{method: http.MethodGet, path: path("operations"), query: query}
 	var ops []*Operation
 	var state wire.Operation
@@ -380,7 +387,7 @@ func (c *Client) operations(ctx context.Context) ([]*Operation, *answer, error) 
 			if err := wire.UnmarshalElement(dec, &state); err != nil {
 				return err
 			}
-			if err := holdOperation(&state, ""); err != nil {
+			if err := checkOperation(&state, ""); err != nil {
 				return unfit(err)
 			}
 			ops = append(ops, c.operation(state, nil, nil))
@@ -396,9 +403,9 @@ func (c *Client) operations(ctx context.Context) ([]*Operation, *answer, error) 
 // start sends a request whose response is an operation.
 func (c *Client) start(ctx context.Context, req *request, settle func(context.Context) error) (*Operation, error) {
 	req.expect = expectOperation
-	// Before the response comes, an event may tell of the operation.
+	// An event may report the operation before the response arrives.
 	c.t.secrets.add(req.hidden())
-	state, _, err := get(ctx, c.t, req, func(state *wire.Operation) error { return holdOperation(state, "") })
+	state, _, err := get(ctx, c.t, req, func(state *wire.Operation) error { return checkOperation(state, "") })
 	if err != nil {
 		return nil, err
 	}

@@ -13,18 +13,18 @@ import (
 	"github.com/golxd/lxd/internal/retry"
 )
 
-// OperationProgress is how far the server's work is.
+// OperationProgress is the progress of an operation.
 type OperationProgress struct {
-	// Text is the daemon's own, such as "rootfs: 45% (12.00MB/s)".
+	// Text is the daemon's own description, such as "rootfs: 45% (12.00MB/s)".
 	Text string
-	// Percent is from 0 to 100, or -1 where it is unknown.
+	// Percent is from 0 to 100, or -1 if unknown.
 	Percent int
-	// Bytes done, or -1 where unknown.
+	// Bytes is the number of bytes processed, or -1 if unknown.
 	Bytes int64
 }
 
-// Progress reads how far the operation was when it was last seen. ok is false
-// where the server tells nothing.
+// Progress returns the progress in this state. ok is false if the server reported
+// none.
 func (s *OperationStatus) Progress() (p OperationProgress, ok bool) {
 	p = OperationProgress{Percent: -1, Bytes: -1}
 	if fields, isMap := s.Metadata["progress"].(map[string]any); isMap {
@@ -59,7 +59,8 @@ func (s *OperationStatus) Progress() (p OperationProgress, ok bool) {
 	return p, ok
 }
 
-// percentIn finds the number before the first percent sign.
+// percentIn returns the number before the first percent sign, or -1 if there is
+// none.
 func percentIn(text string) int {
 	before, _, found := strings.Cut(text, "%")
 	if !found {
@@ -76,27 +77,26 @@ func percentIn(text string) int {
 	return n
 }
 
-// watchInterval is how often an operation is looked at where there are no
-// events.
+// watchInterval is how often an operation is read if events are not available.
 const watchInterval = 500 * time.Millisecond
 
-// watch reports the server's progress to a meter while somebody waits: from
-// events, or by asking where they cannot be had. It must be stopped.
+// watch reports an operation's progress to a meter: from events, or by reading the
+// operation if events are not available. The caller must call stop.
 func (o *Operation) watch(ctx context.Context, m *progress.Meter) (stop func()) {
 	if m == nil {
 		return func() {}
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	tell := func(s *OperationStatus) {
+	report := func(s *OperationStatus) {
 		if p, ok := s.Progress(); ok {
 			m.Server(p.Percent, p.Bytes, o.secrets.Text(p.Text))
 		}
 	}
-	ask := func() {
+	read := func() {
 		req := &request{method: http.MethodGet, path: path("operations", o.id), query: o.query, noRetry: true, secrets: o.secrets}
 		if state, err := o.get(ctx, req); err == nil {
 			status := statusOf(state)
-			tell(&status)
+			report(&status)
 		}
 	}
 	done := make(chan struct{})
@@ -106,13 +106,13 @@ func (o *Operation) watch(ctx context.Context, m *progress.Meter) (stop func()) 
 			switch {
 			case err != nil:
 			case event.Type == EventConnected:
-				ask() // what was told before
+				read() // for the progress before the connection
 			case event.Operation != nil && event.Operation.ID == o.id:
-				tell(event.Operation)
+				report(event.Operation)
 			}
 		}
 		for retry.Sleep(ctx, watchInterval) == nil {
-			ask()
+			read()
 		}
 	}()
 	return func() { cancel(); <-done }

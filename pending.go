@@ -7,29 +7,28 @@ import (
 	"github.com/golxd/lxd/internal/progress"
 )
 
-// pending is work that a server does for an image, and what this package has to
-// do when the server has ended it. An Image has one at most; copies of the Image
-// share it. It is safe for concurrent use.
+// pending is an operation on an image, and the client's work after it. An Image has
+// at most one; copies of the Image share it. It is safe for concurrent use.
 type pending struct {
 	op *Operation
-	// finish is called when the operation has ended, with how it failed or nil.
-	// It returns the image as it is then, also beside an error where the image is
-	// there; nil where there is none. It is called again where it has failed. nil:
-	// there is nothing to do, and the operation's outcome is the work's.
+	// finish does the client's work when the operation has finished; failure is
+	// the operation's error or nil. It returns the image in its new state, even
+	// beside an error, or nil if the image does not exist. After an error it may be
+	// called again. If finish is nil, the operation's outcome is the outcome.
 	finish finishFunc
-	// release ends what the work needed, such as a token, once the outcome is
-	// known. It may be called several times. nil: there is nothing.
+	// release frees what the work needed, such as a token, once the outcome is
+	// known. It may be called several times. It may be nil.
 	release func(context.Context)
-	// before is work that this one must not overtake.
+	// before is work that must be completed first; nil for none.
 	before *pending
 
 	report  func(Progress) // for a later Image.Wait; nil for none
-	size    int64          // of the image in bytes, -1 where unknown
-	watched bool           // the server tells how far the operation is
+	size    int64          // of the image in bytes, -1 if unknown
+	watched bool           // the server reports the operation's progress
 
-	turn  chan struct{} // held while the work is finished
-	done  bool          // it is finished, and was a success; guarded by turn
-	image *Image        // as it was then; guarded by turn
+	turn  chan struct{} // the lock of finish, done and image; a context can end the wait for it
+	done  bool          // the work succeeded
+	image *Image        // as finish returned it
 }
 
 type finishFunc = func(ctx context.Context, failure error, m *progress.Meter) (*Image, error)
@@ -38,7 +37,7 @@ func newPending(op *Operation, size int64, finish finishFunc) *pending {
 	return &pending{op: op, size: size, finish: finish, turn: make(chan struct{}, 1)}
 }
 
-// then has f decide what the outcome of finish leads to.
+// then calls f with the results of finish, and uses the results of f instead.
 func (p *pending) then(f func(ctx context.Context, image *Image, err error, m *progress.Meter) (*Image, error)) {
 	finish := p.finish
 	p.finish = func(ctx context.Context, failure error, m *progress.Meter) (*Image, error) {
@@ -47,15 +46,15 @@ func (p *pending) then(f func(ctx context.Context, image *Image, err error, m *p
 	}
 }
 
-// wait waits for the operation's end, finishes the work, and has image take over
-// what has become of it. Progress is told to m, or where that is nil to report.
+// wait waits until the operation has finished, does the remaining work, and updates
+// image. Progress is reported to m, or to p.report if m is nil.
 func (p *pending) wait(ctx context.Context, image *Image, m *progress.Meter) error {
 	if p.before != nil {
 		if err := p.before.wait(ctx, image, m); err != nil {
 			return err
 		}
 	}
-	if done, err := p.taken(ctx, image); done || err != nil {
+	if done, err := p.completed(ctx, image); done || err != nil {
 		return err
 	}
 	if m == nil {
@@ -63,7 +62,7 @@ func (p *pending) wait(ctx context.Context, image *Image, m *progress.Meter) err
 		defer m.Stop()
 	}
 	m.Phase(PhaseServer, 0, p.size)
-	failure := p.waitWatched(ctx, m)
+	failure := p.waitOperation(ctx, m)
 	var failed *OperationError
 	if failure != nil && !errors.As(failure, &failed) {
 		if errors.Is(failure, ErrOutcomeUnknown) {
@@ -71,55 +70,55 @@ func (p *pending) wait(ctx context.Context, image *Image, m *progress.Meter) err
 		}
 		return failure
 	}
-	if err := p.begin(ctx); err != nil {
+	if err := p.lock(ctx); err != nil {
 		return err
 	}
-	defer p.end()
+	defer p.unlock()
 	if p.done { // by another caller meanwhile
-		p.hand(image)
+		p.update(image)
 		return nil
 	}
-	is, err := (*Image)(nil), failure
+	result, err := (*Image)(nil), failure
 	if p.finish != nil {
-		is, err = p.finish(ctx, failure, m)
+		result, err = p.finish(ctx, failure, m)
 	}
 	p.giveUp(ctx)
-	if is != nil {
-		image.replace(is)
+	if result != nil {
+		image.replace(result)
 		m.Phase(PhaseServer, image.Size, image.Size)
 	}
-	p.done, p.image = err == nil, is
+	p.done, p.image = err == nil, result
 	return err
 }
 
-// waitWatched waits for the operation's end, and tells how far it is.
-func (p *pending) waitWatched(ctx context.Context, m *progress.Meter) error {
+// waitOperation waits until the operation has finished, and reports its progress.
+func (p *pending) waitOperation(ctx context.Context, m *progress.Meter) error {
 	if p.watched {
-		defer p.op.watch(ctx, m)() // after a panic too
+		defer p.op.watch(ctx, m)() // deferred, so that it stops after a panic too
 	}
 	return p.op.Wait(ctx)
 }
 
-// taken says whether the work is finished; image then has what has become of it.
-func (p *pending) taken(ctx context.Context, image *Image) (bool, error) {
-	if err := p.begin(ctx); err != nil {
+// completed reports whether the work has succeeded; if so, it updates image.
+func (p *pending) completed(ctx context.Context, image *Image) (bool, error) {
+	if err := p.lock(ctx); err != nil {
 		return false, err
 	}
-	defer p.end()
+	defer p.unlock()
 	if p.done {
-		p.hand(image)
+		p.update(image)
 	}
 	return p.done, nil
 }
 
-// hand completes another value of the image than the one that was waited for.
-func (p *pending) hand(image *Image) {
+// update completes an Image that was not the one of the wait that did the work.
+func (p *pending) update(image *Image) {
 	if p.image != nil && image.UploadedAt.IsZero() {
 		image.replace(p.image)
 	}
 }
 
-func (p *pending) begin(ctx context.Context) error {
+func (p *pending) lock(ctx context.Context) error {
 	select {
 	case p.turn <- struct{}{}:
 		return nil
@@ -128,17 +127,17 @@ func (p *pending) begin(ctx context.Context) error {
 	}
 }
 
-func (p *pending) end() { <-p.turn }
+func (p *pending) unlock() { <-p.turn }
 
-// giveUp ends what the work needed, where nobody will wait for it any more, or
-// its outcome is known.
+// giveUp frees what the work needed. It is called when the outcome is known, or
+// when nobody will wait for it any more.
 func (p *pending) giveUp(ctx context.Context) {
 	if p.release != nil {
 		p.release(ctx)
 	}
 }
 
-// Operation is the server's work that makes, refreshes or deletes this image;
+// Operation returns the operation that creates, refreshes or deletes this image;
 // nil if there is none.
 func (i *Image) Operation() *Operation {
 	if i == nil || i.pending == nil {
@@ -147,11 +146,12 @@ func (i *Image) Operation() *Operation {
 	return i.pending.op
 }
 
-// Wait waits for the image's operation, does what is then left to do (such as
-// the aliases of an upload), and reads all attributes; after Refresh and Delete
-// it reads none. Where there is no operation it does nothing. The Progress of the call that has begun the work is
-// told of it. It may be called again, where it has failed too, and from several
-// goroutines. The end of ctx ends the waiting, not the work.
+// Wait waits until the image's operation has finished, does the remaining work
+// (such as the aliases of an upload), and reads all attributes; after Refresh and
+// Delete it reads none. If there is no operation it does nothing. It reports to the
+// Progress of the call that started the operation. It may be called again, even
+// after it has failed, and from several goroutines. If ctx ends, Wait returns, but
+// the operation continues.
 func (i *Image) Wait(ctx context.Context) error {
 	if i == nil || i.pending == nil {
 		return nil

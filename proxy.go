@@ -21,16 +21,17 @@ import (
 	"github.com/golxd/lxd/internal/retry"
 )
 
-// ProxyURL makes an [Options.Proxy] of one proxy. Its URL is http://, https://,
-// socks5:// or socks5h:// with a host, maybe a port and maybe a user and
-// password; without a scheme it is http. Host names are always resolved by the
-// proxy. "" means no proxy, whatever the environment says.
+// ProxyURL returns an [Options.Proxy] for one proxy. Its URL has the scheme http,
+// https, socks5 or socks5h, http if there is none, a host, and optionally a port,
+// a user name and a password. Host names are always resolved by the proxy. ""
+// means no proxy, whatever the environment says.
 //
-// noProxy lists, comma separated as in NO_PROXY, what is reached directly: an
-// IP address, a CIDR prefix ("10.0.0.0/8"), a domain with all below it
-// ("example.com"), only what is below it (".example.com" or "*.example.com"),
-// each with or without a port, or "*" for all. Unlike with the environment,
-// loopback addresses go through the proxy unless they are listed.
+// noProxy is a comma-separated list, as in NO_PROXY, of the hosts to reach
+// directly. An entry is an IP address, a CIDR prefix ("10.0.0.0/8"), a domain and
+// its subdomains ("example.com"), only the subdomains (".example.com" or
+// "*.example.com"), or "*" for all. An address or domain may have a port. Unlike
+// with the environment, loopback addresses go through the proxy unless they are
+// listed.
 func ProxyURL(proxyURL, noProxy string) (func(*http.Request) (*url.URL, error), error) {
 	if proxyURL == "" {
 		return func(*http.Request) (*url.URL, error) { return nil, nil }, nil
@@ -77,8 +78,8 @@ func checkProxy(u *url.URL) error {
 type noProxyRule struct {
 	all    bool
 	prefix netip.Prefix
-	domain string // lower case, without a dot before it
-	below  bool   // only what is below the domain
+	domain string // lower case, without a leading dot
+	below  bool   // only subdomains of domain
 	port   string // "" for any
 }
 
@@ -97,7 +98,7 @@ func parseNoProxy(list string) (noProxyRules, error) {
 		case strings.Contains(entry, "/"):
 			prefix, err := netip.ParsePrefix(entry)
 			if err != nil {
-				return nil, invalid("noProxy", "holds %q, which is not a prefix such as 10.0.0.0/8", entry)
+				return nil, invalid("noProxy", "contains %q, which is not a prefix such as 10.0.0.0/8", entry)
 			}
 			rule.prefix = prefix
 		default:
@@ -115,7 +116,7 @@ func parseNoProxy(list string) (noProxyRules, error) {
 			rule.domain = strings.Trim(host, ".")
 			rule.below = strings.HasPrefix(host, ".")
 			if rule.domain == "" {
-				return nil, invalid("noProxy", "holds %q, which is not a host", entry)
+				return nil, invalid("noProxy", "contains %q, which is not a host", entry)
 			}
 		}
 		rules = append(rules, rule)
@@ -141,32 +142,32 @@ func (rules noProxyRules) matches(host, port string) bool {
 	return false
 }
 
-// ProxyError says that a proxy did not make the connection.
+// ProxyError says that a connection through a proxy could not be made.
 type ProxyError struct {
 	Proxy      string // its URL, without user name and password
 	Target     string // host:port
-	StatusCode int    // of the answer to CONNECT; 0 where there was none
+	StatusCode int    // of the response to CONNECT; 0 if there was none
 	Err        error
 }
 
-// Error names the proxy.
+// Error returns the target, the proxy and the cause.
 func (e *ProxyError) Error() string {
 	return fmt.Sprintf("connect to %s through the proxy %s: %v", e.Target, e.Proxy, e.Err)
 }
 
-// Unwrap gives the cause.
+// Unwrap returns the cause.
 func (e *ProxyError) Unwrap() error { return e.Err }
 
-// Transient says whether the same call may succeed later. It is false for a
+// Transient reports whether the same call may succeed later. It is false for a
 // proxy that refuses with a status of 300 to 499, except 408 and 429.
 func (e *ProxyError) Transient() bool {
 	refused := e.StatusCode >= 300 && e.StatusCode < 500 && e.StatusCode != http.StatusTooManyRequests && e.StatusCode != http.StatusRequestTimeout
 	return !refused && retry.Transient(e.Err)
 }
 
-// throughProxy makes a dial function that goes through the proxy which choose
-// gives for an address. It is at the bottom of every connection to an https
-// endpoint, so that requests, transfers and the event socket go the same way.
+// throughProxy returns a dial function that connects through the proxy that
+// choose returns for an address. All connections to an https endpoint are made
+// with it, so that requests, transfers and events use the same proxy.
 func throughProxy(dial dialFunc, choose func(*http.Request) (*url.URL, error)) dialFunc {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		r, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+addr, nil)
@@ -188,7 +189,7 @@ func throughProxy(dial dialFunc, choose func(*http.Request) (*url.URL, error)) d
 		conn, err := dialProxy(ctx, dial, u, addr)
 		if err != nil {
 			e := &ProxyError{Proxy: redact.URL(u), Target: addr, Err: redact.HideURL(u).Error(err)}
-			var refused *connectRefused
+			var refused *connectError
 			if errors.As(err, &refused) {
 				e.StatusCode = refused.code
 			}
@@ -237,13 +238,13 @@ func dialProxy(ctx context.Context, dial dialFunc, u *url.URL, target string) (c
 	return conn, socks(ctx, conn, u, target)
 }
 
-// connectRefused is the answer of a proxy that does not want to.
-type connectRefused struct {
+// connectError is the error response of a proxy to CONNECT.
+type connectError struct {
 	code   int
 	status string
 }
 
-func (e *connectRefused) Error() string { return "it answered " + e.status }
+func (e *connectError) Error() string { return "it responded " + e.status }
 
 // connect asks an HTTP proxy for a tunnel.
 func connect(conn net.Conn, u *url.URL, target string) error {
@@ -261,46 +262,46 @@ func connect(conn net.Conn, u *url.URL, target string) error {
 	r := bufio.NewReader(io.LimitReader(conn, maxHeader))
 	res, err := http.ReadResponse(r, &http.Request{Method: http.MethodConnect})
 	if err != nil {
-		return fmt.Errorf("read its answer: %w", err)
+		return fmt.Errorf("read its response: %w", err)
 	}
 	defer func() { _ = res.Body.Close() }()
 	if res.StatusCode != http.StatusOK {
-		return &connectRefused{code: res.StatusCode, status: res.Status}
+		return &connectError{code: res.StatusCode, status: res.Status}
 	}
 	if r.Buffered() > 0 {
-		// In TLS it is the client who speaks first.
-		return errors.New("it sent more than an answer")
+		// In TLS the client speaks first, so the server cannot have sent this.
+		return errors.New("it sent more than a response")
 	}
 	return nil
 }
 
-// socks asks a SOCKS5 proxy for a tunnel, over a connection that is there.
+// socks asks a SOCKS5 proxy for a tunnel, over an existing connection.
 func socks(ctx context.Context, conn net.Conn, u *url.URL, target string) error {
 	var auth *proxy.Auth
 	if u.User != nil {
 		password, _ := u.User.Password()
 		auth = &proxy.Auth{User: u.User.Username(), Password: password}
 	}
-	dialer, err := proxy.SOCKS5("tcp", u.Host, auth, madeDialer{conn})
+	dialer, err := proxy.SOCKS5("tcp", u.Host, auth, connDialer{conn})
 	if err != nil {
 		return err
 	}
 	with, ok := dialer.(proxy.ContextDialer)
 	if !ok {
-		return errors.New("the SOCKS5 dialer takes no context")
+		return errors.New("the SOCKS5 dialer does not support contexts")
 	}
 	if _, err := with.DialContext(ctx, "tcp", target); err != nil {
 		return err
 	}
-	// The handshake had a deadline of ctx's.
+	// The handshake has set the deadline of ctx on the connection.
 	return conn.SetDeadline(time.Time{})
 }
 
-// madeDialer gives a connection that was made before.
-type madeDialer struct{ conn net.Conn }
+// connDialer is a dialer that returns an existing connection.
+type connDialer struct{ conn net.Conn }
 
-func (d madeDialer) Dial(string, string) (net.Conn, error) { return d.conn, nil }
+func (d connDialer) Dial(string, string) (net.Conn, error) { return d.conn, nil }
 
-func (d madeDialer) DialContext(context.Context, string, string) (net.Conn, error) {
+func (d connDialer) DialContext(context.Context, string, string) (net.Conn, error) {
 	return d.conn, nil
 }

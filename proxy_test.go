@@ -244,7 +244,7 @@ func TestProxyThatRefuses(t *testing.T) {
 		code  int
 		hint  string
 	}{
-		"wrong password": {&testProxy{auth: "user:other"}, func(p *testProxy) string { return p.url("http") }, 407, "wants a user and password"},
+		"wrong password": {&testProxy{auth: "user:other"}, func(p *testProxy) string { return p.url("http") }, 407, "requires a user name and password"},
 		"forbidden":      {&testProxy{code: 403}, func(p *testProxy) string { return p.url("http") }, 403, "NO_PROXY"},
 		"nothing there":  {&testProxy{}, func(p *testProxy) string { _ = p.Close(); return p.url("socks5") }, 0, "NO_PROXY"},
 		"wrong password for socks": {

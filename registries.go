@@ -11,18 +11,19 @@ import (
 	"github.com/golxd/lxd/internal/wire"
 )
 
-// Registry is a source of images that a server knows by a name.
+// Registry is a source of images that a server knows by name.
 type Registry struct {
 	Name        string            `json:"name"`
 	Description string            `json:"description"`
-	Protocol    string            `json:"protocol"` // simplestreams or lxd
+	Protocol    string            `json:"protocol"` // "simplestreams" or "lxd"
 	Public      bool              `json:"public"`
 	Builtin     bool              `json:"builtin"`
 	Config      map[string]string `json:"config"` // "url" among others
 }
 
-// Registries manages the image registries of a server. Servers without the
-// extension image_registries (LXD before 6.9, Incus) give ErrUnsupported.
+// Registries manages the image registries of a server. On servers without the
+// extension image_registries (LXD before 6.9, Incus) its calls fail with
+// [ErrUnsupported].
 type Registries struct {
 	client *Client
 }
@@ -31,28 +32,29 @@ func (r *Registries) need(ctx context.Context) error {
 	return r.client.need(ctx, "image registries", "image_registries")
 }
 
-// All lists the registries.
+// All returns all registries.
 func (r *Registries) All(ctx context.Context) ([]Registry, error) {
 	if err := r.need(ctx); err != nil {
 		return nil, err
 	}
 	req := &request{method: http.MethodGet, path: path("image-registries"), query: url.Values{"recursion": {"1"}}}
-	return getAll(ctx, r.client.t, req, func(registry *Registry) error { return registry.hold("") })
+	return getAll(ctx, r.client.t, req, func(registry *Registry) error { return registry.check("") })
 }
 
-// hold checks that what a server sent is a registry, and the one of the name
-// that was asked for; "" is any.
-func (r *Registry) hold(asked string) error {
+// check checks that a response is a registry, and has the requested name; ""
+// allows any.
+func (r *Registry) check(want string) error {
 	switch {
 	case r.Name == "":
 		return errors.New("it is not an image registry: it has no name")
-	case asked != "" && r.Name != asked:
-		return fmt.Errorf("it is image registry %.80q, not %q", r.Name, asked)
+	case want != "" && r.Name != want:
+		return fmt.Errorf("it is image registry %.80q, not %q", r.Name, want)
 	}
 	return nil
 }
 
-// Get reads one registry.
+// Get returns one registry. If there is none of that name, the error matches
+// [ErrNotFound].
 func (r *Registries) Get(ctx context.Context, name string) (*Registry, error) {
 	if name == "" {
 		return nil, invalid("registry", "is empty")
@@ -61,11 +63,11 @@ func (r *Registries) Get(ctx context.Context, name string) (*Registry, error) {
 		return nil, err
 	}
 	req := &request{method: http.MethodGet, path: path("image-registries", name)}
-	registry, _, err := get(ctx, r.client.t, req, func(registry *Registry) error { return registry.hold(name) })
+	registry, _, err := get(ctx, r.client.t, req, func(registry *Registry) error { return registry.check(name) })
 	return registry, err
 }
 
-// Create makes a registry; Name, Protocol and Config["url"] must be set.
+// Create creates a registry; Name, Protocol and Config["url"] must be set.
 func (r *Registries) Create(ctx context.Context, registry Registry) error {
 	switch {
 	case registry.Name == "":
@@ -83,8 +85,8 @@ func (r *Registries) Create(ctx context.Context, registry Registry) error {
 	}}})
 }
 
-// change sends a request that LXD 6.9 answers when it is done, and its
-// successors with an operation.
+// change sends a request to which LXD 6.9 responds when the change is made, and
+// its successors with an operation.
 func (r *Registries) change(ctx context.Context, req *request) error {
 	req.expect = expectEither
 	ans, err := r.client.t.call(ctx, req, nil)
@@ -95,7 +97,7 @@ func (r *Registries) change(ctx context.Context, req *request) error {
 	return r.client.operation(wire.Operation{ID: id}, nil, nil).Wait(ctx)
 }
 
-// Delete removes a registry, not the images that came from it.
+// Delete deletes a registry, not the images that came from it.
 func (r *Registries) Delete(ctx context.Context, name string) error {
 	if name == "" {
 		return invalid("registry", "is empty")
@@ -110,7 +112,8 @@ func (r *Registries) Delete(ctx context.Context, name string) error {
 	return err
 }
 
-// withURL finds a simplestreams registry by its URL.
+// withURL returns the name of the simplestreams registry of a URL; "" if there
+// is none.
 func (r *Registries) withURL(ctx context.Context, server string) (name string, err error) {
 	all, err := r.All(ctx)
 	if err != nil {

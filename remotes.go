@@ -19,81 +19,81 @@ import (
 	"github.com/golxd/lxd/internal/redact"
 )
 
-// SimplestreamsProtocol is the [RemoteInfo.Protocol] of a server that only
-// images can be had from.
+// SimplestreamsProtocol is the [RemoteInfo.Protocol] of a simplestreams server,
+// which only serves images.
 const SimplestreamsProtocol = "simplestreams"
 
 // RemoteInfo is a remote of the lxc or incus command line.
 type RemoteInfo struct {
 	Name     string
-	Address  string // such as "unix://" or "https://10.0.0.7:8443"; as it is written, with a user if it has one
+	Address  string // such as "unix://" or "https://10.0.0.7:8443"; as configured, even with a user name in it
 	Protocol string // "lxd", "incus" or "simplestreams"
-	Project  string // that its commands work in; "" for the default one
+	Project  string // that commands on it work in; "" for the default one
 	AuthType string // "tls", "oidc" or "" for none
 	Public   bool   // images can only be read
-	Default  bool   // commands that name no remote use it
-	Global   bool   // it is of the system's configuration, not the user's
-	Static   bool   // it is built in
+	Default  bool   // commands use it if they name no remote
+	Global   bool   // from the system's configuration, not the user's
+	Static   bool   // built into the command
 
-	Family     Family // whose command line it is of
-	ConfigPath string // the folder of the configuration
+	Family     Family // of the command line
+	ConfigPath string // the directory of the configuration
 }
 
-// RemotesOptions choose the configuration.
+// RemotesOptions select the configuration for [Remotes].
 type RemotesOptions struct {
-	// Family says whose command line's configuration is read. Default: LXD's
-	// if there is one, else Incus's.
+	// Family selects the command line whose configuration is read. The default
+	// is LXD if it has a configuration, else Incus.
 	Family Family
-	// ConfigDir is the folder of the configuration. Default: where the command
-	// line has it, see [Remote].
+	// ConfigDir is the directory of the configuration. The default is the
+	// command line's own, see [Remote].
 	ConfigDir string
 }
 
-// RemoteError says why a remote cannot be used. A remote that does not exist
-// is an [ErrNotFound], one of a kind that [Remote] cannot talk to an
-// [ErrUnsupported]; a missing file matches [fs.ErrNotExist].
+// RemoteError says why a remote cannot be used. It matches [ErrNotFound] if the
+// remote does not exist, [ErrUnsupported] if [Remote] does not support its
+// protocol or authentication, and [fs.ErrNotExist] if a file is missing.
 type RemoteError struct {
-	Name  string      // of the remote; empty where the whole configuration is broken
+	Name  string      // of the remote; empty if the whole configuration is broken
 	File  string      // that the error is about; may be empty
-	Line  int         // in a config.yml that is broken; 0 where it is not known
-	Known []string    // the remotes that there are, where this one does not exist
-	Info  *RemoteInfo // what the configuration says of the remote; may be nil
+	Line  int         // in a broken config.yml; 0 if unknown
+	Known []string    // the existing remotes, if this one does not exist
+	Info  *RemoteInfo // the remote's configuration; may be nil
 	Err   error
 }
 
-// Error names the remote and tells what to do.
+// Error returns the remote's name, the cause and the existing remotes.
 func (e *RemoteError) Error() string {
 	if e.Name == "" {
 		return "configuration of the command line: " + e.Err.Error()
 	}
 	s := fmt.Sprintf("remote %q: %v", e.Name, e.Err)
 	if len(e.Known) > 0 {
-		s += "; there are " + strings.Join(e.Known, ", ")
+		s += "; the remotes are " + strings.Join(e.Known, ", ")
 	}
 	return s
 }
 
-// Unwrap gives the cause.
+// Unwrap returns the cause.
 func (e *RemoteError) Unwrap() error { return e.Err }
 
-// Remote makes a client for a remote of the user's own lxc or incus command
-// line: the same server, the same trust and the same project. Its files are
-// read, never written. The name "" is the default remote.
+// Remote returns a client for a remote of the user's own lxc or incus command
+// line: the same server, the same trust and the same project. The command line's
+// files are read, never written. The name "" is the default remote.
 //
 // The configuration is in $LXD_CONF, ~/.config/lxc or
 // ~/snap/lxd/common/config, and for Incus in $INCUS_CONF or ~/.config/incus;
-// Options.Family and Options.ConfigDir decide where there are several. Remotes
-// of /etc/lxd ($LXD_GLOBAL_CONF) and /etc/incus ($INCUS_GLOBAL_CONF) and the
-// built-in ones are there too. $LXC_REMOTE or $INCUS_REMOTE names the default
+// Options.Family and Options.ConfigDir select one of several. The remotes of
+// /etc/lxd ($LXD_GLOBAL_CONF) and /etc/incus ($INCUS_GLOBAL_CONF) and the
+// built-in ones are included. $LXC_REMOTE or $INCUS_REMOTE names the default
 // remote, $LXD_PROJECT or $INCUS_PROJECT the project.
 //
-// What is set in the options goes before what the configuration says. A public
-// remote is as [Options.PublicOnly]. For a remote of auth type "oidc" the
-// access token that the command line has stored is sent; this package does not
-// renew it. A server that shows another certificate than the stored one gives
-// a [*PinError]. A remote of protocol simplestreams gives a [*RemoteError]
-// that is an [ErrUnsupported], with the address in its Info: read it with
-// package simplestreams, or let a server import from it with
+// The options take precedence over the configuration. A public remote implies
+// [Options.PublicOnly]. For a remote of auth type "oidc" the client sends the
+// access token that the command line has stored; this package does not renew it.
+// If the server shows another certificate than the stored one, calls fail with a
+// [*PinError]. For a remote of protocol simplestreams the error is a
+// [*RemoteError] that matches [ErrUnsupported], with the address in its Info:
+// read it with package simplestreams, or let a server import from it with
 // [Images.CreateFromSimplestreams].
 func Remote(name string, opts *Options) (*Client, error) {
 	var o Options
@@ -126,13 +126,13 @@ func Remote(name string, opts *Options) (*Client, error) {
 	}
 	switch {
 	case r.Addr == "":
-		return nil, fail(config.Dir, errors.New("the configuration holds no address for it"))
+		return nil, fail(config.Dir, errors.New("the configuration has no address for it"))
 	case r.Protocol == SimplestreamsProtocol:
-		return nil, fail("", fmt.Errorf("%w: %s is a simplestreams server, which images can only be had from; read it with package simplestreams or Images.CreateFromSimplestreams", ErrUnsupported, redact.URL(r.Addr)))
+		return nil, fail("", fmt.Errorf("%w: %s is a simplestreams server, which only serves images; use package simplestreams or Images.CreateFromSimplestreams", ErrUnsupported, redact.URL(r.Addr)))
 	case r.Protocol != string(LXD) && r.Protocol != string(Incus):
-		return nil, fail("", fmt.Errorf("%w: the protocol %q is not known", ErrUnsupported, r.Protocol))
+		return nil, fail("", fmt.Errorf("%w: unknown protocol %q", ErrUnsupported, r.Protocol))
 	case r.AuthType == "candid":
-		return nil, fail("", fmt.Errorf("%w: the authentication with candid is that of old servers; add the remote anew with a certificate", ErrUnsupported))
+		return nil, fail("", fmt.Errorf("%w: authentication with candid is only for old servers; add the remote again with a certificate", ErrUnsupported))
 	}
 	if o.Project == "" {
 		o.Project = cliconfig.Project(config.Family)
@@ -159,8 +159,9 @@ func Remote(name string, opts *Options) (*Client, error) {
 	return client, nil
 }
 
-// Remotes lists the remotes of the user's own lxc or incus command line by
-// name, the built-in ones too; see [Remote] for where they are read from.
+// Remotes returns the remotes of the user's own lxc or incus command line,
+// including the built-in ones, sorted by name; see [Remote] for where they are
+// read from.
 func Remotes(opts *RemotesOptions) ([]RemoteInfo, error) {
 	var o RemotesOptions
 	if opts != nil {
@@ -209,7 +210,7 @@ func loadConfig(family Family, dir string) (*cliconfig.Config, error) {
 		}
 		place = places[0]
 		if len(places) == 2 && !place.Found && !someExists(localSockets(LXD)) && someExists(localSockets(Incus)) {
-			// Neither command was ever used, and only Incus runs here.
+			// Neither command has ever been used, and only Incus is installed.
 			place = places[1]
 		}
 	}
@@ -237,8 +238,8 @@ func someExists(sockets []localSocket) bool {
 	})
 }
 
-// trustOf fills in what the options leave open of how an https remote is
-// reached. file is what an error is about.
+// trustOf sets the certificates, key and token of an https remote that the
+// options do not set. file is the one that an error is about.
 func (o *Options) trustOf(c *cliconfig.Config, name string) (file string, err error) {
 	trust, err := c.Trust(name)
 	if err != nil {
@@ -255,7 +256,7 @@ func (o *Options) trustOf(c *cliconfig.Config, name string) (file string, err er
 		case trust.CA != nil:
 			o.RootCAs = x509.NewCertPool()
 			if !o.RootCAs.AppendCertsFromPEM(trust.CA) {
-				return strings.TrimSuffix(trust.CertificateFile, ".crt") + ".ca", errors.New("the certificate authority's file holds no PEM certificate")
+				return strings.TrimSuffix(trust.CertificateFile, ".crt") + ".ca", errors.New("the certificate authority's file contains no PEM certificate")
 			}
 		}
 	}
@@ -272,36 +273,36 @@ func (o *Options) trustOf(c *cliconfig.Config, name string) (file string, err er
 		data []byte
 	}{{trust.CertificateFile, trust.Certificate}, {trust.KeyFile, trust.Key}} {
 		if f.data == nil {
-			return f.path, fmt.Errorf("%s is missing; \"%s remote add\" makes it, or give Options a ClientCertificate and ClientKey: %w", f.path, cliconfig.Command(c.Family), fs.ErrNotExist)
+			return f.path, fmt.Errorf("%s is missing; \"%s remote add\" creates it, or set Options.ClientCertificate and ClientKey: %w", f.path, cliconfig.Command(c.Family), fs.ErrNotExist)
 		}
 	}
 	if err := checkKey(trust.Key); err != nil {
 		return trust.KeyFile, fmt.Errorf("%s %w", trust.KeyFile, err)
 	}
 	if _, err := tls.X509KeyPair(trust.Certificate, trust.Key); err != nil {
-		return trust.KeyFile, fmt.Errorf("%s does not fit %s: %w", trust.KeyFile, trust.CertificateFile, err)
+		return trust.KeyFile, fmt.Errorf("%s does not match %s: %w", trust.KeyFile, trust.CertificateFile, err)
 	}
 	if trust.Exposed && o.Logger != nil {
-		o.Logger.Warn("others than its owner may use the private key; make it chmod 600", slog.String("file", trust.KeyFile))
+		o.Logger.Warn("the private key is accessible to other users; run chmod 600 on it", slog.String("file", trust.KeyFile))
 	}
 	o.ClientCertificate, o.ClientKey = trust.Certificate, trust.Key
 	return "", nil
 }
 
-// checkKey refuses what the command lines would ask a password for.
+// checkKey refuses a key for which the command lines would ask a password.
 func checkKey(data []byte) error {
 	block, _ := pem.Decode(data)
 	switch {
 	case block == nil:
-		return errors.New("holds no PEM key")
+		return errors.New("contains no PEM key")
 	case block.Type == "ENCRYPTED PRIVATE KEY", strings.Contains(block.Headers["Proc-Type"], "ENCRYPTED"):
-		return errors.New("is protected by a password; give the key as Options.ClientKey, decrypted")
+		return errors.New("is protected by a password; decrypt the key and set Options.ClientKey")
 	}
 	return nil
 }
 
-// storedToken reads the command line's token anew for each request, as the
-// command may have renewed it meanwhile.
+// storedToken reads the token that the command line has stored. It is called for
+// each request, as the command may have renewed the token meanwhile.
 func storedToken(c *cliconfig.Config, name string) (string, error) {
 	token, expiry, err := c.OIDCToken(name)
 	renew := fmt.Sprintf("; log in with \"%s image list %s:\"", cliconfig.Command(c.Family), name)

@@ -219,7 +219,7 @@ func TestRemoteWithBadFiles(t *testing.T) {
 	folder.write(t, "client.key", other)
 	bad, err := folder.fails(t, "farm", lxd.Options{})
 	require.Equal(t, key, bad.File)
-	require.ErrorContains(t, err, key+" does not fit "+crt)
+	require.ErrorContains(t, err, key+" does not match "+crt)
 
 	folder.write(t, "client.key", []byte("no PEM"))
 	bad, err = folder.fails(t, "farm", lxd.Options{})
@@ -328,7 +328,7 @@ func TestRemoteWithOIDC(t *testing.T) {
 	require.ErrorContains(t, err, "expired")
 	folder.write(t, "oidctokens/login.json", []byte(`{}`))
 	_, err = client.Trusted(t.Context())
-	require.ErrorContains(t, err, "holds no access token")
+	require.ErrorContains(t, err, "contains no access token")
 }
 
 func TestRemotes(t *testing.T) {

@@ -13,22 +13,21 @@ import (
 	"github.com/golxd/lxd/internal/wire"
 )
 
-// Server is what a server says of itself.
+// Server is a server's description of itself, from GET /1.0.
 type Server struct {
-	// Family is "" where the server does not tell this client: Incus 7 and up
-	// tell a client that they do not trust neither their extensions nor their
-	// version.
+	// Family is "" if it is unknown: Incus 7 and up tell a client that they do
+	// not trust neither their extensions nor their version.
 	Family     Family
-	Version    string   // such as "5.0.2"; "" where the server does not tell
+	Version    string   // such as "5.0.2"; "" if the server does not say
 	APIVersion string   // "1.0"
-	Extensions []string // of the API; nil where the server does not tell
-	// Trusted says whether the server trusts this client.
+	Extensions []string // of the API; nil if the server does not say
+	// Trusted reports whether the server trusts this client.
 	Trusted bool
 	// Auth is the server's word for it: "trusted" or "untrusted".
 	Auth        string
 	AuthMethods []string
-	// Addresses are host:port pairs that the server listens on; empty where it
-	// does not listen on the network, or this client is not trusted.
+	// Addresses are the host:port pairs that the server listens on; empty if it
+	// does not listen on the network, or does not trust this client.
 	Addresses []string
 	// Certificate is the server's own, PEM, and CertificateFingerprint its
 	// SHA-256.
@@ -40,34 +39,33 @@ type Server struct {
 	Clustered              bool
 }
 
-// Has says whether the server tells that it has an API extension.
+// Has reports whether the server lists an API extension.
 func (s *Server) Has(extension string) bool { return slices.Contains(s.Extensions, extension) }
 
-// need returns the error for an extension that the server does not tell to
-// have: ErrUnsupported, or ErrForbidden where it does not tell its extensions to
-// this client.
+// need returns an error if the server does not list an extension:
+// ErrUnsupported, or ErrForbidden if it hides its extensions from this client.
 func (s *Server) need(what, extension string) error {
 	switch {
 	case s.Has(extension):
 		return nil
 	case s.Extensions == nil:
-		return fmt.Errorf("%s: %w: the server tells its API extensions only to clients that it trusts; give Options a client certificate or token that it trusts", what, ErrForbidden)
+		return fmt.Errorf("%s: %w: the server shows its API extensions only to clients that it trusts; set a client certificate or token in Options that it trusts", what, ErrForbidden)
 	}
 	return fmt.Errorf("%s: %w: it lacks the API extension %q", what, ErrUnsupported, extension)
 }
 
-// daemon is the row of the server's family in the table of what differs.
+// daemon returns what differs between the families, for the server's family.
 func (s *Server) daemon() *daemon.Family { return daemon.Named(string(s.Family)) }
 
-// serverCache keeps what GET /1.0 said.
+// serverCache keeps the response to GET /1.0.
 type serverCache struct {
-	turn chan struct{} // held while reading
+	turn chan struct{} // the lock; a channel, so that a context can end the wait for it
 	info *Server       // guarded by turn
 }
 
-// Server tells what the server says of itself. It is read once, when first
+// Server returns the server's description of itself. It is read once, when first
 // needed, and again after Trust. As long as the server does not trust this
-// client's certificate or token, it is read each time.
+// client's certificate or token, each call reads it again.
 func (c *Client) Server(ctx context.Context) (*Server, error) {
 	s, err := c.serverInfo(ctx, false)
 	if err != nil {
@@ -91,14 +89,14 @@ func (c *Client) serverInfo(ctx context.Context, again bool) (*Server, error) {
 	if c.server.info != nil && !again && (c.server.info.Trusted || !c.hasCredentials()) {
 		return c.server.info, nil
 	}
-	answer, _, err := get(ctx, c.t, &request{method: http.MethodGet, path: "/1.0"}, holdServer)
+	response, _, err := get(ctx, c.t, &request{method: http.MethodGet, path: "/1.0"}, checkServer)
 	if err != nil {
 		return nil, err
 	}
-	env := answer.Environment
+	env := response.Environment
 	info := &Server{
-		Family: Family(daemon.Of(env.Server, answer.APIExtensions).Name), Version: env.ServerVersion, APIVersion: answer.APIVersion, Extensions: answer.APIExtensions,
-		Trusted: answer.Auth == "trusted", Auth: answer.Auth, AuthMethods: answer.AuthMethods,
+		Family: Family(daemon.Of(env.Server, response.APIExtensions).Name), Version: env.ServerVersion, APIVersion: response.APIVersion, Extensions: response.APIExtensions,
+		Trusted: response.Auth == "trusted", Auth: response.Auth, AuthMethods: response.AuthMethods,
 		Addresses: env.Addresses, Certificate: env.Certificate, CertificateFingerprint: env.CertificateFingerprint,
 		Name: env.ServerName, Architectures: env.Architectures, Project: env.Project, Clustered: env.ServerClustered,
 	}
@@ -106,20 +104,21 @@ func (c *Client) serverInfo(ctx context.Context, again bool) (*Server, error) {
 	return info, nil
 }
 
-// holdServer checks that what a server said of itself is that.
-func holdServer(server *wire.Server) error {
+// checkServer checks that a response is a description of a server.
+func checkServer(server *wire.Server) error {
 	if server.Auth == "" {
 		return errors.New("it does not say whether it trusts this client")
 	}
 	return nil
 }
 
-// hasCredentials says whether the server may come to trust this client.
+// hasCredentials reports whether the client sends something that the server may
+// come to trust.
 func (c *Client) hasCredentials() bool {
 	return c.t.token != nil || (c.t.tls != nil && c.t.tls.GetClientCertificate != nil)
 }
 
-// need is Server.need.
+// need is Server.need for the client's server.
 func (c *Client) need(ctx context.Context, what, extension string) error {
 	s, err := c.serverInfo(ctx, false)
 	if err != nil {
@@ -128,7 +127,8 @@ func (c *Client) need(ctx context.Context, what, extension string) error {
 	return s.need(what, extension)
 }
 
-// addresses are the URLs at which another server may reach this client's.
+// addresses returns the URLs at which another server may reach this client's
+// server.
 func (c *Client) addresses(s *Server) []string {
 	var urls []string
 	add := func(u string) {
@@ -149,12 +149,13 @@ func (c *Client) addresses(s *Server) []string {
 	return urls
 }
 
-// certificate is the server's, PEM, as another server is to be told it.
+// certificate returns the server's certificate, PEM, for another server to
+// verify it by; "" if it is unknown.
 func (c *Client) certificate(s *Server) string {
 	if s.Certificate != "" {
 		return s.Certificate
 	}
-	// An untrusted client is not told, but has seen it.
+	// The response has none for an untrusted client, but the TLS handshake did.
 	if peer := c.t.peer.Load(); peer != nil {
 		return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: peer.Raw}))
 	}

@@ -11,22 +11,22 @@ import (
 	"strings"
 )
 
-// PinError says that a server showed another certificate than the one it must.
+// PinError says that a server showed another certificate than the pinned one.
 type PinError struct {
 	Want string // SHA-256, hexadecimal
 	Got  string
 }
 
-// Error tells both fingerprints.
+// Error returns both fingerprints.
 func (e *PinError) Error() string {
 	return fmt.Sprintf("the server's certificate has the SHA-256 fingerprint %s, not %s: it was renewed, or this is another server", e.Got, e.Want)
 }
 
-// Transient is false: the server shows the same certificate again.
+// Transient is false: the server will show the same certificate again.
 func (e *PinError) Transient() bool { return false }
 
-// tlsConfig is how an https endpoint is reached. seen receives the certificate
-// that the server shows, once it is accepted.
+// tlsConfig returns the configuration for an https endpoint. seen receives the
+// certificate of the server, once it is accepted.
 func (o *Options) tlsConfig(host string, seen func(*x509.Certificate)) (*tls.Config, error) {
 	config := &tls.Config{
 		MinVersion:         tls.VersionTLS12,
@@ -38,10 +38,10 @@ func (o *Options) tlsConfig(host string, seen func(*x509.Certificate)) (*tls.Con
 	case len(o.ClientCertificate) > 0 && len(o.ClientKey) > 0:
 		pair, err := tls.X509KeyPair(o.ClientCertificate, o.ClientKey)
 		if err != nil {
-			return nil, invalid("Options.ClientCertificate", "and ClientKey do not make a pair: %v", err)
+			return nil, invalid("Options.ClientCertificate", "and ClientKey do not match: %v", err)
 		}
-		// The server's list of authorities says nothing about a self-signed
-		// certificate that it trusts.
+		// Set as a function, as tls.Config.Certificates would be filtered by the
+		// server's list of authorities, which has no self-signed certificates.
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
 	case len(o.ClientCertificate) > 0:
 		return nil, invalid("Options.ClientKey", "is missing")
@@ -61,7 +61,7 @@ func (o *Options) tlsConfig(host string, seen func(*x509.Certificate)) (*tls.Con
 		}
 		sum := certificateFingerprint(cert.Raw)
 		if want != "" && want != sum {
-			return nil, invalid("Options.ServerFingerprint", "is not that of Options.ServerCertificate")
+			return nil, invalid("Options.ServerFingerprint", "is not the fingerprint of Options.ServerCertificate")
 		}
 		want = sum
 	}
@@ -76,8 +76,8 @@ func (o *Options) tlsConfig(host string, seen func(*x509.Certificate)) (*tls.Con
 	return config, nil
 }
 
-// checkPin errors where a server has shown another certificate than the one of
-// a fingerprint, which "" does not ask for.
+// checkPin returns a PinError if a server has shown another certificate than that
+// of the fingerprint want; "" allows any.
 func checkPin(state tls.ConnectionState, want string) error {
 	if len(state.PeerCertificates) == 0 {
 		return errors.New("the server showed no certificate")

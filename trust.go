@@ -15,18 +15,18 @@ import (
 	"github.com/golxd/lxd/internal/wire"
 )
 
-// TrustError says that a server did not take a token or a trust password. It is
-// an [ErrForbidden], and wraps the server's answer where there was one.
+// TrustError says that a server did not accept a token or a trust password. It
+// matches [ErrForbidden], and wraps the server's error response if there is one.
 type TrustError struct {
 	Endpoint string
-	// Expires is when the token ended or ends; zero for one without an end, and
-	// for passwords.
+	// Expires is the expiry of the token; zero if it does not expire, and for
+	// passwords.
 	Expires time.Time
 	Problem string
 	Err     error
 }
 
-// Error tells what is wrong with the token or password, and never holds it.
+// Error says what is wrong with the token or password, and never contains it.
 func (e *TrustError) Error() string {
 	s := "join " + e.Endpoint + ": " + e.Problem
 	if e.Err != nil {
@@ -35,33 +35,33 @@ func (e *TrustError) Error() string {
 	return s
 }
 
-// Unwrap gives the server's answer.
+// Unwrap returns the server's error response.
 func (e *TrustError) Unwrap() error { return e.Err }
 
-// Is makes a TrustError an [ErrForbidden].
+// Is matches [ErrForbidden].
 func (e *TrustError) Is(target error) bool { return target == ErrForbidden }
 
-// JoinToken is what a server's administrator gives to somebody whose client the
-// server shall trust: "lxc config trust add --name …" and "incus config trust
-// add …" print one as text. It serves once.
+// JoinToken is a token with which a client can make a server trust it. It comes
+// from the server's administrator: "lxc config trust add --name …" and "incus
+// config trust add …" print one as text. It can be used once.
 type JoinToken struct {
-	ClientName  string    // what the server calls the client
+	ClientName  string    // the server's name for the client
 	Fingerprint string    // SHA-256 of the server's certificate
-	Addresses   []string  // host:port pairs where the server listens
+	Addresses   []string  // the host:port pairs that the server listens on
 	ExpiresAt   time.Time // zero for never
 }
 
-// maxToken bounds the text of a token.
+// maxToken is the longest text of a token, in bytes.
 const maxToken = 64 << 10
 
-// ParseJoinToken reads the text of a token; space around it and line ends in it
-// are ignored. What it has to be secret about is not in the result.
+// ParseJoinToken parses the text of a token; white space in and around it is
+// ignored. The result does not contain the token's secret.
 func ParseJoinToken(token string) (*JoinToken, error) {
 	t, _, err := parseJoinToken(token)
 	return t, err
 }
 
-// parseJoinToken gives the text without white space, too.
+// parseJoinToken also returns the text without white space.
 func parseJoinToken(token string) (t *JoinToken, text string, err error) {
 	text = strings.Join(strings.Fields(token), "")
 	var content struct {
@@ -81,13 +81,13 @@ func parseJoinToken(token string) (t *JoinToken, text string, err error) {
 	if err != nil {
 		return nil, "", invalid("token", "is not base64; was all of it copied?")
 	}
-	// The decoder's error would tell part of the secret.
+	// The decoder's error may contain part of the secret.
 	if json.Unmarshal(data, &content) != nil || content.Secret == "" {
-		return nil, "", invalid("token", "is not one that a server makes for a client to join")
+		return nil, "", invalid("token", "is not a join token of a server")
 	}
 	fingerprint := strings.ToLower(content.Fingerprint)
 	if raw, err := hex.DecodeString(fingerprint); err != nil || len(raw) != 32 {
-		return nil, "", invalid("token", "does not hold the fingerprint of a server")
+		return nil, "", invalid("token", "does not contain the fingerprint of a server")
 	}
 	t = &JoinToken{ClientName: content.ClientName, Fingerprint: fingerprint, Addresses: content.Addresses}
 	// Servers write the year 1 for never (Incus 6.0.4).
@@ -97,17 +97,17 @@ func parseJoinToken(token string) (t *JoinToken, text string, err error) {
 	return t, text, nil
 }
 
-// Join makes a client for the server that a token is from, and has the server
-// trust the certificate of the options, which must have one; see [NewKeyPair].
-// The server is reached at the first of the token's addresses that answers, and
-// must show the certificate whose fingerprint is in the token: nothing is
-// trusted on first use. The client stays bound to that certificate; what it
-// takes to make it anew is its Endpoint, the key pair and the token's
-// Fingerprint as Options.ServerFingerprint.
+// Join returns a client for the server that issued a token, after making the
+// server trust Options.ClientCertificate, which must be set; see [NewKeyPair]. The
+// server is reached at the first of the token's addresses that responds, and must
+// show the certificate whose fingerprint is in the token: nothing is trusted on
+// first use. The client stays pinned to that certificate. To create the client
+// again with [New], use its Endpoint, the key pair, and the token's Fingerprint as
+// Options.ServerFingerprint.
 //
-// It is no error when the server trusts the certificate already; the token is
-// then not used up. A token that the server does not take gives a
-// [*TrustError], another server at the address a [*PinError].
+// If the server already trusts the certificate, Join succeeds and the token is
+// not used up. If the server does not accept the token, the error is a
+// [*TrustError]; if another server is at the address, a [*PinError].
 func Join(ctx context.Context, token string, opts *Options) (*Client, error) {
 	t, _, err := parseJoinToken(token)
 	if err != nil {
@@ -119,14 +119,14 @@ func Join(ctx context.Context, token string, opts *Options) (*Client, error) {
 	}
 	switch {
 	case len(o.ClientCertificate) == 0:
-		return nil, invalid("Options.ClientCertificate", "is missing; NewKeyPair makes one")
+		return nil, invalid("Options.ClientCertificate", "is missing; NewKeyPair creates one")
 	case len(t.Addresses) == 0:
-		return nil, invalid("token", "holds no address; make the client with New and call Trust")
+		return nil, invalid("token", "contains no address; create the client with New and call Trust")
 	case o.ServerFingerprint != "" && !strings.EqualFold(o.ServerFingerprint, t.Fingerprint):
 		return nil, &PinError{Want: strings.ToLower(o.ServerFingerprint), Got: t.Fingerprint}
 	}
 	o.ServerFingerprint = t.Fingerprint
-	endpoint, err := firstAnswer(ctx, t.Addresses, &o)
+	endpoint, err := firstToRespond(ctx, t.Addresses, &o)
 	if err != nil {
 		return nil, err
 	}
@@ -140,9 +140,9 @@ func Join(ctx context.Context, token string, opts *Options) (*Client, error) {
 	return client, nil
 }
 
-// firstAnswer asks all addresses of one server at once, since some of them are
-// often of networks that only the server is in.
-func firstAnswer(ctx context.Context, addresses []string, opts *Options) (endpoint string, err error) {
+// firstToRespond probes all addresses of a server at once, since some of them
+// often belong to networks that only the server can reach.
+func firstToRespond(ctx context.Context, addresses []string, opts *Options) (endpoint string, err error) {
 	type result struct {
 		endpoint string
 		err      error
@@ -158,7 +158,7 @@ func firstAnswer(ctx context.Context, addresses []string, opts *Options) (endpoi
 		}()
 	}
 	var errs []error
-	// All are waited for, so that none outlives the call.
+	// Wait for all, so that no probe outlives the call.
 	for range addresses {
 		switch r := <-results; {
 		case r.err != nil:
@@ -174,7 +174,8 @@ func firstAnswer(ctx context.Context, addresses []string, opts *Options) (endpoi
 	return "", errors.Join(errs...)
 }
 
-// withPort completes an address without a port, and the brackets of IPv6.
+// withPort adds the default port to an address without one, and the brackets of
+// IPv6.
 func withPort(address string) string {
 	if _, _, err := net.SplitHostPort(address); err == nil {
 		return address
@@ -192,8 +193,8 @@ func probe(ctx context.Context, endpoint string, o Options) error {
 	return errors.Join(err, client.Close())
 }
 
-// Trusted asks the server whether it trusts this client; unlike in
-// [Client.Server] the answer is never an old one.
+// Trusted reports whether the server trusts this client. Unlike [Client.Server]
+// it always asks the server.
 func (c *Client) Trusted(ctx context.Context) (bool, error) {
 	info, err := c.serverInfo(ctx, true)
 	if err != nil {
@@ -202,14 +203,13 @@ func (c *Client) Trusted(ctx context.Context) (bool, error) {
 	return info.Trusted, nil
 }
 
-// Trust has the server trust this client's certificate by a token of its
-// administrator. The server must show the certificate whose fingerprint is in
-// the token on the connection that carries it, else this is a [*PinError] and
-// the token is not sent: give New that fingerprint as
-// Options.ServerFingerprint, or use [Join], which does. It
-// is no error when the server trusts the client already; the token is then not
-// used up. A token that was used, has expired or was revoked gives a
-// [*TrustError].
+// Trust makes the server trust this client's certificate, by a token of the
+// server's administrator. On the connection that sends the token, the server must
+// show the certificate whose fingerprint is in the token; else the error is a
+// [*PinError] and the token is not sent: pass that fingerprint to New as
+// Options.ServerFingerprint, or use [Join], which does. If the server already
+// trusts the client, Trust succeeds and the token is not used up. If the token has
+// been used or revoked, or has expired, the error is a [*TrustError].
 func (c *Client) Trust(ctx context.Context, token string) error {
 	t, text, err := parseJoinToken(token)
 	if err != nil {
@@ -223,35 +223,36 @@ func (c *Client) Trust(ctx context.Context, token string) error {
 	if info.daemon().TokenIsPassword(info.Extensions) {
 		post.Password, post.TrustToken = text, ""
 	}
-	problem := "the server does not take the token; it was used before, was revoked, or has expired"
+	problem := "the server does not accept the token; it has been used or revoked, or has expired"
 	if !t.ExpiresAt.IsZero() && time.Now().After(t.ExpiresAt) {
 		problem = "the token expired at " + t.ExpiresAt.Format(time.RFC3339)
 	}
-	// Which certificate was seen before says nothing of the next connection.
+	// The certificate of earlier connections says nothing about the next one.
 	pinned, release := c.t.pinned(t.Fingerprint)
 	defer release()
 	err = c.join(ctx, pinned, post, &TrustError{Expires: t.ExpiresAt, Problem: problem})
 	var pin *PinError
 	if errors.As(err, &pin) {
-		return fmt.Errorf("the token is not of the server at %s: %w", c.t.endpoint, pin)
+		return fmt.Errorf("the token was not issued by the server at %s: %w", c.t.endpoint, pin)
 	}
 	return err
 }
 
-// TrustPasswordOptions are what the server shall note of the client.
+// TrustPasswordOptions configure [Client.TrustPassword].
 type TrustPasswordOptions struct {
-	// Name is what the server calls the client. Default: the server's choice,
-	// which is its address of the client (LXD 5.0.2).
+	// Name is the server's name for the client. The default is the server's
+	// choice, which is the client's address (LXD 5.0.2).
 	Name string
 }
 
-// TrustPassword has an LXD server trust this client's certificate by the
-// server's trust password (core.trust_password), which there is up to LXD 6.0.
-// A wrong one gives a [*TrustError]; so does a server that has none. Incus, and a
-// server that does not tell what it is, have none at all: [ErrUnsupported], and
-// the password is not sent. A password proves nothing of the server, so
-// the options of [New] must tell which certificate it has. It is no error when
-// the server trusts the client already.
+// TrustPassword makes an LXD server trust this client's certificate, by the
+// server's trust password (core.trust_password), which exists up to LXD 6.0. If
+// the password is wrong, or the server has none set, the error is a
+// [*TrustError]. For Incus, which has no trust passwords, and for a server of
+// unknown family the error is [ErrUnsupported], and the password is not sent. A
+// password does not authenticate the server, so the options of [New] must say
+// which certificate it has. If the server already trusts the client,
+// TrustPassword succeeds.
 func (c *Client) TrustPassword(ctx context.Context, password string, opts *TrustPasswordOptions) error {
 	if password == "" {
 		return invalid("password", "is empty")
@@ -268,38 +269,38 @@ func (c *Client) TrustPassword(ctx context.Context, password string, opts *Trust
 		return fmt.Errorf("join %s: %w: it has no trust passwords; ask for a token and call Trust", c.t.endpoint, ErrUnsupported)
 	}
 	post := &wire.CertificatePost{Type: "client", Password: password, Name: o.Name}
-	return c.join(ctx, c.t, post, &TrustError{Problem: "the server does not take the password; it is wrong, or the server has none"})
+	return c.join(ctx, c.t, post, &TrustError{Problem: "the server does not accept the password; it is wrong, or the server has none"})
 }
 
-// joinable tells what the server is, anew, and refuses clients that cannot
-// join one.
+// joinable reads the description of the server again. It returns an error for
+// clients that cannot join a server.
 func (c *Client) joinable(ctx context.Context) (*Server, error) {
 	switch {
 	case c.t.unix:
-		return nil, invalid("endpoint", "is a unix socket, whose users the server trusts already")
+		return nil, invalid("endpoint", "is a unix socket, whose users the server already trusts")
 	case c.t.tls.GetClientCertificate == nil:
-		return nil, invalid("Options.ClientCertificate", "is missing; NewKeyPair makes one")
+		return nil, invalid("Options.ClientCertificate", "is missing; NewKeyPair creates one")
 	}
 	return c.serverInfo(ctx, true)
 }
 
-// join sends the request by way of t, and reads anew what the server thinks of
-// this client. refused is the error where the server does not want to.
+// join sends the request over t, and checks that the server then trusts this
+// client. refused is the error if the server refuses.
 func (c *Client) join(ctx context.Context, t *transport, post *wire.CertificatePost, refused *TrustError) error {
 	refused.Endpoint = c.t.endpoint
 	req := &request{method: http.MethodPost, path: path("certificates"), body: &jsonBody{post}}
 	if _, err := t.call(ctx, req, nil); err != nil {
 		var pin *PinError
 		if errors.As(err, &pin) {
-			return err // nothing was sent
+			return err // the token or password was not sent
 		}
-		var answer *Error
-		if errors.As(err, &answer) && (answer.StatusCode == http.StatusForbidden || answer.StatusCode == http.StatusUnauthorized) {
-			answer.Hint = "" // it is about the certificate that was to be trusted
-			refused.Err = answer
+		var response *Error
+		if errors.As(err, &response) && (response.StatusCode == http.StatusForbidden || response.StatusCode == http.StatusUnauthorized) {
+			response.Hint = "" // it asks for a trusted certificate, which is what this call is for
+			refused.Err = response
 			return refused
 		}
-		// The answer may have got lost on its way.
+		// The server may have acted, and its response been lost.
 		if trusted, terr := c.Trusted(ctx); terr != nil || !trusted {
 			return err
 		}
@@ -307,7 +308,7 @@ func (c *Client) join(ctx context.Context, t *transport, post *wire.CertificateP
 	}
 	trusted, err := c.Trusted(ctx)
 	if err == nil && !trusted {
-		refused.Problem = "the server took the certificate and does not trust it"
+		refused.Problem = "the server accepted the certificate but does not trust it"
 		return refused
 	}
 	return err

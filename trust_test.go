@@ -77,7 +77,7 @@ func TestJoinTrustsTheServerOfTheToken(t *testing.T) {
 				refused := testkit.ErrOf[*lxd.TrustError](t, err)
 				require.Equal(t, server.URL(), refused.Endpoint)
 				require.ErrorIs(t, err, lxd.ErrForbidden)
-				require.ErrorContains(t, err, "used before")
+				require.ErrorContains(t, err, "has been used")
 				require.NotContains(t, err.Error(), token)
 			})
 		})
@@ -156,7 +156,7 @@ func TestTrustPassword(t *testing.T) {
 	err = client.TrustPassword(t.Context(), "wrong-one", nil)
 	testkit.ErrOf[*lxd.TrustError](t, err)
 	require.ErrorIs(t, err, lxd.ErrForbidden)
-	require.ErrorContains(t, err, "does not take the password")
+	require.ErrorContains(t, err, "does not accept the password")
 	require.NotContains(t, err.Error(), "wrong-one")
 
 	require.NoError(t, client.TrustPassword(t.Context(), "right", &lxd.TrustPasswordOptions{Name: "me"}))

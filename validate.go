@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// holdFingerprint checks that what a server sent is a whole fingerprint.
+// holdFingerprint checks that a fingerprint in a response is a full SHA-256.
 func holdFingerprint(fingerprint string) error {
 	if checkFullFingerprint("", fingerprint) != nil {
 		return fmt.Errorf("its fingerprint is %.80q, not a SHA-256", fingerprint)
@@ -15,7 +15,8 @@ func holdFingerprint(fingerprint string) error {
 	return nil
 }
 
-// isNil says whether there is no reader, or the file of an os.Open that failed.
+// isNil reports whether r is nil or a nil *os.File, which a failed os.Open
+// returns.
 func isNil(r io.Reader) bool {
 	f, isFile := r.(*os.File)
 	return r == nil || isFile && f == nil
@@ -26,14 +27,14 @@ func checkFullFingerprint(field, fingerprint string) error {
 		return err
 	}
 	if len(fingerprint) != 64 {
-		return invalid(field, "has %d digits, not the 64 of a whole SHA-256", len(fingerprint))
+		return invalid(field, "has %d digits, not the 64 of a full SHA-256", len(fingerprint))
 	}
 	return nil
 }
 
 func checkFilename(field, name string) error {
 	if strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f }) {
-		return invalid(field, "holds a control character")
+		return invalid(field, "contains a control character")
 	}
 	return nil
 }
@@ -61,7 +62,7 @@ func checkAliases(field string, aliases []Alias) error {
 			return err
 		}
 		if seen[alias.Name] {
-			return invalid(fmt.Sprintf("%s[%d].Name", field, i), "%q is given twice", alias.Name)
+			return invalid(fmt.Sprintf("%s[%d].Name", field, i), "%q is a duplicate", alias.Name)
 		}
 		seen[alias.Name] = true
 	}
@@ -77,7 +78,7 @@ func checkFingerprint(field, fingerprint string) error {
 	}
 	for _, r := range fingerprint {
 		if (r < '0' || r > '9') && (r < 'a' || r > 'f') && (r < 'A' || r > 'F') {
-			return invalid(field, "%q is not hexadecimal; for an alias there is GetByAlias", fingerprint)
+			return invalid(field, "%q is not hexadecimal; for an alias use GetByAlias", fingerprint)
 		}
 	}
 	return nil

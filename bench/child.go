@@ -20,8 +20,8 @@ import (
 	"github.com/golxd/lxd"
 )
 
-// job is one piece of work for a child process, which does it with the public
-// API of package lxd and nothing else.
+// job is the work of one child process, which uses only the public API of package
+// lxd.
 type job struct {
 	Do     string
 	Server endpoint
@@ -32,21 +32,21 @@ type job struct {
 	Images      []string // paths of many small images
 	Fingerprint string
 	Wait        bool
-	Workers     int // calls at a time, or connections of one
+	Workers     int // concurrent calls, or connections of one call
 	Count       int
 	Bytes       int64
-	Line        *line // that the job Far is done over
+	Link        *link // the network link for the job Far
 	Far         *job
-	Out         string // file or folder to write to
-	Progress    bool   // have it reported, to see what that costs
+	Out         string // file or directory to write to
+	Progress    bool   // report the progress, to measure its cost
 }
 
 // endpoint is how to reach a server.
 type endpoint struct {
-	URL                            string
-	Certificate, Key, ServerCert   []byte // PEM, for https
-	SocketBuffer                   int    // of a unix socket, in place of what the package asks for
-	certFile, keyFile, folder, raw string // for other programs
+	URL                          string
+	Certificate, Key, ServerCert []byte // PEM, for https
+	SocketBuffer                 int    // of a unix socket, instead of the package's own size
+	certFile, keyFile, raw       string // for other programs
 }
 
 func (e endpoint) client() (*lxd.Client, error) {
@@ -67,13 +67,13 @@ func (e endpoint) client() (*lxd.Client, error) {
 	return lxd.New(e.URL, o)
 }
 
-// fixedBuffer is a connection whose buffers nobody else changes.
+// fixedBuffer is a connection that does not let the package change its buffer.
 type fixedBuffer struct{ *net.UnixConn }
 
 // SetWriteBuffer leaves the buffer as it is.
 func (fixedBuffer) SetWriteBuffer(int) error { return nil }
 
-// command is the process that does the job.
+// command returns the child process for the job.
 func (j *job) command(ctx context.Context, self string) (*exec.Cmd, error) {
 	spec, err := json.Marshal(j)
 	if err != nil {
@@ -84,16 +84,16 @@ func (j *job) command(ctx context.Context, self string) (*exec.Cmd, error) {
 	return cmd, nil
 }
 
-// work is what a child tells its parent of the work alone, without the start of
-// the process.
+// work are the child's own measurements, which do not include the start of the
+// process.
 type work struct {
 	Seconds   float64
-	Allocated uint64 // bytes on the heap in all
+	Allocated uint64 // total bytes allocated on the heap
 	Objects   uint64
-	Peak      int64 // bytes of memory
+	Peak      int64 // of the memory, in bytes
 }
 
-// runChild does one job and prints its work.
+// runChild does one job and prints its work as JSON.
 func runChild(spec string) error {
 	var j job
 	if err := json.Unmarshal([]byte(spec), &j); err != nil {
@@ -101,14 +101,14 @@ func runChild(spec string) error {
 	}
 	do, ok := jobs[j.Do]
 	if !ok {
-		return fmt.Errorf("there is no job %q", j.Do)
+		return fmt.Errorf("unknown job %q", j.Do)
 	}
 	begin := time.Now()
 	if err := do(context.Background(), &j); err != nil {
 		return fmt.Errorf("%s: %w", j.Do, err)
 	}
 	if j.Far != nil {
-		return nil // that one has told
+		return nil // its process has printed its work
 	}
 	w := work{Seconds: time.Since(begin).Seconds()}
 	var mem runtime.MemStats
@@ -134,10 +134,10 @@ var jobs = map[string]func(context.Context, *job) error{
 	"serveFiles":    serveFiles,
 
 	"touch": touch,
-	"line":  runLine,
+	"link":  runLink,
 }
 
-// touch writes so many bytes to a file, twice, and removes it: in small blocks,
+// touch writes Bytes bytes to the file Out and removes it, twice: in small blocks,
 // which the page cache keeps in single pages, and in large ones.
 func touch(_ context.Context, j *job) error {
 	for _, block := range []int{4 << 10, 256 << 10} {
@@ -351,8 +351,8 @@ func listEach(ctx context.Context, j *job) error {
 	return nil
 }
 
-// listTwoPasses lists as clients usually do: the whole body is read, the
-// envelope decoded, and then its metadata.
+// listTwoPasses lists images as most clients do: it reads the whole body, decodes
+// the envelope, and then its metadata.
 func listTwoPasses(ctx context.Context, j *job) error {
 	pool := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", j.Server.URL)
@@ -387,7 +387,7 @@ func listTwoPasses(ctx context.Context, j *job) error {
 	return nil
 }
 
-// serveImages answers a list of Count images on the unix socket Out, until its
+// serveImages serves a list of Count images on the unix socket Out, until its
 // standard input ends.
 func serveImages(_ context.Context, j *job) error {
 	images := make([]lxd.Image, j.Count)
@@ -405,14 +405,14 @@ func serveImages(_ context.Context, j *job) error {
 			UpdateSource: &lxd.UpdateSource{Alias: "24.04", Protocol: "simplestreams", Server: "https://images.example.net/releases"},
 		}
 	}
-	answer := func(metadata any) ([]byte, error) {
+	envelope := func(metadata any) ([]byte, error) {
 		return json.Marshal(map[string]any{"type": "sync", "status": "Success", "status_code": 200, "metadata": metadata})
 	}
-	list, err := answer(images)
+	list, err := envelope(images)
 	if err != nil {
 		return err
 	}
-	info, err := answer(map[string]any{
+	info, err := envelope(map[string]any{
 		"api_version": "1.0", "auth": "trusted", "api_extensions": []string{}, "environment": map[string]any{"server": "lxd", "server_version": "5.0.2"},
 	})
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"github.com/golxd/lxd/internal/testdaemon"
 )
 
-// sum reads the files, which also brings them into the page cache.
+// sum hashes the files, which also loads them into the page cache.
 func (f *imageFiles) sum() error {
 	h := sha256.New()
 	for _, path := range []string{f.image, f.rootfs} {
@@ -34,8 +34,8 @@ func (f *imageFiles) sum() error {
 	return nil
 }
 
-// without deletes an image from a daemon, if it is there.
-func without(d *testdaemon.Daemon, fingerprint string) func(context.Context) error {
+// remove returns a function that deletes an image from a daemon, if it exists.
+func remove(d *testdaemon.Daemon, fingerprint string) func(context.Context) error {
 	return func(ctx context.Context) error {
 		err := d.Do(ctx, http.MethodDelete, "/1.0/images/"+fingerprint, nil, nil)
 		var refused *testdaemon.Error
@@ -46,7 +46,7 @@ func without(d *testdaemon.Daemon, fingerprint string) func(context.Context) err
 	}
 }
 
-// empty deletes all images of a daemon.
+// empty returns a function that deletes all images of a daemon.
 func empty(d *testdaemon.Daemon) func(context.Context) error {
 	return func(ctx context.Context) error {
 		var urls []string
@@ -62,8 +62,8 @@ func empty(d *testdaemon.Daemon) func(context.Context) error {
 	}
 }
 
-// with makes sure that a daemon has an image.
-func (b *bench) with(d *testdaemon.Daemon, f imageFiles) func(context.Context) error {
+// ensure returns a function that uploads an image to a daemon, unless it exists.
+func (b *bench) ensure(d *testdaemon.Daemon, f imageFiles) func(context.Context) error {
 	return func(ctx context.Context) error {
 		err := d.Do(ctx, http.MethodGet, "/1.0/images/"+f.fingerprint, nil, nil)
 		var refused *testdaemon.Error
@@ -75,14 +75,14 @@ func (b *bench) with(d *testdaemon.Daemon, f imageFiles) func(context.Context) e
 	}
 }
 
-// fresh empties the folder that downloads go to.
-func (b *bench) fresh(context.Context) error {
-	return errors.Join(os.RemoveAll(b.outFolder()), os.Mkdir(b.outFolder(), 0o700))
+// emptyOut empties the directory for downloads.
+func (b *bench) emptyOut(context.Context) error {
+	return errors.Join(os.RemoveAll(b.outDir()), os.Mkdir(b.outDir(), 0o700))
 }
 
-func (b *bench) outFolder() string { return filepath.Join(b.folder, "out") }
+func (b *bench) outDir() string { return filepath.Join(b.dir, "out") }
 
-// settle waits until a daemon does nothing any more.
+// settle returns a function that waits until a daemon has no running operations.
 func settle(d *testdaemon.Daemon) func(context.Context) error {
 	return func(ctx context.Context) error {
 		var operations map[string][]string

@@ -16,9 +16,9 @@ import (
 	"github.com/golxd/lxd"
 )
 
-// importURL is an image's way from a web server through the client to a daemon.
+// importURL measures the import of an image from a web server by the client.
 func (b *bench) importURL(f imageFiles) *row {
-	e, gone := unixEndpoint(b.source), without(b.source, f.fingerprint)
+	e, gone := unixEndpoint(b.source), remove(b.source, f.fingerprint)
 	own := func(j job) func(context.Context) (sample, error) {
 		return func(ctx context.Context) (sample, error) {
 			j.Do, j.Server, j.Image = "createFromURL", e, b.fileURL(f)
@@ -41,12 +41,12 @@ func (b *bench) importURL(f imageFiles) *row {
 	}
 }
 
-// fileURL is where the web server has a file.
+// fileURL returns the file's URL on the web server.
 func (b *bench) fileURL(f imageFiles) string { return b.webServer + "/" + filepath.Base(f.image) }
 
-// startWebServer serves the folder's files in a process of its own.
+// startWebServer starts a process that serves the files of b.dir.
 func (b *bench) startWebServer(ctx context.Context) error {
-	cmd, err := (&job{Do: "serveFiles", Out: b.folder}).command(ctx, b.self)
+	cmd, err := (&job{Do: "serveFiles", Out: b.dir}).command(ctx, b.self)
 	if err != nil {
 		return err
 	}
@@ -66,7 +66,7 @@ func (b *bench) startWebServer(ctx context.Context) error {
 	return err
 }
 
-// serveFiles serves the folder Out on loopback, until its standard input ends.
+// serveFiles serves the directory Out on loopback, until its standard input ends.
 func serveFiles(_ context.Context, j *job) error {
 	//nolint:noctx // It ends with this process.
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -98,7 +98,8 @@ func createFromURL(ctx context.Context, j *job) error {
 	return err
 }
 
-// curlPipe has one curl fetch what another sends, and a third wait.
+// curlPipe pipes one curl, which downloads, into another, which uploads; a third curl
+// waits for the operation.
 func (b *bench) curlPipe(ctx context.Context, e endpoint, url string) (sample, error) {
 	fetch := exec.CommandContext(ctx, "curl", "--silent", "--show-error", "--fail", url)
 	send := exec.CommandContext(ctx, "curl", "--silent", "--show-error", "--fail-with-body", "--unix-socket", e.raw,
@@ -110,7 +111,7 @@ func (b *bench) curlPipe(ctx context.Context, e endpoint, url string) (sample, e
 	}
 	fetch.Stdout, send.Stdin = w, r
 	fetch.Stderr, send.Stderr = os.Stderr, os.Stderr
-	answer, err := send.StdoutPipe()
+	response, err := send.StdoutPipe()
 	if err != nil {
 		return sample{}, err
 	}
@@ -125,7 +126,7 @@ func (b *bench) curlPipe(ctx context.Context, e endpoint, url string) (sample, e
 	var started struct {
 		Operation string `json:"operation"`
 	}
-	failed := json.NewDecoder(answer).Decode(&started)
+	failed := json.NewDecoder(response).Decode(&started)
 	failed = errors.Join(failed, send.Wait(), fetch.Wait())
 	s := sample{wall: time.Since(begin)}
 	close(ended)

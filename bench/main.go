@@ -28,12 +28,12 @@ func main() {
 }
 
 func runBench() (err error) {
-	size := flag.Int64("size", 512, "MiB of the image that is moved")
+	size := flag.Int64("size", 512, "size of the image in MiB")
 	runs := flag.Int("runs", 5, "runs of each contender")
-	only := flag.String("only", "", "regular expression: only the rows whose names match; nothing is written unless -out is given")
+	only := flag.String("only", "", "regular expression: measure only rows whose names match; write no file unless -out is set")
 	out := flag.String("out", filepath.Join("docs", "performance.md"), "file to write")
-	dir := flag.String("dir", "", "folder for the daemons and the files (default: the system's for temporary files)")
-	budget := flag.Duration("budget", 23*time.Minute, "when it is used up, rows that are left have fewer runs")
+	dir := flag.String("dir", "", "directory for the daemons and the files (default: the system's directory for temporary files)")
+	budget := flag.Duration("budget", 23*time.Minute, "time after which the remaining rows have fewer runs")
 	flag.Parse()
 	filter, err := regexp.Compile(*only)
 	if err != nil {

@@ -15,10 +15,11 @@ import (
 	"time"
 )
 
-// sample is what one run took. Of a run of several processes the times add up.
+// sample are the measurements of one run. For a run of several processes the times
+// are added.
 type sample struct {
 	wall, cpu time.Duration
-	peak      int64 // bytes of memory at most
+	peak      int64 // of the memory, in bytes
 	allocated uint64
 }
 
@@ -31,18 +32,18 @@ type command struct {
 	path string
 	args []string
 	env  []string // added to the environment
-	own  bool     // it is a child of this program, and tells of its allocations
+	own  bool     // a child of this program, which prints its work
 }
 
-// peakInterval is how often the peak of a process is looked at. The kernel
-// keeps it, so that only what is added just before the end can be missed. Ten
-// times as often takes so much of two cores that it shows in the figures.
+// peakInterval is how often the peak of a process is read. The kernel keeps the
+// peak, so that only growth just before the end can be missed. Reading it ten times
+// as often affects the figures on two cores.
 const peakInterval = 20 * time.Millisecond
 
-// run measures one process from its start to its end, and gives its output.
+// run measures one process from its start to its end, and returns its output.
 //
-// The peak is read from /proc and not from the process's rusage: that would be
-// no less than the peak of this program, which the new process is split off.
+// The peak is read from /proc and not from the process's rusage, which is at least
+// the peak of this program, from which the process is forked.
 func run(ctx context.Context, c command) (sample, []byte, error) {
 	cmd := exec.CommandContext(ctx, c.path, c.args...)
 	cmd.Env = append(os.Environ(), c.env...)
@@ -65,7 +66,7 @@ func run(ctx context.Context, c command) (sample, []byte, error) {
 	if c.own {
 		var w work
 		if err := json.Unmarshal(out.Bytes(), &w); err != nil {
-			return s, nil, fmt.Errorf("the child said %q: %w", out.Bytes(), err)
+			return s, nil, fmt.Errorf("the child printed %q: %w", out.Bytes(), err)
 		}
 		s.allocated, s.peak = w.Allocated, max(s.peak, w.Peak)
 	}
@@ -86,8 +87,7 @@ func watchPeak(pid int, ended <-chan struct{}) int64 {
 	}
 }
 
-// readPeak is the largest resident set that the process has had, 0 where the
-// system does not tell.
+// readPeak returns the peak resident set size of a process in bytes; 0 if unknown.
 func readPeak(pid int) int64 {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -104,23 +104,23 @@ func readPeak(pid int) int64 {
 	return 0
 }
 
-// touchMemory has another process fill so much of the page cache and free it
-// again. The host of a virtual machine takes back what is free, and whoever is
-// given it next waits for every page of it: without this, that time falls to one
-// contender or another, and is up to twice that of the transfer.
+// touchMemory has another process fill and free n bytes of the page cache. The host
+// of a virtual machine reclaims free memory, and the next process that uses it waits
+// for every page: without this, that time, up to twice that of the transfer, would
+// be added to some contender's time.
 func (b *bench) touchMemory(ctx context.Context, n int64) error {
 	if n == 0 {
 		return nil
 	}
-	cmd, err := (&job{Do: "touch", Bytes: n, Out: filepath.Join(b.folder, "touched")}).command(ctx, b.self)
+	cmd, err := (&job{Do: "touch", Bytes: n, Out: filepath.Join(b.dir, "touched")}).command(ctx, b.self)
 	if err != nil {
 		return err
 	}
 	return cmd.Run()
 }
 
-// summary is the median of each figure of some samples, and the spread of the
-// wall time: the middle half of the runs lies within it.
+// summary has the median of each figure of some samples, and the interquartile range
+// of the wall time.
 type summary struct {
 	sample
 	low, high time.Duration

@@ -10,7 +10,7 @@ import (
 	"github.com/golxd/lxd/internal/testdaemon"
 )
 
-// own runs a job in a child process of this program.
+// own returns a function that runs a job in a child process of this program.
 func (b *bench) own(j job) func(context.Context) (sample, error) {
 	return func(ctx context.Context) (sample, error) {
 		spec, err := json.Marshal(j)
@@ -35,7 +35,7 @@ func (b *bench) curl(ctx context.Context, e endpoint, path string, args ...strin
 	return run(ctx, command{path: "curl", args: append(append(base, args...), url)})
 }
 
-// curlUpload has curl send the image, and then wait for the operation.
+// curlUpload uploads an image with curl, and waits for the operation with another.
 func (b *bench) curlUpload(ctx context.Context, e endpoint, f imageFiles) (sample, error) {
 	args := []string{"--request", "POST", "--header", "Expect:"}
 	if f.rootfs == "" {
@@ -47,13 +47,13 @@ func (b *bench) curlUpload(ctx context.Context, e endpoint, f imageFiles) (sampl
 	if err != nil {
 		return sent, err
 	}
-	var answer struct {
+	var response struct {
 		Operation string `json:"operation"`
 	}
-	if err := json.Unmarshal(out, &answer); err != nil {
+	if err := json.Unmarshal(out, &response); err != nil {
 		return sent, err
 	}
-	waited, out, err := b.curl(ctx, e, answer.Operation+"/wait?timeout=-1")
+	waited, out, err := b.curl(ctx, e, response.Operation+"/wait?timeout=-1")
 	if err != nil {
 		return sent, err
 	}
@@ -74,16 +74,16 @@ type testOperation struct {
 	Err        string `json:"err"`
 }
 
-// curlExport has curl write what the daemon sends, which verifies nothing and
-// leaves a split image as the one form that it comes as.
+// curlExport downloads an image with curl, which verifies nothing and writes a split
+// image as one multipart form.
 func (b *bench) curlExport(e endpoint, fingerprint string) func(context.Context) (sample, error) {
 	return func(ctx context.Context) (sample, error) {
-		s, _, err := b.curl(ctx, e, "/1.0/images/"+fingerprint+"/export", "--output", filepath.Join(b.outFolder(), "curl"))
+		s, _, err := b.curl(ctx, e, "/1.0/images/"+fingerprint+"/export", "--output", filepath.Join(b.outDir(), "curl"))
 		return s, err
 	}
 }
 
-// curlGet has curl read one image n times on one connection.
+// curlGet reads one image with curl n times on one connection.
 func (b *bench) curlGet(e endpoint, fingerprint string, n int) func(context.Context) (sample, error) {
 	return func(ctx context.Context) (sample, error) {
 		path := "/1.0/images/" + fingerprint
@@ -95,15 +95,16 @@ func (b *bench) curlGet(e endpoint, fingerprint string, n int) func(context.Cont
 	}
 }
 
-// lxcRun runs the lxc command.
+// lxcRun returns a function that runs the lxc command.
 func (b *bench) lxcRun(args ...string) func(context.Context) (sample, error) {
 	return func(ctx context.Context) (sample, error) {
-		s, _, err := run(ctx, command{path: b.lxc, args: args, env: []string{"LXD_CONF=" + b.lxcFolder()}})
+		s, _, err := run(ctx, command{path: b.lxc, args: args, env: []string{"LXD_CONF=" + b.lxcDir()}})
 		return s, err
 	}
 }
 
-// pylxd runs a Python program in which client is a connected pylxd client.
+// pylxd returns a function that runs a Python program in which client is a connected
+// pylxd client.
 func (b *bench) pylxd(d *testdaemon.Daemon, tls bool, program ...string) func(context.Context) (sample, error) {
 	connect := "client = pylxd.Client()"
 	if tls {
@@ -112,7 +113,7 @@ func (b *bench) pylxd(d *testdaemon.Daemon, tls bool, program ...string) func(co
 	}
 	lines := append([]string{"import pylxd, shutil, warnings", "warnings.simplefilter('ignore')", connect}, program...)
 	return func(ctx context.Context) (sample, error) {
-		// The variable, where there is one, counts for more than what pylxd says.
+		// If REQUESTS_CA_BUNDLE is set, it overrides pylxd's own setting.
 		env := []string{"LXD_DIR=" + d.Dir, "REQUESTS_CA_BUNDLE=" + filepath.Join(d.Dir, "test-server.crt")}
 		s, _, err := run(ctx, command{path: b.python, args: []string{"-c", strings.Join(lines, "\n")}, env: env})
 		return s, err

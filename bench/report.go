@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// report is docs/performance.md.
+// report returns the text of docs/performance.md.
 func (b *bench) report(ctx context.Context, results []*result, began time.Time) string {
 	var w strings.Builder
 	fmt.Fprintf(&w, `# Performance
@@ -26,29 +26,29 @@ Written by `+"`make bench`"+` on %s, in %s; do not edit it by hand.
 		fmt.Fprintf(&w, "| %s | %s |\n", line[0], line[1])
 	}
 	fmt.Fprintf(&w, `
-The image is incompressible and has %d MiB; it and what is written are in the
-page cache. Clients and daemons share the machine. Each transfer is a process of
-its own, ours too, and is measured from its start to its end: wall time, the
+The image is incompressible and has %d MiB; it and the written files are in the
+page cache. Clients and daemons share the machine. Each transfer runs in a
+separate process and is measured from its start to its end: wall time, the
 client's processor time (user and system), its peak resident memory. The
-contenders of a table take turns. Before each turn of a transfer, as much of the
-page cache as two images take is filled and freed, as the host of a virtual
-machine is slow to give memory that was not in use, and that time would fall to
-one or another. Over a line nothing is filled, and each has one turn. Figures are
-medians; the range is that of the middle half of the runs. "Ratio" is wall time
-and processor time with the first line as 1.
+contenders of a table take turns. Before each transfer, as much of the page cache
+as two images take is filled and freed, because the host of a virtual machine is
+slow to provide unused memory, and that time would be added to some contender's.
+Over a link nothing is filled, and each contender has one turn. Figures are
+medians; the range is the interquartile range. "Ratio" is wall time and processor
+time divided by those of the first row.
 
-What no client can win: the daemon hashes an upload again after it has it, which
-is most of an upload's wall time, and makes one image after another.
+No client can change that the daemon hashes an upload again after receiving it,
+which is most of an upload's wall time, and creates one image after another.
 
-## What was to be reached
+## Targets
 
-| work | who | target | measured | |
+| work | client | target | measured | |
 |---|---|---|---|---|
 `, b.size>>20)
 	for _, r := range results {
 		for _, t := range r.targets {
 			got, ok := r.check(t)
-			verdict := "reached"
+			verdict := "met"
 			if !ok {
 				verdict = "**missed**"
 			}
@@ -71,7 +71,7 @@ func (r *result) markdown(w *strings.Builder) {
 	first := r.sums[0]
 	for n, c := range r.contenders {
 		s := r.sums[n]
-		cpu, ratio := "–", "–" // where it was not measured
+		cpu, ratio := "–", "–" // not measured
 		if s.cpu > 0 {
 			cpu, ratio = seconds(s.cpu), fmt.Sprintf("%.2f", s.cpu.Seconds()/first.cpu.Seconds())
 		}
@@ -80,7 +80,7 @@ func (r *result) markdown(w *strings.Builder) {
 	}
 }
 
-// machine is what it ran on.
+// machine describes the machine and the programs.
 func (b *bench) machine(ctx context.Context) [][2]string {
 	output := func(name string, args ...string) string {
 		out, err := exec.CommandContext(ctx, name, args...).Output()
@@ -90,13 +90,13 @@ func (b *bench) machine(ctx context.Context) [][2]string {
 		line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
 		return line
 	}
-	kernel, _, _ := strings.Cut(output("uname", "-sr"), "-") // without what its builder added
+	kernel, _, _ := strings.Cut(output("uname", "-sr"), "-") // without the builder's suffix
 	lines := [][2]string{
 		{"Processor", fmt.Sprintf("%s, %d cores", fieldOf("/proc/cpuinfo", "model name"), runtime.NumCPU())},
 		{"SHA-256 on one core", fmt.Sprintf("%.2f s for the image", hashTime(b.size).Seconds())},
 		{"Memory", fieldOf("/proc/meminfo", "MemTotal")},
 		{"Kernel", kernel},
-		{"Load when it began", b.load},
+		{"Load at the start", b.load},
 		{"net.core.wmem_max", contentOf("/proc/sys/net/core/wmem_max") + " bytes"},
 		{"Go", runtime.Version()},
 		{"LXD", output("lxd", "--version")},
@@ -111,8 +111,8 @@ func (b *bench) machine(ctx context.Context) [][2]string {
 	return lines
 }
 
-// hashTime is how long the hash of so many bytes takes, which no verified
-// transfer can be faster than: the best of three.
+// hashTime returns how long hashing size bytes takes, the best of three. No verified
+// transfer can be faster.
 func hashTime(size int64) time.Duration {
 	block := make([]byte, 256<<10)
 	best := time.Duration(math.MaxInt64)

@@ -10,18 +10,18 @@ import (
 	"time"
 )
 
-// row is one kind of work and those who do it. The first contender is package
-// lxd.
+// row is a kind of work and its contenders. The first one is package lxd.
 type row struct {
 	name       string
 	note       string
-	runs       int   // in place of 5, of the default
+	runs       int   // instead of 5, if -runs has its default; else in proportion
 	touch      int64 // bytes of memory for touchMemory before each run
 	contenders []contender
 	targets    []target
 }
 
-// contender does the work once per run. before and after are not measured.
+// contender is a program that does the work once per run. before and after are not
+// measured.
 type contender struct {
 	name   string
 	before func(context.Context) error
@@ -29,20 +29,20 @@ type contender struct {
 	after  func(context.Context) error
 }
 
-// few says whether a contender takes part in every other round only: those that
-// are slow, and that no target needs exactly.
+// few reports whether a contender takes part only in every other round: the slow
+// ones, for which no target needs exact figures.
 func (c *contender) few() bool { return c.name == lxcCommand || c.name == pylxdName }
 
-// target is what package lxd is to reach.
+// target is a limit for a figure of package lxd.
 type target struct {
-	who     int    // which contender of the row
-	against string // the other one; empty: the figure itself is meant
-	more    bool   // it is about the difference, and not the ratio
+	who     int    // index of the contender in the row
+	against string // the other contender; empty for an absolute limit
+	more    bool   // limits the difference instead of the ratio
 	what    figure
 	most    float64
 }
 
-// figure is one that a target is about.
+// figure is a measurement that a target can limit.
 type figure struct {
 	name string
 	of   func(summary) float64
@@ -56,15 +56,15 @@ var (
 	allocated = figure{"bytes allocated", func(s summary) float64 { return float64(s.allocated) }, ""}
 )
 
-// result is a row measured.
+// result are the measurements of a row.
 type result struct {
 	*row
 	sums []summary
 }
 
-// measure lets the contenders take turns, in another order in each round: what
-// one leaves behind, in caches and in memory, is not always for the same next.
-// The first round warms up and does not count, unless time is short.
+// measure lets the contenders take turns, in a random order in each round: the state
+// that one leaves in caches and memory must not always affect the same other one.
+// The first round is a warm-up and does not count, unless time is short.
 func (r *row) measure(ctx context.Context, b *bench, runs int, deadline time.Time) (*result, error) {
 	samples := make([][]sample, len(r.contenders))
 	for round := -1; round < runs; round++ {
@@ -102,8 +102,8 @@ func (c *contender) once(ctx context.Context, b *bench, touch int64) (sample, er
 			return sample{}, err
 		}
 	}
-	// What earlier runs wrote must not be paid for by this one. Where there is
-	// no such command, it is.
+	// Writing back the data of earlier runs must not slow down this one. If there is
+	// no sync command, it does.
 	_ = exec.CommandContext(ctx, "sync").Run()
 	if err := b.touchMemory(ctx, touch); err != nil {
 		return sample{}, err
@@ -118,22 +118,22 @@ func (c *contender) once(ctx context.Context, b *bench, touch int64) (sample, er
 	return s, err
 }
 
-// check gives the figure that a target is about, and whether it is reached.
-func (r *result) check(t target) (got float64, ok bool) {
-	got = t.what.of(r.sums[t.who])
+// check returns the figure that a target limits, and whether the target is met.
+func (r *result) check(t target) (value float64, ok bool) {
+	value = t.what.of(r.sums[t.who])
 	for n, c := range r.contenders {
 		switch {
 		case c.name != t.against:
 		case t.more:
-			got -= t.what.of(r.sums[n])
+			value -= t.what.of(r.sums[n])
 		default:
-			got /= t.what.of(r.sums[n])
+			value /= t.what.of(r.sums[n])
 		}
 	}
-	return got, got <= t.most
+	return value, value <= t.most
 }
 
-// text is the result as lines for a terminal.
+// text returns the result for a terminal.
 func (r *result) text() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s\n", r.name)

@@ -9,8 +9,8 @@ import (
 	"github.com/golxd/lxd/internal/testdaemon"
 )
 
-// usualSocketLimit is what Linux lets a process without rights set the buffer
-// of a socket to, unless net.core.wmem_max is raised.
+// usualSocketLimit is the largest socket buffer that Linux lets an unprivileged
+// process set, unless net.core.wmem_max is raised.
 const usualSocketLimit = 212992
 
 // The contenders' names.
@@ -23,7 +23,7 @@ const (
 	pylxdName  = "pylxd"
 )
 
-// rows are all that is measured, in the order of the report.
+// rows returns all rows in the order of the report.
 func (b *bench) rows() []*row {
 	both := []bool{false, true}
 	rows := []*row{b.list(), b.first(false), b.first(true), b.many(), b.creates()}
@@ -55,7 +55,7 @@ func (b *bench) rows() []*row {
 	for _, r := range rows[small:] {
 		r.touch = 2 * b.size
 	}
-	return append(rows, b.lines(b.bySize[0])...)
+	return append(rows, b.links(b.bySize[0])...)
 }
 
 func over(tls bool) string {
@@ -65,7 +65,7 @@ func over(tls bool) string {
 	return "unix socket"
 }
 
-func way(d *testdaemon.Daemon, tls bool) endpoint {
+func endpointOf(d *testdaemon.Daemon, tls bool) endpoint {
 	if tls {
 		return tlsEndpoint(d)
 	}
@@ -80,8 +80,8 @@ func (b *bench) remotes(tls bool) (source, target string) {
 }
 
 func (b *bench) upload(tls bool) *row {
-	e, f, gone := way(b.source, tls), b.unified, without(b.source, b.unified.fingerprint)
-	r := &row{name: "upload, " + over(tls), note: "until the image is there; the daemon hashes it again meanwhile"}
+	e, f, gone := endpointOf(b.source, tls), b.unified, remove(b.source, b.unified.fingerprint)
+	r := &row{name: "upload, " + over(tls), note: "until the image exists; in this time the daemon hashes it again"}
 	r.contenders = append(r.contenders, contender{ours, gone, b.own(job{Do: "create", Server: e, Image: f.image, Wait: true}), nil})
 	if !tls {
 		usual := e
@@ -105,12 +105,12 @@ func (b *bench) upload(tls bool) *row {
 	return r
 }
 
-// uploadHashed shows what the client's own hash costs.
+// uploadHashed shows the cost of the client's own hash.
 func (b *bench) uploadHashed() *row {
-	e, f, gone := unixEndpoint(b.source), b.unified, without(b.source, b.unified.fingerprint)
+	e, f, gone := unixEndpoint(b.source), b.unified, remove(b.source, b.unified.fingerprint)
 	const plain = ours + ", Fingerprint given"
 	return &row{
-		name: "upload without Wait, unix socket", note: "until the daemon has the content; without Fingerprint the client hashes it beside the sending",
+		name: "upload without Wait, unix socket", note: "until the daemon has received the content; without Fingerprint the client hashes it while sending",
 		contenders: []contender{
 			{ours + ", hashing", gone, b.own(job{Do: "create", Server: e, Image: f.image}), settle(b.source)},
 			{plain, gone, b.own(job{Do: "create", Server: e, Image: f.image, Fingerprint: f.fingerprint}), settle(b.source)},
@@ -119,7 +119,7 @@ func (b *bench) uploadHashed() *row {
 }
 
 func (b *bench) uploadSplit(tls bool) *row {
-	e, f, gone := way(b.source, tls), b.split, without(b.source, b.split.fingerprint)
+	e, f, gone := endpointOf(b.source, tls), b.split, remove(b.source, b.split.fingerprint)
 	r := &row{name: "upload of a split image, " + over(tls)}
 	r.contenders = []contender{
 		{ours, gone, b.own(job{Do: "create", Server: e, Image: f.image, Rootfs: f.rootfs, Wait: true}), nil},
@@ -136,12 +136,12 @@ func (b *bench) uploadSplit(tls bool) *row {
 	return r
 }
 
-// prepared makes sure that the source has the image, and empties the folder for
-// downloads.
+// prepared returns a function that uploads the image to the source, unless it exists,
+// and empties the directory for downloads.
 func (b *bench) prepared(f imageFiles) func(context.Context) error {
-	with := b.with(b.source, f)
+	with := b.ensure(b.source, f)
 	return func(ctx context.Context) error {
-		if err := b.fresh(ctx); err != nil {
+		if err := b.emptyOut(ctx); err != nil {
 			return err
 		}
 		return with(ctx)
@@ -149,23 +149,23 @@ func (b *bench) prepared(f imageFiles) func(context.Context) error {
 }
 
 func (b *bench) export(tls bool) *row {
-	e, f := way(b.source, tls), b.unified
+	e, f := endpointOf(b.source, tls), b.unified
 	ready := b.prepared(f)
-	r := &row{name: "verified export, " + over(tls), note: "into a file"}
+	r := &row{name: "verified export, " + over(tls), note: "to a file"}
 	r.contenders = []contender{
-		{ours + " ExportTo", ready, b.own(job{Do: "exportTo", Server: e, Fingerprint: f.fingerprint, Out: b.outFolder()}), b.fresh},
-		{ours + " Export and io.Copy", ready, b.own(job{Do: "export", Server: e, Fingerprint: f.fingerprint, Out: filepath.Join(b.outFolder(), "own")}), b.fresh},
-		{ours + " ExportTo, with Progress", ready, b.own(job{Do: "exportTo", Server: e, Fingerprint: f.fingerprint, Out: b.outFolder(), Progress: true}), b.fresh},
-		{curlBlind, ready, b.curlExport(e, f.fingerprint), b.fresh},
+		{ours + " ExportTo", ready, b.own(job{Do: "exportTo", Server: e, Fingerprint: f.fingerprint, Out: b.outDir()}), b.emptyOut},
+		{ours + " Export and io.Copy", ready, b.own(job{Do: "export", Server: e, Fingerprint: f.fingerprint, Out: filepath.Join(b.outDir(), "own")}), b.emptyOut},
+		{ours + " ExportTo, with Progress", ready, b.own(job{Do: "exportTo", Server: e, Fingerprint: f.fingerprint, Out: b.outDir(), Progress: true}), b.emptyOut},
+		{curlBlind, ready, b.curlExport(e, f.fingerprint), b.emptyOut},
 	}
 	r.targets = []target{{against: curlBlind, what: wallTime, most: 0.9}}
 	if tls {
 		r.targets[0].most = 0.85
 	} else {
-		// Which of daemon, client and hash waits differs from run to run by more
-		// than the target is away.
+		// Which of daemon, client and hash is the slowest differs from run to run, by
+		// more than the margin of the target.
 		r.runs = 15
-		r.note += "; daemon, client and hash share the cores, and on virtual machines of one kind medians from 0.8 to 1.2 of curl's wall time were seen"
+		r.note += "; daemon, client and hash share the cores, and on virtual machines of the same kind medians from 0.8 to 1.2 of curl's wall time were measured"
 	}
 	b.exportPeers(r, ready, f, tls)
 	return r
@@ -174,22 +174,22 @@ func (b *bench) export(tls bool) *row {
 func (b *bench) exportPeers(r *row, ready func(context.Context) error, f imageFiles, tls bool) {
 	if b.lxc != "" {
 		remote, _ := b.remotes(tls)
-		r.contenders = append(r.contenders, contender{lxcCommand, ready, b.lxcRun("image", "export", remote+":"+f.fingerprint, filepath.Join(b.outFolder(), "lxc")), b.fresh})
+		r.contenders = append(r.contenders, contender{lxcCommand, ready, b.lxcRun("image", "export", remote+":"+f.fingerprint, filepath.Join(b.outDir(), "lxc")), b.emptyOut})
 		r.targets = append(r.targets, target{against: lxcCommand, what: wallTime, most: 0.5})
 	}
 	if b.python != "" && !tls && f.rootfs == "" {
-		program := fmt.Sprintf("shutil.copyfileobj(client.images.get(%q).export(), open(%q, 'wb'))", f.fingerprint, filepath.Join(b.outFolder(), "pylxd"))
-		r.contenders = append(r.contenders, contender{pylxdName, ready, b.pylxd(b.source, tls, program), b.fresh})
+		program := fmt.Sprintf("shutil.copyfileobj(client.images.get(%q).export(), open(%q, 'wb'))", f.fingerprint, filepath.Join(b.outDir(), "pylxd"))
+		r.contenders = append(r.contenders, contender{pylxdName, ready, b.pylxd(b.source, tls, program), b.emptyOut})
 	}
 }
 
 func (b *bench) exportSplit(tls bool) *row {
-	e, f := way(b.source, tls), b.split
+	e, f := endpointOf(b.source, tls), b.split
 	ready := b.prepared(f)
-	r := &row{name: "verified export of a split image, " + over(tls), note: "into two files; curl leaves them in one form"}
+	r := &row{name: "verified export of a split image, " + over(tls), note: "to two files; curl writes one multipart form"}
 	r.contenders = []contender{
-		{ours + " ExportTo", ready, b.own(job{Do: "exportTo", Server: e, Fingerprint: f.fingerprint, Out: b.outFolder()}), b.fresh},
-		{curlBlind, ready, b.curlExport(e, f.fingerprint), b.fresh},
+		{ours + " ExportTo", ready, b.own(job{Do: "exportTo", Server: e, Fingerprint: f.fingerprint, Out: b.outDir()}), b.emptyOut},
+		{curlBlind, ready, b.curlExport(e, f.fingerprint), b.emptyOut},
 	}
 	b.exportPeers(r, ready, f, tls)
 	return r
@@ -200,7 +200,7 @@ func (b *bench) relay(f imageFiles, tls bool) *row {
 	if f.rootfs != "" {
 		kind = " of a split image"
 	}
-	there, gone := b.with(b.source, f), without(b.target, f.fingerprint)
+	there, gone := b.ensure(b.source, f), remove(b.target, f.fingerprint)
 	ready := func(ctx context.Context) error {
 		if err := there(ctx); err != nil {
 			return err
@@ -211,7 +211,7 @@ func (b *bench) relay(f imageFiles, tls bool) *row {
 	return &row{
 		name: "relay copy" + kind + ", " + over(tls), note: "between two daemons through the client", runs: 4,
 		contenders: []contender{
-			{ours, ready, b.own(job{Do: "copy", Server: way(b.source, tls), Target: way(b.target, tls), Fingerprint: f.fingerprint}), gone},
+			{ours, ready, b.own(job{Do: "copy", Server: endpointOf(b.source, tls), Target: endpointOf(b.target, tls), Fingerprint: f.fingerprint}), gone},
 			{lxcCommand, ready, b.lxcRun("image", "copy", from+":"+f.fingerprint, to+":", "--mode", "relay"), gone},
 		},
 		targets: []target{{against: lxcCommand, what: wallTime, most: 0.7}},
@@ -219,9 +219,9 @@ func (b *bench) relay(f imageFiles, tls bool) *row {
 }
 
 func (b *bench) first(tls bool) *row {
-	e := way(b.source, tls)
+	e := endpointOf(b.source, tls)
 	f, ready := b.smallOne()
-	r := &row{name: "connect and read one image, " + over(tls), note: "the start of the process included", runs: 15}
+	r := &row{name: "connect and read one image, " + over(tls), note: "including the start of the process", runs: 15}
 	r.contenders = []contender{
 		{ours, ready, b.own(job{Do: "get", Server: e, Fingerprint: f.fingerprint}), nil},
 		{curlShort, ready, b.curlGet(e, f.fingerprint, 1), nil},
@@ -236,11 +236,11 @@ func (b *bench) first(tls bool) *row {
 	return r
 }
 
-// smallOne is a small image, and what brings it to the source.
+// smallOne returns a small image, and a function that uploads it to the source.
 func (b *bench) smallOne() (imageFiles, func(context.Context) error) {
 	f := imageFiles{image: b.small[0]}
 	err := f.sum()
-	with := b.with(b.source, f)
+	with := b.ensure(b.source, f)
 	return f, func(ctx context.Context) error {
 		if err != nil {
 			return err
@@ -267,7 +267,7 @@ func (b *bench) many() *row {
 
 func (b *bench) creates() *row {
 	e, none := tlsEndpoint(b.source), empty(b.source)
-	r := &row{name: fmt.Sprintf("%d small images created, TLS", len(b.small)), note: "each waited for", runs: 2}
+	r := &row{name: fmt.Sprintf("%d small images created, TLS", len(b.small)), note: "each with Wait", runs: 2}
 	for _, workers := range []int{1, 8} {
 		name := fmt.Sprintf("%s, %d at a time", ours, workers)
 		r.contenders = append(r.contenders, contender{name, none, b.own(job{Do: "createMany", Server: e, Images: b.small, Workers: workers}), none})
@@ -284,7 +284,7 @@ func (b *bench) list() *row {
 	const twoPasses = "encoding/json in two passes"
 	return &row{
 		name: fmt.Sprintf("list of %d images, unix socket", b.listLength),
-		note: fmt.Sprintf("a ready-made answer of %.1f MB; curl only receives it", float64(b.listBytes)/1e6),
+		note: fmt.Sprintf("a prepared response of %.1f MB; curl only receives it", float64(b.listBytes)/1e6),
 		runs: 9,
 		contenders: []contender{
 			{ours + " Each", nil, b.own(job{Do: "each", Server: e, Count: b.listLength}), nil},
@@ -302,21 +302,21 @@ func (b *bench) list() *row {
 	}
 }
 
-// memory shows the peak of one transfer of each kind.
+// memory shows the peak memory of one transfer of each kind.
 func (b *bench) memory(f imageFiles) *row {
 	e, t := tlsEndpoint(b.source), tlsEndpoint(b.target)
-	gone := without(b.source, f.fingerprint)
+	gone := remove(b.source, f.fingerprint)
 	ready := b.prepared(f)
 	r := &row{name: fmt.Sprintf("memory for %d MiB, TLS", f.size>>20), runs: 1}
 	r.contenders = []contender{
 		{ours + " upload", gone, b.own(job{Do: "create", Server: e, Image: f.image, Wait: true}), nil},
 		{ours + " hashed upload", gone, b.own(job{Do: "create", Server: e, Image: f.image}), settle(b.source)},
-		{ours + " ExportTo", ready, b.own(job{Do: "exportTo", Server: e, Fingerprint: f.fingerprint, Out: b.outFolder()}), b.fresh},
-		{ours + " relay copy", ready, b.own(job{Do: "copy", Server: e, Target: t, Fingerprint: f.fingerprint}), without(b.target, f.fingerprint)},
+		{ours + " ExportTo", ready, b.own(job{Do: "exportTo", Server: e, Fingerprint: f.fingerprint, Out: b.outDir()}), b.emptyOut},
+		{ours + " relay copy", ready, b.own(job{Do: "copy", Server: e, Target: t, Fingerprint: f.fingerprint}), remove(b.target, f.fingerprint)},
 		{curlWaits, gone, func(ctx context.Context) (sample, error) { return b.curlUpload(ctx, e, f) }, nil},
-		{curlBlind, ready, b.curlExport(e, f.fingerprint), b.fresh},
+		{curlBlind, ready, b.curlExport(e, f.fingerprint), b.emptyOut},
 	}
-	// Each transfer is held against curl's of the same direction.
+	// Compare each transfer with curl's in the same direction.
 	for n, against := range []string{curlWaits, curlWaits, curlBlind, curlWaits} {
 		r.targets = append(r.targets,
 			target{who: n, what: peakMiB, most: 32},

@@ -17,14 +17,14 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// bench is what the rows work with.
+// bench is the environment of the rows.
 type bench struct {
-	self   string // this program
-	folder string
+	self   string // path of this program
+	dir    string
 	lxc    string   // path of the command, or empty
 	python string   // path of a Python that has pylxd, or empty
-	near   *os.File // this end of the lines, once there is one
-	load   string   // averages of the machine before the first row
+	near   *os.File // the near end of the links; nil before the first one
+	load   string   // the machine's load averages at the start
 
 	source, target *testdaemon.Daemon
 
@@ -54,16 +54,16 @@ const (
 	manyImages  = 10_000
 )
 
-// memorySizes are the images, in MiB, whose transfers show that memory does not
-// grow with them.
+// memorySizes are the sizes, in MiB, of the images whose transfers show that memory
+// does not grow with the size.
 var memorySizes = []int64{64, 256, 1024}
 
 func setUp(ctx context.Context, parent string, size int64) (b *bench, err error) {
-	folder, err := os.MkdirTemp(parent, "lxd-bench-")
+	dir, err := os.MkdirTemp(parent, "lxd-bench-")
 	if err != nil {
 		return nil, err
 	}
-	b = &bench{folder: folder, load: contentOf("/proc/loadavg"), size: size, listLength: manyImages}
+	b = &bench{dir: dir, load: contentOf("/proc/loadavg"), size: size, listLength: manyImages}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, b.close())
@@ -120,11 +120,10 @@ func (b *bench) close() error {
 			errs = append(errs, d.Close())
 		}
 	}
-	return errors.Join(append(errs, os.RemoveAll(b.folder))...)
+	return errors.Join(append(errs, os.RemoveAll(b.dir))...)
 }
 
-// makeFiles writes the images that are moved. Their padding is random, as
-// compressed images look.
+// makeFiles writes the images. Their padding is random, like compressed images.
 func (b *bench) makeFiles() error {
 	var err error
 	if b.unified, err = b.unifiedFile("unified", b.size); err != nil {
@@ -151,7 +150,7 @@ func (b *bench) makeFiles() error {
 }
 
 func (b *bench) unifiedFile(name string, size int64) (imageFiles, error) {
-	f := imageFiles{image: filepath.Join(b.folder, name+".tar.gz")}
+	f := imageFiles{image: filepath.Join(b.dir, name+".tar.gz")}
 	err := writeFile(f.image, func(w io.Writer) error { return lxdtest.WriteUnifiedImage(w, name, size) })
 	if err != nil {
 		return f, err
@@ -161,7 +160,7 @@ func (b *bench) unifiedFile(name string, size int64) (imageFiles, error) {
 
 func (b *bench) splitFiles(name string, size int64) (imageFiles, error) {
 	metadata, rootfs := lxdtest.SplitImage(name, 0)
-	f := imageFiles{image: filepath.Join(b.folder, name+".meta.tar.gz"), rootfs: filepath.Join(b.folder, name+".root")}
+	f := imageFiles{image: filepath.Join(b.dir, name+".meta.tar.gz"), rootfs: filepath.Join(b.dir, name+".root")}
 	if err := os.WriteFile(f.image, metadata, 0o600); err != nil {
 		return f, err
 	}
@@ -186,16 +185,15 @@ func writeFile(path string, fill func(io.Writer) error) error {
 	return errors.Join(fill(f), f.Close())
 }
 
-// remote names in the lxc command's configuration.
+// The remotes in the lxc command's configuration.
 const (
 	sourceUnix, targetUnix = "source-unix", "target-unix"
 	sourceTLS, targetTLS   = "source-tls", "target-tls"
 )
 
-func (b *bench) lxcFolder() string { return filepath.Join(b.folder, "lxc") }
+func (b *bench) lxcDir() string { return filepath.Join(b.dir, "lxc") }
 
-// writeLXCConfig makes a configuration of the lxc command that knows both
-// daemons.
+// writeLXCConfig writes a configuration of the lxc command with both daemons.
 func (b *bench) writeLXCConfig(ctx context.Context) error {
 	remotes := map[string]any{}
 	files := map[string][]byte{}
@@ -214,7 +212,7 @@ func (b *bench) writeLXCConfig(ctx context.Context) error {
 	}
 	files["config.yml"] = config // JSON is YAML
 	for name, data := range files {
-		path := filepath.Join(b.lxcFolder(), name)
+		path := filepath.Join(b.lxcDir(), name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			return err
 		}
@@ -225,9 +223,9 @@ func (b *bench) writeLXCConfig(ctx context.Context) error {
 	return b.target.Trust(ctx, "lxc", b.source.ClientCertificate)
 }
 
-// startListServer runs the server of the long list in a process of its own.
+// startListServer starts a process that serves the long list.
 func (b *bench) startListServer(ctx context.Context) error {
-	b.listSocket = filepath.Join(b.folder, "list.socket")
+	b.listSocket = filepath.Join(b.dir, "list.socket")
 	cmd, err := (&job{Do: "serveImages", Count: b.listLength, Out: b.listSocket}).command(ctx, b.self)
 	if err != nil {
 		return err
@@ -248,15 +246,15 @@ func (b *bench) startListServer(ctx context.Context) error {
 	return err
 }
 
-// unixEndpoint and tlsEndpoint are the ways to a daemon.
+// unixEndpoint and tlsEndpoint return the endpoints of a daemon.
 func unixEndpoint(d *testdaemon.Daemon) endpoint {
-	return endpoint{URL: "unix://" + d.Socket, folder: d.Dir, raw: d.Socket}
+	return endpoint{URL: "unix://" + d.Socket, raw: d.Socket}
 }
 
 func tlsEndpoint(d *testdaemon.Daemon) endpoint {
 	return endpoint{
 		URL: d.URL, Certificate: d.ClientCertificate, Key: d.ClientKey, ServerCert: d.ServerCertificate,
-		certFile: filepath.Join(d.Dir, "test-client.crt"), keyFile: filepath.Join(d.Dir, "test-client.key"), folder: d.Dir, raw: d.URL,
+		certFile: filepath.Join(d.Dir, "test-client.crt"), keyFile: filepath.Join(d.Dir, "test-client.key"), raw: d.URL,
 	}
 }
 

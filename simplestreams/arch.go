@@ -2,9 +2,9 @@ package simplestreams
 
 import "runtime"
 
-// architectures maps every spelling that simplestreams indexes are read with by LXD 5.0.2 and Incus 6.0.4 to the name
-// that they report. The two agree, odd as they are about "arm" and the little-endian MIPS, except for loongarch64, which
-// this LXD does not know.
+// architectures maps every spelling that LXD 5.0.2 and Incus 6.0.4 accept in a simplestreams index to the name that they
+// report. Both map "arm" and the little-endian MIPS in this odd way; they differ only in loongarch64, which LXD 5.0.2 does
+// not know.
 var architectures = map[string]string{
 	"i686": "i686", "i386": "i686", "i586": "i686", "386": "i686", "x86": "i686", "generic_32": "i686",
 	"x86_64": "x86_64", "amd64": "x86_64", "generic_64": "x86_64",
@@ -23,7 +23,7 @@ var architectures = map[string]string{
 	"loongarch64": "loongarch64", "loong64": "loongarch64",
 }
 
-// personalities are the architectures that a host runs beside its own, best first.
+// personalities are the architectures that a host can run besides its own, best first.
 var personalities = map[string][]string{
 	"x86_64":  {"i686"},
 	"aarch64": {"armv8l", "armv7l", "armv6l"},
@@ -40,10 +40,11 @@ func ArchitectureName(name string) (string, bool) {
 	return known, ok
 }
 
-// localArchitecture returns the name of the architecture that this program was built for, or "" where no daemon knows it.
+// localArchitecture returns the daemons' name of the architecture that this program was built for, or "" if they have
+// none.
 func localArchitecture() string {
 	if runtime.GOARCH == "arm" {
-		return "armv7l" // In an index "arm" is an older one.
+		return "armv7l" // In an index, "arm" means armv6l.
 	}
 
 	return architectures[runtime.GOARCH]

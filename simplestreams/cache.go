@@ -8,21 +8,21 @@ import (
 	"path/filepath"
 )
 
-// Cache keeps metadata files for a client. It has to be safe for concurrent use. What it loses is fetched again and what
-// it alters is noticed by its hash, so a cache can drop entries as it likes. A failing cache is logged and otherwise
+// Cache stores metadata files for a client. It must be safe for concurrent use. It may drop entries at any time: a missing
+// entry is downloaded again, and an altered one is detected by its hash. Errors of a cache are logged and otherwise
 // ignored.
 type Cache interface {
-	// Open returns what was stored under the key, or an error. The key consists of letters, digits, "-" and ".", and is
-	// fit to be a file name.
+	// Open returns the content stored under the key, or an error. The key consists of letters, digits, "-" and ".", and
+	// is a valid file name.
 	Open(key string) (io.ReadCloser, error)
 
-	// Store reads content to its end and keeps it under the key, in the place of what was there. If content ends with an
-	// error, Store returns an error and keeps what was there.
+	// Store reads content to its end and stores it under the key, replacing an earlier entry. If reading content fails,
+	// Store returns an error and keeps the earlier entry.
 	Store(key string, content io.Reader) error
 }
 
-// DirCache returns a cache in a folder, which is made when it is first needed. Programs can share it: files appear under
-// their names only when they are whole. Nothing is ever removed; there are two files for each metadata file of a server.
+// DirCache returns a cache in a directory, which is created when it is first needed. Programs can share it: files get
+// their names only when they are complete. Nothing is ever removed; each metadata file of a server takes two files.
 func DirCache(dir string) Cache { return dirCache(dir) }
 
 type dirCache string

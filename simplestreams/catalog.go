@@ -9,12 +9,12 @@ import (
 	"time"
 )
 
-// digest is a SHA-256 hash; half the size of its text.
+// digest is a SHA-256 hash, in half the memory of its text.
 type digest [sha256.Size]byte
 
 func (d digest) String() string { return hex.EncodeToString(d[:]) }
 
-// product is what all versions of a product share.
+// product has the attributes that all versions of a product share.
 type product struct {
 	name         string
 	aliases      []string
@@ -30,7 +30,7 @@ type product struct {
 	lxdRequires  []requirement
 }
 
-// requirement is one pair of a product's requirements. They are few: a map would be ten times as large.
+// requirement is one of a product's requirements. There are few: a map would take ten times the memory.
 type requirement struct{ key, value string }
 
 // part is one file of an image.
@@ -40,8 +40,8 @@ type part struct {
 	sha256 digest // zero if the index has none
 }
 
-// entry is one image of the index. There are tens of thousands of them, so what can be worked out of the rest is made
-// only when an Image is asked for.
+// entry is one image of the index. There are tens of thousands of them, so everything that can be derived is computed only
+// when an Image is requested.
 type entry struct {
 	product     *product
 	serial      string
@@ -52,54 +52,54 @@ type entry struct {
 	rootType    rootType
 	family      Family
 
-	// broken says why the image cannot be downloaded although daemons would list it. It hides no older version:
-	// whoever asks for this image gets this error.
+	// broken says why the image cannot be downloaded although daemons would list it. The image is not replaced by an
+	// older version: resolving it returns this error.
 	broken error
 }
 
-// listed is an image at its place among the others.
-type listed struct {
+// listEntry is an entry of the ordered list, with the names that resolve to it.
+type listEntry struct {
 	*entry
 
-	// claimsAll says that every alias of the product leads here; claims lists the names if only some do.
+	// claimsAll is true if every alias of the product resolves to this entry; otherwise claims lists those that do.
 	claimsAll bool
 	claims    []string
 }
 
-// skipped is a product, or a version of one, that holds nothing that a daemon would list.
-type skipped struct {
+// omission is a product, or a version of one, without an image that a daemon would list.
+type omission struct {
 	product *product
 	serial  string
 	reason  string
 }
 
-// catalog is a read index. It is not changed once it is made.
+// catalog is a parsed index. It is immutable.
 type catalog struct {
 	checked  time.Time
 	index    *document[[]string]
 	products map[string]*document[*productsFile]
-	entries  []listed
-	skipped  []skipped
+	entries  []listEntry
+	omitted  []omission
 }
 
 // productsFile is the content of one products file.
 type productsFile struct {
 	entries []*entry
-	skipped []skipped
+	omitted []omission
 }
 
-// arrange puts the images of all files in the order in which LXD and Incus hand out aliases, and hands them out.
+// arrange sorts the images of all files into the order in which LXD and Incus assign aliases, and assigns the aliases.
 func (c *catalog) arrange(files []*productsFile) {
 	count := 0
 	for _, file := range files {
 		count += len(file.entries)
 	}
-	c.entries = make([]listed, 0, count)
+	c.entries = make([]listEntry, 0, count)
 	for _, file := range files {
 		for _, e := range file.entries {
-			c.entries = append(c.entries, listed{entry: e})
+			c.entries = append(c.entries, listEntry{entry: e})
 		}
-		c.skipped = append(c.skipped, file.skipped...)
+		c.omitted = append(c.omitted, file.omitted...)
 	}
 	slices.SortStableFunc(c.entries, preference)
 	c.claim()
@@ -107,7 +107,7 @@ func (c *catalog) arrange(files []*productsFile) {
 
 // preference orders by operating system, release and variant, the newest version first within them, then by
 // architecture and by type of root filesystem.
-func preference(a, b listed) int {
+func preference(a, b listEntry) int {
 	return cmp.Or(
 		emptyLast(a.product.os, b.product.os),
 		emptyLast(a.product.release, b.product.release),
@@ -131,7 +131,7 @@ func emptyLast(a, b string) int {
 	return strings.Compare(a, b)
 }
 
-// claim gives each name to the first image that asks for it, per type and architecture.
+// claim assigns each name to the first image that claims it, per type and architecture.
 func (c *catalog) claim() {
 	taken := make(map[string]struct{}, len(c.entries))
 	var key []byte
@@ -167,8 +167,8 @@ func (c *catalog) claim() {
 	}
 }
 
-// names returns the names that lead to the image.
-func (e *listed) names() []string {
+// names returns the names that resolve to the image.
+func (e *listEntry) names() []string {
 	if !e.claimsAll {
 		return slices.Clone(e.claims)
 	}
@@ -180,7 +180,7 @@ func (e *listed) names() []string {
 	return names
 }
 
-// named reports whether the product goes by the name.
+// named reports whether the product has the name, with or without its architecture.
 func (p *product) named(name string) bool {
 	for _, alias := range p.aliases {
 		if rest, ok := strings.CutPrefix(name, alias); ok && (rest == "" || rest[0] == '/' && rest[1:] == p.arch) {
@@ -196,7 +196,7 @@ type rootType uint8
 
 const (
 	rootSquashfs rootType = iota
-	rootUnified           // none: the root filesystem is in the one file
+	rootUnified           // no separate root filesystem
 	rootTarXZ
 	rootDiskKVM
 	rootDiskUEFI

@@ -17,15 +17,15 @@ type Client struct {
 	server  *url.URL
 	secrets *redact.Secrets // of the server's URL
 	http    *http.Client
-	own     *http.Transport // nil if the caller's is used as it is
+	own     *http.Transport // the transport that Close cleans up; nil for the caller's own
 
-	// loading is held, by sending, while the index is read. A channel, so that waiting for it ends with the context.
+	// loading is the lock for reading the index; a channel, so that a context can end the wait for it.
 	loading chan struct{}
 	index   *catalog
 }
 
-// New returns a client for the server at the given URL, such as "https://images.example.net" or one with a path. It
-// sends nothing: the index is read when it is first needed.
+// New returns a client for the server at a URL, such as "https://images.example.net", with or without a path. It sends
+// nothing: the index is read when it is first needed.
 func New(server string, options *Options) (*Client, error) {
 	set := options.withDefaults()
 
@@ -41,7 +41,7 @@ func New(server string, options *Options) (*Client, error) {
 	case address.Host == "":
 		return nil, fmt.Errorf("simplestreams: server URL %q: no host", redact.URL(address))
 	case address.RawQuery != "" || address.Fragment != "":
-		return nil, fmt.Errorf("simplestreams: server URL %q: a query or fragment has no meaning here", redact.URL(address))
+		return nil, fmt.Errorf("simplestreams: server URL %q: a query or fragment is not allowed", redact.URL(address))
 	}
 	switch set.Family {
 	case "", LXD, Incus:
@@ -57,7 +57,7 @@ func New(server string, options *Options) (*Client, error) {
 	return &Client{options: set, server: address, secrets: redact.HideURL(address), http: client, own: own, loading: make(chan struct{}, 1)}, nil
 }
 
-// Close closes idle connections, but for those of a transport that the caller gave. Downloads that are under way go on,
+// Close closes the idle connections, but not those of Options.HTTPClient's own transport. Downloads in progress continue,
 // and the client can still be used.
 func (c *Client) Close() error {
 	if c.own != nil {
@@ -67,11 +67,11 @@ func (c *Client) Close() error {
 	return nil
 }
 
-// URL returns the server's address as it was given, without user name and password.
+// URL returns the server's address as it was passed to New, without user name and password.
 func (c *Client) URL() string { return redact.URL(c.server) }
 
-// address returns the URL of a file on the server. The name is taken literally, so that a "%" or "?" in it stays part of
-// it, but without the "." and the double slashes that it may have.
+// address returns the URL of a file on the server. A "%" or "?" in the name is taken literally; "." segments and double
+// slashes are removed.
 func (c *Client) address(name string) *url.URL {
 	joined := *c.server
 	joined.Path = strings.TrimRight(c.server.Path, "/") + "/" + path.Clean(name)
@@ -80,24 +80,24 @@ func (c *Client) address(name string) *url.URL {
 	return &joined
 }
 
-// told returns the address of a file for errors and log records.
-func (c *Client) told(path string) string { return redact.URL(c.address(path)) }
+// publicURL returns the address of a file, without secrets, for errors and log records.
+func (c *Client) publicURL(path string) string { return redact.URL(c.address(path)) }
 
 // fileError wraps the failure of one file.
 func (c *Client) fileError(path string, err error) error {
-	return &Error{URL: c.told(path), Err: c.secrets.Error(err)}
+	return &Error{URL: c.publicURL(path), Err: c.secrets.Error(err)}
 }
 
-// errorOf is fileError for an error that may be one of its making already.
-func (c *Client) errorOf(path string, err error) error {
-	if _, ready := err.(*Error); ready { //nolint:errorlint // One that is wrapped does not name the file first.
+// toFileError returns an *Error unchanged, and wraps any other error with fileError.
+func (c *Client) toFileError(path string, err error) error {
+	if _, ok := err.(*Error); ok { //nolint:errorlint // The text of a wrapped one does not begin with the file.
 		return err
 	}
 
 	return c.fileError(path, err)
 }
 
-// checkPath refuses a path that does not lead to a file below the server's address.
+// checkPath returns an error for a path that is not of a file below the server's address.
 func checkPath(name string) error {
 	switch {
 	case name == "" || path.Clean(name) == ".":
@@ -107,12 +107,12 @@ func checkPath(name string) error {
 	}
 	for _, r := range name {
 		if r < ' ' || r == 0x7f {
-			return fmt.Errorf("path %q has a control character", name)
+			return fmt.Errorf("path %q contains a control character", name)
 		}
 	}
 	for segment := range strings.SplitSeq(name, "/") {
 		if segment == ".." {
-			return fmt.Errorf("path %q leads out of the server", name)
+			return fmt.Errorf("path %q is not below the server's address", name)
 		}
 	}
 

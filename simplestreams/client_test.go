@@ -49,8 +49,8 @@ func TestNewRefuses(t *testing.T) {
 	require.ErrorIs(t, err, simplestreams.ErrInsecure)
 }
 
-// TestSecretsAreNotTold looks for all that is secret in the server's URL, and in where it redirects to, in all errors
-// and log records.
+// TestSecretsAreNotTold searches all errors and log records for the secrets in the server's URL and in those of
+// redirects.
 func TestSecretsAreNotTold(t *testing.T) {
 	const redirect = "http://elsewhere.invalid/x?signature=s3cr3t"
 	var log bytes.Buffer
@@ -60,7 +60,7 @@ func TestSecretsAreNotTold(t *testing.T) {
 		require.Error(t, err)
 		for todo := []error{err}; len(todo) > 0; todo = todo[1:] {
 			told = append(told, todo[0].Error(), fmt.Sprintf("%+v", todo[0]), fmt.Sprintf("%#v", todo[0]))
-			switch e := todo[0].(type) { //nolint:errorlint // It walks the tree.
+			switch e := todo[0].(type) { //nolint:errorlint // It visits each error of the tree.
 			case interface{ Unwrap() error }:
 				if cause := e.Unwrap(); cause != nil {
 					todo = append(todo, cause)
@@ -133,7 +133,7 @@ func TestSecretsAreNotTold(t *testing.T) {
 	}
 }
 
-// brokenCache keeps nothing.
+// brokenCache fails to store.
 type brokenCache struct{}
 
 func (brokenCache) Open(string) (io.ReadCloser, error) {

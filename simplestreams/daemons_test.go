@@ -15,8 +15,8 @@ import (
 	"github.com/golxd/lxd/simplestreams"
 )
 
-// TestAgreesWithDaemons has each real daemon that the environment names import images of a tree, and compares what it
-// then says of them with what this package says. internal/cmd/testdaemons starts daemons.
+// TestAgreesWithDaemons imports the images of a tree into each real daemon that the environment names, and compares the
+// daemon's descriptions with those of this package. internal/cmd/testdaemons starts daemons.
 func TestAgreesWithDaemons(t *testing.T) {
 	lxd, incus, err := testdaemon.FromEnv()
 	require.NoError(t, err)
@@ -91,7 +91,7 @@ func testArchitectures(t *testing.T, daemon *testdaemon.Daemon) {
 	client := newClient(t, server, nil)
 	for _, spelling := range spellings {
 		if daemon.Family == testdaemon.LXD && strings.HasPrefix(spelling, "loong") {
-			continue // Known to newer ones only.
+			continue // LXD 5.0.2 does not know it.
 		}
 		mine, err := client.Resolve(t.Context(), "on-"+spelling, nil)
 		require.NoError(t, err)
@@ -160,7 +160,7 @@ func realProducts(t *testing.T, family, unique string) []streamstest.Product {
 	}
 }
 
-// tarball is metadata that differs from the index in all that could be taken from either.
+// tarball is metadata that differs from the index in every value that is in both.
 func tarball(t *testing.T, name string, rootfs bool) []byte {
 	var packed bytes.Buffer
 	compressor := gzip.NewWriter(&packed)

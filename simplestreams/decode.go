@@ -14,8 +14,8 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// decoder reads JSON as it comes in and keeps only what is asked for. Strings that come again and again, such as
-// releases and serials, are kept once.
+// decoder reads JSON as a stream and keeps only the requested values. Strings that repeat, such as releases and serials,
+// are kept once.
 type decoder struct {
 	*jsontext.Decoder
 	kept    map[string]string
@@ -24,13 +24,13 @@ type decoder struct {
 
 func newDecoder(r io.Reader) *decoder {
 	return &decoder{
-		// A name twice is no error to the daemons; telling would take a table of all names.
+		// Daemons accept duplicate names; rejecting them would take a table of all names.
 		Decoder: jsontext.NewDecoder(r, jsontext.AllowDuplicateNames(true)),
 		kept:    map[string]string{},
 	}
 }
 
-// document reads the one object that the input has to be.
+// document reads an input that consists of one object.
 func (d *decoder) document(member func(name []byte) error) error {
 	if kind := d.PeekKind(); kind != '{' && kind != 0 {
 		return d.unexpected("an object")
@@ -40,7 +40,7 @@ func (d *decoder) document(member func(name []byte) error) error {
 	}
 	if _, err := d.ReadToken(); !errors.Is(err, io.EOF) {
 		if err == nil {
-			err = errors.New("there is something after the end of the JSON document")
+			err = errors.New("trailing data after the JSON document")
 		}
 		return err
 	}
@@ -48,8 +48,8 @@ func (d *decoder) document(member func(name []byte) error) error {
 	return nil
 }
 
-// object calls member for each name of an object, with the decoder before the value. The name is gone when the value is
-// read. Null is an empty object.
+// object calls member for each name of an object; member must read the value. The name is valid until then. Null is an
+// empty object.
 func (d *decoder) object(member func(name []byte) error) error {
 	switch d.PeekKind() {
 	case 'n', 0:
@@ -98,7 +98,7 @@ func (d *decoder) text() ([]byte, error) {
 	return d.scratch, err
 }
 
-// keep reads a string that is likely to come again.
+// keep reads a string that is likely to repeat.
 func (d *decoder) keep(into *string) error {
 	text, err := d.text()
 	if err != nil {
@@ -119,7 +119,7 @@ func (d *decoder) intern(text []byte) string {
 	return fresh
 }
 
-// number reads a whole number.
+// number reads an integer. Null is 0.
 func (d *decoder) number() (int64, error) {
 	switch d.PeekKind() {
 	case '0', 'n', 0:
@@ -132,13 +132,13 @@ func (d *decoder) number() (int64, error) {
 	}
 	value, err := strconv.ParseInt(string(raw), 10, 64)
 	if err != nil {
-		return 0, fmt.Errorf("%s: %s is not a whole number", d.StackPointer(), raw)
+		return 0, fmt.Errorf("%s: %s is not an integer", d.StackPointer(), raw)
 	}
 
 	return value, nil
 }
 
-// emptyArray reads an array and tells whether it has no elements.
+// emptyArray reads an array and reports whether it is empty. Null is an empty array.
 func (d *decoder) emptyArray() (bool, error) {
 	switch d.PeekKind() {
 	case '[', 'n', 0:
@@ -166,7 +166,7 @@ func (d *decoder) unexpected(want string) error {
 	return fmt.Errorf("%s: want %s, have %v", d.StackPointer(), want, d.PeekKind())
 }
 
-// noEOF makes the end of the input within a document what it is.
+// noEOF replaces io.EOF, which is unexpected within a document, by io.ErrUnexpectedEOF.
 func noEOF(err error) error {
 	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
@@ -216,8 +216,8 @@ func decodeIndex(r io.Reader) ([]string, error) {
 	return paths, err
 }
 
-// decodeProducts reads a products file and returns the images that daemons of the family would see in it. A prefix is
-// taken off the aliases.
+// decodeProducts reads a products file and returns the images that daemons of the family see in it. It removes the prefix
+// from the aliases.
 func decodeProducts(r io.Reader, family Family, prefix string) (*productsFile, error) {
 	d := &productsDecoder{decoder: newDecoder(r), family: family, prefix: prefix, file: &productsFile{}}
 	found := false
@@ -239,7 +239,7 @@ func decodeProducts(r io.Reader, family Family, prefix string) (*productsFile, e
 	return d.file, nil
 }
 
-// productsDecoder holds what is needed while a products file is read.
+// productsDecoder is the state of reading a products file.
 type productsDecoder struct {
 	*decoder
 	family Family
@@ -256,7 +256,7 @@ func (d *productsDecoder) product(name []byte) error {
 	p := &product{name: string(name)}
 	d.current, d.entries = p, d.entries[:0]
 	versions := 0
-	before := len(d.file.skipped)
+	before := len(d.file.omitted)
 	err := d.object(func(name []byte) error {
 		switch string(name) {
 		case "aliases":
@@ -304,9 +304,9 @@ func (d *productsDecoder) product(name []byte) error {
 	switch {
 	case !known:
 		d.entries = d.entries[:0]
-		d.file.skipped = append(d.file.skipped[:before], skipped{product: p, reason: fmt.Sprintf("no daemon knows the architecture %q", p.arch)})
+		d.file.omitted = append(d.file.omitted[:before], omission{product: p, reason: fmt.Sprintf("no daemon knows the architecture %q", p.arch)})
 	case versions == 0:
-		d.file.skipped = append(d.file.skipped, skipped{product: p, reason: "the product has no versions"})
+		d.file.omitted = append(d.file.omitted, omission{product: p, reason: "the product has no versions"})
 	}
 	d.file.entries = append(d.file.entries, d.entries...)
 
@@ -343,7 +343,7 @@ func (d *productsDecoder) version(name []byte) error {
 		return err
 	}
 	if _, ok := created(d.serial); !ok {
-		d.skip("the version's name does not begin with a date")
+		d.omit("the version's name does not begin with a date")
 		return nil
 	}
 
@@ -371,14 +371,14 @@ func (d *productsDecoder) version(name []byte) error {
 		}
 	}
 	if !found {
-		d.skip(cmp.Or(reason, "the version has no items that make an image"))
+		d.omit(cmp.Or(reason, "the version has no items that make up an image"))
 	}
 
 	return nil
 }
 
-func (d *productsDecoder) skip(reason string) {
-	d.file.skipped = append(d.file.skipped, skipped{product: d.current, serial: d.serial, reason: reason})
+func (d *productsDecoder) omit(reason string) {
+	d.file.omitted = append(d.file.omitted, omission{product: d.current, serial: d.serial, reason: reason})
 }
 
 // wanted reports whether the client's family reads the metadata item.
@@ -389,7 +389,7 @@ func (d *productsDecoder) wanted(meta *item) bool {
 	if meta.family == LXD {
 		return true
 	}
-	// For a client of both families, an item for LXD of the same shape takes the place of the one for Incus.
+	// For a client of both families, an item for LXD replaces the one for Incus if both are unified, or both split.
 	for i := range d.items {
 		if other := &d.items[i]; other.family == LXD && other.unified == meta.unified {
 			return false
@@ -399,7 +399,8 @@ func (d *productsDecoder) wanted(meta *item) bool {
 	return true
 }
 
-// add makes an image of a metadata item and a root filesystem, or of a unified item. It returns why there is none.
+// add adds the image of a metadata item and a root filesystem, or of a unified item. If there is none, it returns the
+// reason.
 func (d *productsDecoder) add(meta, root *item, label string) string {
 	e := &entry{product: d.current, serial: d.serial, label: label, family: meta.family, meta: meta.part, rootType: rootUnified}
 	e.fingerprint = meta.sha256
@@ -427,13 +428,13 @@ func (d *productsDecoder) add(meta, root *item, label string) string {
 	return ""
 }
 
-// item is one file of a version as the index describes it.
+// item is a file of a version, as the index describes it.
 type item struct {
 	part
 	family   Family // of a metadata item; empty for a root filesystem
 	unified  bool
 	rootType rootType
-	combined [rootDisk1 + 1]digest // the one for rootUnified is the old combined_sha256
+	combined [rootDisk1 + 1]digest // by type; that of rootUnified is the old combined_sha256
 	broken   error
 }
 
@@ -489,7 +490,7 @@ func (d *productsDecoder) item(name []byte) error {
 	return nil
 }
 
-// setType reports whether items of the type matter.
+// setType sets the fields that the ftype determines, and reports whether daemons read items of it.
 func (it *item) setType(ftype []byte) bool {
 	switch string(ftype) {
 	case "lxd.tar.xz":
@@ -531,7 +532,7 @@ func (d *productsDecoder) hash(id, field string, it *item, into *digest) error {
 	return nil
 }
 
-// created returns the day that a version's name begins with. Daemons know no other date of an image.
+// created returns the date at the beginning of a version's name, which is the only date that daemons read.
 func created(serial string) (time.Time, bool) {
 	if len(serial) < 8 {
 		return time.Time{}, false

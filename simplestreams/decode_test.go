@@ -56,7 +56,7 @@ func TestManyProducts(t *testing.T) {
 	file, err := decodeProducts(bytes.NewReader(manyProducts(500)), "", "")
 	require.NoError(t, err)
 	require.Len(t, file.entries, 500*3*2)
-	require.Empty(t, file.skipped)
+	require.Empty(t, file.omitted)
 	var index catalog
 	index.arrange([]*productsFile{file})
 	claimed := 0
@@ -66,7 +66,7 @@ func TestManyProducts(t *testing.T) {
 	require.Equal(t, 500*2*2*2, claimed, "the newest version of each product has both aliases, short and long, as container and VM")
 }
 
-// TestMemoryIsInProportion checks that a big index does not keep what it was read from.
+// TestMemoryIsInProportion checks that a big index does not keep its source in memory.
 func TestMemoryIsInProportion(t *testing.T) {
 	text := manyProducts(2000)
 	before := heap()
@@ -89,7 +89,7 @@ func heap() uint64 {
 	return stats.HeapAlloc
 }
 
-// TestEveryCut reads each beginning of two documents: all of them are errors, none of them io.EOF.
+// TestEveryCut parses every prefix of two documents: each is an error, and never io.EOF.
 func TestEveryCut(t *testing.T) {
 	tree := streamstest.Tree([]streamstest.Product{{
 		Name: "p", Aliases: []string{"a"}, Requirements: map[string]string{"b": "c"},
@@ -107,7 +107,7 @@ func TestEveryCut(t *testing.T) {
 	}
 }
 
-// FuzzProducts checks that whatever a products file holds, its images are sound and agree with what encoding/json sees.
+// FuzzProducts checks that the images of any products file are valid and agree with what encoding/json reads.
 func FuzzProducts(f *testing.F) {
 	seeds, err := filepath.Glob("testdata/products/*.json")
 	require.NoError(f, err)
@@ -156,7 +156,7 @@ func FuzzProducts(f *testing.F) {
 	})
 }
 
-// FuzzIndex checks that the index's parser ends in paths or in an error that is not io.EOF.
+// FuzzIndex checks that parsing an index returns paths or an error that is not io.EOF.
 func FuzzIndex(f *testing.F) {
 	seeds, err := filepath.Glob("testdata/index/*.json")
 	require.NoError(f, err)
@@ -206,7 +206,7 @@ func BenchmarkIndex12000(b *testing.B) {
 	runtime.KeepAlive(file)
 }
 
-// BenchmarkIndex12000Plain is what one struct per object and encoding/json take, for comparison.
+// BenchmarkIndex12000Plain uses encoding/json with one struct per object, for comparison.
 func BenchmarkIndex12000Plain(b *testing.B) {
 	type item struct {
 		Ftype, Path, SHA256 string

@@ -9,8 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestDependencies keeps the package free of the rest of the module but for
-// what has no dependencies itself, and light.
+// TestDependencies checks that the package imports nothing of the module but
+// packages that have no dependencies themselves.
 func TestDependencies(t *testing.T) {
 	out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", ".").Output()
 	require.NoError(t, err)

@@ -16,24 +16,24 @@ import (
 	"github.com/golxd/lxd/internal/rangeread"
 )
 
-// DownloadOptions changes how an image is downloaded.
+// DownloadOptions configure a download.
 type DownloadOptions struct {
-	// Progress is called after each read, by the goroutine that reads, with the bytes of the image so far and in all
-	// (-1 if neither the index nor the server tells). The default is not to be called.
+	// Progress is called after each read, by the reading goroutine, with the bytes of the image read so far and its total
+	// size (-1 if neither the index nor the server has it). It may be nil.
 	Progress func(done, total int64)
 }
 
-// Download is an image on its way. Its readers give each file as it comes, and an error in the place of io.EOF if the
-// file is not the one in the index.
+// Download is a download of an image. Its readers return the content of each file as it arrives, and an error instead of
+// io.EOF if the file does not match the index.
 type Download struct {
-	// Metadata is the metadata file of a split image, and the whole of a unified one.
+	// Metadata is the metadata file of a split image, or the one file of a unified image.
 	Metadata *FileReader
 
-	// Rootfs is the root filesystem of a split image, and nil for a unified one. It is to be read after Metadata, which
-	// has to be read to its end.
+	// Rootfs is the root filesystem of a split image, and nil for a unified one. It can be read only after Metadata has
+	// been read to its end.
 	Rootfs *FileReader
 
-	// Size is the sum of the files' sizes in bytes, or -1 if neither the index nor the server tells.
+	// Size is the sum of the files' sizes in bytes, or -1 if neither the index nor the server has them.
 	Size int64
 
 	fingerprint string
@@ -43,13 +43,13 @@ type Download struct {
 	cancel      context.CancelFunc
 }
 
-// Open begins to download an image. The request for the first file is made at once, the one for the root filesystem when
-// it is first read. The context covers the whole download. The result has to be closed.
+// Open starts to download an image. It sends the request for the first file; the request for the root filesystem is sent
+// when that is first read. The context applies to the whole download. The caller must close the Download.
 //
-// A file is hashed while it is read. Its last Read returns io.EOF only if the hash in the index fits and, for the last
-// file, if the fingerprint fits too; else it returns a *HashError. A download that is cut or stalls goes on where it was,
-// with a Range request, and is retried for [Options.RetryTimeout] without progress: a response that brings less than 4 KiB
-// is none.
+// A file is hashed while it is read. Its last Read returns io.EOF only if the hash in the index matches and, for the
+// last file, if the fingerprint matches too; else it returns a *HashError. A download that breaks or stalls resumes
+// with a Range request, and is retried for [Options.RetryTimeout] without progress; only a response with at least 4 KiB
+// is progress.
 func (c *Client) Open(ctx context.Context, image *Image, options *DownloadOptions) (*Download, error) {
 	if image == nil || len(image.Files) < 1 || len(image.Files) > 2 {
 		return nil, errors.New("simplestreams: an image has one or two files")
@@ -98,8 +98,8 @@ func (c *Client) Open(ctx context.Context, image *Image, options *DownloadOption
 	return d, nil
 }
 
-// Close ends the download, and a Read that is under way in another goroutine, with [context.Canceled]. Progress may call
-// it. Closing early is no error.
+// Close ends the download; a Read in progress in another goroutine returns [context.Canceled]. It may be called before the
+// end of the content, and by Progress. It always returns nil.
 func (d *Download) Close() error {
 	d.cancel()
 	for _, r := range []*FileReader{d.Metadata, d.Rootfs} {
@@ -111,7 +111,7 @@ func (d *Download) Close() error {
 	return nil
 }
 
-// last reports whether the image ends with the file.
+// last reports whether the file is the image's last one.
 func (d *Download) last(r *FileReader) bool { return d.Rootfs == nil || r == d.Rootfs }
 
 // FileReader reads one file of an image. It is for one goroutine at a time.
@@ -128,7 +128,7 @@ type FileReader struct {
 	source *rangeread.Reader // nil before the first request
 
 	hash    hash.Hash
-	hashing hashing
+	hashing streamHash
 	err     error
 }
 
@@ -151,7 +151,7 @@ func (c *Client) reader(ctx context.Context, d *Download, file File, split bool)
 // Name returns the last part of the file's path, such as "rootfs.squashfs". It comes from the server.
 func (r *FileReader) Name() string { return r.File.Path[strings.LastIndexByte(r.File.Path, '/')+1:] }
 
-// Size returns the file's length in bytes, or -1 if neither the index nor the server tells.
+// Size returns the file's length in bytes, or -1 if neither the index nor the server has it.
 func (r *FileReader) Size() int64 { return r.size }
 
 // Read reads the next bytes of the file. After an error it returns the same error again.
@@ -160,7 +160,7 @@ func (r *FileReader) Read(p []byte) (int, error) {
 		return 0, r.err
 	}
 	if r == r.download.Rootfs && !errors.Is(r.download.Metadata.err, io.EOF) {
-		return 0, errors.New("simplestreams: the root filesystem comes after the metadata, which has not been read to its end")
+		return 0, errors.New("simplestreams: the metadata must be read to its end before the root filesystem")
 	}
 	if len(p) == 0 {
 		return 0, nil
@@ -177,7 +177,7 @@ func (r *FileReader) Read(p []byte) (int, error) {
 	n, err := r.source.Read(p)
 	r.take(p[:n])
 	if err == nil && r.source.Offset() == r.source.Size() {
-		// What was found out comes with the last bytes: who knows the size may read no further.
+		// Verify with the last bytes: a caller that knows the size may read no further.
 		_, err = r.source.Read(make([]byte, 1))
 	}
 	switch {
@@ -190,7 +190,7 @@ func (r *FileReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// fail makes the error the last one of this reader.
+// fail closes the source and makes err the result of all further reads.
 func (r *FileReader) fail(err error) error {
 	r.close()
 	r.err = err
@@ -206,7 +206,7 @@ func (r *FileReader) close() {
 	}
 }
 
-// take accounts for new bytes.
+// take hashes new bytes and reports the progress.
 func (r *FileReader) take(p []byte) {
 	if len(p) == 0 {
 		return
@@ -218,10 +218,10 @@ func (r *FileReader) take(p []byte) {
 	}
 }
 
-// verify returns io.EOF if the file, and with the last file the image, is what the index says.
+// verify returns io.EOF if the file, and after the last file the image, has the hash in the index.
 func (r *FileReader) verify() error {
 	r.hashing.finish()
-	url := r.client.told(r.File.Path)
+	url := r.client.publicURL(r.File.Path)
 	if r.File.SHA256 != "" {
 		if sum := hex.EncodeToString(r.hash.Sum(nil)); sum != r.File.SHA256 {
 			return &HashError{File: url, Expected: r.File.SHA256, Actual: sum}
@@ -232,7 +232,7 @@ func (r *FileReader) verify() error {
 	}
 	if sum := hex.EncodeToString(r.download.combined.Sum(nil)); sum != r.download.fingerprint {
 		if r.download.Rootfs != nil {
-			url = r.client.told(r.download.Metadata.File.Path) + " followed by " + url
+			url = r.client.publicURL(r.download.Metadata.File.Path) + " followed by " + url
 		}
 		return &HashError{File: url, Expected: r.download.fingerprint, Actual: sum}
 	}
@@ -240,7 +240,7 @@ func (r *FileReader) verify() error {
 	return io.EOF
 }
 
-// start asks for the file.
+// start sends the first request for the file.
 func (r *FileReader) start() error {
 	source, err := rangeread.Start(r.ctx, rangeread.Options{
 		Open: r.open, Size: r.size, Verified: true, ReadOver: true,
@@ -258,14 +258,14 @@ func (r *FileReader) start() error {
 	r.source = source
 	r.mu.Unlock()
 	if r.ctx.Err() != nil {
-		// A Close that came before has not seen the source.
+		// A Close before this has not closed the source.
 		r.close()
 	}
 
 	return nil
 }
 
-// open sends one request for the file or, as the header says, for the rest of it.
+// open sends one request for the file, or for the part of it that the header asks for.
 func (r *FileReader) open(ctx context.Context, header http.Header) (*http.Response, error) {
 	if header == nil {
 		header = http.Header{}
@@ -277,7 +277,7 @@ func (r *FileReader) open(ctx context.Context, header http.Header) (*http.Respon
 	}
 	switch whole := response.StatusCode == http.StatusOK; {
 	case !whole && response.StatusCode != http.StatusPartialContent:
-		err = &Error{URL: r.client.told(r.File.Path), StatusCode: response.StatusCode, Err: invalidf("want status 200")}
+		err = &Error{URL: r.client.publicURL(r.File.Path), StatusCode: response.StatusCode, Err: invalidf("want status 200")}
 	case whole && r.File.Size > 0 && response.ContentLength >= 0 && response.ContentLength != r.File.Size:
 		err = r.client.fileError(r.File.Path, invalidf("the server has %d bytes, the index says %d", response.ContentLength, r.File.Size))
 	}
@@ -289,7 +289,7 @@ func (r *FileReader) open(ctx context.Context, header http.Header) (*http.Respon
 	return response, nil
 }
 
-// failure returns the error of this package for one of the source.
+// failure translates an error of the source to one of this package.
 func (r *FileReader) failure(err error) error {
 	switch {
 	case errors.Is(err, rangeread.ErrClosed):
@@ -298,11 +298,11 @@ func (r *FileReader) failure(err error) error {
 		err = invalidf("%w", err)
 	}
 
-	return r.client.errorOf(r.File.Path, err)
+	return r.client.toFileError(r.File.Path, err)
 }
 
-// learnSize asks the server for the length of a file for which the index has none. Where HEAD is refused, or tells no
-// length, GET decides.
+// learnSize asks the server for the length of a file that has none in the index. If the server refuses HEAD, or sends no
+// length, the size stays unknown until the GET.
 func (r *FileReader) learnSize() error {
 	return r.client.retry(r.ctx, r.File.Path, func() error {
 		response, err := r.client.request(r.ctx, http.MethodHead, r.File.Path, http.Header{"Accept-Encoding": {"identity"}})

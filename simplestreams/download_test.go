@@ -50,7 +50,7 @@ const (
 	bigRoot = "images/big/20240101/rootfs.squashfs"
 )
 
-// big serves a split image of somewhat more than 2 MiB.
+// big serves a split image of a little more than 2 MiB.
 func big(t *testing.T, change func(*simplestreams.Options)) (*streamstest.Server, *simplestreams.Client, *simplestreams.Image, []byte) {
 	t.Helper()
 	meta, root := make([]byte, 700), make([]byte, 2<<20+333)
@@ -91,7 +91,7 @@ func TestDownloadInPieces(t *testing.T) {
 	require.EqualValues(t, len(want)-700, d.Rootfs.Size())
 
 	_, err = d.Rootfs.Read(make([]byte, 1))
-	require.ErrorContains(t, err, "after the metadata")
+	require.ErrorContains(t, err, "before the root filesystem")
 	require.NoError(t, iotest.TestReader(iotest.OneByteReader(d.Metadata), want[:700]))
 	n, err := d.Rootfs.Read(nil)
 	require.NoError(t, err)
@@ -423,7 +423,7 @@ func TestContextEndsADownload(t *testing.T) {
 		require.ErrorIs(t, err, context.Canceled)
 	})
 
-	t.Run("behind an answer", func(t *testing.T) {
+	t.Run("after a response", func(t *testing.T) {
 		_, _, image, _ := big(t, nil)
 		stop := errors.New("enough")
 		for name, call := range map[string]func(context.Context, *simplestreams.Client) error{

@@ -13,49 +13,49 @@ import (
 )
 
 var (
-	// ErrNotFound is matched when the server has no such file (404 or 410), or when no image goes by the name,
-	// fingerprint, version, type and architecture that were asked for.
+	// ErrNotFound says that the server has no such file (404 or 410), or no image of the requested name, fingerprint,
+	// version, type and architecture.
 	ErrNotFound = errors.New("not found")
 
-	// ErrAmbiguous is matched when a fingerprint prefix fits more than one image.
+	// ErrAmbiguous says that a fingerprint prefix matches more than one image.
 	ErrAmbiguous = errors.New("ambiguous")
 
-	// ErrInvalid is matched when what the server sent is not what it should be: an index that is not JSON, a path that
-	// leads out of the server, a hash that is none, a file whose length is not the index's.
+	// ErrInvalid says that the server sent invalid data: an index that is not JSON, a path not below the server's
+	// address, a malformed hash, a file whose length or hash differs from the index.
 	ErrInvalid = errors.New("invalid data")
 
-	// ErrTooLarge is matched when a metadata file is larger than [Options.MaxMetadataSize].
+	// ErrTooLarge says that a metadata file is larger than [Options.MaxMetadataSize].
 	ErrTooLarge = errors.New("too large")
 
-	// ErrInsecure is matched when plain http would be used without [Options.AllowHTTP].
+	// ErrInsecure says that plain http would be used without [Options.AllowHTTP].
 	ErrInsecure = errors.New("plain http is not allowed")
 
-	// ErrRedirect is matched when the server redirects more than ten times.
+	// ErrRedirect says that the server redirects more than ten times.
 	ErrRedirect = errors.New("too many redirects")
 
-	// ErrStalled is matched when the server sent nothing for [Options.StallTimeout].
+	// ErrStalled says that the server sent nothing for [Options.StallTimeout].
 	ErrStalled = stall.Err
 )
 
-// lasting are the causes that do not pass by themselves.
-var lasting = []error{ErrNotFound, ErrInvalid, ErrTooLarge, ErrInsecure, ErrRedirect, context.Canceled}
+// permanent are the causes for which a retry is useless.
+var permanent = []error{ErrNotFound, ErrInvalid, ErrTooLarge, ErrInsecure, ErrRedirect, context.Canceled}
 
-// Error says which file of which server failed, and why. The cause is found with [errors.Is] and [errors.As].
+// Error is the failure of a request for a file. The cause is matched with [errors.Is] and [errors.As].
 type Error struct {
 	// URL is the file's address, without user name, password and query.
 	URL string
 
-	// StatusCode is the HTTP status of the answer, or 0 if there was none or the status was not at fault.
+	// StatusCode is the HTTP status of the response, or 0 if there was none or the status is not the cause.
 	StatusCode int
 
 	// Err is the cause.
 	Err error
 
-	retryAfter time.Duration
-	asked      bool // the response has a Retry-After header
+	retryAfter    time.Duration
+	hasRetryAfter bool
 }
 
-// Error returns the address, the status where there is one, and the cause.
+// Error returns the address, the status if there is one, and the cause.
 func (e *Error) Error() string {
 	if e.StatusCode != 0 {
 		return fmt.Sprintf("simplestreams: %s: HTTP %d: %v", e.URL, e.StatusCode, e.Err)
@@ -68,30 +68,30 @@ func (e *Error) Error() string {
 func (e *Error) Unwrap() error { return e.Err }
 
 // Transient reports whether the same call may succeed later: after the statuses 429, 502, 503 and 504, and after a
-// connection that failed, was cut or stalled. It is false for all other statuses, for a host that does not exist, for a
-// TLS handshake that was refused, and after [context.Canceled]. By the time that a caller sees the error, the package has
-// retried it for [Options.RetryTimeout].
+// connection that failed, broke or stalled. It is false for all other statuses, for a host that does not exist, for a TLS
+// handshake that was refused, and after [context.Canceled]. A transient error is only returned after retries for
+// [Options.RetryTimeout].
 func (e *Error) Transient() bool {
 	if e.StatusCode != 0 {
 		transient, _ := retry.Status(e.StatusCode)
 		return transient
 	}
 
-	return !slices.ContainsFunc(lasting, func(cause error) bool { return errors.Is(e.Err, cause) }) && retry.Transient(e.Err)
+	return !slices.ContainsFunc(permanent, func(cause error) bool { return errors.Is(e.Err, cause) }) && retry.Transient(e.Err)
 }
 
-// RetryAfter returns how long the server asked to wait before the next request, counted from its response, and whether
-// it asked. A pause of more than ten minutes is not waited for: the call returns the error at once.
+// RetryAfter returns the pause that the response's Retry-After header asks for, counted from the response, and whether
+// there is such a header. If it asks for more than ten minutes, nothing is retried: the call returns the error at once.
 func (e *Error) RetryAfter() (time.Duration, bool) {
-	if !e.asked {
+	if !e.hasRetryAfter {
 		return retry.After(e.Err)
 	}
 
 	return e.retryAfter, true
 }
 
-// HashError says that a file, or the image made of two files, is not the one that the index describes. It comes in the
-// place of [io.EOF], so whoever reads to the end cannot miss it.
+// HashError says that a file, or the image made of two files, does not have the hash in the index. It is returned
+// instead of [io.EOF], so a caller that reads to the end cannot miss it.
 type HashError struct {
 	// File is the address of the file. For the combined hash of a split image it names both files.
 	File string
@@ -105,26 +105,26 @@ func (e *HashError) Error() string {
 	return fmt.Sprintf("simplestreams: %s: SHA-256 is %s, the index says %s", e.File, e.Actual, e.Expected)
 }
 
-// Is reports that a HashError is a kind of [ErrInvalid].
+// Is matches [ErrInvalid].
 func (e *HashError) Is(target error) bool { return target == ErrInvalid }
 
-// ResolveError says why a reference does not lead to one image. It matches [ErrNotFound], [ErrAmbiguous] or
+// ResolveError says why a reference does not resolve to one image. It matches [ErrNotFound], [ErrAmbiguous] or
 // [ErrInvalid].
 type ResolveError struct {
-	// Ref is the alias or fingerprint as it was given.
+	// Ref is the alias or fingerprint as it was passed to Resolve.
 	Ref string
 
-	// Matches are the fingerprints that fit an ambiguous prefix, ten at most.
+	// Matches are the fingerprints that match an ambiguous prefix, at most ten.
 	Matches []string
 
-	// Near are names that come close to one that was not found, five at most.
+	// Near are aliases similar to one that was not found, at most five.
 	Near []string
 
 	// Err is the cause.
 	Err error
 }
 
-// Error returns the reference, the cause and what could have been meant.
+// Error returns the reference, the cause, the matches and the similar aliases.
 func (e *ResolveError) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "simplestreams: image %q: %v", e.Ref, e.Err)
@@ -132,7 +132,7 @@ func (e *ResolveError) Error() string {
 		fmt.Fprintf(&b, ": it could be %s", strings.Join(e.Matches, ", "))
 	}
 	if len(e.Near) > 0 {
-		fmt.Fprintf(&b, " (near to it: %s)", strings.Join(e.Near, ", "))
+		fmt.Fprintf(&b, " (similar: %s)", strings.Join(e.Near, ", "))
 	}
 
 	return b.String()
@@ -141,7 +141,7 @@ func (e *ResolveError) Error() string {
 // Unwrap returns the cause.
 func (e *ResolveError) Unwrap() error { return e.Err }
 
-// invalidf makes an error that matches ErrInvalid.
+// invalidf returns an error that matches ErrInvalid.
 func invalidf(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", ErrInvalid, fmt.Errorf(format, args...))
 }

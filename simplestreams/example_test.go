@@ -12,7 +12,7 @@ import (
 	"github.com/golxd/lxd/simplestreams"
 )
 
-// exampleServer stands for a public image server.
+// exampleServer stands in for a public image server.
 func exampleServer() *streamstest.Server {
 	return streamstest.NewTLSServer(streamstest.Tree([]streamstest.Product{
 		{

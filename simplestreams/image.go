@@ -10,67 +10,69 @@ import (
 	"github.com/golxd/lxd/internal/ctxerr"
 )
 
-// Type says what instances an image is for.
+// Type is the type of instances that an image is for.
 type Type string
 
-// The two types of images, by the names that LXD and Incus have for them.
+// The two types, with the names that LXD and Incus use.
 const (
 	Container      Type = "container"
 	VirtualMachine Type = "virtual-machine"
 )
 
-// Image is one image of a simplestreams server, described as LXD and Incus describe it once they have imported it. It
-// is the caller's own and may be changed.
+// Image is an image of a simplestreams server, with the values that LXD and Incus show once they have imported it. It
+// belongs to the caller, who may change it.
 type Image struct {
-	// Fingerprint is the SHA-256 of the file, or of the metadata followed by the root filesystem.
+	// Fingerprint is the SHA-256, in lower-case hexadecimal, of the file, or of the metadata followed by the root
+	// filesystem.
 	Fingerprint string
 
 	// Product and Version are the keys under which the server lists the image. A newer version sorts after an older one.
 	Product string
 	Version string
 
-	// Aliases are the names that lead to this image: those of its product and the same with "/" and the index's name for
-	// the architecture, where this is the newest version. The short ones lead here on a host of this architecture.
+	// Aliases are the names that resolve to this image, if it is the newest version of its product: the product's
+	// aliases, which resolve to it on a host of its architecture, and the same with "/" and the index's name for the
+	// architecture.
 	Aliases []string
 
-	// Architecture is the daemons' name, such as "x86_64". The index's own is in the property "architecture".
+	// Architecture is the daemons' name, such as "x86_64". The index's name is in the property "architecture".
 	Architecture string
 
 	Type Type
 
-	// Filename is the name of the image file or of the metadata file, without folders.
+	// Filename is the name of the image file or of the metadata file, without directories.
 	Filename string
 
-	// Size is the sum of the files' sizes in bytes, as the index has them; 0 if it has none.
+	// Size is the sum in bytes of the files' sizes in the index; 0 if the index has none.
 	Size int64
 
-	// Properties are those that daemons give to the image: architecture, description, label, os, release, serial, type,
+	// Properties are those that daemons set on the image: architecture, description, label, os, release, serial, type,
 	// variant, version and requirements.*, each only if it is not empty.
 	Properties map[string]string
 
-	// CreatedAt is the day that the version's name begins with, in UTC.
+	// CreatedAt is the date at the beginning of the version's name, in UTC.
 	CreatedAt time.Time
 
-	// ExpiresAt is the end of support, or the zero time if the index names none.
+	// ExpiresAt is the end of support, or the zero time if the index has none.
 	ExpiresAt time.Time
 
-	// Files has one file for a unified image and, in this order, the metadata and the root filesystem of a split one.
+	// Files are the one file of a unified image, or the metadata and the root filesystem, in this order, of a split one.
 	Files []File
 }
 
 // File is one file of an image.
 type File struct {
-	// Type is the index's name for the kind of file, such as "lxd.tar.xz" or "squashfs".
+	// Type is the index's name for the type of file, such as "lxd.tar.xz" or "squashfs".
 	Type string
 
-	// Path is relative to the server's address, with "/" between its parts. It comes from the server: do not use it as a
-	// path on the local disk.
+	// Path is relative to the server's address, with "/" as separator. It comes from the server: do not use it as a path
+	// on the local disk.
 	Path string
 
-	// Size is in bytes; 0 if the index has none.
+	// Size is the size in bytes; 0 if the index has none.
 	Size int64
 
-	// SHA256 is in lower-case hexadecimal, or empty if the index has none: then only the combined hash is checked.
+	// SHA256 is the hash in lower-case hexadecimal, or empty if the index has none: then only the combined hash is checked.
 	SHA256 string
 }
 
@@ -79,11 +81,11 @@ func (i *Image) Split() bool { return len(i.Files) > 1 }
 
 // Images lists the images of the server, the newest version of each product first, in the order in which LXD and Incus
 // list them: by operating system, release, variant, version and architecture. The index is read when the sequence is
-// ranged over, which can be done again. After an error there is nothing more.
+// ranged over, which can be repeated. An error ends the sequence.
 //
-// Entries that daemons do not list are left out: an architecture that none knows, a version whose name is no date, items
-// without a combined hash. So are entries that cannot be downloaded, such as one with a path out of the server; to
-// resolve one of those is an error that says what is wrong with it.
+// Entries that daemons do not list are left out: those of an unknown architecture, a version whose name does not begin
+// with a date, items without a combined hash. So are entries that cannot be downloaded, such as one with a path not below
+// the server's address; resolving one of those returns an error that says what is wrong with it.
 func (c *Client) Images(ctx context.Context) iter.Seq2[*Image, error] {
 	return func(yield func(*Image, error) bool) {
 		index, err := c.load(ctx, false)
@@ -104,8 +106,8 @@ func (c *Client) Images(ctx context.Context) iter.Seq2[*Image, error] {
 	}
 }
 
-// image returns the entry as the caller sees it.
-func (e *listed) image() *Image {
+// image returns the entry as an Image.
+func (e *listEntry) image() *Image {
 	p := e.product
 	day, _ := created(e.serial)
 	image := &Image{

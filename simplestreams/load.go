@@ -20,31 +20,33 @@ import (
 
 const indexPath = "streams/v1/index.json"
 
-// stamp says which state of a metadata file is known, and since when.
+// stamp is the state of a metadata file: its validators, and when it was last validated.
 type stamp struct {
 	ETag         string    `json:"etag,omitempty"`
 	LastModified string    `json:"last_modified,omitempty"`
 	Checked      time.Time `json:"checked"`
 
-	// SHA256 ties the stamp to the stored file: two programs that share a cache may store the two in any order.
+	// SHA256 is the hash of the stored file that the stamp belongs to: two programs that share a cache may store files
+	// and stamps in any order.
 	SHA256 string `json:"sha256"`
 }
 
-// document is a metadata file that was read.
+// document is a parsed metadata file.
 type document[T any] struct {
 	stamp   stamp
 	content T
 }
 
-// Refresh asks the server for a newer index now, whatever the age of the one that is known. An unchanged index costs a
-// request for each of its files, answered with 304.
+// Refresh revalidates the index now, whatever its age. If it is unchanged, that takes one request for each of its files,
+// with a 304 as response.
 func (c *Client) Refresh(ctx context.Context) error {
 	_, err := c.load(ctx, true)
 	return err
 }
 
-// load returns the index, read at most once at a time and then kept for the TTL.
-func (c *Client) load(ctx context.Context, again bool) (*catalog, error) {
+// load returns the index, which it reads if there is none, if it is older than the TTL, or if force is set. Only one call
+// reads at a time.
+func (c *Client) load(ctx context.Context, force bool) (*catalog, error) {
 	select {
 	case c.loading <- struct{}{}:
 		defer func() { <-c.loading }()
@@ -54,7 +56,7 @@ func (c *Client) load(ctx context.Context, again bool) (*catalog, error) {
 	if err := ctxerr.Of(ctx); err != nil {
 		return nil, err
 	}
-	if c.index != nil && !again && c.fresh(c.index.checked) {
+	if c.index != nil && !force && c.fresh(c.index.checked) {
 		return c.index, nil
 	}
 
@@ -62,7 +64,7 @@ func (c *Client) load(ctx context.Context, again bool) (*catalog, error) {
 	if c.index != nil {
 		before = *c.index
 	}
-	index, err := get(ctx, c, indexPath, before.index, again, decodeIndex)
+	index, err := get(ctx, c, indexPath, before.index, force, decodeIndex)
 	if err != nil {
 		return nil, err
 	}
@@ -70,10 +72,10 @@ func (c *Client) load(ctx context.Context, again bool) (*catalog, error) {
 	changed := index.content == nil || before.index == nil || len(before.products) == 0
 	var files []*productsFile
 	for _, path := range index.content {
-		if _, twice := next.products[path]; twice {
+		if _, ok := next.products[path]; ok {
 			continue
 		}
-		products, err := get(ctx, c, path, before.products[path], again, func(r io.Reader) (*productsFile, error) {
+		products, err := get(ctx, c, path, before.products[path], force, func(r io.Reader) (*productsFile, error) {
 			return decodeProducts(r, c.options.Family, c.aliasPrefix())
 		})
 		if err != nil {
@@ -87,15 +89,15 @@ func (c *Client) load(ctx context.Context, again bool) (*catalog, error) {
 	if changed || len(next.products) != len(before.products) {
 		next.arrange(files)
 	} else {
-		next.entries, next.skipped = before.entries, before.skipped
+		next.entries, next.omitted = before.entries, before.omitted
 	}
 	c.index = next
 
 	return next, nil
 }
 
-// aliasPrefix returns what LXD (5.0.2) takes off the aliases of the one server that it knows to have a single operating
-// system. Incus does not.
+// aliasPrefix returns the prefix that LXD 5.0.2 removes from the aliases of the one server that it knows to have a single
+// operating system. Incus does not.
 func (c *Client) aliasPrefix() string {
 	if c.server.Host == "cloud-images.ubuntu.com" && c.options.Family != Incus {
 		return "ubuntu/"
@@ -109,25 +111,25 @@ func (c *Client) fresh(checked time.Time) bool {
 	return age >= 0 && age < c.options.TTL
 }
 
-// get returns a metadata file: the known one, the cached one, or a fetched one. The server is asked only if what is known
-// is too old, or again is set, and sends the file only if it has changed.
-func get[T any](ctx context.Context, c *Client, path string, known *document[T], again bool, parse func(io.Reader) (T, error)) (*document[T], error) {
+// get returns a metadata file: the known one, the cached one, or a downloaded one. It sends a request only if there is
+// none, if it is older than the TTL, or if force is set; the server sends the file only if it has changed.
+func get[T any](ctx context.Context, c *Client, path string, known *document[T], force bool, parse func(io.Reader) (T, error)) (*document[T], error) {
 	if known == nil {
 		known = fromCache(ctx, c, path, parse)
 	}
-	if known != nil && !again && c.fresh(known.stamp.Checked) {
+	if known != nil && !force && c.fresh(known.stamp.Checked) {
 		return known, nil
 	}
-	var got *document[T]
+	var fetched *document[T]
 	err := c.retry(ctx, path, func() (err error) {
-		got, err = fetch(ctx, c, path, known, parse)
+		fetched, err = fetch(ctx, c, path, known, parse)
 		return err
 	})
 
-	return got, err
+	return fetched, err
 }
 
-// fetch asks the server once.
+// fetch sends one request for a metadata file.
 func fetch[T any](ctx context.Context, c *Client, path string, known *document[T], parse func(io.Reader) (T, error)) (*document[T], error) {
 	header := http.Header{}
 	if known != nil && known.stamp.ETag != "" {
@@ -149,7 +151,7 @@ func fetch[T any](ctx context.Context, c *Client, path string, known *document[T
 		c.storeStamp(ctx, path, same.stamp)
 		return &same, nil
 	case response.StatusCode != http.StatusOK:
-		return nil, &Error{URL: c.told(path), StatusCode: response.StatusCode, Err: invalidf("want status 200")}
+		return nil, &Error{URL: c.publicURL(path), StatusCode: response.StatusCode, Err: invalidf("want status 200")}
 	case response.ContentLength > c.options.MaxMetadataSize:
 		return nil, c.fileError(path, fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, response.ContentLength, c.options.MaxMetadataSize))
 	}
@@ -178,11 +180,11 @@ func fetch[T any](ctx context.Context, c *Client, path string, known *document[T
 		return fetch(ctx, c.withoutCache(), path, known, parse)
 	}
 	defer stored.Close()
-	again := newMetadataReader(stored, c.options.MaxMetadataSize)
-	got.content, err = parseAll(again, parse)
+	reread := newMetadataReader(stored, c.options.MaxMetadataSize)
+	got.content, err = parseAll(reread, parse)
 	switch {
-	case again.err != nil, err == nil && again.sum() != got.stamp.SHA256:
-		c.cacheFailed(ctx, path, errors.Join(again.err, errors.New("the stored file is not what was stored")))
+	case reread.err != nil, err == nil && reread.sum() != got.stamp.SHA256:
+		c.cacheFailed(ctx, path, errors.Join(reread.err, errors.New("the cached file has been altered")))
 		return fetch(ctx, c.withoutCache(), path, known, parse)
 	case err != nil:
 		return nil, c.fileError(path, err)
@@ -192,7 +194,7 @@ func fetch[T any](ctx context.Context, c *Client, path string, known *document[T
 	return got, nil
 }
 
-// withoutCache returns a client for one request past a failing cache.
+// withoutCache returns a client that does not use the cache, for a request after the cache has failed.
 func (c *Client) withoutCache() *Client {
 	plain := &Client{options: c.options, server: c.server, secrets: c.secrets, http: c.http}
 	plain.options.Cache = nil
@@ -200,7 +202,7 @@ func (c *Client) withoutCache() *Client {
 	return plain
 }
 
-// fromCache returns a file from the cache, or nil.
+// fromCache returns a file from the cache, or nil if the cache does not have it.
 func fromCache[T any](ctx context.Context, c *Client, path string, parse func(io.Reader) (T, error)) *document[T] {
 	if c.options.Cache == nil {
 		return nil
@@ -224,7 +226,7 @@ func fromCache[T any](ctx context.Context, c *Client, path string, parse func(io
 	reader := newMetadataReader(body, c.options.MaxMetadataSize)
 	known.content, err = parseAll(reader, parse)
 	if err == nil && reader.sum() != known.stamp.SHA256 {
-		err = errors.New("the stored file is not the one that was stamped")
+		err = errors.New("the cached file does not match its stamp")
 	}
 	if err != nil {
 		c.cacheFailed(ctx, path, err)
@@ -248,16 +250,16 @@ func (c *Client) storeStamp(ctx context.Context, path string, s stamp) {
 }
 
 func (c *Client) cacheFailed(ctx context.Context, path string, err error) {
-	c.options.Logger.WarnContext(ctx, "simplestreams cache failed", "url", c.told(path), "error", err)
+	c.options.Logger.WarnContext(ctx, "simplestreams cache failed", "url", c.publicURL(path), "error", err)
 }
 
-// key returns the cache's key for a file of this server. It is a hash, which tells users apart.
+// key returns the cache key of a file. It is a hash that includes the server's user name: users may see different files.
 func (c *Client) key(path, kind string) string {
 	sum := sha256.Sum256([]byte(c.address(path).Redacted()))
 	return "simplestreams-" + hex.EncodeToString(sum[:16]) + "." + kind
 }
 
-// parseAll parses a whole metadata file. The error tells bad content (ErrInvalid) from content that did not come.
+// parseAll parses a whole metadata file. The error is the reader's if reading failed, and otherwise an ErrInvalid.
 func parseAll[T any](r *metadataReader, parse func(io.Reader) (T, error)) (T, error) {
 	buffered := bufio.NewReaderSize(r, 64<<10)
 	start, _ := buffered.Peek(64)
@@ -291,7 +293,7 @@ func (r *metadataReader) Read(p []byte) (int, error) {
 	if r.err != nil {
 		return 0, r.err
 	}
-	// One byte more than the limit tells a file of just that size from a longer one.
+	// Reading one byte more than the limit distinguishes a file of that size from a longer one.
 	if int64(len(p)) > r.left+1 {
 		p = p[:r.left+1]
 	}

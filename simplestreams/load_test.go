@@ -51,13 +51,13 @@ func TestBadMetadata(t *testing.T) {
 		"index is a list":      {streamstest.IndexPath, `{"index":[]}`, nil, simplestreams.ErrInvalid, "/index: want an object"},
 		"products are a map":   {streamstest.IndexPath, `{"index":{"a":{"products":{}}}}`, nil, simplestreams.ErrInvalid, "/index/a/products: want an array"},
 		"path is a number":     {streamstest.IndexPath, `{"index":{"a":{"path":1}}}`, nil, simplestreams.ErrInvalid, "/index/a/path: want a string"},
-		"two documents":        {streamstest.IndexPath, `{"index":{}}{}`, nil, simplestreams.ErrInvalid, "after the end"},
-		"path leads out":       {streamstest.IndexPath, `{"index":{"a":{"datatype":"image-downloads","path":"../a","products":["p"]}}}`, nil, simplestreams.ErrInvalid, "leads out"},
+		"two documents":        {streamstest.IndexPath, `{"index":{}}{}`, nil, simplestreams.ErrInvalid, "trailing data"},
+		"path not below":       {streamstest.IndexPath, `{"index":{"a":{"datatype":"image-downloads","path":"../a","products":["p"]}}}`, nil, simplestreams.ErrInvalid, "not below"},
 		"path to another host": {streamstest.IndexPath, `{"index":{"a":{"datatype":"image-downloads","path":"//b/a","products":["p"]}}}`, nil, simplestreams.ErrInvalid, "not relative"},
 		"no path":              {streamstest.IndexPath, `{"index":{"a":{"datatype":"image-downloads","products":["p"]}}}`, nil, simplestreams.ErrInvalid, "path is empty"},
 		"no products in it":    {streamstest.ProductsPath, `{}`, nil, simplestreams.ErrInvalid, `no "products"`},
 		"size is text":         {streamstest.ProductsPath, `{"products":{"a":{"versions":{"20240101":{"items":{"b":{"size":"1"}}}}}}}`, nil, simplestreams.ErrInvalid, "/b/size: want a number"},
-		"size is a fraction":   {streamstest.ProductsPath, `{"products":{"a":{"versions":{"20240101":{"items":{"b":{"size":1.5}}}}}}}`, nil, simplestreams.ErrInvalid, "1.5 is not a whole number"},
+		"size is a fraction":   {streamstest.ProductsPath, `{"products":{"a":{"versions":{"20240101":{"items":{"b":{"size":1.5}}}}}}}`, nil, simplestreams.ErrInvalid, "1.5 is not an integer"},
 		"versions are a list":  {streamstest.ProductsPath, `{"products":{"a":{"versions":["20240101"]}}}`, nil, simplestreams.ErrInvalid, "/products/a/versions: want an object"},
 		"not UTF-8":            {streamstest.ProductsPath, "{\"products\":{\"a\xff\":{}}}", nil, simplestreams.ErrInvalid, "UTF-8"},
 	} {
@@ -247,8 +247,8 @@ func TestRefreshSeesWhatIsNew(t *testing.T) {
 	require.Empty(t, all(t, client), "a failed refresh leaves what is known")
 }
 
-// answering returns a transport that answers from a tree, whatever the host.
-func answering(tree map[string][]byte, requests *int) http.RoundTripper {
+// treeTransport returns a transport that serves a tree on every host.
+func treeTransport(tree map[string][]byte, requests *int) http.RoundTripper {
 	return transportFunc(func(r *http.Request) (*http.Response, error) {
 		*requests++
 		content := tree[strings.TrimPrefix(r.URL.Path, "/")]
@@ -264,7 +264,7 @@ func TestServerWithOneOperatingSystem(t *testing.T) {
 	for family, alias := range map[simplestreams.Family]string{"": "noble", simplestreams.LXD: "noble", simplestreams.Incus: "ubuntu/noble"} {
 		requests := 0
 		client, err := simplestreams.New("https://cloud-images.ubuntu.com", &simplestreams.Options{
-			Family: family, HTTPClient: &http.Client{Transport: answering(tree, &requests)},
+			Family: family, HTTPClient: &http.Client{Transport: treeTransport(tree, &requests)},
 		})
 		require.NoError(t, err)
 		for _, ref := range []string{alias, "ubuntu/noble"} {
@@ -278,14 +278,14 @@ func TestServerWithOneOperatingSystem(t *testing.T) {
 func TestTTL(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		requests := 0
-		answer := answering(streamstest.Tree(products("lxd"), nil), &requests)
+		transport := treeTransport(streamstest.Tree(products("lxd"), nil), &requests)
 		for _, test := range []struct {
 			ttl, wait time.Duration
 			requests  int
 		}{{0, time.Hour - time.Second, 2}, {0, time.Hour, 4}, {time.Minute, time.Minute, 4}, {-1, 0, 4}} {
 			requests = 0
 			client, err := simplestreams.New("https://images.example.net", &simplestreams.Options{
-				TTL: test.ttl, HTTPClient: &http.Client{Transport: answer},
+				TTL: test.ttl, HTTPClient: &http.Client{Transport: transport},
 			})
 			require.NoError(t, err)
 			require.Len(t, all(t, client), 11)
@@ -310,7 +310,7 @@ func TestRetryAfter(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				requests := 0
-				good := answering(streamstest.Tree(products("lxd"), nil), &requests)
+				good := treeTransport(streamstest.Tree(products("lxd"), nil), &requests)
 				refused := false
 				client, err := simplestreams.New("https://images.example.net", &simplestreams.Options{HTTPClient: &http.Client{
 					Transport: transportFunc(func(r *http.Request) (*http.Response, error) {
@@ -361,7 +361,7 @@ func TestCache(t *testing.T) {
 		require.NotEmpty(t, request.Header.Get("If-None-Match"))
 	}
 
-	// Whatever happens to the files, the answer is right.
+	// Whatever happens to the files, the result is right.
 	for _, file := range files {
 		for _, damage := range []func() error{
 			func() error { return os.WriteFile(file, []byte("{}"), 0o600) },

@@ -14,7 +14,7 @@ import (
 	"github.com/golxd/lxd/simplestreams"
 )
 
-// TestMain fails when goroutines of this package or of its connections are left behind.
+// TestMain fails if goroutines of this package or of its connections are left behind.
 func TestMain(m *testing.M) {
 	code := m.Run()
 	if code == 0 {
@@ -86,7 +86,7 @@ func products(family string) []streamstest.Product {
 	}
 }
 
-// serve serves files over http.
+// serve starts a server of files over http.
 func serve(t *testing.T, files map[string][]byte) *streamstest.Server {
 	t.Helper()
 	server := streamstest.NewServer(files)

@@ -10,8 +10,8 @@ import (
 	"github.com/golxd/lxd/internal/stall"
 )
 
-// Family is one of the two kinds of daemon that simplestreams trees are made for. They read different items of the same
-// tree, so the same alias can be another image for the other family.
+// Family is one of the two families of daemons. They read different items of the same server, so an alias can be
+// different images for the two.
 type Family string
 
 const (
@@ -22,59 +22,58 @@ const (
 	Incus Family = "incus"
 )
 
-// Options changes how [New] sets a client up. The zero value, and nil, are good for any public image server.
+// Options configure a client. The zero value and nil work for any public image server.
 type Options struct {
-	// Family makes the client see the images that this family's daemons see. Empty means both: a version that carries
-	// items for both families then counts as the one for LXD.
+	// Family restricts the client to the images that this family's daemons see. The default is both; of a version that
+	// has items for both families, the client then reads those for LXD.
 	Family Family
 
-	// AllowHTTP permits plain http, for the server itself and for redirects. The default is to refuse it everywhere, the
-	// loopback included: the index is not signed, so TLS is all that vouches for the hashes in it.
+	// AllowHTTP permits plain http, for the server itself and for redirects. By default it is refused, even on loopback:
+	// the index is not signed, so only TLS authenticates the hashes in it.
 	AllowHTTP bool
 
-	// RootCAs are the authorities that the server's certificate is checked against. The default is the system's.
+	// RootCAs are the authorities that may issue the server's certificate. The default is the system's.
 	RootCAs *x509.CertPool
 
-	// Certificate holds PEM certificates to trust, in place of the system's and beside RootCAs if that is given: an
-	// authority, a server certificate signed by one, or a self-signed one. The server's name has to be in its
-	// certificate's subject alternative names in any case.
+	// Certificate contains PEM certificates to trust, instead of the system's and in addition to RootCAs: an authority, a
+	// server certificate signed by one, or a self-signed one. The server's name must be among its certificate's subject
+	// alternative names in any case.
 	Certificate string
 
-	// Proxy chooses the proxy for a request, as in [http.Transport]. The default is
-	// http.ProxyFromEnvironment: HTTP_PROXY, HTTPS_PROXY and NO_PROXY as they are at the program's first request.
-	// http.ProxyURL gives a fixed proxy.
+	// Proxy returns the proxy for a request, as in [http.Transport]. The default is http.ProxyFromEnvironment: HTTP_PROXY,
+	// HTTPS_PROXY and NO_PROXY as they are at the program's first request. For a fixed proxy use http.ProxyURL.
 	Proxy func(*http.Request) (*url.URL, error)
 
-	// HTTPClient is used for requests. It is copied, not modified. If it has no Transport, or by default, the requests go
-	// through a new one that speaks HTTP/1.1, the faster one for large files, and not http.DefaultTransport. RootCAs, Certificate and Proxy apply to a copy of its
-	// transport and need that to be an *http.Transport or nil. Its Timeout, if any, covers whole downloads.
+	// HTTPClient is used for requests. It is copied, not modified. If it is nil or has no Transport, a new transport is
+	// used, not http.DefaultTransport; it speaks HTTP/1.1, which is faster for large files. RootCAs, Certificate and Proxy
+	// apply to a copy of its Transport, which must then be an *http.Transport or nil. Its Timeout, if any, covers whole
+	// downloads.
 	HTTPClient *http.Client
 
 	// UserAgent is sent with every request. The default is "golxd-simplestreams/1".
 	UserAgent string
 
-	// MaxMetadataSize is the most bytes that a single metadata file (the index, or a products file) may have, after
-	// decompression. A larger one is ErrTooLarge, never a shorter list. The default is 128 MiB.
+	// MaxMetadataSize is the maximum size in bytes of one metadata file (the index, or a products file), after
+	// decompression. A larger one is an ErrTooLarge, and never truncated. The default is 128 MiB.
 	MaxMetadataSize int64
 
-	// TTL is how long the metadata is used before the server is asked again, with If-None-Match or If-Modified-Since.
-	// The default is one hour, as in LXD and Incus. Negative means to ask each time.
+	// TTL is how long the metadata is used before it is revalidated with If-None-Match or If-Modified-Since. The default
+	// is one hour, as in LXD and Incus. With a negative value it is revalidated at each use.
 	TTL time.Duration
 
-	// Cache keeps metadata files between clients and between runs. The default is none: the parsed index is kept in
-	// memory only.
+	// Cache keeps metadata files from one client and run to the next. By default the parsed index is kept in memory only.
 	Cache Cache
 
 	// StallTimeout is how long a server may take to send the next byte, or the headers of its response, before the
-	// attempt fails with [ErrStalled]. The default is one minute. Negative means no limit but the context's.
+	// attempt fails with [ErrStalled]. The default is one minute. With a negative value only the context limits it.
 	StallTimeout time.Duration
 
-	// RetryTimeout is how long a failure that may pass is retried without a new byte. The default is 30 seconds. Negative
-	// means never. See the package documentation for what is retried, and for the pauses.
+	// RetryTimeout is how long a transient failure is retried without progress. The default is 30 seconds. A negative
+	// value disables retries. The package documentation says what is retried, and with which pauses.
 	RetryTimeout time.Duration
 
-	// Logger gets a debug line for each request and a warning for each retry, without user names and passwords. The default logs
-	// nothing.
+	// Logger receives a debug record for each request and a warning for each retry, without user names and passwords. By
+	// default nothing is logged.
 	Logger *slog.Logger
 }
 
@@ -84,7 +83,7 @@ const (
 	defaultTTL             = time.Hour
 )
 
-// withDefaults returns a copy in which every zero field has its default.
+// withDefaults returns a copy with the defaults in its zero fields.
 func (o *Options) withDefaults() Options {
 	var set Options
 	if o != nil {

@@ -10,26 +10,26 @@ import (
 	"strings"
 )
 
-// ResolveOptions narrows what a reference can lead to.
+// ResolveOptions restrict the images that a reference can resolve to.
 type ResolveOptions struct {
-	// Architecture is that of the host that the image is for, in any spelling ("amd64", "x86_64"). Images for a 32-bit
-	// architecture that such a host runs as well count where there is none for its own. The default is the architecture
-	// of this program and, as in the daemons, any other where there is no image for it.
+	// Architecture is that of the host that the image is for, in any spelling ("amd64", "x86_64"). If there is no image
+	// for it, one for a 32-bit architecture that the host also runs is returned. The default is the architecture of this
+	// program and, as in the daemons, any other if there is no image for it.
 	Architecture string
 
-	// Type is the type of image. The default is a container, or a virtual machine where there is no container.
+	// Type is the type of the image. The default is a container, or a virtual machine if there is no container.
 	Type Type
 
-	// Version is the version to take, such as "20240101_07:42". The default is the newest.
+	// Version is the version of the image, such as "20240101_07:42". The default is the newest.
 	Version string
 }
 
-// Resolve returns the image that a reference leads to, as LXD and Incus resolve it: an alias such as "debian/12", an
-// alias and architecture such as "debian/12/arm64" (the architecture wins over the options), or a fingerprint or the
-// beginning of one. An alias goes before a fingerprint.
+// Resolve returns the image of a reference, as LXD and Incus resolve it: an alias such as "debian/12", an alias and
+// architecture such as "debian/12/arm64" (the architecture overrides the options), or a fingerprint or a prefix of one.
+// An alias takes precedence over a fingerprint.
 //
 // The error is a *ResolveError that matches ErrNotFound, ErrAmbiguous (a prefix of several fingerprints) or ErrInvalid
-// (the index describes the image in a way that cannot be used); or it says why the index could not be read.
+// (the image's description in the index is invalid), or else says why the index could not be read.
 func (c *Client) Resolve(ctx context.Context, ref string, options *ResolveOptions) (*Image, error) {
 	var set ResolveOptions
 	if options != nil {
@@ -61,13 +61,13 @@ func (c *Client) Resolve(ctx context.Context, ref string, options *ResolveOption
 	return found.image(), nil
 }
 
-// hostArchitectures returns the architectures that a host runs, best first, and whether there may be no other.
+// hostArchitectures returns the architectures that a host runs, best first, and whether no other is allowed.
 func hostArchitectures(name string) (hosts []string, strict bool, err error) {
 	native := localArchitecture()
 	if name != "" {
 		known, ok := ArchitectureName(name)
 		if !ok {
-			return nil, false, fmt.Errorf("architecture: %q is not known", name)
+			return nil, false, fmt.Errorf("architecture: %q is unknown", name)
 		}
 		native, strict = known, true
 	}
@@ -75,11 +75,11 @@ func hostArchitectures(name string) (hosts []string, strict bool, err error) {
 	return append([]string{native}, personalities[native]...), strict, nil
 }
 
-func (c *catalog) resolve(ref string, o *ResolveOptions, hosts []string, strict bool) (*listed, error) {
+func (c *catalog) resolve(ref string, o *ResolveOptions, hosts []string, strict bool) (*listEntry, error) {
 	if found := c.byAlias(ref, o, hosts, strict); found != nil {
 		return found, nil
 	}
-	// Daemons know "alias/amd64" but not "alias/x86_64"; the meaning is the same.
+	// Daemons accept "alias/amd64" but not "alias/x86_64", which means the same.
 	if alias, arch, ok := cutLast(ref, "/"); ok {
 		if known, ok := ArchitectureName(arch); ok {
 			if found := c.byAlias(alias, o, []string{known}, true); found != nil {
@@ -93,7 +93,7 @@ func (c *catalog) resolve(ref string, o *ResolveOptions, hosts []string, strict 
 	case len(matches) == 1:
 		return matches[0], nil
 	case len(matches) > 1:
-		ambiguous := &ResolveError{Ref: ref, Err: fmt.Errorf("%w: %d fingerprints begin so", ErrAmbiguous, len(matches))}
+		ambiguous := &ResolveError{Ref: ref, Err: fmt.Errorf("%w: %d fingerprints have this prefix", ErrAmbiguous, len(matches))}
 		for _, e := range matches[:min(len(matches), 10)] {
 			ambiguous.Matches = append(ambiguous.Matches, e.fingerprint.String())
 		}
@@ -104,10 +104,10 @@ func (c *catalog) resolve(ref string, o *ResolveOptions, hosts []string, strict 
 	return nil, c.notFound(ref, o)
 }
 
-// byAlias returns the image that an alias leads to. Entries are in order of preference, so of several that are equally
-// good the first is meant.
-func (c *catalog) byAlias(name string, o *ResolveOptions, hosts []string, strict bool) *listed {
-	var best *listed
+// byAlias returns the image that an alias resolves to. Entries are in order of preference, so the first of several with
+// the same rank is the right one.
+func (c *catalog) byAlias(name string, o *ResolveOptions, hosts []string, strict bool) *listEntry {
+	var best *listEntry
 	bestRank := -1
 	for i := range c.entries {
 		e := &c.entries[i]
@@ -117,7 +117,7 @@ func (c *catalog) byAlias(name string, o *ResolveOptions, hosts []string, strict
 		rank := slices.Index(hosts, e.product.architecture)
 		if rank < 0 {
 			rank = len(hosts)
-			// A name with the architecture in it says which one is meant.
+			// A name that contains the architecture is allowed: it selects that one.
 			if strict && slices.Contains(e.product.aliases, name) {
 				continue
 			}
@@ -134,13 +134,13 @@ func (c *catalog) byAlias(name string, o *ResolveOptions, hosts []string, strict
 }
 
 // byFingerprint returns the images whose fingerprints begin with a prefix, each fingerprint once.
-func (c *catalog) byFingerprint(prefix string, o *ResolveOptions, hosts []string, strict bool) []*listed {
+func (c *catalog) byFingerprint(prefix string, o *ResolveOptions, hosts []string, strict bool) []*listEntry {
 	prefix = strings.ToLower(prefix)
 	if len(prefix) > hex.EncodedLen(len(digest{})) || strings.Trim(prefix, "0123456789abcdef") != "" {
 		return nil
 	}
 
-	var matches []*listed
+	var matches []*listEntry
 	var text [2 * len(digest{})]byte
 	for i := range c.entries {
 		e := &c.entries[i]
@@ -153,7 +153,7 @@ func (c *catalog) byFingerprint(prefix string, o *ResolveOptions, hosts []string
 			strict && !slices.Contains(hosts, e.product.architecture):
 			continue
 		}
-		if !slices.ContainsFunc(matches, func(m *listed) bool { return m.fingerprint == e.fingerprint }) {
+		if !slices.ContainsFunc(matches, func(m *listEntry) bool { return m.fingerprint == e.fingerprint }) {
 			matches = append(matches, e)
 		}
 	}
@@ -161,7 +161,7 @@ func (c *catalog) byFingerprint(prefix string, o *ResolveOptions, hosts []string
 	return matches
 }
 
-// notFound says why nothing was found, as far as that can be told.
+// notFound returns the error for a reference that nothing matches, with the reason if it is known.
 func (c *catalog) notFound(ref string, o *ResolveOptions) error {
 	var have []string
 	for i := range c.entries {
@@ -177,7 +177,7 @@ func (c *catalog) notFound(ref string, o *ResolveOptions) error {
 		}
 		return &ResolveError{Ref: ref, Err: fmt.Errorf("%w with %s: the server has %s%s", ErrNotFound, o, strings.Join(have, ", "), more)}
 	}
-	for _, s := range c.skipped {
+	for _, s := range c.omitted {
 		if s.product.named(ref) {
 			version := ""
 			if s.serial != "" {
@@ -190,7 +190,7 @@ func (c *catalog) notFound(ref string, o *ResolveOptions) error {
 	return &ResolveError{Ref: ref, Err: ErrNotFound, Near: c.near(ref)}
 }
 
-// String lists what was asked for beside the reference.
+// String returns the options in words.
 func (o *ResolveOptions) String() string {
 	var parts []string
 	for _, field := range [][2]string{{"type", string(o.Type)}, {"architecture", o.Architecture}, {"version", o.Version}} {
@@ -202,7 +202,7 @@ func (o *ResolveOptions) String() string {
 	return cmp.Or(strings.Join(parts, ", "), "these options")
 }
 
-// near returns up to five aliases that share the longest beginning with a name, if they share three characters at least.
+// near returns up to five aliases that share the longest prefix with a name, if that has at least three characters.
 func (c *catalog) near(name string) []string {
 	const few, enough = 5, 3
 	best := enough

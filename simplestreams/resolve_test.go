@@ -62,9 +62,9 @@ func TestResolveNotFound(t *testing.T) {
 	}{
 		"empty":             {"", nil, nil, "empty"},
 		"unknown type":      {"alpine", &simplestreams.ResolveOptions{Type: "vm"}, nil, `"vm" is neither`},
-		"unknown arch":      {"alpine", &simplestreams.ResolveOptions{Architecture: "pdp11"}, nil, `"pdp11" is not known`},
+		"unknown arch":      {"alpine", &simplestreams.ResolveOptions{Architecture: "pdp11"}, nil, `"pdp11" is unknown`},
 		"unknown alias":     {"fedora", nil, simplestreams.ErrNotFound, "not found"},
-		"near alias":        {"ubuntu/nobel", nil, simplestreams.ErrNotFound, "near to it: ubuntu/noble/default, ubuntu/noble"},
+		"near alias":        {"ubuntu/nobel", nil, simplestreams.ErrNotFound, "similar: ubuntu/noble/default, ubuntu/noble"},
 		"other arch":        {"alpine", &simplestreams.ResolveOptions{Architecture: "s390x"}, simplestreams.ErrNotFound, "not found with architecture s390x: the server has container x86_64 20240301"},
 		"other arch by fp":  {image.Fingerprint, &simplestreams.ResolveOptions{Architecture: "s390x"}, simplestreams.ErrNotFound, ""},
 		"other type":        {"alpine", &simplestreams.ResolveOptions{Type: simplestreams.VirtualMachine}, simplestreams.ErrNotFound, "type virtual-machine"},
@@ -88,7 +88,7 @@ func TestResolveNotFound(t *testing.T) {
 }
 
 func TestResolveAmbiguous(t *testing.T) {
-	// Of 17 fingerprints at least two begin with the same digit.
+	// At least two of 17 fingerprints have the same first digit.
 	var versions []streamstest.Version
 	for i := range 17 {
 		serial := fmt.Sprintf("202401%02d", i+1)
@@ -118,7 +118,7 @@ func TestResolveAmbiguous(t *testing.T) {
 	require.Positive(t, ambiguous)
 }
 
-// TestUnusableImages has one product for each way in which an index can be wrong about an image.
+// TestUnusableImages has one product for each kind of error in the description of an image.
 func TestUnusableImages(t *testing.T) {
 	const version, item = "20240101", "lxd_combined.tar.gz"
 	change := map[string]func(product, version, item streamstest.Object){
@@ -145,7 +145,7 @@ func TestUnusableImages(t *testing.T) {
 	says := map[string]string{
 		"no versions": "no versions", "null versions": "no versions", "no date": "date", "bad date": "date", "no items": "no items",
 		"unknown arch": "pdp11", "unknown type": "no items", "no sha256": "sha256", "no combined hash": "combined hash", "no path": "no path",
-		"short hash": `"abc"`, "no hex": "SHA-256", "negative size": "-1", "parent path": "leads out", "absolute path": "not relative",
+		"short hash": `"abc"`, "no hex": "SHA-256", "negative size": "-1", "parent path": "not below", "absolute path": "not relative",
 		"other host": "not relative", "URL": "not relative", "backslashes": "not relative", "control": "control character",
 	}
 	list := []streamstest.Product{{Name: "good", Aliases: []string{"good"}, Versions: []streamstest.Version{{Serial: version, Unified: []byte("good")}}}}

@@ -20,7 +20,7 @@ import (
 	"github.com/golxd/lxd/simplestreams"
 )
 
-// inMemory returns a client whose requests a function responds to, with the default options.
+// inMemory returns a client with the default options, whose requests a function responds to.
 func inMemory(t *testing.T, respond transportFunc) *simplestreams.Client {
 	t.Helper()
 	client, err := simplestreams.New("https://images.example.net", &simplestreams.Options{HTTPClient: &http.Client{Transport: respond}})
@@ -264,7 +264,7 @@ func TestAnnouncedLengthIsBounded(t *testing.T) {
 	require.False(t, read, "refused before a byte is read")
 }
 
-// readNotifier is a body that ends at once, and tells that it was read.
+// readNotifier is an empty body that reports that it was read.
 type readNotifier func()
 
 func (f readNotifier) Read([]byte) (int, error) {

@@ -16,8 +16,8 @@ import (
 
 const maxRedirects = 10
 
-// newHTTPClient returns the client that requests go through, the caller's, copied, or one of our own, and its transport if
-// that is our own.
+// newHTTPClient returns the client for the requests, which is a copy of the caller's if there is one, and its transport
+// unless that is the caller's own.
 func newHTTPClient(o *Options) (*http.Client, *http.Transport, error) {
 	var client http.Client
 	if o.HTTPClient != nil {
@@ -25,11 +25,11 @@ func newHTTPClient(o *Options) (*http.Client, *http.Transport, error) {
 	}
 
 	changed := o.RootCAs != nil || o.Certificate != "" || o.Proxy != nil
-	theirs, plain := client.Transport.(*http.Transport)
+	supplied, plain := client.Transport.(*http.Transport)
 	var transport *http.Transport
 	switch {
 	case client.Transport == nil:
-		// Not a clone of http.DefaultTransport: programs put wrappers there. HTTP/1.1, which is faster for large files.
+		// Not a clone of http.DefaultTransport: programs replace that by wrappers. HTTP/1.1 is faster for large files.
 		var protocols http.Protocols
 		protocols.SetHTTP1(true)
 		transport = &http.Transport{
@@ -40,7 +40,7 @@ func newHTTPClient(o *Options) (*http.Client, *http.Transport, error) {
 			ReadBufferSize:      64 << 10,
 		}
 	case plain && changed:
-		transport = theirs.Clone()
+		transport = supplied.Clone()
 	case changed:
 		return nil, nil, errors.New("simplestreams: RootCAs, Certificate and Proxy need an HTTPClient whose Transport is an *http.Transport")
 	}
@@ -75,7 +75,7 @@ func newHTTPClient(o *Options) (*http.Client, *http.Transport, error) {
 	return &client, transport, nil
 }
 
-// trust makes the transport check servers against the given certificates.
+// trust sets the authorities of the options on the transport.
 func trust(transport *http.Transport, o *Options) error {
 	if o.RootCAs == nil && o.Certificate == "" {
 		return nil
@@ -86,7 +86,7 @@ func trust(transport *http.Transport, o *Options) error {
 		pool = o.RootCAs.Clone()
 	}
 	if o.Certificate != "" && !pool.AppendCertsFromPEM([]byte(o.Certificate)) {
-		return errors.New("simplestreams: Certificate holds no PEM certificate")
+		return errors.New("simplestreams: Certificate contains no PEM certificate")
 	}
 	if transport.TLSClientConfig == nil {
 		transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
@@ -96,7 +96,7 @@ func trust(transport *http.Transport, o *Options) error {
 	return nil
 }
 
-// send sends one request. It returns an *Error for anything that is not a 2xx or a 304. The caller must close the body.
+// send sends one request. It returns an *Error for any status but 2xx and 304. The caller must close the body.
 func (c *Client) send(ctx context.Context, method, path string, header http.Header) (*http.Response, error) {
 	if err := checkPath(path); err != nil {
 		return nil, c.fileError(path, invalidf("%w", err))
@@ -122,16 +122,16 @@ func (c *Client) send(ctx context.Context, method, path string, header http.Head
 	}
 	_ = response.Body.Close()
 
-	failed := &Error{URL: c.told(path), StatusCode: response.StatusCode, Err: ErrNotFound}
+	failed := &Error{URL: c.publicURL(path), StatusCode: response.StatusCode, Err: ErrNotFound}
 	if failed.StatusCode != http.StatusNotFound && failed.StatusCode != http.StatusGone {
 		failed.Err = errors.New(http.StatusText(response.StatusCode))
 	}
-	failed.retryAfter, failed.asked = retry.ParseAfter(response.Header.Get("Retry-After"))
+	failed.retryAfter, failed.hasRetryAfter = retry.ParseAfter(response.Header.Get("Retry-After"))
 
 	return nil, failed
 }
 
-// request is send under a watch that lasts until the body is closed.
+// request is send with a stall watch until the body is closed.
 func (c *Client) request(ctx context.Context, method, path string, header http.Header) (*http.Response, error) {
 	ctx, watch := stall.New(ctx, c.options.StallTimeout)
 	watch.Start()
@@ -146,7 +146,7 @@ func (c *Client) request(ctx context.Context, method, path string, header http.H
 	return response, nil
 }
 
-// retry calls try until it succeeds, or its failure is not to be retried.
+// retry calls try until it succeeds, fails with an error that is not transient, or the retries end.
 func (c *Client) retry(ctx context.Context, path string, try func() error) error {
 	retries := c.policy().Begin()
 	for {
@@ -154,8 +154,8 @@ func (c *Client) retry(ctx context.Context, path string, try func() error) error
 		if err == nil || !retry.Transient(err) {
 			return err
 		}
-		if ended := retries.Pause(ctx, err); ended != nil {
-			return c.errorOf(path, ended)
+		if perr := retries.Pause(ctx, err); perr != nil {
+			return c.toFileError(path, perr)
 		}
 		c.logRetry(ctx, path, err)
 	}
@@ -164,5 +164,5 @@ func (c *Client) retry(ctx context.Context, path string, try func() error) error
 func (c *Client) policy() retry.Policy { return retry.Policy{Timeout: c.options.RetryTimeout} }
 
 func (c *Client) logRetry(ctx context.Context, path string, err error) {
-	c.options.Logger.WarnContext(ctx, "simplestreams retry", "url", c.told(path), "error", c.secrets.Error(err))
+	c.options.Logger.WarnContext(ctx, "simplestreams retry", "url", c.publicURL(path), "error", c.secrets.Error(err))
 }

@@ -1,11 +1,11 @@
-// Command progress uploads a file as an image, or exports an image into a
-// folder, with a progress bar.
+// Command progress uploads a file as an image, or exports an image to a
+// directory, with a progress bar.
 //
 //	progress upload FILE
-//	progress export ALIAS-OR-FINGERPRINT FOLDER
+//	progress export ALIAS-OR-FINGERPRINT DIRECTORY
 //
-// It uses the local LXD or Incus daemon. It is a module of its own, so that the
-// progress bar is no requirement of package lxd.
+// It uses the local LXD or Incus daemon. It is a separate module, so that
+// package lxd does not require the progress bar.
 package main
 
 import (
@@ -41,7 +41,7 @@ func run(ctx context.Context, args []string) error {
 	case len(args) == 3 && args[0] == "export":
 		return export(ctx, client, args[1], args[2])
 	}
-	return errors.New("usage: progress upload FILE | progress export ALIAS-OR-FINGERPRINT FOLDER")
+	return errors.New("usage: progress upload FILE | progress export ALIAS-OR-FINGERPRINT DIRECTORY")
 }
 
 func upload(ctx context.Context, client *lxd.Client, path string) error {
@@ -60,7 +60,7 @@ func upload(ctx context.Context, client *lxd.Client, path string) error {
 	return nil
 }
 
-func export(ctx context.Context, client *lxd.Client, name, folder string) error {
+func export(ctx context.Context, client *lxd.Client, name, dir string) error {
 	image, err := client.Images.GetByAlias(ctx, name)
 	if errors.Is(err, lxd.ErrNotFound) {
 		image, err = client.Images.Get(ctx, name)
@@ -69,7 +69,7 @@ func export(ctx context.Context, client *lxd.Client, name, folder string) error 
 		return err
 	}
 	bar := newBar()
-	files, err := image.ExportTo(ctx, folder, &lxd.ExportToOptions{Progress: bar.show})
+	files, err := image.ExportTo(ctx, dir, &lxd.ExportToOptions{Progress: bar.show})
 	bar.end()
 	if err != nil {
 		return err
@@ -78,7 +78,7 @@ func export(ctx context.Context, client *lxd.Client, name, folder string) error 
 	return nil
 }
 
-// bar shows the phases of a transfer, one after another.
+// bar displays the phases of a transfer, one after another.
 type bar struct {
 	*progressbar.ProgressBar
 	phase string
@@ -93,8 +93,8 @@ func newBar() *bar {
 	)}
 }
 
-// show is called by one goroutine at a time, and at most ten times a second.
-// That the bar cannot be drawn is no reason to end a transfer.
+// show is called by one goroutine at a time, and at most ten times a second. It
+// ignores errors: a bar that cannot be drawn must not end the transfer.
 func (b *bar) show(p lxd.Progress) {
 	if p.Phase != b.phase {
 		b.phase = p.Phase

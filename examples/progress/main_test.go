@@ -21,18 +21,18 @@ func TestUploadAndExport(t *testing.T) {
 	if err := run(t.Context(), []string{"upload", path}); err != nil {
 		t.Fatal(err)
 	}
-	fingerprint, folder := lxdtest.Fingerprint(content), t.TempDir()
-	if err := run(t.Context(), []string{"export", fingerprint, folder}); err != nil {
+	fingerprint, dir := lxdtest.Fingerprint(content), t.TempDir()
+	if err := run(t.Context(), []string{"export", fingerprint, dir}); err != nil {
 		t.Fatal(err)
 	}
-	exported, err := os.ReadFile(filepath.Join(folder, fingerprint+".tar"))
+	exported, err := os.ReadFile(filepath.Join(dir, fingerprint+".tar"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(content, exported) {
-		t.Error("what was exported is not what was uploaded")
+		t.Error("the exported content differs from the uploaded content")
 	}
 	if err := run(t.Context(), nil); err == nil {
-		t.Error("no usage without arguments")
+		t.Error("no usage error without arguments")
 	}
 }

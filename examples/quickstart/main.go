@@ -1,8 +1,8 @@
-// Command quickstart does with one small image what the package is for, and
-// says what it does: upload, alias, list, export and verify, delete.
+// Command quickstart shows the main calls of the package with one small image, and
+// prints what it does: upload, alias, list, export and verify, delete.
 //
 // It uses the local LXD or Incus daemon if there is one that it may use, else a
-// server of package lxdtest in this process. -endpoint chooses another server.
+// server of package lxdtest in this process. -endpoint selects another server.
 package main
 
 import (
@@ -43,14 +43,14 @@ func run(ctx context.Context, out io.Writer, endpoint string) error {
 
 	content := lxdtest.UnifiedImage(rand.Text(), 64<<10)
 	image, err := client.Images.Create(ctx, bytes.NewReader(content), &lxd.CreateOptions{
-		Properties: map[string]string{"description": "made by the quickstart"},
+		Properties: map[string]string{"description": "created by the quickstart"},
 		Wait:       true,
 	})
 	if err != nil {
 		return err
 	}
 	fmt.Fprintf(out, "Uploaded an image of %d bytes: %s\n", image.Size, image.Fingerprint)
-	// Whatever happens below, the image does not stay.
+	// Delete the image even if a later call fails.
 	defer func() {
 		if err := image.Delete(context.WithoutCancel(ctx), &lxd.DeleteOptions{Wait: true}); err != nil {
 			fmt.Fprintln(out, "Could not delete the image:", err)
@@ -60,12 +60,12 @@ func run(ctx context.Context, out io.Writer, endpoint string) error {
 	}()
 
 	alias := "quickstart-" + strings.ToLower(rand.Text()[:6])
-	if err := image.AddAlias(ctx, alias, "what the quickstart made"); err != nil {
+	if err := image.AddAlias(ctx, alias, "created by the quickstart"); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "Gave it the alias %q.\n", alias)
+	fmt.Fprintf(out, "Added the alias %q.\n", alias)
 
-	images, err := client.Images.All(ctx, &lxd.ListOptions{Properties: map[string]string{"description": "made by the quickstart"}})
+	images, err := client.Images.All(ctx, &lxd.ListOptions{Properties: map[string]string{"description": "created by the quickstart"}})
 	if err != nil {
 		return err
 	}
@@ -80,7 +80,7 @@ func run(ctx context.Context, out io.Writer, endpoint string) error {
 		return err
 	}
 	defer func() { _ = export.Close() }()
-	n, err := io.Copy(io.Discard, export) // an error here if the content is not what it should be
+	n, err := io.Copy(io.Discard, export) // an error if the content does not match the fingerprint
 	if err != nil {
 		return err
 	}
@@ -88,7 +88,7 @@ func run(ctx context.Context, out io.Writer, endpoint string) error {
 	return nil
 }
 
-// connect gives a client for the endpoint, for the local daemon, or for a server
+// connect returns a client for the endpoint, for the local daemon, or for a server
 // in this process.
 func connect(ctx context.Context, out io.Writer, endpoint string) (client *lxd.Client, stop func(), err error) {
 	if endpoint != "embedded" {
@@ -113,6 +113,6 @@ func connect(ctx context.Context, out io.Writer, endpoint string) (client *lxd.C
 		embedded.Close()
 		return nil, nil, err
 	}
-	fmt.Fprintf(out, "Using a server of package lxdtest in this process, which speaks like %s.\n", embedded.Dialect())
+	fmt.Fprintf(out, "Using a server of package lxdtest in this process, which imitates %s.\n", embedded.Dialect())
 	return client, embedded.Close, nil
 }

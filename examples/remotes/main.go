@@ -1,10 +1,10 @@
-// Command remotes shows what the user's own lxc or incus command line knows:
+// Command remotes uses the remotes of the user's own lxc or incus command line:
 //
 //	remotes                        lists its remotes
-//	remotes NAME                   lists the images of one
+//	remotes NAME                   lists the images of a remote
 //	remotes -family incus NAME     the same with the configuration of incus
-//	remotes -join TOKEN DIRECTORY  makes a key pair there, and joins the server
-//	                               of the token
+//	remotes -join TOKEN DIRECTORY  creates a key pair in the directory, and joins
+//	                               the server of the token
 package main
 
 import (
@@ -24,7 +24,7 @@ import (
 
 func main() {
 	family := flag.String("family", "", `whose configuration: "lxd" or "incus" (default: LXD's if there is one)`)
-	config := flag.String("config", "", "folder of the configuration (default: the command line's own)")
+	config := flag.String("config", "", "directory of the configuration (default: the command line's own)")
 	token := flag.String("join", "", "token of a server to join")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -65,7 +65,7 @@ func images(ctx context.Context, out io.Writer, name string, opts *lxd.Options) 
 	client, err := lxd.Remote(name, opts)
 	var remote *lxd.RemoteError
 	if errors.As(err, &remote) && remote.Info != nil && remote.Info.Protocol == lxd.SimplestreamsProtocol {
-		return published(ctx, out, remote.Info.Address)
+		return streamImages(ctx, out, remote.Info.Address)
 	}
 	if err != nil {
 		return err
@@ -80,8 +80,8 @@ func images(ctx context.Context, out io.Writer, name string, opts *lxd.Options) 
 	return nil
 }
 
-// published lists a server that images can only be had from.
-func published(ctx context.Context, out io.Writer, address string) error {
+// streamImages lists the images of a simplestreams server.
+func streamImages(ctx context.Context, out io.Writer, address string) error {
 	client, err := simplestreams.New(address, nil)
 	if err != nil {
 		return err
@@ -95,11 +95,11 @@ func published(ctx context.Context, out io.Writer, address string) error {
 	return nil
 }
 
-// join keeps what it takes to come back: the key pair and the server's address
-// and certificate.
+// join joins the server of a token, and stores in dir what is needed to connect
+// again: the key pair and the server's certificate.
 func join(ctx context.Context, out io.Writer, token, dir string) error {
 	if dir == "" {
-		return errors.New("a directory for the key pair is missing")
+		return errors.New("the directory for the key pair is missing")
 	}
 	cert, key, err := lxd.NewKeyPair(nil)
 	if err != nil {
@@ -108,7 +108,7 @@ func join(ctx context.Context, out io.Writer, token, dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	// The key is kept before the token is used, which serves once.
+	// Store the key first: the token can be used only once.
 	for name, data := range map[string][]byte{"client.crt": cert, "client.key": key} {
 		f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		if err != nil {
@@ -131,6 +131,6 @@ func join(ctx context.Context, out io.Writer, token, dir string) error {
 	if err := os.WriteFile(filepath.Join(dir, "server.crt"), []byte(server.Certificate), 0o600); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "%s %s at %s trusts this client now.\n", server.Family, server.Version, client.Endpoint())
+	fmt.Fprintf(out, "%s %s at %s now trusts this client.\n", server.Family, server.Version, client.Endpoint())
 	return nil
 }

@@ -22,10 +22,10 @@ func TestRemotes(t *testing.T) {
 	dir := t.TempDir()
 	var out bytes.Buffer
 	require.NoError(t, join(t.Context(), &out, server.NewTrustToken("example"), filepath.Join(dir, "joined")))
-	require.Contains(t, out.String(), "trusts this client now")
+	require.Contains(t, out.String(), "now trusts this client")
 	require.ErrorIs(t, join(t.Context(), &out, server.NewTrustToken("again"), filepath.Join(dir, "joined")), os.ErrExist)
 
-	// What join has kept is what the command line keeps, under other names.
+	// The command line stores the same files as join, under other names.
 	config := fmt.Sprintf("remotes: {farm: {addr: %q, protocol: lxd, public: false}}", server.URL())
 	joined := filepath.Join(dir, "joined")
 	require.NoError(t, os.WriteFile(filepath.Join(joined, "config.yml"), []byte(config), 0o600))

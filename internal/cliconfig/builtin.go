@@ -1,6 +1,6 @@
 package cliconfig
 
-// static are the remotes that a command line has whatever its file says.
+// static returns the remotes that are built into a command line.
 func static(family string) map[string]Remote {
 	remotes := map[string]Remote{"local": {Addr: "unix://"}}
 	if family == Incus {
@@ -18,10 +18,10 @@ func static(family string) map[string]Remote {
 	return remotes
 }
 
-// firstImages is the remote "images" of a command line that was never used.
-// LXD 5.0.2 starts with the server that now is Incus's own and no longer
-// serves LXD; newer ones have this.
-func firstImages(family string) Remote {
+// defaultImages returns the remote "images" of a command line that has no
+// configuration. LXD 5.0.2 has Incus's server there, which no longer serves LXD;
+// newer versions have this one.
+func defaultImages(family string) Remote {
 	r := Remote{Addr: "https://images.lxd.canonical.com", Protocol: "simplestreams", Public: true}
 	if family == Incus {
 		r.Addr = "https://images.linuxcontainers.org"

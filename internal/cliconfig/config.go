@@ -16,17 +16,17 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// maxFile bounds each file that is read.
+// maxFile is the maximum size of a file, in bytes.
 const maxFile = 4 << 20
 
-// Config is what the command line knows.
+// Config is the configuration of a command line.
 type Config struct {
 	Place
-	Default string // the remote of commands that name none
+	Default string // the remote that commands use if they name none
 	Remotes map[string]Remote
 }
 
-// Remote is one server. What the file leaves out is empty.
+// Remote is a remote. Fields that are not in the file are empty.
 type Remote struct {
 	Addr     string `yaml:"addr"`
 	AuthType string `yaml:"auth_type"`
@@ -34,24 +34,24 @@ type Remote struct {
 	Protocol string `yaml:"protocol"`
 	Public   bool   `yaml:"public"`
 
-	Global bool `yaml:"-"` // it is of the system-wide configuration
-	Static bool `yaml:"-"` // it is built in and cannot be removed
+	Global bool `yaml:"-"` // from the system-wide configuration
+	Static bool `yaml:"-"` // built in; it cannot be removed
 }
 
-// file is a config.yml. What else is in it is of no interest here.
+// file is the relevant content of a config.yml.
 type file struct {
 	Default string            `yaml:"default-remote"`
 	Remotes map[string]Remote `yaml:"remotes"`
 }
 
-// SyntaxError says that a file is not what it should be.
+// SyntaxError says that a file is malformed or too large.
 type SyntaxError struct {
 	File string
-	Line int // 0 where it is not known
+	Line int // 0 if unknown
 	Err  error
 }
 
-// Error names the file and the line.
+// Error returns the file, the line and the cause.
 func (e *SyntaxError) Error() string {
 	if e.Line > 0 {
 		return fmt.Sprintf("%s line %d: %v", e.File, e.Line, e.Err)
@@ -59,11 +59,11 @@ func (e *SyntaxError) Error() string {
 	return fmt.Sprintf("%s: %v", e.File, e.Err)
 }
 
-// Unwrap gives the cause.
+// Unwrap returns the cause.
 func (e *SyntaxError) Unwrap() error { return e.Err }
 
-// Load reads the configuration of a place. Without a config.yml it is what the
-// command line starts with.
+// Load reads the configuration at a place. If there is no config.yml, it returns
+// the command line's initial configuration.
 func Load(place Place) (*Config, error) {
 	c := &Config{Place: place, Remotes: map[string]Remote{}}
 	own, err := readFile(filepath.Join(place.Dir, "config.yml"))
@@ -72,7 +72,7 @@ func Load(place Place) (*Config, error) {
 		maps.Copy(c.Remotes, own.Remotes)
 		c.Default = own.Default
 	case errors.Is(err, fs.ErrNotExist):
-		c.Remotes["images"] = firstImages(place.Family)
+		c.Remotes["images"] = defaultImages(place.Family)
 	default:
 		return nil, err
 	}
@@ -89,11 +89,11 @@ func Load(place Place) (*Config, error) {
 		return nil, err
 	}
 	for name, r := range static(place.Family) {
-		written, ok := c.Remotes[name]
+		configured, ok := c.Remotes[name]
 		if ok && name != "local" {
-			continue // the user's own, on a version without this one
+			continue // the user's own: older versions do not have this static one
 		}
-		r.Static, r.Project = true, written.Project
+		r.Static, r.Project = true, configured.Project
 		c.Remotes[name] = r
 	}
 	for name, r := range c.Remotes {
@@ -123,7 +123,7 @@ func readFile(path string) (*file, error) {
 	return &f, nil
 }
 
-// ReadFile is os.ReadFile for files of a reasonable size.
+// ReadFile is os.ReadFile, but returns a SyntaxError for a file of more than 4 MiB.
 func ReadFile(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -147,8 +147,8 @@ var (
 	yamlParser = regexp.MustCompile(`did not find expected (<document start>|node content|'-' indicator|key|',' or)`)
 )
 
-// syntaxError takes the line out of the parser's text, the only place where it
-// tells it.
+// syntaxError extracts the line from the parser's text; it is in no field of the
+// error.
 func syntaxError(path string, err error) error {
 	text := err.Error()
 	var mismatch *yaml.TypeError

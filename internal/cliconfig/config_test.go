@@ -10,8 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestFilesAreBounded: one that is larger than any configuration is refused, not
-// cut.
+// TestFilesAreBounded checks that a file that is too large is refused, and not
+// truncated.
 func TestFilesAreBounded(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "config.yml")
 	for size, fits := range map[int]bool{maxFile: true, maxFile + 1: false} {
@@ -27,7 +27,7 @@ func TestFilesAreBounded(t *testing.T) {
 		require.Equal(t, path, refused.File)
 		require.Nil(t, data)
 	}
-	// What is beyond the bound is not read.
+	// The rest of a file that is too large is not read.
 	require.NoError(t, os.Truncate(path, 1<<30))
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)

@@ -4,5 +4,5 @@ package cliconfig
 
 import "io/fs"
 
-// exposed does not know the rights of other systems.
+// exposed does not check permissions on other systems.
 func exposed(fs.FileInfo) bool { return false }

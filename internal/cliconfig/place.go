@@ -12,19 +12,19 @@ const (
 	Incus = "incus"
 )
 
-// Place is where a command line keeps its configuration.
+// Place is where a command line's configuration is.
 type Place struct {
 	Family string
-	Dir    string // the user's own
+	Dir    string // of the user
 	Global string // of the whole system
-	// Found is whether there is a configuration, or a variable that names it.
+	// Found reports whether there is a configuration, or a variable that names
+	// its directory.
 	Found bool
 }
 
-// Find gives the places of the families, the preferred one first; family ""
-// means both, LXD first. In each, a variable of the environment decides;
-// without one, the first folder that holds a config.yml; without any, the first
-// folder.
+// Find returns the places of the family, or of both if family is "": first those
+// that are found, LXD before Incus. The directory is that of the environment
+// variable, else the first that contains a config.yml, else the first.
 func Find(family string) ([]Place, error) {
 	families := []string{LXD, Incus}
 	if family != "" {
@@ -43,7 +43,7 @@ func Find(family string) ([]Place, error) {
 	return places, nil
 }
 
-// At is a place whose folder is known.
+// At returns the place with that directory.
 func At(family, dir string) Place {
 	return Place{Family: family, Dir: dir, Global: global(family), Found: true}
 }
@@ -76,7 +76,7 @@ func find(family string) (Place, error) {
 	return Place{Family: family, Dir: dirs[0], Global: global(family)}, nil
 }
 
-// Command is the name of the family's program.
+// Command returns the name of the family's program.
 func Command(family string) string {
 	if family == Incus {
 		return "incus"
@@ -95,7 +95,8 @@ func global(family string) string {
 	return dir
 }
 
-// remoteVariable names the default remote (LXD 5.0.2, Incus 6.0.4).
+// remoteVariable returns the environment variable of the default remote (LXD
+// 5.0.2, Incus 6.0.4).
 func remoteVariable(family string) string {
 	if family == Incus {
 		return "INCUS_REMOTE"
@@ -103,8 +104,9 @@ func remoteVariable(family string) string {
 	return "LXC_REMOTE"
 }
 
-// Project is the project that the environment asks for. INCUS_PROJECT is the
-// command's own (Incus 6.0.4); LXD 5.0.2 knows no such variable.
+// Project returns the project that the environment selects. The incus command
+// reads INCUS_PROJECT (Incus 6.0.4); lxc has no such variable (LXD 5.0.2), and
+// LXD_PROJECT is this package's own.
 func Project(family string) string {
 	if family == Incus {
 		return os.Getenv("INCUS_PROJECT")

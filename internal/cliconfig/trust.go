@@ -10,22 +10,22 @@ import (
 	"time"
 )
 
-// Trust is what the command line uses to reach a remote, PEM; nil where it has
-// none.
+// Trust are the certificates and the key, PEM, with which the command line reaches
+// a remote; nil if it has none.
 type Trust struct {
-	ServerCertificate []byte // the one certificate that the server must show
-	CA                []byte // that must have issued the server's certificate
+	ServerCertificate []byte // the only certificate that is accepted from the server
+	CA                []byte // the authority that must have issued the server's certificate
 
 	Certificate, Key         []byte // of the client
-	CertificateFile, KeyFile string // where they are, or should be
-	// Exposed is whether others than the owner may use the key's file.
+	CertificateFile, KeyFile string // their paths, even if they are missing
+	// Exposed reports whether others than the owner may access the key's file.
 	Exposed bool
 }
 
-// Trust reads the files of a remote. Missing ones are no error.
+// Trust reads the files of a remote. Missing files are no error.
 func (c *Config) Trust(name string) (*Trust, error) {
 	if filepath.Base(name) != name {
-		return nil, fmt.Errorf("remote %q: the name is not one of a file", name)
+		return nil, fmt.Errorf("remote %q: the name is not a valid file name", name)
 	}
 	r := c.Remotes[name]
 	dir := c.Dir
@@ -42,7 +42,7 @@ func (c *Config) Trust(name string) (*Trust, error) {
 	}
 	base := filepath.Join(c.Dir, "client")
 	for _, dir := range []string{c.Dir, dir} {
-		// Of Incus 6; LXD has one certificate for all remotes.
+		// Incus 6 can have a certificate for each remote; LXD has one for all.
 		own := filepath.Join(dir, "clientcerts", name)
 		if exists(own+".crt") && exists(own+".key") {
 			base = own
@@ -74,7 +74,7 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// optional reads a file that need not exist.
+// optional reads a file, or returns nil if it does not exist.
 func optional(path string) ([]byte, error) {
 	data, err := ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -83,11 +83,11 @@ func optional(path string) ([]byte, error) {
 	return data, err
 }
 
-// OIDCToken is the access token that the command line got from an OpenID
-// Connect provider, and when it ends (zero where that is not known).
+// OIDCToken returns the access token of an OpenID Connect provider that the
+// command line has stored, and its expiry (zero if unknown).
 func (c *Config) OIDCToken(name string) (token string, expiry time.Time, err error) {
 	if filepath.Base(name) != name {
-		return "", time.Time{}, fmt.Errorf("remote %q: the name is not one of a file", name)
+		return "", time.Time{}, fmt.Errorf("remote %q: the name is not a valid file name", name)
 	}
 	path := filepath.Join(c.Dir, "oidctokens", name+".json")
 	data, err := ReadFile(path)
@@ -102,7 +102,7 @@ func (c *Config) OIDCToken(name string) (token string, expiry time.Time, err err
 		return "", time.Time{}, &SyntaxError{File: path, Err: err}
 	}
 	if saved.AccessToken == "" {
-		return "", time.Time{}, &SyntaxError{File: path, Err: errors.New("holds no access token")}
+		return "", time.Time{}, &SyntaxError{File: path, Err: errors.New("contains no access token")}
 	}
 	return saved.AccessToken, saved.Expiry, nil
 }

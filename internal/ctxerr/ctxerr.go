@@ -1,4 +1,4 @@
-// Package ctxerr tells why a context ended.
+// Package ctxerr returns why a context has ended.
 package ctxerr
 
 import (
@@ -8,10 +8,10 @@ import (
 	"slices"
 )
 
-// Of is ctx's error, wrapped together with its cause where that is another
-// error; nil if ctx has not ended. Where the cause is one of own, for which the
-// package that asks ends contexts itself, it is the cause alone: to its caller
-// nothing was cancelled.
+// Of returns ctx's error, wrapped together with its cause if that is another
+// error; nil if ctx has not ended. own are the causes with which the calling
+// package itself ends contexts: if the cause is one of them, Of returns only the
+// cause, as the package's caller has not cancelled anything.
 func Of(ctx context.Context, own ...error) error {
 	err := ctx.Err()
 	if err == nil {

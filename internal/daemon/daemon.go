@@ -1,45 +1,44 @@
-// Package daemon is the one table of what differs between the families of
-// daemons. A new family is a row here, and a dialect in lxdtest. What differs
-// between the versions of a family is told by their API extensions.
+// Package daemon is the table of the differences between the families of daemons.
+// A new family is a row here, and a dialect in lxdtest. Differences between the
+// versions of a family are found by their API extensions.
 package daemon
 
 import "slices"
 
 // Family is a row of the table.
 type Family struct {
-	// Name is what GET /1.0 calls the server, and what the family calls its own
-	// protocol as a source of images. It is empty where a server does not tell;
-	// servers take "" as the protocol for their own.
+	// Name is the server's name in GET /1.0, and the family's name of its own
+	// protocol for image sources. It is empty if the family is unknown; for
+	// servers the protocol "" means their own.
 	Name string
-	// Prefix is what the names of the family's headers hold: X-LXD-public,
-	// LXD-Image-Hash. Empty where the family is unknown.
+	// Prefix is the part of the names of the family's headers that differs:
+	// X-LXD-public, LXD-Image-Hash. It is empty if the family is unknown.
 	Prefix string
 	// Mark is an API extension that all versions of the family have, and no other
 	// family has; empty for none.
 	Mark string
-	// TokenExtension is the API extension without which the family takes a join
-	// token as a trust password; empty where it never does.
+	// TokenExtension is the API extension without which the family accepts a join
+	// token only as a trust password; empty if it never does.
 	TokenExtension string
-	// NoTrustPasswords says that the family has none, in no version.
+	// NoTrustPasswords says that no version of the family has trust passwords.
 	NoTrustPasswords bool
 }
 
-// The rows. LXD and Incus were tried from 4.0 to 6.9 and from 0.1 to 7.3.
+// The rows. They were verified with LXD 4.0 to 6.9 and Incus 0.1 to 7.3.
 var (
 	LXD = &Family{Name: "lxd", Prefix: "LXD", TokenExtension: "explicit_trust_token"}
 	// dev_incus_events is an extension of every Incus since 0.1 and of no LXD.
 	Incus = &Family{Name: "incus", Prefix: "Incus", Mark: "dev_incus_events", NoTrustPasswords: true}
-	// Unknown is the family of a server that does not tell this client what it
-	// is: Incus 7.0.2 and 7.3 tell a client that they do not trust neither their
-	// name nor their extensions. All LXD that have trust passwords tell theirs.
+	// Unknown is the family of a server that hides what it is: Incus 7.0.2 and 7.3
+	// send a client that they do not trust neither their name nor their extensions.
+	// All versions of LXD with trust passwords send their extensions.
 	Unknown = &Family{NoTrustPasswords: true}
 )
 
-// Known are the families that have a name, in the order in which they are
-// preferred.
+// Known returns the families that have a name, in order of preference.
 func Known() []*Family { return []*Family{LXD, Incus} }
 
-// Named returns the family of that name; Unknown for another one.
+// Named returns the family of that name; Unknown for any other name.
 func Named(name string) *Family {
 	for _, f := range Known() {
 		if f.Name == name {
@@ -49,8 +48,8 @@ func Named(name string) *Family {
 	return Unknown
 }
 
-// Of returns the family of a server that calls itself name, "" for nothing, and
-// tells these API extensions, nil for none.
+// Of returns the family of a server that sends this name and these API
+// extensions; either may be empty.
 func Of(name string, extensions []string) *Family {
 	if f := Named(name); f != Unknown {
 		return f
@@ -66,8 +65,8 @@ func Of(name string, extensions []string) *Family {
 	return Unknown
 }
 
-// Prefixes are the prefixes of this family's headers: all that there are where
-// it is unknown, as each family ignores the others'.
+// Prefixes returns the prefixes of this family's headers. For Unknown it returns
+// those of all families, as each ignores the headers of the others.
 func (f *Family) Prefixes() []string {
 	if f != Unknown {
 		return []string{f.Prefix}
@@ -79,7 +78,7 @@ func (f *Family) Prefixes() []string {
 	return all
 }
 
-// Preferred are all known families, this one first.
+// Preferred returns all known families, this one first.
 func (f *Family) Preferred() []*Family {
 	families := Known()
 	slices.SortStableFunc(families, func(a, b *Family) int {
@@ -94,9 +93,9 @@ func (f *Family) Preferred() []*Family {
 	return families
 }
 
-// TokenIsPassword says whether a server with these extensions takes a join token
-// as a trust password: LXD 5.0.2 and older do. LXD 6.9 refuses a request that
-// has both.
+// TokenIsPassword reports whether a server with these extensions accepts a join
+// token only as a trust password: LXD 5.0.2 and older do. LXD 6.9 refuses a
+// request that has both.
 func (f *Family) TokenIsPassword(extensions []string) bool {
 	return f.TokenExtension != "" && !slices.Contains(extensions, f.TokenExtension)
 }

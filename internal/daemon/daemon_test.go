@@ -24,7 +24,7 @@ func TestOf(t *testing.T) {
 	}
 }
 
-// TestRows sees that a row is whole and like no other.
+// TestRows checks that a row is complete and unique.
 func TestRows(t *testing.T) {
 	t.Parallel()
 	seen := map[string]bool{"": true}

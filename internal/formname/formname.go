@@ -1,4 +1,4 @@
-// Package formname gives the file of a form another name while the form streams
+// Package formname renames a file of a multipart form while the form streams
 // through.
 package formname
 
@@ -11,14 +11,13 @@ import (
 	"slices"
 )
 
-// maxHeader bounds the header of a part.
+// maxHeader is the maximum size of the header of a part, in bytes.
 const maxHeader = 64 << 10
 
 const window = 64 << 10
 
-// Rename gives the form r with another filename for its second file. Nothing
-// else of the form changes; behind that file's header the bytes pass through
-// untouched and without being looked at.
+// Rename returns the form r with another filename for its second file. Nothing else
+// of the form changes; after that file's header the bytes pass through unparsed.
 func Rename(r io.Reader, boundary, filename string) io.Reader {
 	return &renamer{r: r, delimiter: []byte("--" + boundary + "\r\n"), filename: filename}
 }
@@ -29,10 +28,10 @@ type renamer struct {
 	filename  string
 
 	parts int    // delimiters seen
-	buf   []byte // read and not yet looked at
-	out   []byte // to be handed out
+	buf   []byte // read from r and not yet searched
+	out   []byte // the next bytes of Read
 	eof   error
-	done  bool // the rest passes through
+	done  bool // the rest passes through unchanged
 }
 
 func (r *renamer) Read(p []byte) (int, error) {
@@ -54,7 +53,7 @@ func (r *renamer) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// step moves what was looked at from buf to out.
+// step searches buf, and moves the searched bytes to out.
 func (r *renamer) step() {
 	at := bytes.Index(r.buf, r.delimiter)
 	switch {
@@ -64,9 +63,9 @@ func (r *renamer) step() {
 	case at >= 0:
 		r.rewrite(at + len(r.delimiter))
 	case r.eof != nil:
-		r.done = true // not the form that was expected: the receiver will tell
+		r.done = true // not such a form: the receiver will report that
 	case len(r.buf) > len(r.delimiter):
-		// The delimiter may begin in what is kept.
+		// The kept bytes may be the beginning of a delimiter.
 		r.take(len(r.buf) - len(r.delimiter))
 	default:
 		r.fill()

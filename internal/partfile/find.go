@@ -12,19 +12,19 @@ import (
 	"runtime"
 )
 
-// ErrNotOurs says that files of the right names are there which others can
-// change after they were verified.
+// ErrNotOurs says that files of these names exist, but that other users can change
+// them after they were verified.
 var ErrNotOurs = errors.New("others can change it")
 
-// Find returns the finished files of an earlier transfer, whose content it
-// verifies, or nil. Files of these names with other content are not those of the
-// image. Neither are files that may be written to by others, or whose owner is
-// neither this user, nor root, nor the owner of the directory: if they are all
-// that is there, the error is an [ErrNotOurs].
+// Find returns the finished files of an earlier transfer, or nil if there are none.
+// It verifies their content, and ignores files with other content. It also ignores
+// files that other users may write to, or whose owner is neither this user, nor
+// root, nor the owner of the directory: if there are only such files, the error is
+// [ErrNotOurs].
 func (i *Image) Find(ctx context.Context) (*Files, error) {
 	var notOurs error
 	try := func(files *Files, paths ...string) (*Files, error) {
-		same, err := i.holds(ctx, paths...)
+		same, err := i.matches(ctx, paths...)
 		switch {
 		case errors.Is(err, ErrNotOurs):
 			notOurs = err
@@ -49,7 +49,7 @@ func (i *Image) Find(ctx context.Context) (*Files, error) {
 	return nil, notOurs
 }
 
-// MayBeThere says whether Find has something to look at.
+// MayBeThere reports whether Find has files to verify.
 func (i *Image) MayBeThere() bool { return len(i.candidates(i.Name)) > 0 }
 
 func (i *Image) candidates(name string) []string {
@@ -63,9 +63,9 @@ func (i *Image) candidates(name string) []string {
 	return found
 }
 
-// holds says whether the files are the image, and makes them durable where that
-// is asked for. The length is looked at first, as hashing takes long.
-func (i *Image) holds(ctx context.Context, paths ...string) (bool, error) {
+// matches reports whether the files are the image, and makes them durable if Sync
+// is set. It compares the length first, as hashing takes long.
+func (i *Image) matches(ctx context.Context, paths ...string) (bool, error) {
 	var size int64
 	var files []*os.File
 	defer func() {
@@ -111,7 +111,7 @@ func (i *Image) holds(ctx context.Context, paths ...string) (bool, error) {
 	if hex.EncodeToString(sum.Sum(nil)) != i.Fingerprint {
 		return false, nil
 	}
-	if i.Sync && runtime.GOOS != "windows" { // it syncs only what is open for writing
+	if i.Sync && runtime.GOOS != "windows" { // Windows syncs only files that are open for writing
 		for _, f := range files {
 			if err := syncFile(ctx, f); err != nil {
 				return false, err

@@ -7,7 +7,7 @@ import (
 	"os"
 )
 
-// formats are the kinds of file that images consist of, told by how they begin.
+// formats are the formats of an image's files, recognized by a magic number.
 var formats = []struct {
 	ext    string
 	magic  string
@@ -24,7 +24,7 @@ var formats = []struct {
 	{".tar", "ustar", 257},
 }
 
-// unknownFormat is the extension of what is none of the formats.
+// unknownFormat is the extension for any other format.
 const unknownFormat = ".img"
 
 func extensions() []string {

@@ -12,23 +12,22 @@ import (
 	"github.com/golxd/lxd/internal/ctxerr"
 )
 
-// errLocked says that somebody else has the file.
+// errLocked says that another process or goroutine has locked the file.
 var errLocked = errors.New("file is locked")
 
-// poll is how often a locked file is looked at again: the systems' own waiting
-// cannot be ended by a context.
+// poll is the interval at which lock retries: a context cannot end the operating
+// system's own wait.
 const poll = 50 * time.Millisecond
 
-// lock opens the file at path for reading and writing and waits until no other
-// process, and no other goroutine of this one, has it. The lock ends with the
-// process, however that ends.
+// lock opens the file at path for reading and writing, and waits until no other
+// process, and no other goroutine of this one, has locked it. The lock ends with
+// the process, however that ends.
 //
-// Whoever else can write to a file can change it after its content was verified,
-// and what is written to one with several names, or through a link, changes
-// another. So what is at path is used only if it is a regular file of this user,
-// with one name, that nobody else may write to. Otherwise, and if nothing is
-// there, lock puts a new file with the permissions perm, before the umask, in
-// its place, without opening the other.
+// If other users can write to a file, they can change it after its content was
+// verified; if it has several names or is a link, writing to it changes another
+// file. So an existing file is used only if it is a regular file of this user, with
+// one name, that nobody else may write to. Otherwise lock replaces it, without
+// opening it, by a new file with the permissions perm before the umask.
 func lock(ctx context.Context, path string, perm fs.FileMode) (*os.File, error) {
 	for {
 		if err := ctxerr.Of(ctx); err != nil {
@@ -37,7 +36,7 @@ func lock(ctx context.Context, path string, perm fs.FileMode) (*os.File, error) 
 		f, err := openOwn(path, perm)
 		switch {
 		case err == nil:
-			// Whoever had it may have renamed or removed it meanwhile.
+			// The previous holder of the lock may have renamed or removed it.
 			if same(f, path) {
 				return f, nil
 			}
@@ -56,10 +55,10 @@ func lock(ctx context.Context, path string, perm fs.FileMode) (*os.File, error) 
 	}
 }
 
-// errChanging says that somebody else changed what is at the path.
+// errChanging says that another process has changed what is at the path.
 var errChanging = errors.New("file is changing")
 
-// openOwn opens and locks what is at path, or creates it.
+// openOwn opens and locks the file at path, or creates it.
 func openOwn(path string, perm fs.FileMode) (*os.File, error) {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -86,13 +85,13 @@ func openOwn(path string, perm fs.FileMode) (*os.File, error) {
 		if why := foreign(info); why != "" {
 			err = errChanging
 		} else if why := linked(f); why != "" {
-			_ = f.Close() // or it cannot be removed
+			_ = f.Close() // Windows cannot remove an open file
 			return nil, replace(path, func(fs.FileInfo) string { return why })
 		}
 	}
 	if err == nil && info.Mode().Perm()&^perm != 0 {
-		// It was begun for an image that was public then. Its owner is refused only
-		// by file systems without modes, where a new file would have the same.
+		// The image was public when the file was created. An owner's chmod fails only
+		// on file systems without modes, where a new file would have the same mode.
 		_ = chmod(f, info.Mode().Perm()&perm)
 	}
 	if err != nil {
@@ -105,13 +104,13 @@ func openOwn(path string, perm fs.FileMode) (*os.File, error) {
 // chmod is replaced in tests.
 var chmod = (*os.File).Chmod
 
-// beforeReplace is called, in tests, when a file was seen not to be used and is
-// not yet looked at again.
+// beforeReplace is replaced in tests. It is called between the first check of a
+// file and the second.
 var beforeReplace = func() {}
 
-// replace removes the name of a file that is not to be used: why says for what
-// reason, or "". Who comes second must not remove what the first has put there
-// in the meantime, so the file is looked at again while nobody else replaces one.
+// replace removes a file that must not be used; why returns the reason, or "". Of
+// two processes the second must not remove the first one's new file, so replace
+// checks the file again under a lock of the directory.
 func replace(path string, why func(fs.FileInfo) string) error {
 	beforeReplace()
 	unlock, err := lockDirectory(filepath.Dir(path))
@@ -134,12 +133,12 @@ func replace(path string, why func(fs.FileInfo) string) error {
 		return fmt.Errorf("%s %s: remove it", path, reason)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s %s, and cannot be replaced: %w; remove it, or use a directory in which nobody else may write", path, reason, err)
+		return fmt.Errorf("%s %s, and cannot be replaced: %w; remove it, or use a directory that nobody else may write to", path, reason, err)
 	}
 	return errChanging
 }
 
-// foreign returns why a file is not to be written to, or "".
+// foreign returns why a file must not be written to, or "".
 func foreign(info fs.FileInfo) string {
 	switch {
 	case info.Mode()&fs.ModeSymlink != 0:
@@ -152,8 +151,8 @@ func foreign(info fs.FileInfo) string {
 	return foreignOwner(info)
 }
 
-// same says whether f is the regular file at path, and not what a link there
-// leads to.
+// same reports whether f is the regular file at path, and not the target of a link
+// there.
 func same(f *os.File, path string) bool {
 	a, err := f.Stat()
 	if err != nil {

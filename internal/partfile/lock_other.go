@@ -7,7 +7,7 @@ import (
 	"os"
 )
 
-// openLocked takes no lock where the standard library knows none.
+// openLocked does not lock: the standard library has no file locks here.
 func openLocked(path string, perm fs.FileMode, create bool) (*os.File, error) {
 	flags := os.O_RDWR | noFollow
 	if create {
@@ -16,5 +16,5 @@ func openLocked(path string, perm fs.FileMode, create bool) (*os.File, error) {
 	return os.OpenFile(path, flags, perm)
 }
 
-// lockDirectory locks nothing: there is no such lock.
+// lockDirectory does nothing: there is no such lock.
 func lockDirectory(string) (unlock func(), err error) { return func() {}, nil }

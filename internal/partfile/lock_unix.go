@@ -10,7 +10,7 @@ import (
 	"syscall"
 )
 
-// beforeFlock is called, in tests, when a file was opened and is not yet locked.
+// beforeFlock is replaced in tests. It is called between opening and locking.
 var beforeFlock = func() {}
 
 func openLocked(path string, perm fs.FileMode, create bool) (*os.File, error) {
@@ -34,13 +34,12 @@ func openLocked(path string, perm fs.FileMode, create bool) (*os.File, error) {
 	return nil, fmt.Errorf("lock %s: %w", path, err)
 }
 
-// lockDirectory lets one at a time replace files in a directory. Where the
-// directory cannot be read, or its file system has no such locks, it locks
-// nothing.
+// lockDirectory lets one process at a time replace files in a directory. If the
+// directory cannot be read, or its file system has no such locks, it does nothing.
 func lockDirectory(path string) (unlock func(), err error) {
 	dir, err := os.Open(path)
 	if err != nil {
-		return func() {}, nil //nolint:nilerr // as said
+		return func() {}, nil //nolint:nilerr // documented above
 	}
 	unlock = func() { _ = dir.Close() }
 	if errors.Is(syscall.Flock(int(dir.Fd()), syscall.LOCK_EX|syscall.LOCK_NB), syscall.EWOULDBLOCK) {

@@ -16,8 +16,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestLockReplacesWhatIsNotItsOwn has something at the path that others can
-// change, or through which others are changed.
+// TestLockReplacesWhatIsNotItsOwn locks paths at which there is a file that other
+// users can change, or through which other files would be changed.
 func TestLockReplacesWhatIsNotItsOwn(t *testing.T) {
 	const content = "other"
 	file := func(path string, perm os.FileMode) error {
@@ -63,8 +63,8 @@ func TestLockReplacesWhatIsNotItsOwn(t *testing.T) {
 	}
 }
 
-// TestLockKeepsItsOwn goes on with a file that is this user's alone, without
-// the permissions that it should not have any more.
+// TestLockKeepsItsOwn locks a file that only this user can change, and removes the
+// permissions that it should no longer have.
 func TestLockKeepsItsOwn(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	require.NoError(t, os.WriteFile(path, []byte("own"), 0o600))
@@ -80,9 +80,8 @@ func TestLockKeepsItsOwn(t *testing.T) {
 	require.EqualValues(t, 0o600, info.Mode().Perm())
 }
 
-// TestLockOfFileThatIsRenamed has the other process, between the opening and the
-// locking, give the file its final name and put nothing, or a new one, in its
-// place.
+// TestLockOfFileThatIsRenamed has another process, between opening and locking,
+// rename the file to its final name and create no file, or a new one, at the path.
 func TestLockOfFileThatIsRenamed(t *testing.T) {
 	for _, again := range []bool{false, true} {
 		path := filepath.Join(t.TempDir(), "file")
@@ -110,8 +109,8 @@ func TestLockOfFileThatIsRenamed(t *testing.T) {
 	}
 }
 
-// TestLockKeepsWhatAnotherHasReplaced has another process, between the first look
-// and the replacing, put its own file in the place of one that is not to be used.
+// TestLockKeepsWhatAnotherHasReplaced has another process replace an unusable file
+// by its own between the first check and the second.
 func TestLockKeepsWhatAnotherHasReplaced(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	require.NoError(t, os.WriteFile(path, nil, 0o600))
@@ -135,8 +134,8 @@ func TestLockKeepsWhatAnotherHasReplaced(t *testing.T) {
 	require.NoError(t, f.Close())
 }
 
-// TestLockWithoutModes goes on from a file on a file system that has one mode for
-// all files, and refuses to change it.
+// TestLockWithoutModes locks a file on a file system that has one mode for all files
+// and refuses to change it.
 func TestLockWithoutModes(t *testing.T) {
 	chmod = func(*os.File, fs.FileMode) error { return syscall.EPERM }
 	defer func() { chmod = (*os.File).Chmod }()
@@ -151,8 +150,8 @@ func TestLockWithoutModes(t *testing.T) {
 	require.NoError(t, f.Close())
 }
 
-// TestPermissions are those before the umask, and of a private image none for
-// others.
+// TestPermissions checks the permissions before the umask; those of a private image
+// allow others nothing.
 func TestPermissions(t *testing.T) {
 	for _, c := range []struct {
 		public bool
@@ -187,8 +186,8 @@ func requirePerm(t *testing.T, want os.FileMode, path string) {
 	require.EqualValues(t, want, info.Mode().Perm(), path)
 }
 
-// TestFindOfWhatOthersCanChange has the whole image in files that somebody else
-// can change when they were verified.
+// TestFindOfWhatOthersCanChange finds a complete image in files that another user
+// could change after they were verified.
 func TestFindOfWhatOthersCanChange(t *testing.T) {
 	data := []byte("\x1f\x8b and more")
 	image := imageOf(t, "web", data)
@@ -203,7 +202,7 @@ func TestFindOfWhatOthersCanChange(t *testing.T) {
 	files, err = find()
 	require.Nil(t, files)
 	require.ErrorIs(t, err, ErrNotOurs)
-	require.ErrorContains(t, err, path+" may be written to by others (mode 0620)")
+	require.ErrorContains(t, err, path+" is writable by others (mode 0620)")
 	require.NoError(t, os.Chmod(path, 0o600))
 
 	stranger := fs.FileInfo(strangers{})
@@ -214,13 +213,13 @@ func TestFindOfWhatOthersCanChange(t *testing.T) {
 	require.NotNil(t, files)
 }
 
-// strangers is a file of a user who is neither this one nor root.
+// strangers is the information of a file whose owner is neither this user nor root.
 type strangers struct{ fs.FileInfo }
 
 func (strangers) Mode() fs.FileMode { return 0o644 }
 func (strangers) Sys() any          { return &syscall.Stat_t{Uid: 4242, Nlink: 1} }
 
-// TestLinkThatComesLate is there after lock has looked.
+// TestLinkThatComesLate creates a link after the check of lock.
 func TestLinkThatComesLate(t *testing.T) {
 	dir := t.TempDir()
 	path, target := filepath.Join(dir, "file"), filepath.Join(dir, "target")

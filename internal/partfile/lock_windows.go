@@ -10,8 +10,8 @@ import (
 // errSharingViolation is ERROR_SHARING_VIOLATION.
 const errSharingViolation = syscall.Errno(32)
 
-// openLocked asks for the file without sharing it, but for renaming and
-// removing. A new file has the permissions that its directory gives it.
+// openLocked opens the file exclusively, but lets others rename and remove it. A
+// new file inherits the permissions of its directory.
 func openLocked(path string, _ fs.FileMode, create bool) (*os.File, error) {
 	name, err := syscall.UTF16PtrFromString(path)
 	if err != nil {
@@ -32,5 +32,5 @@ func openLocked(path string, _ fs.FileMode, create bool) (*os.File, error) {
 	return os.NewFile(uintptr(handle), path), nil
 }
 
-// lockDirectory locks nothing: there is no such lock.
+// lockDirectory does nothing: there is no such lock.
 func lockDirectory(string) (unlock func(), err error) { return func() {}, nil }

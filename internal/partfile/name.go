@@ -7,8 +7,7 @@ import (
 	"strings"
 )
 
-// CheckName returns what is wrong with the name of an image's files, or "". dir
-// is where they are to be.
+// CheckName returns what is wrong with a name for an image's files in dir, or "".
 func CheckName(dir, name string) string {
 	if name == "." || name == ".." || strings.ContainsAny(name, "/\\\x00") || filepath.Base(name) != name {
 		return "is not a plain file name"
@@ -18,12 +17,12 @@ func CheckName(dir, name string) string {
 			return why
 		}
 	}
-	// Only the file system knows what it takes.
+	// Only the file system knows which names it accepts.
 	_, err := os.Lstat(filepath.Join(dir, name+longestSuffix()))
 	return badName(err)
 }
 
-// longestSuffix is the longest of what is put behind a name.
+// longestSuffix returns the longest suffix that is appended to a name.
 func longestSuffix() string {
 	longest := lockSuffix
 	for _, ext := range extensions() {
@@ -34,11 +33,11 @@ func longestSuffix() string {
 	return longest
 }
 
-// checkWindowsName returns why Windows does not take a name, or takes it for a
-// device, or "".
+// checkWindowsName returns why Windows does not accept a name, or interprets it as
+// a device, or "".
 func checkWindowsName(name string) string {
 	if strings.ContainsAny(name, `<>:"|?*`) {
-		return `has one of the characters <>:"|?*, which Windows does not allow`
+		return `contains one of the characters <>:"|?*, which Windows does not allow`
 	}
 	base, _, _ := strings.Cut(name, ".")
 	base = strings.ToUpper(strings.TrimRight(base, " "))

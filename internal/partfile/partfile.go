@@ -1,8 +1,8 @@
-// Package partfile keeps the files of an image on the disk: the partial file
-// that the content arrives in, which one process at a time has, and the finished
-// files, which appear under their names only when they are whole.
+// Package partfile stores the files of an image on disk: the partial file to which
+// the content is written, which is locked by one process at a time, and the finished
+// files, which get their names only when they are complete.
 //
-// It knows nothing of servers: the caller brings the content.
+// It knows nothing about servers: the caller provides the content.
 package partfile
 
 import (
@@ -26,17 +26,17 @@ const (
 	privatePerm = 0o600
 )
 
-// Image is an image that is, or is to be, in the files of a directory.
+// Image is an image and the directory that its files are, or will be, in.
 type Image struct {
 	Dir         string
 	Name        string // of the finished files, without the extension
-	Fingerprint string // the SHA-256 of the content, in lower-case hex
+	Fingerprint string // the SHA-256 of the content, lower-case hexadecimal
 	Size        int64  // of the content in bytes; not positive if unknown
-	Public      bool   // others may read the files: mode 0644 in place of 0600, before the umask
-	Sync        bool   // make the files durable before they get their names, and the names then
+	Public      bool   // others may read the files: mode 0644 instead of 0600, before the umask
+	Sync        bool   // make the files durable before they get their names, and then the names
 
-	// Verifying is called before files are hashed, with their length in bytes.
-	// The function that it returns is called with the length of every piece.
+	// Verifying is called before files are hashed, with their length in bytes. The
+	// function that it returns is called with the length of each block.
 	Verifying func(size int64) (count func(n int))
 }
 
@@ -53,12 +53,12 @@ type File struct {
 	path   string
 	f      *os.File
 	rootfs *File // of a split image
-	done   bool  // the file has its final name, or none
+	done   bool  // the file was renamed or removed
 }
 
-// Open opens the partial file, or creates it, and waits until no other process,
-// and no other goroutine of this one, has it. It must be closed. A file that is
-// not this user's alone is not gone on from: a new one takes its place.
+// Open opens or creates the partial file, and waits until no other process, and no
+// other goroutine of this one, has locked it. The caller must close it. A file that
+// other users can change is replaced by a new one.
 func (i *Image) Open(ctx context.Context) (*File, error) {
 	return i.open(ctx, i.Fingerprint+".partial")
 }
@@ -76,9 +76,9 @@ func (i *Image) open(ctx context.Context, name string) (*File, error) {
 	return &File{image: i, path: path, f: f}, nil
 }
 
-// Close lets go of the file. If it was not published it stays, without what was
-// reserved behind its content, for the next [Image.Open] to go on from. If it is
-// empty, or the image turned out to be split, it is removed.
+// Close unlocks and closes the file. If it was not published it is kept, without the
+// space reserved after its content, so that a transfer can resume after the next
+// [Image.Open]. If it is empty, or the image is split, it is removed.
 func (p *File) Close() error {
 	if p.rootfs != nil {
 		if p.done {
@@ -88,33 +88,35 @@ func (p *File) Close() error {
 		}
 	}
 	if !p.done {
-		p.leave()
+		p.keep()
 	}
 	return p.f.Close()
 }
 
-// leave is best effort: the error that ended the transfer matters more.
-func (p *File) leave() {
+// keep prepares the file for a later transfer. It ignores errors: the one that ended
+// this transfer matters more.
+func (p *File) keep() {
 	info, err := p.f.Stat()
 	switch {
 	case err != nil:
 	case info.Size() == 0:
 		p.Remove()
 	default:
-		_ = p.f.Truncate(info.Size()) // releases what was reserved behind it
+		_ = p.f.Truncate(info.Size()) // releases the space reserved after its content
 	}
 }
 
-// Remove removes the file, which is not needed: the image is there.
+// Remove removes the file, which is not needed because the image already exists. It
+// ignores errors: a remaining file does no harm.
 func (p *File) Remove() {
 	if !p.done {
-		_ = os.Remove(p.path) // what stays does no harm
+		_ = os.Remove(p.path)
 		p.done = true
 	}
 }
 
-// Resume hashes what an earlier transfer left and returns its length. A file
-// that does not hold the beginning of the image is emptied.
+// Resume hashes the content of an earlier transfer and returns its length. It
+// empties a file that cannot be the beginning of the image.
 func (p *File) Resume(ctx context.Context, sum hash.Hash) (have int64, err error) {
 	info, err := p.f.Stat()
 	if err != nil {
@@ -127,7 +129,7 @@ func (p *File) Resume(ctx context.Context, sum hash.Hash) (have int64, err error
 	return size, hashFile(ctx, sum, p.f, p.image.Verifying(size))
 }
 
-// Begin makes Write append behind the first have bytes, and drops the rest.
+// Begin truncates the file to have bytes, to which Write then appends.
 func (p *File) Begin(have int64) error {
 	if err := p.truncate(have); err != nil {
 		return err
@@ -136,10 +138,10 @@ func (p *File) Begin(have int64) error {
 	return err
 }
 
-// Reserve makes room for the n bytes that are written next, where the system and
-// the file system can; otherwise, and if n is negative, it does nothing. The
-// error wraps syscall.ENOSPC or syscall.EDQUOT if there is no such room, and that
-// of ctx if it ends.
+// Reserve reserves space for the next n bytes, if the operating system and the file
+// system support it; otherwise, and if n is negative, it does nothing. The error
+// wraps syscall.ENOSPC or syscall.EDQUOT if there is not enough space, and ctx's
+// error if ctx ends.
 func (p *File) Reserve(ctx context.Context, n int64) error {
 	at, err := p.f.Seek(0, io.SeekCurrent)
 	if err != nil {
@@ -150,8 +152,8 @@ func (p *File) Reserve(ctx context.Context, n int64) error {
 
 func (p *File) Write(b []byte) (int, error) { return p.f.Write(b) }
 
-// Discard empties the file, whose content is of no use, and removes that of the
-// rootfs.
+// Discard empties the file and removes that of the rootfs, because their content is
+// useless.
 func (p *File) Discard() error {
 	if p.rootfs != nil {
 		p.rootfs.Remove()
@@ -161,9 +163,9 @@ func (p *File) Discard() error {
 	return p.truncate(0)
 }
 
-// truncate makes the file no longer than size. One that is empty already is left
-// alone: ext4 writes a file that was ever truncated to nothing to the disk when
-// it is closed, which takes as long as the transfer.
+// truncate shortens the file to size, if it is longer. It does not truncate an empty
+// file: ext4 flushes a file that was ever truncated to 0 when it is closed, which
+// takes as long as the transfer.
 func (p *File) truncate(size int64) error {
 	info, err := p.f.Stat()
 	if err != nil || info.Size() <= size {
@@ -172,8 +174,8 @@ func (p *File) truncate(size int64) error {
 	return p.f.Truncate(size)
 }
 
-// Hash drops what is behind the image, which must be whole, and returns its
-// SHA-256.
+// Hash truncates the file to the size of the image, which must be complete, and
+// returns its SHA-256.
 func (p *File) Hash(ctx context.Context) (string, error) {
 	if err := p.f.Truncate(p.image.Size); err != nil {
 		return "", err
@@ -185,8 +187,8 @@ func (p *File) Hash(ctx context.Context) (string, error) {
 	return hex.EncodeToString(sum.Sum(nil)), nil
 }
 
-// Rootfs begins the second file of a split image. The first is then its
-// metadata. It is published and closed with the first.
+// Rootfs opens the partial file for the rootfs of a split image; p is then that of
+// the metadata. It is published and closed with p.
 func (p *File) Rootfs(ctx context.Context) (*File, error) {
 	rootfs, err := p.image.open(ctx, p.image.Fingerprint+".rootfs.partial")
 	if err != nil {
@@ -196,7 +198,7 @@ func (p *File) Rootfs(ctx context.Context) (*File, error) {
 	return rootfs, rootfs.Begin(0)
 }
 
-// hashFile hashes a file from its beginning, obeying ctx.
+// hashFile hashes a whole file; it stops if ctx ends.
 func hashFile(ctx context.Context, sum hash.Hash, f *os.File, count func(int)) error {
 	block := make([]byte, 256<<10)
 	var at int64

@@ -16,7 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// imageOf is an image of this content, in a directory of its own.
+// imageOf returns an image of this content, in a new directory.
 func imageOf(t *testing.T, name string, content ...[]byte) *Image {
 	t.Helper()
 	all := bytes.Join(content, nil)
@@ -37,7 +37,7 @@ func open(t *testing.T, image *Image) *File {
 	return f
 }
 
-// namesIn are the names in a directory, in their order.
+// namesIn returns the sorted names in a directory.
 func namesIn(t *testing.T, dir string) []string {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -96,7 +96,7 @@ func TestUnified(t *testing.T) {
 	require.Nil(t, found, "it has other content")
 }
 
-// TestResumeEmptiesWhatIsLonger has more in the file than the image.
+// TestResumeEmptiesWhatIsLonger resumes a file that is longer than the image.
 func TestResumeEmptiesWhatIsLonger(t *testing.T) {
 	t.Parallel()
 	image := imageOf(t, "web", []byte("0123456789"))
@@ -142,7 +142,7 @@ func TestParts(t *testing.T) {
 	require.Equal(t, []string{"web.img"}, namesIn(t, image.Dir))
 }
 
-// splitIn begins the two files of a split image.
+// splitIn writes the two partial files of a split image.
 func splitIn(t *testing.T, image *Image, metadata, rootfs []byte) *File {
 	t.Helper()
 	f := open(t, image)
@@ -178,7 +178,7 @@ func TestSplit(t *testing.T) {
 	require.Equal(t, files, found)
 }
 
-// TestPublishMixesNoPair has another process in the middle of giving its files
+// TestPublishMixesNoPair publishes while another process publishes its files under
 // the same names.
 func TestPublishMixesNoPair(t *testing.T) {
 	t.Parallel()
@@ -218,7 +218,7 @@ func TestPublishMixesNoPair(t *testing.T) {
 	require.Equal(t, []string{"web.meta.tar.gz", "web.tar.gz"}, namesIn(t, image.Dir))
 }
 
-// TestPublishOfHalfAPair has the second of the two final names refused.
+// TestPublishOfHalfAPair fails to rename the second of two files.
 func TestPublishOfHalfAPair(t *testing.T) {
 	metadata, rootfs := []byte("\x1f\x8b metadata"), []byte("\x1f\x8b rootfs")
 	image := imageOf(t, "web", metadata, rootfs)
@@ -237,7 +237,7 @@ func TestPublishOfHalfAPair(t *testing.T) {
 	require.Empty(t, namesIn(t, image.Dir))
 }
 
-// TestPublishOnlyWhatWasWritten has another file under the partial file's name.
+// TestPublishOnlyWhatWasWritten puts another file at the partial file's path.
 func TestPublishOnlyWhatWasWritten(t *testing.T) {
 	t.Parallel()
 	image := imageOf(t, "web", []byte("content"))
@@ -246,18 +246,18 @@ func TestPublishOnlyWhatWasWritten(t *testing.T) {
 	require.NoError(t, os.Remove(image.partialPath()))
 	require.NoError(t, os.WriteFile(image.partialPath(), []byte("another"), 0o600))
 	_, err := f.Publish(t.Context())
-	require.ErrorContains(t, err, "is not the file any more that was written")
+	require.ErrorContains(t, err, "is no longer the file that was written")
 	require.NoError(t, f.Close())
 	require.Equal(t, []string{filepath.Base(image.partialPath())}, namesIn(t, image.Dir))
 }
 
-// TestSync counts what is made durable: the files, before they have their names,
+// TestSync records what is made durable: the files, before they have their names,
 // and then the directory.
 func TestSync(t *testing.T) {
 	metadata, rootfs := []byte("metadata"), []byte("rootfs")
 	image := imageOf(t, "web", metadata, rootfs)
 	var mu sync.Mutex
-	var synced [][]string // what was in the directory then
+	var synced [][]string // the names in the directory at each sync
 	fsync = func(f *os.File) error {
 		mu.Lock()
 		defer mu.Unlock()
@@ -297,7 +297,7 @@ func TestSync(t *testing.T) {
 	require.ErrorIs(t, err, broken)
 }
 
-// TestSyncObeysContext has a disk that does not come to an end.
+// TestSyncObeysContext has a sync that never returns.
 func TestSyncObeysContext(t *testing.T) {
 	image := imageOf(t, "web", []byte("content"))
 	image.Sync = true
@@ -305,14 +305,14 @@ func TestSyncObeysContext(t *testing.T) {
 	write(t, f, []byte("content"))
 	shutdown := errors.New("shutdown")
 	ctx, cancel := context.WithCancelCause(t.Context())
-	goOn := make(chan struct{})
+	unblock := make(chan struct{})
 	fsync = func(*os.File) error {
 		cancel(shutdown)
-		<-goOn
+		<-unblock
 		return nil
 	}
 	defer func() { fsync = (*os.File).Sync }()
-	defer close(goOn)
+	defer close(unblock)
 	_, err := f.Publish(ctx)
 	require.ErrorIs(t, err, shutdown)
 	require.NoError(t, f.Close())
@@ -337,7 +337,7 @@ func TestCheckName(t *testing.T) {
 		"web": "", "console": "", "com": "", "com10": "", "nul2": "",
 		"NUL": "is the name of a device on Windows", "con": "is the name of a device on Windows", "Aux .x": "is the name of a device on Windows",
 		"com1": "is the name of a device on Windows", "LPT².web": "is the name of a device on Windows",
-		"a:b": `has one of the characters <>:"|?*, which Windows does not allow`,
+		"a:b": `contains one of the characters <>:"|?*, which Windows does not allow`,
 	} {
 		require.Equal(t, want, checkWindowsName(name), "%q", name)
 	}

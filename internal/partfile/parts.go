@@ -6,34 +6,35 @@ import (
 	"os"
 )
 
-// MaxParts is the most that Parts divides an image into.
+// MaxParts is the maximum number of parts of an image.
 const MaxParts = 64
 
-// leastPart is the least that is worth a connection of its own, in bytes.
-const leastPart = 1 << 20
+// minPart is the smallest part that is worth a connection of its own, in bytes.
+const minPart = 1 << 20
 
-// Part is a piece of an image that is written by itself. Several may be written
-// at once.
+// Part is a range of an image that is written independently. Several parts may be
+// written at once.
 type Part struct {
 	From, To int64 // offsets in the image
-	Next     int64 // what is before it is in the file
+	Next     int64 // offset of the next Write; what is before it in the part is in the file
 
 	f       *os.File
-	stateAt int64 // offset of Next in the file
+	stateAt int64 // where Next is stored in the file
 }
 
-// While parts arrive, the partial file holds behind the place of the image's
-// last byte which they are and how far each is, so that the next process can go
-// on with them: partsMagic, and three numbers for each part. A partial file
-// without it has the beginning of the image and nothing else.
+// While parts are written, the partial file contains their state after the position
+// of the image's last byte, so that the next process can resume them: partsMagic,
+// and three numbers for each part. A partial file without this state contains the
+// beginning of the image and nothing else.
 const (
 	partsMagic = "golxd/lxd parts\n"
 	partState  = 3 * 8
 )
 
-// divide makes parts of an image of which the first bytes are there.
+// divide returns parts for an image whose first bytes are in the file, or nil if
+// there would be fewer than two.
 func divide(have, size int64, count int) []*Part {
-	n := min(int64(count), (size-have)/leastPart)
+	n := min(int64(count), (size-have)/minPart)
 	if n < 2 {
 		return nil
 	}
@@ -45,9 +46,9 @@ func divide(have, size int64, count int) []*Part {
 	return list
 }
 
-// Parts are what the file is divided into already, or what is missing of it is
-// now divided into: at most count parts of at least 1 MiB. It returns nil if the
-// file is to be written from its beginning to its end.
+// Parts returns the parts of the file. If it has none yet, Parts divides the missing
+// bytes into at most count parts of at least 1 MiB. It returns nil if the file must
+// be written sequentially.
 func (p *File) Parts(count int) ([]*Part, error) {
 	info, err := p.f.Stat()
 	size := p.image.Size
@@ -63,7 +64,7 @@ func (p *File) Parts(count int) ([]*Part, error) {
 	}
 	list := parseParts(state, size)
 	if list == nil {
-		// Something else is longer than the image.
+		// The file is longer than the image, but not because of parts.
 		if err := p.truncate(0); err != nil {
 			return nil, err
 		}
@@ -72,7 +73,8 @@ func (p *File) Parts(count int) ([]*Part, error) {
 	return p.writable(list), nil
 }
 
-// divide makes parts of what is missing of a file that has the first bytes.
+// divide divides the bytes after the first have bytes into parts, and stores them in
+// the file.
 func (p *File) divide(have int64, count int) ([]*Part, error) {
 	list := divide(have, p.image.Size, count)
 	if list == nil {
@@ -91,7 +93,7 @@ func (p *File) writable(list []*Part) []*Part {
 	return list
 }
 
-// Write writes what comes next of the part, and notes how far the part is.
+// Write writes the next bytes of the part, and stores the new Next in the file.
 func (t *Part) Write(b []byte) (int, error) {
 	n, err := t.f.WriteAt(b, t.Next)
 	t.Next += int64(n)

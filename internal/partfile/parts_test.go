@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// FuzzParts takes only parts that make up the image.
+// FuzzParts checks that only parts that cover the image are accepted.
 func FuzzParts(f *testing.F) {
 	f.Add(formatParts(divide(100, 4<<20, 3)), int64(4<<20))
 	f.Add(formatParts([]*Part{{From: 0, To: 5, Next: 2}, {From: 5, To: 9, Next: 9}}), int64(9))

@@ -10,15 +10,15 @@ import (
 )
 
 const (
-	metaSuffix = ".meta"         // of the name of the metadata tarball of a split image
-	lockSuffix = ".lock.partial" // of the lock of a name, see pair
+	metaSuffix = ".meta"         // of the metadata tarball of a split image
+	lockSuffix = ".lock.partial" // of the lock of a name; see publishPair
 )
 
-// Publish gives the file, or the two files of a split image, their final names.
+// Publish renames the file, or the two files of a split image, to their final names.
 // Their content must have been verified.
 func (p *File) Publish(ctx context.Context) (*Files, error) {
 	if p.rootfs != nil {
-		return p.pair(ctx)
+		return p.publishPair(ctx)
 	}
 	path, err := p.finish(ctx, p.image.Name)
 	if err != nil {
@@ -30,11 +30,11 @@ func (p *File) Publish(ctx context.Context) (*Files, error) {
 	return &Files{Image: path}, p.synced(ctx)
 }
 
-// pair publishes the two files of a split image. Those of another image must
-// not be mixed with them: only one call at a time has the name, and no metadata
-// is there while the rootfs is replaced, so that if this ends early they are not
-// taken for a pair.
-func (p *File) pair(ctx context.Context) (*Files, error) {
+// publishPair publishes the two files of a split image. They must not be mixed with
+// those of another image: only one call at a time has locked the name, and the
+// metadata is removed before the rootfs is replaced, so that an interrupted call
+// leaves no wrong pair.
+func (p *File) publishPair(ctx context.Context) (*Files, error) {
 	var files Files
 	var err error
 	if files.Image, err = p.finish(ctx, p.image.Name+metaSuffix); err != nil {
@@ -63,12 +63,11 @@ func (p *File) pair(ctx context.Context) (*Files, error) {
 	return &files, p.synced(ctx)
 }
 
-// finish does for a whole file what comes before it gets its final path, and
-// returns that.
+// finish prepares a complete file for its final path, and returns that path.
 func (p *File) finish(ctx context.Context, name string) (string, error) {
 	if !same(p.f, p.path) {
-		// It must not get the final name in place of what was verified.
-		return "", fmt.Errorf("%s is not the file any more that was written; use a directory in which nobody else may write", p.path)
+		// The file at the path is not the one that was verified.
+		return "", fmt.Errorf("%s is no longer the file that was written; use a directory that nobody else may write to", p.path)
 	}
 	ext, err := extension(p.f)
 	if err != nil {
@@ -90,7 +89,7 @@ func (p *File) rename(path string) error {
 	return nil
 }
 
-// synced makes the final names durable where that is asked for.
+// synced makes the final names durable if Sync is set.
 func (p *File) synced(ctx context.Context) error {
 	if !p.image.Sync {
 		return nil

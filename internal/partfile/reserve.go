@@ -9,24 +9,24 @@ import (
 	"github.com/golxd/lxd/internal/ctxerr"
 )
 
-// reserveStep is how much is reserved between two looks at the context. Where room is
-// memory, in a tmpfs, a gigabyte takes a quarter of a second and more.
+// reserveStep is how many bytes are reserved between two checks of the context. In a
+// tmpfs, where the space is memory, a gigabyte takes a quarter of a second or more.
 const reserveStep = 64 << 20
 
-// reserve makes room for the n bytes of f from offset on, without changing its
-// size. A file system that knows how much is coming finds its place once and not
-// with every write: on ext4 that spares about a third of the time that writing
-// takes. And a disk that is too small shows before anything is written to it.
+// reserve reserves space for n bytes of f from offset on, without changing its size.
+// The file system then allocates the space once instead of with each write: on ext4
+// that saves about a third of the time of writing. And a disk that is too small is
+// detected before anything is written to it.
 //
-// Where the system or the file system knows no such thing, it does
-// nothing. The error wraps syscall.ENOSPC or syscall.EDQUOT if there is no such
-// room, and that of ctx if it ends.
+// If the operating system or the file system does not support it, reserve does
+// nothing. The error wraps syscall.ENOSPC or syscall.EDQUOT if there is not enough
+// space, and ctx's error if ctx ends.
 //
-// No more is asked for than the file system has: others would find it full
-// meanwhile.
+// It never asks for more than the file system has: meanwhile the file system would be
+// full for others.
 //
-// What is not written, after an error too, stays reserved until the file is
-// truncated, be it to the size that it has.
+// Space that is not written to, even after an error, stays reserved until the file is
+// truncated, even to its current size.
 func reserve(ctx context.Context, f *os.File, offset, n int64) error {
 	for done := int64(0); done < n; done += min(n-done, reserveStep) {
 		err := ctxerr.Of(ctx)
@@ -38,9 +38,9 @@ func reserve(ctx context.Context, f *os.File, offset, n int64) error {
 		}
 		switch {
 		case errors.Is(err, errors.ErrUnsupported):
-			return nil // writing tells if it matters
+			return nil // if there is a problem, writing will report it
 		case err != nil:
-			return fmt.Errorf("make room for %d bytes in %s: %w", n, f.Name(), err)
+			return fmt.Errorf("reserve %d bytes in %s: %w", n, f.Name(), err)
 		}
 	}
 	return nil

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// roomOf is how many bytes a file takes on the disk.
+// roomOf returns how many bytes a file takes on the disk.
 func roomOf(t *testing.T, f *os.File) int64 {
 	t.Helper()
 	var stat syscall.Stat_t
@@ -34,7 +34,7 @@ func TestReserve(t *testing.T) {
 	const n = reserveStep + 1<<20
 	require.NoError(t, reserve(t.Context(), f, 10, n))
 	if room := roomOf(t, f); room < n {
-		// Right only where the file system cannot do it.
+		// This is right only if the file system does not support it.
 		require.ErrorIs(t, syscall.Fallocate(int(f.Fd()), keepSize, 10, n), syscall.EOPNOTSUPP, "%d bytes were reserved", room)
 	}
 	info, err := f.Stat()
@@ -58,8 +58,8 @@ func TestReserveObeysContext(t *testing.T) {
 	require.Zero(t, roomOf(t, f))
 }
 
-// TestReserveMoreThanThereIs has a length that no disk has: it must not be taken
-// from others until that shows.
+// TestReserveMoreThanThereIs reserves more than any disk has: meanwhile the space
+// must not be taken from others.
 func TestReserveMoreThanThereIs(t *testing.T) {
 	t.Parallel()
 	f := create(t)
@@ -72,8 +72,8 @@ func TestReserveMoreThanThereIs(t *testing.T) {
 	require.LessOrEqual(t, roomOf(t, f), int64(reserveStep+1<<20))
 }
 
-// TestReserveWhereItIsNotKnown is about files that nothing can be reserved for:
-// writing to them tells what is wrong, if anything is.
+// TestReserveWhereItIsNotKnown reserves space for files that do not support it:
+// writing to them reports any problem.
 func TestReserveWhereItIsNotKnown(t *testing.T) {
 	t.Parallel()
 	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)

@@ -7,7 +7,7 @@ import (
 	"os"
 )
 
-// allocate is left to Linux, where it was measured.
+// allocate is supported only on Linux, where its effect was measured.
 func allocate(*os.File, int64, int64) error { return errors.ErrUnsupported }
 
 func room(*os.File, int64) error { return nil }

@@ -18,8 +18,8 @@ var (
 	rename = os.Rename
 )
 
-// syncFile makes what was written to f durable. The system's call cannot be
-// ended: if ctx ends before, it goes on, with the file, by itself.
+// syncFile makes the content of f durable. The system call cannot be interrupted: if
+// ctx ends, it continues in the background.
 func syncFile(ctx context.Context, f *os.File) error {
 	done := make(chan error, 1)
 	go func() { done <- fsync(f) }()
@@ -34,8 +34,9 @@ func syncFile(ctx context.Context, f *os.File) error {
 	}
 }
 
-// syncDir makes the names in the directory durable, where the system and the
-// file system can: Windows cannot, and it needs permission to read the directory.
+// syncDir makes the names in the directory durable, if the operating system and the
+// file system support it: Windows does not, and it needs permission to read the
+// directory.
 func (i *Image) syncDir(ctx context.Context) error {
 	if runtime.GOOS == "windows" {
 		return nil

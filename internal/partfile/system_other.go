@@ -9,12 +9,12 @@ import (
 
 const noFollow = 0
 
-// foreignOwner tells nothing where the standard library does not.
+// foreignOwner checks nothing: the standard library has no owners here.
 func foreignOwner(fs.FileInfo) string { return "" }
 
 func linked(*os.File) string { return "" }
 
 func changeable(fs.FileInfo, string) string { return "" }
 
-// badName does not know what a file system has against a name.
+// badName does not know the errors for invalid names.
 func badName(error) string { return "" }

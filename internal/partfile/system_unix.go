@@ -10,43 +10,44 @@ import (
 	"syscall"
 )
 
-// noFollow makes opening fail at a symbolic link, and not wait at a pipe.
+// noFollow makes opening a symbolic link fail, and opening a pipe not block.
 const noFollow = syscall.O_NOFOLLOW | syscall.O_NONBLOCK
 
 // geteuid is replaced in tests.
 var geteuid = os.Geteuid
 
-// otherWriters are the permissions of others than the owner to write.
+// otherWriters are the write permissions of group and others.
 const otherWriters = 0o022
 
-// foreignOwner returns why a regular file is not this user's alone, or "".
+// foreignOwner returns why other users can change a regular file, or why writing to
+// it changes other files, or "".
 func foreignOwner(info fs.FileInfo) string {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	switch {
 	case !ok:
-		return "has no owner that can be told"
+		return "has an unknown owner"
 	case int(stat.Uid) != geteuid():
 		return fmt.Sprintf("belongs to the user %d", stat.Uid)
 	case stat.Nlink != 1:
 		return "has other names (hard links)"
 	case info.Mode().Perm()&otherWriters != 0:
-		return fmt.Sprintf("may be written to by others (mode %04o)", info.Mode().Perm())
+		return fmt.Sprintf("is writable by others (mode %04o)", info.Mode().Perm())
 	}
 	return ""
 }
 
-// linked is for systems whose FileInfo does not tell the number of links.
+// linked is for systems whose FileInfo does not contain the number of links.
 func linked(*os.File) string { return "" }
 
-// changeable returns who else can change a finished file after it was verified,
-// or "". Root and the owner of the directory can replace every file anyway.
+// changeable returns why other users can change a finished file after it was
+// verified, or "". Root and the owner of the directory can replace any file anyway.
 func changeable(info fs.FileInfo, dir string) string {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
-		return "has no owner that can be told"
+		return "has an unknown owner"
 	}
 	if info.Mode().Perm()&otherWriters != 0 {
-		return fmt.Sprintf("may be written to by others (mode %04o)", info.Mode().Perm())
+		return fmt.Sprintf("is writable by others (mode %04o)", info.Mode().Perm())
 	}
 	if uid := int(stat.Uid); uid == geteuid() || uid == 0 {
 		return ""
@@ -59,13 +60,13 @@ func changeable(info fs.FileInfo, dir string) string {
 	return fmt.Sprintf("belongs to the user %d", stat.Uid)
 }
 
-// badName returns what a file system has against a name, or "".
+// badName returns why a file system does not accept a name, or "".
 func badName(err error) string {
 	switch {
 	case errors.Is(err, syscall.ENAMETOOLONG):
 		return "is too long for the file system"
 	case errors.Is(err, syscall.EILSEQ):
-		return "has characters that the file system does not take"
+		return "contains characters that the file system does not accept"
 	}
 	return ""
 }

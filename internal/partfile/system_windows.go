@@ -7,14 +7,14 @@ import (
 	"syscall"
 )
 
-// noFollow: there is no such flag of os.OpenFile here.
+// noFollow is 0: os.OpenFile has no such flag here.
 const noFollow = 0
 
-// foreignOwner does not look at owners and access lists, which the standard
-// library does not read here. The directory's decide who may write.
+// foreignOwner does not check owners and access lists, which the standard library
+// does not read here. The directory's access list decides who may write.
 func foreignOwner(fs.FileInfo) string { return "" }
 
-// linked returns that a file has several names, or "".
+// linked returns that a file has other names, or "".
 func linked(f *os.File) string {
 	var info syscall.ByHandleFileInformation
 	if err := syscall.GetFileInformationByHandle(syscall.Handle(f.Fd()), &info); err == nil && info.NumberOfLinks > 1 {
@@ -25,7 +25,7 @@ func linked(f *os.File) string {
 
 func changeable(fs.FileInfo, string) string { return "" }
 
-// badName returns what a file system has against a name, or "".
+// badName returns why a file system does not accept a name, or "".
 func badName(err error) string {
 	const invalidName, nameTooLong = syscall.Errno(123), syscall.Errno(206) // ERROR_INVALID_NAME, ERROR_FILENAME_EXCED_RANGE
 	if errors.Is(err, invalidName) || errors.Is(err, nameTooLong) {

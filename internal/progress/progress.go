@@ -1,4 +1,4 @@
-// Package progress reports how far a transfer is, without slowing it down.
+// Package progress reports the progress of a transfer without slowing it down.
 package progress
 
 import (
@@ -7,14 +7,14 @@ import (
 	"time"
 )
 
-// Interval is the least time between two reports of a running transfer.
+// Interval is the minimum time between two reports of a running transfer.
 const Interval = 100 * time.Millisecond
 
-// State is what is reported.
+// State is the content of a report.
 type State struct {
 	Phase       string
-	Done, Total int64  // bytes, -1 where unknown
-	Percent     int    // of the phase, -1 where unknown
+	Done, Total int64  // bytes, -1 if unknown
+	Percent     int    // of the phase, -1 if unknown
 	Text        string // the server's own words
 }
 
@@ -30,15 +30,15 @@ type Meter struct {
 	total   int64
 	percent int
 	text    string
-	ended   bool // no report begins any more, but the last
+	ended   bool // Stop or Leave was called: only the last report may start
 
-	reporting chan struct{} // holds an element during a report
+	reporting chan struct{} // the lock of a report
 	last      State         // guarded by reporting
 	stop      chan struct{}
 }
 
-// Start begins to report. It gives nil where report is nil. Every Meter must be
-// ended with Stop.
+// Start starts a Meter; it returns nil if report is nil. The caller must end the
+// Meter with Stop or Leave.
 func Start(phase string, total int64, report func(State)) *Meter {
 	if report == nil {
 		return nil
@@ -54,15 +54,15 @@ func (m *Meter) run() {
 	for {
 		select {
 		case <-ticker.C:
-			m.tell()
+			m.reportChange()
 		case <-m.stop:
 			return
 		}
 	}
 }
 
-// tell reports what has changed.
-func (m *Meter) tell() {
+// reportChange reports the state if it has changed.
+func (m *Meter) reportChange() {
 	m.reporting <- struct{}{}
 	defer func() { <-m.reporting }()
 	m.mu.Lock()
@@ -91,7 +91,7 @@ func (m *Meter) Add(n int) {
 	}
 }
 
-// Counter is Add as a function, or nil for a nil Meter.
+// Counter returns Add, or nil for a nil Meter.
 func (m *Meter) Counter() func(int) {
 	if m == nil {
 		return nil
@@ -99,7 +99,7 @@ func (m *Meter) Counter() func(int) {
 	return m.Add
 }
 
-// Phase begins another phase, counting from done. total is -1 where it is
+// Phase starts another phase, of which done bytes are already done. total is -1 if
 // unknown.
 func (m *Meter) Phase(phase string, done, total int64) {
 	if m == nil {
@@ -111,7 +111,7 @@ func (m *Meter) Phase(phase string, done, total int64) {
 	m.done.Store(done)
 }
 
-// Server sets what the server says of its own work.
+// Server sets the progress that the server reports of its own work.
 func (m *Meter) Server(percent int, done int64, text string) {
 	if m == nil {
 		return
@@ -122,8 +122,8 @@ func (m *Meter) Server(percent int, done int64, text string) {
 	m.done.Store(done)
 }
 
-// Stop makes the last report and returns when no other will follow. It must not
-// be called by what is reported to; that is what Leave is for.
+// Stop makes the last report, and returns when no other will follow. The report
+// function must not call it, but Leave.
 func (m *Meter) Stop() {
 	if m == nil || !m.end() {
 		return
@@ -133,8 +133,8 @@ func (m *Meter) Stop() {
 	m.report(m.state())
 }
 
-// Leave ends the reports like Stop, but waits for none that goes on, as that may
-// be what calls it: then it was the last.
+// Leave ends the reports like Stop, but the report function may call it: if a report
+// is in progress, Leave does not wait for it, and it is the last.
 func (m *Meter) Leave() {
 	if m == nil || !m.end() {
 		return
@@ -147,7 +147,7 @@ func (m *Meter) Leave() {
 	}
 }
 
-// end says whether it was this call that ended the reports.
+// end ends the reports; it returns false if an earlier call has done so.
 func (m *Meter) end() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()

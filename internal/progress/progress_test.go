@@ -69,7 +69,7 @@ func TestReportsOneAtATime(t *testing.T) {
 	})
 }
 
-// TestLeaveWithinAReport is what a report does that closes the transfer.
+// TestLeaveWithinAReport calls Leave from the report function.
 func TestLeaveWithinAReport(t *testing.T) {
 	t.Parallel()
 	for _, last := range []bool{false, true} {
@@ -93,21 +93,21 @@ func TestLeaveWithinAReport(t *testing.T) {
 	}
 }
 
-// TestLeaveDuringAReport waits for none that goes on elsewhere, and lets none
-// begin.
+// TestLeaveDuringAReport calls Leave during a report: it does not wait, and no other
+// report starts.
 func TestLeaveDuringAReport(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var n atomic.Int32
-		goOn := make(chan struct{})
+		unblock := make(chan struct{})
 		m := Start("send", 100, func(State) {
 			n.Add(1)
-			<-goOn
+			<-unblock
 		})
 		m.Add(1)
 		time.Sleep(2 * Interval)
 		m.Leave()
-		close(goOn)
+		close(unblock)
 		m.Add(1)
 		time.Sleep(time.Minute)
 		require.EqualValues(t, 1, n.Load())

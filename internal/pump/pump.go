@@ -1,8 +1,8 @@
-// Package pump moves a stream to a consumer and to a hash at the same time.
+// Package pump copies a stream to a consumer and to a hash at the same time.
 //
 // One goroutine fills blocks from the source, one hashes them, and the caller
-// consumes them, so that a transfer takes as long as the slowest of the three
-// and not as their sum.
+// consumes them, so that a transfer takes as long as the slowest of the three, and
+// not as long as all together.
 package pump
 
 import (
@@ -15,9 +15,9 @@ import (
 
 const (
 	blockSize = 256 << 10
-	// blocks is how far one of the three may fall behind the others before they
-	// wait for it. With four they keep stopping each other where a daemon takes
-	// its share of two cores; more than eight gain nothing.
+	// blocks is the number of blocks that one of the three may be behind before
+	// the others wait for it. With four they often wait for each other if a daemon
+	// uses part of two cores; more than eight gain nothing.
 	blocks = 8
 )
 
@@ -26,35 +26,34 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, blockSize); return &
 type block struct {
 	buf  *[]byte
 	n    int
-	uses atomic.Int32 // of the hasher and the consumer
+	uses atomic.Int32 // by the hasher and the consumer
 }
 
-// ErrClosed is what a Read or WriteTo returns when the pump is, or was, closed.
+// ErrClosed is returned by Read and WriteTo when the pump is closed.
 var ErrClosed = errors.New("closed")
 
-// Pump is a stream that is hashed while it is consumed by Read or WriteTo,
-// from one goroutine.
+// Pump is a stream that is hashed while one goroutine consumes it by Read or
+// WriteTo.
 type Pump struct {
-	// A block is in one of the three, or with the one who has taken it out. As
-	// each has room for all blocks, putting one back never waits.
+	// A block is in one of the three channels, or owned by the goroutine that has
+	// received it. Each channel has room for all blocks, so sending never blocks.
 	free   chan *block
 	toHash chan *block
 	toRead chan *block
 
 	stop    chan struct{} // closed by Close
 	once    sync.Once
-	running atomic.Int32  // of fill and hash
-	ended   chan struct{} // closed when both have ended
-	srcErr  error         // set before toRead is closed; nil at a plain end
+	running atomic.Int32  // how many of fill and hash are running
+	ended   chan struct{} // closed when both have returned
+	srcErr  error         // set before toRead is closed; nil for io.EOF
 
-	// Of the consumer. What it still has when the pump is closed goes to nobody
-	// else.
+	// The consumer's current block. It is not recycled when the pump is closed.
 	cur *block
 	pos int
 }
 
-// Start begins to read src and to write it to h. The caller must end the pump
-// with Close. count, if not nil, is told of every piece that was read.
+// Start starts to read src and to write it to h. The caller must end the pump with
+// Close. count, if not nil, is called with the length of each read.
 func Start(src io.Reader, h hash.Hash, count func(int)) *Pump {
 	p := &Pump{
 		free: make(chan *block, blocks), toHash: make(chan *block, blocks), toRead: make(chan *block, blocks),
@@ -70,7 +69,7 @@ func Start(src io.Reader, h hash.Hash, count func(int)) *Pump {
 }
 
 func (p *Pump) fill(src io.Reader, count func(int)) {
-	defer p.leave()
+	defer p.exit()
 	defer close(p.toRead)
 	defer close(p.toHash)
 	for {
@@ -98,22 +97,22 @@ func (p *Pump) fill(src io.Reader, count func(int)) {
 	}
 }
 
-// readFull fills b, so that a hash and a write see large blocks even if TLS
-// hands out 16 KiB at a time.
+// readFull fills b, so that the hash and the consumer get large blocks even if TLS
+// returns 16 KiB at a time.
 func readFull(r io.Reader, b []byte, count func(int)) (n int, err error) {
 	for n < len(b) && err == nil {
-		var got int
-		got, err = r.Read(b[n:])
-		n += got
-		if count != nil && got > 0 {
-			count(got)
+		var read int
+		read, err = r.Read(b[n:])
+		n += read
+		if count != nil && read > 0 {
+			count(read)
 		}
 	}
 	return n, err
 }
 
 func (p *Pump) hash(h hash.Hash) {
-	defer p.leave()
+	defer p.exit()
 	for b := range p.toHash {
 		h.Write((*b.buf)[:b.n])
 		p.release(b)
@@ -135,7 +134,7 @@ func (p *Pump) closed() bool {
 	}
 }
 
-// end is what there is behind the last block, when the hash is complete.
+// end waits until the hash is complete, and returns the error after the last block.
 func (p *Pump) end() error {
 	select {
 	case <-p.ended:
@@ -148,7 +147,7 @@ func (p *Pump) end() error {
 	return io.EOF
 }
 
-// next makes cur a block with something left in it.
+// next makes cur a block with unread bytes.
 func (p *Pump) next() error {
 	for p.cur == nil || p.pos == p.cur.n {
 		if p.cur != nil {
@@ -171,7 +170,7 @@ func (p *Pump) next() error {
 	return nil
 }
 
-// Read gives io.EOF when everything was read and hashed.
+// Read returns io.EOF when everything has been read and hashed.
 func (p *Pump) Read(b []byte) (int, error) {
 	if len(b) == 0 {
 		return 0, nil
@@ -184,8 +183,8 @@ func (p *Pump) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// WriteTo writes everything to w in large blocks. It returns nil when
-// everything was written and hashed.
+// WriteTo writes everything to w in large blocks. It returns nil when everything has
+// been written and hashed.
 func (p *Pump) WriteTo(w io.Writer) (int64, error) {
 	var done int64
 	for {
@@ -207,22 +206,23 @@ func (p *Pump) WriteTo(w io.Writer) (int64, error) {
 	}
 }
 
-// Close ends the stream, from any goroutine and at any time: a Read or WriteTo
-// that goes on, and every later one, returns ErrClosed. It waits for nothing; a
-// source that blocks must be ended by the caller.
+// Close ends the stream: a Read or WriteTo in progress, and every later one, returns
+// ErrClosed. It may be called from any goroutine and at any time. It does not wait; a
+// source that blocks must be closed by the caller.
 func (p *Pump) Close() {
 	p.once.Do(func() {
 		close(p.stop)
 		select {
 		case <-p.ended:
 			p.recycle()
-		default: // leave does it
+		default: // exit will do it
 		}
 	})
 }
 
-// leave is the end of fill, or of hash.
-func (p *Pump) leave() {
+// exit is called when fill or hash returns; the last call recycles the buffers of a
+// closed pump.
+func (p *Pump) exit() {
 	if p.running.Add(-1) == 0 {
 		close(p.ended)
 		if p.closed() {
@@ -231,8 +231,8 @@ func (p *Pump) leave() {
 	}
 }
 
-// recycle gives away the buffers that nobody uses any more: fill and hash have
-// ended, and the consumer takes no other block.
+// recycle returns the unused buffers to the pool: fill and hash have returned, and
+// the consumer receives no other block.
 func (p *Pump) recycle() {
 	for b := range p.toRead { // closed by fill
 		buffers.Put(b.buf)

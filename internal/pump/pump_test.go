@@ -65,7 +65,7 @@ func TestPumpHandsOnAndHashes(t *testing.T) {
 	}
 }
 
-// TestPumpWritesFullBlocks is about sources that give little at a time, as TLS
+// TestPumpWritesFullBlocks reads sources that return few bytes at a time, as TLS
 // does.
 func TestPumpWritesFullBlocks(t *testing.T) {
 	t.Parallel()
@@ -119,7 +119,7 @@ func TestPumpGivesSourcesErrorAfterItsBytes(t *testing.T) {
 	}
 }
 
-// TestPumpStopsReadingWhenNobodyConsumes bounds what is read ahead.
+// TestPumpStopsReadingWhenNobodyConsumes checks that reading ahead is bounded.
 func TestPumpStopsReadingWhenNobodyConsumes(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
@@ -134,7 +134,7 @@ func TestPumpStopsReadingWhenNobodyConsumes(t *testing.T) {
 	for range blocks {
 		<-first
 	}
-	p.Close() // it ends the goroutines although the source never ends
+	p.Close() // ends the goroutines although the source is endless
 	<-p.ended
 	require.LessOrEqual(t, read, blocks*blockSize)
 }
@@ -143,7 +143,7 @@ type endless struct{}
 
 func (endless) Read(p []byte) (int, error) { return len(p), nil }
 
-// TestPumpClosedFromElsewhere closes while the consumer waits, or is at work.
+// TestPumpClosedFromElsewhere closes while the consumer waits, or processes a block.
 func TestPumpClosedFromElsewhere(t *testing.T) {
 	t.Parallel()
 	read := func(p *Pump) error { _, err := io.Copy(io.Discard, struct{ io.Reader }{p}); return err }
@@ -180,14 +180,14 @@ func TestPumpClosedFromElsewhere(t *testing.T) {
 	}
 }
 
-// TestPumpGivesAwayWhatNobodyUses has other pumps write to the buffers that
-// closed ones have given back, while a consumer and a source of those are still
-// at work. It is of use with the race detector, and sees what it detects itself.
+// TestPumpGivesAwayWhatNobodyUses has other pumps write to the recycled buffers of
+// closed pumps whose consumer and source are still running. It detects overwritten
+// blocks, and with the race detector all shared use.
 func TestPumpGivesAwayWhatNobodyUses(t *testing.T) {
 	t.Parallel()
 	for n := range 10 {
 		fill := byte(n)
-		src := &slowSource{fill: fill, inside: make(chan struct{}), goOn: make(chan struct{})}
+		src := &slowSource{fill: fill, inside: make(chan struct{}), unblock: make(chan struct{})}
 		p := Start(src, sha256.New(), nil)
 		var held []byte
 		holding, check, checked := make(chan struct{}), make(chan struct{}), make(chan error)
@@ -207,7 +207,7 @@ func TestPumpGivesAwayWhatNobodyUses(t *testing.T) {
 		<-src.inside
 		p.Close()
 		other := Start(bytes.NewReader(bytes.Repeat([]byte{fill + 1}, 2*blocks*blockSize)), sha256.New(), nil)
-		close(src.goOn) // writes to the buffer that it was given before
+		close(src.unblock) // writes to the buffer of the blocked read
 		_, err := other.WriteTo(writerFunc(func(b []byte) (int, error) {
 			if bytes.Count(b, []byte{fill + 1}) != len(b) {
 				return 0, errors.New("the other's block was overwritten")
@@ -222,19 +222,19 @@ func TestPumpGivesAwayWhatNobodyUses(t *testing.T) {
 	}
 }
 
-// slowSource fills one block, and is in the middle of the next until it is told
-// to go on.
+// slowSource fills one block, and then blocks in the middle of the next until unblock
+// is closed.
 type slowSource struct {
-	fill   byte
-	calls  int
-	inside chan struct{}
-	goOn   chan struct{}
+	fill    byte
+	calls   int
+	inside  chan struct{}
+	unblock chan struct{}
 }
 
 func (s *slowSource) Read(p []byte) (int, error) {
 	if s.calls++; s.calls == 2 {
 		close(s.inside)
-		<-s.goOn
+		<-s.unblock
 	}
 	return copy(p, bytes.Repeat([]byte{s.fill}, len(p))), nil
 }

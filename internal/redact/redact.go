@@ -1,5 +1,4 @@
-// Package redact keeps secrets out of what is written for people: errors and
-// log records.
+// Package redact removes secrets from texts for people: errors and log records.
 package redact
 
 import (
@@ -16,12 +15,12 @@ import (
 	"github.com/golxd/lxd/internal/retry"
 )
 
-// unreadable stands for a text that should be a URL and is none: any part of it
-// may be the secret.
+// unreadable replaces a text that should be a URL but is not: any part of it may be
+// the secret.
 const unreadable = "(unreadable URL)"
 
-// URL writes a URL for people: scheme, host and path. User name, password, query
-// and fragment are left out, as each of them is often a token.
+// URL returns a URL for people: scheme, host and path. It omits user name, password,
+// query and fragment, each of which is often a token.
 func URL[T string | *url.URL](of T) string {
 	u := parse(of)
 	if u == nil || u.Scheme == "" || u.Opaque != "" || (u.Host == "" && !strings.HasPrefix(u.Path, "/")) {
@@ -44,15 +43,15 @@ func parse[T string | *url.URL](of T) *url.URL {
 
 var (
 	errNotURL   = errors.New("it is not a URL")
-	errLocation = errors.New("it redirects to what is not a URL")
+	errLocation = errors.New("it redirects to an invalid URL")
 )
 
-// Error returns what is inside of a [*url.Error], whose text holds a whole URL.
+// Error returns the cause of a [*url.Error], whose text contains a whole URL.
 func Error(err error) error {
 	var failed *url.Error
 	for errors.As(err, &failed) {
 		if failed.Op == "parse" {
-			return errNotURL // the cause quotes what it could not read
+			return errNotURL // the cause quotes the text
 		}
 		err = failed.Err
 	}
@@ -63,20 +62,20 @@ func Error(err error) error {
 	return err
 }
 
-// Secrets are texts that must not be told. The nil Secrets are none.
+// Secrets are texts that must not be shown. Nil Secrets are empty.
 type Secrets struct {
 	values   []string
 	prepare  sync.Once
 	replacer *strings.Replacer
 }
 
-// shortest is the length from which on a secret is looked for: a shorter one is
-// in every other word, and is only hidden within a URL.
+// shortest is the length of the shortest secret that is replaced in a text: a shorter
+// one is part of many words, and is only omitted from URLs.
 const shortest = 4
 
 const hidden = "xxxxx"
 
-// Hide makes Secrets of texts, of which "" is none.
+// Hide returns Secrets for texts; it ignores empty ones.
 func Hide(values ...string) *Secrets {
 	values = slices.DeleteFunc(slices.Clone(values), func(v string) bool { return len(v) < shortest })
 	if len(values) == 0 {
@@ -85,7 +84,7 @@ func Hide(values ...string) *Secrets {
 	return &Secrets{values: values}
 }
 
-// HideURL makes Secrets of all that [URL] leaves out of a URL.
+// HideURL returns Secrets for everything that [URL] omits from a URL.
 func HideURL[T string | *url.URL](of T) *Secrets {
 	u := parse(of)
 	if u == nil {
@@ -103,7 +102,7 @@ func HideURL[T string | *url.URL](of T) *Secrets {
 	return Hide(values...)
 }
 
-// Join makes one of several.
+// Join combines several Secrets.
 func Join(all ...*Secrets) *Secrets {
 	var values []string
 	for _, s := range all {
@@ -114,16 +113,16 @@ func Join(all ...*Secrets) *Secrets {
 	return Hide(values...)
 }
 
-// words replaces the secrets, in whatever form they are written.
-func (s *Secrets) words(text string) string {
+// replace replaces the secrets in any of their encodings.
+func (s *Secrets) replace(text string) string {
 	if s == nil || text == "" {
 		return text
 	}
 	s.prepare.Do(func() {
-		// What is written once is often written again: a URL within another one's
-		// query, JSON within a text that is quoted.
-		forms := written(written(s.values))
-		// Of two that begin at one place the longer one is taken.
+		// Texts are often encoded twice: a URL in another URL's query, JSON in a
+		// quoted text.
+		forms := encodings(encodings(s.values))
+		// The replacer prefers the first of the forms that match: the longest.
 		slices.SortFunc(forms, func(a, b string) int { return len(b) - len(a) })
 		var pairs []string
 		for _, form := range forms {
@@ -134,8 +133,8 @@ func (s *Secrets) words(text string) string {
 	return s.replacer.Replace(text)
 }
 
-// written adds to texts what they are like within a URL, a quoted text and JSON.
-func written(texts []string) []string {
+// encodings returns texts, and how they are encoded in a URL, a quoted text and JSON.
+func encodings(texts []string) []string {
 	var all []string
 	for _, text := range texts {
 		quoted, ascii := strconv.Quote(text), strconv.QuoteToASCII(text)
@@ -148,20 +147,20 @@ func written(texts []string) []string {
 	return slices.Compact(all)
 }
 
-// address finds URLs in a text, without the punctuation behind them.
+// address matches URLs in a text, without the punctuation after them.
 var address = regexp.MustCompile("[A-Za-z][A-Za-z0-9+.-]*://[^\\s\"'`<>\\\\]*[^\\s\"'`<>\\\\.,:;!?)\\]}]")
 
-// Text writes somebody else's words without the secrets, and the URLs in them as
-// [URL] does, since those may hold secrets that only their author knows.
+// Text returns a text without the secrets, and with its URLs as [URL] writes them:
+// those of another program may contain secrets that this one does not know.
 func (s *Secrets) Text(text string) string {
-	text = s.words(text)
+	text = s.replace(text)
 	if !strings.Contains(text, "://") {
 		return text
 	}
 	return address.ReplaceAllStringFunc(text, func(raw string) string { return URL(raw) })
 }
 
-// Value writes a decoded JSON value without the secrets in its texts.
+// Value returns a decoded JSON value without the secrets in its strings.
 func (s *Secrets) Value(value any) any {
 	switch v := value.(type) {
 	case string:
@@ -182,31 +181,31 @@ func (s *Secrets) Value(value any) any {
 	return value
 }
 
-// Error returns an error whose text has none of the secrets: err itself, or else
-// one that still matches what err matches, but does not lead to it.
+// Error returns an error whose text contains none of the secrets: err itself, or else
+// one that matches what err matches, but does not unwrap to it.
 func (s *Secrets) Error(err error) error {
 	if s == nil || err == nil {
 		return err
 	}
 	text := err.Error()
-	clean := s.words(text)
+	clean := s.replace(text)
 	if clean == text {
 		return err
 	}
-	return &quiet{text: clean, is: func(target error) bool { return errors.Is(err, target) }, transient: retry.Transient(err)}
+	return &redactedError{text: clean, is: func(target error) bool { return errors.Is(err, target) }, transient: retry.Transient(err)}
 }
 
-// quiet is an error that does not tell its cause.
-type quiet struct {
+// redactedError is an error that hides its cause.
+type redactedError struct {
 	text string
 	is   func(target error) bool
 
 	transient bool
 }
 
-func (e *quiet) Error() string        { return e.text }
-func (e *quiet) Is(target error) bool { return e.is(target) }
+func (e *redactedError) Error() string        { return e.text }
+func (e *redactedError) Is(target error) bool { return e.is(target) }
 
-// Transient is what the cause says, so that hiding a secret does not change
+// Transient returns that of the cause, so that hiding a secret does not change
 // whether a call is retried.
-func (e *quiet) Transient() bool { return e.transient }
+func (e *redactedError) Transient() bool { return e.transient }

@@ -64,7 +64,7 @@ func TestError(t *testing.T) {
 	require.Equal(t, errLocation, Error(err))
 }
 
-// TestSecrets writes a secret in every form that a server may.
+// TestSecrets replaces a secret in every encoding that a server may use.
 func TestSecrets(t *testing.T) {
 	for _, secret := range []string{"s3cr3t", `p a"ss\+/&=?ü` + "\n", "dG9rZW4+/w=="} {
 		data, err := json.Marshal(secret)
@@ -92,7 +92,7 @@ func TestSecrets(t *testing.T) {
 	require.Nil(t, HideURL("https://h/x"))
 	require.Equal(t, "xxxxx is bad", HideURL("https://user:s3/cr3t@host").Text("https://user:s3/cr3t@host is bad"))
 
-	// URLs of which nothing is known before.
+	// URLs whose secrets are not known.
 	var none *Secrets
 	for text, want := range map[string]string{
 		`Get "https://u:p@h/x?sig=a%2Fb": EOF`:           `Get "https://h/x": EOF`,

@@ -1,4 +1,4 @@
-// Package wire reads and writes the JSON that LXD and Incus speak.
+// Package wire reads and writes the JSON of the LXD and Incus APIs.
 package wire
 
 import (
@@ -11,14 +11,14 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// The types of an answer.
+// The types of a response.
 const (
 	TypeSync  = "sync"
 	TypeAsync = "async"
 	TypeError = "error"
 )
 
-// Envelope is what wraps every answer of a daemon but an exported image.
+// Envelope is the object that wraps every response of a daemon but an exported image.
 type Envelope struct {
 	Type       string
 	Status     string
@@ -28,9 +28,9 @@ type Envelope struct {
 	Error      string
 }
 
-// ErrNotEnvelope says that an answer is not an envelope, so most likely not
-// from an LXD or Incus daemon.
-var ErrNotEnvelope = errors.New("not an answer of the LXD API")
+// ErrNotEnvelope says that a response is not an envelope, so most likely not from
+// an LXD or Incus daemon.
+var ErrNotEnvelope = errors.New("not a response of the LXD API")
 
 // decodeOptions accept what the daemons' own decoder accepts.
 var decodeOptions = json.JoinOptions(
@@ -48,10 +48,10 @@ type GroupedFunc func(*jsontext.Decoder) error
 
 // Decode reads one envelope from r. The metadata is decoded in the same pass,
 // straight from r, into metadata: a pointer, an [ElementFunc], a [GroupedFunc],
-// or nil to ignore it. Metadata that is asked for must be there, and not null:
-// no daemon sends null for an empty list (LXD 4.0.13 to 6.9, Incus 6.0.0 to
-// 7.3). Metadata of an error answer is never decoded into it when the envelope's
-// type comes first, as all daemons send it.
+// or nil to ignore it. Unless it is ignored, metadata must be present and not null:
+// no daemon sends null for an empty list (LXD 4.0.13 to 6.9, Incus 6.0.0 to 7.3).
+// The metadata of an error response is not decoded if the envelope's type comes
+// first, as it does from all daemons.
 func Decode(r io.Reader, metadata any) (*Envelope, error) {
 	dec := jsontext.NewDecoder(r, decodeOptions)
 	tok, err := dec.ReadToken()
@@ -157,13 +157,13 @@ func begin(dec *jsontext.Decoder, kind jsontext.Kind) error {
 		return err
 	}
 	if tok.Kind() != kind {
-		return fmt.Errorf("%w: the metadata has a %s where a %s must be", ErrNotEnvelope, tok.Kind(), kind)
+		return fmt.Errorf("%w: the metadata has a %s instead of a %s", ErrNotEnvelope, tok.Kind(), kind)
 	}
 	return nil
 }
 
-// notEnvelope tells malformed JSON from an error of the reader, and leaves the
-// latter as it is.
+// notEnvelope returns an ErrNotEnvelope for malformed JSON, and an error of the
+// reader unchanged.
 func notEnvelope(err error) error {
 	var syntactic *jsontext.SyntacticError
 	var semantic *json.SemanticError
@@ -191,9 +191,9 @@ func Unmarshal(data []byte, v any) error {
 	return json.UnmarshalRead(bytes.NewReader(data), v, decodeOptions)
 }
 
-// Marshal encodes a request. Nil maps and slices are sent as {} and [], as a
-// null is what crashes a daemon: LXD 5.0.2, Incus 6.0.4 and 7.0.2 fall over a
-// push token whose properties are null.
+// Marshal encodes a request. Nil maps and slices are encoded as {} and [], because
+// null can crash a daemon: LXD 5.0.2, Incus 6.0.4 and 7.0.2 crash on a push token
+// whose properties are null.
 func Marshal(v any) ([]byte, error) {
 	return json.Marshal(v)
 }

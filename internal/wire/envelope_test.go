@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestRecordedEnvelopes reads every answer that real daemons have given.
+// TestRecordedEnvelopes decodes recorded responses of real daemons.
 func TestRecordedEnvelopes(t *testing.T) {
 	seen := map[string]int{}
 	root := filepath.Join("..", "..", "testdata", "envelopes")
@@ -30,7 +30,7 @@ func TestRecordedEnvelopes(t *testing.T) {
 		var metadata any
 		env, err := Decode(iotest.OneByteReader(file), &metadata)
 		if errors.Is(err, ErrNotEnvelope) && strings.HasPrefix(entry.Name(), "alias-") {
-			// What makes or renames an alias tells nothing; nobody asks.
+			// Creating or renaming an alias returns no metadata.
 			_, err = file.Seek(0, io.SeekStart)
 			require.NoError(t, err)
 			env, err = Decode(file, nil)
@@ -78,7 +78,7 @@ func TestDecode(t *testing.T) {
 			continue
 		}
 		require.ErrorIs(t, err, test.want, name)
-		require.False(t, err == io.EOF, name) //nolint:errorlint // the bare one is what must not come out
+		require.False(t, err == io.EOF, name) //nolint:errorlint // only the bare io.EOF is wrong
 	}
 	broken := errors.New("the wire is cut")
 	_, err := Decode(iotest.ErrReader(broken), nil)
@@ -151,7 +151,7 @@ func TestDecodeGroups(t *testing.T) {
 	}
 }
 
-// TestMarshalNeverNull is what keeps a daemon alive: see Marshal.
+// TestMarshalNeverNull guards against a request that crashes daemons: see Marshal.
 func TestMarshalNeverNull(t *testing.T) {
 	data, err := Marshal(&ImagePost{Source: &ImageSource{Mode: "push"}})
 	require.NoError(t, err)

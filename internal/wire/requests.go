@@ -7,7 +7,7 @@ import (
 	"github.com/golxd/lxd/internal/redact"
 )
 
-// The bodies that carry secrets tell them by a method Secrets.
+// A body with secrets has a method Secrets that returns them.
 
 // ImagePost is the body of POST /1.0/images.
 type ImagePost struct {
@@ -23,7 +23,7 @@ type ImagePost struct {
 	Source      *ImageSource      `json:"source"`
 }
 
-// ImageSource says where a new image comes from.
+// ImageSource is the source of a new image.
 type ImageSource struct {
 	Type          string `json:"type,omitempty"`
 	Mode          string `json:"mode,omitempty"`
@@ -40,7 +40,7 @@ type ImageSource struct {
 	ImageRegistry string `json:"image_registry,omitempty"`
 }
 
-// Secrets are the image's secret, and those of the source's URL.
+// Secrets returns the image's secret, and those of the source's URLs.
 func (p *ImagePost) Secrets() *redact.Secrets {
 	if p.Source == nil {
 		return nil
@@ -67,7 +67,7 @@ type ImageExport struct {
 	Profiles    []string `json:"profiles,omitempty"`
 }
 
-// Secrets are that of the token, and those of the target's URL.
+// Secrets returns the token's secret, and those of the target's URL.
 func (e *ImageExport) Secrets() *redact.Secrets {
 	return redact.Join(redact.Hide(e.Secret), redact.HideURL(e.Target))
 }
@@ -80,7 +80,7 @@ type Alias struct {
 	Type        string `json:"type,omitempty"`
 }
 
-// Rename is the body of a POST that gives a thing another name.
+// Rename is the body of a POST that renames an object.
 type Rename struct {
 	Name string `json:"name"`
 }
@@ -93,7 +93,7 @@ type ImageRegistry struct {
 	Config      map[string]string `json:"config"`
 }
 
-// Secrets are those of the registry's URL.
+// Secrets returns those of the registry's URL.
 func (r *ImageRegistry) Secrets() *redact.Secrets { return redact.HideURL(r.Config["url"]) }
 
 // CertificatePost is the body of POST /1.0/certificates.
@@ -107,7 +107,7 @@ type CertificatePost struct {
 	Projects    []string `json:"projects,omitempty"`
 }
 
-// Secrets are the password, and the token with the secret within.
+// Secrets returns the password, the token, and the secret in the token.
 func (p *CertificatePost) Secrets() *redact.Secrets {
 	all := redact.Hide(p.Password, p.TrustToken)
 	for _, text := range []string{p.Password, p.TrustToken} {

@@ -10,7 +10,7 @@ type Server struct {
 	Environment   Environment `json:"environment"`
 }
 
-// Environment is what a trusted client is told.
+// Environment is the part of the description that only trusted clients receive.
 type Environment struct {
 	Server                 string   `json:"server"`
 	ServerVersion          string   `json:"server_version"`

@@ -7,17 +7,17 @@ import (
 
 const hashBlock = 256 << 10
 
-// hashing computes several hashes of one stream beside the reading of it. Each block is hashed by goroutines of its own
-// while the next one fills, so there is nothing to stop if the stream is given up.
-type hashing struct {
+// streamHash computes several hashes of a stream while it is read. Goroutines hash each block while the next one fills;
+// they end with the block, so an abandoned stream needs no cleanup.
+type streamHash struct {
 	hashes  []hash.Hash
 	filling []byte
 	spare   []byte
 	running sync.WaitGroup
 }
 
-// Write takes a copy of p.
-func (h *hashing) Write(p []byte) (int, error) {
+// Write copies p.
+func (h *streamHash) Write(p []byte) (int, error) {
 	written := len(p)
 	for len(p) > 0 {
 		if h.filling == nil {
@@ -34,8 +34,8 @@ func (h *hashing) Write(p []byte) (int, error) {
 	return written, nil
 }
 
-// flush has the filled block hashed when the one before it is done.
-func (h *hashing) flush() {
+// flush starts hashing the full block, after waiting for the previous one.
+func (h *streamHash) flush() {
 	h.running.Wait()
 	block := h.filling
 	for _, each := range h.hashes {
@@ -44,8 +44,8 @@ func (h *hashing) flush() {
 	h.filling, h.spare = h.spare[:0], block
 }
 
-// finish hashes what is left. The hashes have to be left alone until it returns.
-func (h *hashing) finish() {
+// finish hashes the rest. The hashes must not be used before it returns.
+func (h *streamHash) finish() {
 	h.running.Wait()
 	for _, each := range h.hashes {
 		each.Write(h.filling)

@@ -16,17 +16,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// line is a network between the daemon and a client that is far away. Packets
-// go from one network namespace through this program to another, so that both
-// ends are the kernel's own TCP.
-type line struct {
+// link is a network link between the daemon and a remote client. This program passes
+// packets from one network namespace to another, so that both ends use the kernel's
+// TCP.
+type link struct {
 	RTT        time.Duration
 	Bandwidth  int64   // bits per second, in each direction
-	Loss       float64 // share of the packets that is lost in each direction
-	Congestion string  // control of the daemon's side
+	Loss       float64 // share of the packets lost in each direction
+	Congestion string  // the daemon's congestion control
 }
 
-func (l line) String() string {
+func (l link) String() string {
 	s := fmt.Sprintf("%d Mbit/s, %d ms", l.Bandwidth/1e6, l.RTT.Milliseconds())
 	if l.Loss > 0 {
 		s += fmt.Sprintf(", %g %% lost", 100*l.Loss)
@@ -34,7 +34,7 @@ func (l line) String() string {
 	return s + ", " + l.Congestion
 }
 
-// Addresses of the two ends, and the devices that have them.
+// The addresses of the two ends, and their devices.
 const (
 	nearAddress, farAddress = "10.213.157.1", "10.213.157.2"
 	nearDevice, farDevice   = "lxdbench0", "lxdbench1"
@@ -42,8 +42,8 @@ const (
 	farPort = ":8443"
 )
 
-// openTUN makes a device whose packets are read from and written to the file.
-// It goes with the file.
+// openTUN creates a device whose packets are read from and written to the returned
+// file. Closing the file removes the device.
 func openTUN(name string) (*os.File, error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -56,7 +56,7 @@ func openTUN(name string) (*os.File, error) {
 	}
 	request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, request); err != nil {
-		return nil, errors.Join(fmt.Errorf("make the device %s: %w", name, err), f.Close())
+		return nil, errors.Join(fmt.Errorf("create the device %s: %w", name, err), f.Close())
 	}
 	return f, nil
 }
@@ -76,11 +76,11 @@ func configure(ctx context.Context, device, own, peer string) error {
 	return ip(ctx, "link", "set", device, "up")
 }
 
-// lines show where several connections pay. They come last, as the daemon
-// listens at their near end from then on.
-func (b *bench) lines(f imageFiles) []*row {
+// links shows when several connections are faster. These rows must come last: from
+// then on the daemon listens at the near end of the links.
+func (b *bench) links(f imageFiles) []*row {
 	var rows []*row
-	for _, l := range []line{
+	for _, l := range []link{
 		{RTT: 10 * time.Millisecond}, {RTT: 50 * time.Millisecond}, {RTT: 150 * time.Millisecond}, {RTT: 300 * time.Millisecond},
 		{RTT: 150 * time.Millisecond, Congestion: "bbr"},
 		{RTT: 10 * time.Millisecond, Loss: 0.001}, {RTT: 50 * time.Millisecond, Loss: 0.001},
@@ -91,8 +91,8 @@ func (b *bench) lines(f imageFiles) []*row {
 			l.Congestion = "cubic"
 		}
 		r := &row{
-			name: fmt.Sprintf("verified export of %d MiB over a line of %s", f.size>>20, l),
-			note: fmt.Sprintf("bandwidth times delay is %.2f MB; both ends are the kernel's TCP, in two network namespaces; wall time of the job alone",
+			name: fmt.Sprintf("verified export of %d MiB over a link of %s", f.size>>20, l),
+			note: fmt.Sprintf("the bandwidth-delay product is %.2f MB; both ends use the kernel's TCP, in two network namespaces; the wall time does not include the start of the process",
 				float64(l.Bandwidth)/8e6*l.RTT.Seconds()),
 			runs: 1,
 		}
@@ -102,25 +102,25 @@ func (b *bench) lines(f imageFiles) []*row {
 				name = fmt.Sprintf("%s, %d connections", name, connections)
 			}
 			ready := func(ctx context.Context) error {
-				return errors.Join(b.fresh(ctx), b.far(ctx), b.with(b.source, f)(ctx))
+				return errors.Join(b.emptyOut(ctx), b.listenNear(ctx), b.ensure(b.source, f)(ctx))
 			}
-			export := job{Do: "exportTo", Server: b.farEndpoint(), Fingerprint: f.fingerprint, Out: b.outFolder(), Workers: connections}
-			r.contenders = append(r.contenders, contender{name, ready, b.across(l, export), b.fresh})
+			export := job{Do: "exportTo", Server: b.farEndpoint(), Fingerprint: f.fingerprint, Out: b.outDir(), Workers: connections}
+			r.contenders = append(r.contenders, contender{name, ready, b.across(l, export), b.emptyOut})
 		}
 		rows = append(rows, r)
 	}
 	return rows
 }
 
-// farEndpoint is the source as it is reached over a line.
+// farEndpoint returns the source's endpoint at the end of a link.
 func (b *bench) farEndpoint() endpoint {
 	e := tlsEndpoint(b.source)
 	e.URL = "https://" + nearAddress + farPort
 	return e
 }
 
-// far has the source listen at the near end of the lines.
-func (b *bench) far(ctx context.Context) (err error) {
+// listenNear makes the source listen at the near end of the links.
+func (b *bench) listenNear(ctx context.Context) (err error) {
 	if b.near != nil {
 		return nil
 	}
@@ -134,15 +134,17 @@ func (b *bench) far(ctx context.Context) (err error) {
 	return b.source.Do(ctx, http.MethodPatch, "/1.0", config, nil)
 }
 
-// across runs a job at the far end of a line. The time is that of the job alone.
-func (b *bench) across(l line, j job) func(context.Context) (sample, error) {
+// across returns a function that runs a job at the far end of a link. The measured
+// time does not include the start of the process.
+func (b *bench) across(l link, j job) func(context.Context) (sample, error) {
 	return func(ctx context.Context) (s sample, err error) {
-		// Each run has connections that know nothing of those before.
-		_ = ip(ctx, "tcp_metrics", "flush", farAddress) // it fails where there are none
+		// The kernel must not use metrics of earlier connections. Without metrics the
+		// command fails.
+		_ = ip(ctx, "tcp_metrics", "flush", farAddress)
 		if err := ip(ctx, "route", "replace", farAddress, "dev", nearDevice, "src", nearAddress, "congctl", l.Congestion); err != nil {
 			return s, err
 		}
-		cmd, err := (&job{Do: "line", Line: &l, Far: &j}).command(ctx, b.self)
+		cmd, err := (&job{Do: "link", Link: &l, Far: &j}).command(ctx, b.self)
 		if err != nil {
 			return s, err
 		}
@@ -160,10 +162,10 @@ func (b *bench) across(l line, j job) func(context.Context) (sample, error) {
 	}
 }
 
-// runLine is the process of one line: in a network namespace of its own it
-// makes the far end, moves the packets, and has another process do the job,
-// which tells of its work.
-func runLine(ctx context.Context, j *job) error {
+// runLink is the process of a link: in its own network namespace it creates the far
+// end, passes the packets, and runs the job in another process, which prints its
+// work.
+func runLink(ctx context.Context, j *job) error {
 	near := os.NewFile(3, nearDevice)
 	far, err := openTUN(farDevice)
 	if err != nil {
@@ -172,8 +174,8 @@ func runLine(ctx context.Context, j *job) error {
 	if err := configure(ctx, farDevice, farAddress, nearAddress); err != nil {
 		return err
 	}
-	go j.Line.carry(near, far)
-	go j.Line.carry(far, near)
+	go j.Link.carry(near, far)
+	go j.Link.carry(far, near)
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -186,10 +188,10 @@ func runLine(ctx context.Context, j *job) error {
 	return cmd.Run()
 }
 
-// carry moves packets in one direction, until a device is gone. What waits for
-// its turn on the line is at most what the line carries in one round trip, or
-// 64 KiB; what comes then is lost, as in a router.
-func (l line) carry(from, to *os.File) {
+// carry passes packets in one direction, until a device is closed. The queue is what
+// the link carries in one round trip, but at least 64 KiB; further packets are
+// dropped, as in a router.
+func (l link) carry(from, to *os.File) {
 	type packet struct {
 		data []byte
 		due  time.Time
@@ -198,13 +200,13 @@ func (l line) carry(from, to *os.File) {
 	go func() {
 		for p := range wait {
 			time.Sleep(time.Until(p.due))
-			_, _ = to.Write(p.data) // a packet for nobody is lost
+			_, _ = to.Write(p.data) // without a receiver the packet is lost
 		}
 	}()
 	defer close(wait)
 	perByte := float64(8*time.Second) / float64(l.Bandwidth)
 	queue := max(l.RTT, time.Duration(64<<10*perByte))
-	var free time.Time // when the line has sent all that came so far
+	var free time.Time // when the link will have sent all packets so far
 	buf := make([]byte, 1<<16)
 	for {
 		n, err := from.Read(buf)
