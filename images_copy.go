@@ -5,12 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/http"
 	"slices"
 	"time"
 
 	"github.com/golxd/lxd/internal/progress"
-	"github.com/golxd/lxd/internal/wire"
 )
 
 // CopyMode is the way that a copy takes between two servers.
@@ -278,71 +276,6 @@ func (j *copying) begin(ctx context.Context, mode CopyMode) (*Image, error) {
 	}
 }
 
-// pull has the target fetch the image, from the first address that works.
-func (j *copying) pull(ctx context.Context) (*Image, error) {
-	from, err := j.source.client.serverInfo(ctx, false)
-	if err != nil {
-		return nil, err
-	}
-	to, err := j.target.serverInfo(ctx, false)
-	if err != nil {
-		return nil, err
-	}
-	addresses := j.source.client.addresses(from)
-	if len(addresses) == 0 {
-		return nil, fmt.Errorf("the source does not listen on the network (core.https_address): %w", ErrUnsupported)
-	}
-	return j.pullFrom(ctx, addresses, from, to)
-}
-
-func (j *copying) pullFrom(ctx context.Context, addresses []string, from, to *Server) (*Image, error) {
-	source := &wire.ImageSource{
-		Type: "image", Mode: "pull", Server: addresses[0], Protocol: to.daemon().Name, Fingerprint: j.source.Fingerprint,
-		Certificate: j.source.client.certificate(from), ImageType: string(j.source.Type),
-	}
-	if j.source.Project != "default" {
-		if err := to.need("pull an image out of a project", "image_source_project"); err != nil {
-			return nil, err
-		}
-		source.Project = j.source.Project
-	}
-	var secret *Secret
-	if !j.source.Public {
-		var err error
-		if secret, err = j.source.Secret(ctx); err != nil {
-			return nil, err
-		}
-		source.Secret = secret.Value
-	}
-	image, err := j.target.Images.importImage(ctx, &wire.ImagePost{Source: source}, &j.want, j.settle)
-	if err != nil {
-		secret.end(ctx)
-		if len(addresses) > 1 && ctx.Err() == nil && errors.Is(err, ErrUnavailable) {
-			return j.pullFrom(ctx, addresses[1:], from, to)
-		}
-		return nil, err
-	}
-	image.pending.release = secret.end
-	image.pending.then(func(ctx context.Context, image *Image, err error, m *progress.Meter) (*Image, error) {
-		secret.end(ctx)
-		var failed *OperationError
-		if err == nil || len(addresses) == 1 || ctx.Err() != nil || !errors.As(err, &failed) {
-			return image, err
-		}
-		next, nerr := j.pullFrom(ctx, addresses[1:], from, to)
-		if nerr == nil {
-			if nerr = next.pending.wait(ctx, next, m); nerr != nil {
-				next.pending.giveUp(ctx)
-			}
-		}
-		if nerr != nil {
-			return nil, errors.Join(fmt.Errorf("from %s: %w", addresses[0], err), nerr)
-		}
-		return next, nil
-	})
-	return image, nil
-}
-
 // settle looks for the copy whose operation the target has forgotten.
 func (j *copying) settle(ctx context.Context) error {
 	_, err := j.target.Images.Get(ctx, j.source.Fingerprint)
@@ -350,80 +283,6 @@ func (j *copying) settle(ctx context.Context) error {
 		return errUnsettled
 	}
 	return err
-}
-
-// push has the source send the image to the target.
-func (j *copying) push(ctx context.Context) (*Image, error) {
-	from, err := j.source.client.serverInfo(ctx, false)
-	if err != nil {
-		return nil, err
-	}
-	to, err := j.target.serverInfo(ctx, false)
-	if err != nil {
-		return nil, err
-	}
-	if !from.Trusted {
-		// Not an ErrForbidden, after which no other way is tried: a relay needs
-		// no more than to read the image.
-		return nil, fmt.Errorf("the source does not trust this client, and so does not push for it: %w", ErrUnsupported)
-	}
-	for _, s := range []*Server{from, to} {
-		if err := s.need("push an image", "images_push_relay"); err != nil {
-			return nil, err
-		}
-	}
-	if from.Family != to.Family {
-		// The secret goes in a header that the other family does not look at.
-		return nil, fmt.Errorf("%s cannot push to %s: %w", from.Family, to.Family, ErrUnsupported)
-	}
-	if j.source.Type == VirtualMachine {
-		// The source sends the disk as a container's rootfs, and the target
-		// takes it for one (LXD 5.0.2, Incus 6.0.4).
-		return nil, fmt.Errorf("the servers cannot push images of virtual machines: %w", ErrUnsupported)
-	}
-	if j.target.project != "" {
-		if err := from.need("push an image into a project", "images_target_project"); err != nil {
-			return nil, err
-		}
-	}
-	addresses := j.target.addresses(to)
-	if len(addresses) == 0 {
-		return nil, fmt.Errorf("the target does not listen on the network (core.https_address): %w", ErrUnsupported)
-	}
-	// The token carries what the copy is to be like. Its properties are never
-	// null: that ends the daemon (LXD 5.0.2, Incus 6.0.4).
-	post := &wire.ImagePost{
-		Source:  &wire.ImageSource{Type: "image", Mode: "push", Fingerprint: j.source.Fingerprint},
-		Aliases: []wire.Alias{}, Properties: j.want.Properties, Public: j.want.Public, ExpiresAt: j.want.ExpiresAt,
-	}
-	c := j.target
-	secret, err := c.startToken(ctx, &request{method: http.MethodPost, path: path("images"), query: c.query(), body: &jsonBody{post}}, j.source.Fingerprint)
-	if err != nil {
-		return nil, err
-	}
-	var op *Operation
-	export := &wire.ImageExport{Secret: secret.Value, Certificate: c.certificate(to), Project: c.project, Profiles: j.want.Profiles, Aliases: []wire.Alias{}}
-	for _, address := range addresses {
-		export.Target = address
-		src := j.source.client
-		op, err = src.start(ctx, &request{method: http.MethodPost, path: path("images", j.source.Fingerprint, "export"), query: src.query(), body: &jsonBody{export}}, j.settle)
-		if err == nil {
-			break
-		}
-	}
-	if err != nil {
-		secret.end(ctx)
-		return nil, err
-	}
-	image := j.expected()
-	image.pending = newPending(op, j.source.Size, func(ctx context.Context, failure error, _ *progress.Meter) (*Image, error) {
-		if failure != nil {
-			return nil, failure
-		}
-		return j.want.complete(ctx, j.target.Images, op, j.source.Fingerprint)
-	})
-	image.pending.release, image.pending.watched = secret.end, true
-	return image, nil
 }
 
 // expected is the copy as it will be.

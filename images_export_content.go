@@ -1,11 +1,16 @@
 package lxd
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"mime"
+	"mime/multipart"
 	"net/http"
 	"net/url"
+	gopath "path"
+	"strings"
 
 	"github.com/golxd/lxd/internal/rangeread"
 	"github.com/golxd/lxd/internal/retry"
@@ -78,4 +83,43 @@ func (r *contentReader) failed(err error) error {
 		}
 	}
 	return err
+}
+
+// accept takes over from the first response what it says of the content.
+func (e *Export) accept(src *contentReader, offset int64) error {
+	res := src.Response()
+	kind, params, err := mime.ParseMediaType(res.Header.Get("Content-Type"))
+	if err != nil {
+		kind = ""
+	}
+	switch size := src.Size(); {
+	case strings.HasPrefix(kind, "multipart/"):
+		// No part of a form can be asked for.
+		src.NoResume()
+		e.split, e.size = true, -1
+		// The parser reads 4 KiB at a time; the buffer makes larger reads of it.
+		e.form = multipart.NewReader(bufio.NewReaderSize(src, 64<<10), params["boundary"])
+		return nil
+	case kind != "application/octet-stream":
+		return e.image.client.t.badResponse(src.req, res, errors.New("it is not an image"))
+	case size >= 0 && e.image.Size > 0 && size != e.image.Size:
+		return &FingerprintError{Want: e.image.Fingerprint, Err: fmt.Errorf("%w: the server sends %d bytes, the image has %d", ErrBadResponse, size, e.image.Size)}
+	default:
+		e.size = size
+	}
+	e.filename = dispositionName(res.Header.Get("Content-Disposition"))
+	return nil
+}
+
+// dispositionName is the last path element of a Content-Disposition's filename.
+func dispositionName(header string) string {
+	_, params, err := mime.ParseMediaType(header)
+	if err != nil {
+		return ""
+	}
+	name := gopath.Base(gopath.Clean("/" + strings.ReplaceAll(params["filename"], `\`, "/")))
+	if name == "/" || checkFilename("", name) != nil {
+		return ""
+	}
+	return name
 }

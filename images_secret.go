@@ -9,7 +9,6 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -101,27 +100,6 @@ func mayHaveToken(err error) bool {
 	}
 	var refused *Error
 	return !errors.As(err, &refused) && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded))
-}
-
-// recentTokens are the latest tokens that a client has received, so that none of
-// them is taken for one whose response was lost.
-type recentTokens struct {
-	mu   sync.Mutex
-	ids  [256]string
-	next int
-}
-
-func (r *recentTokens) add(id string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.ids[r.next] = id
-	r.next = (r.next + 1) % len(r.ids)
-}
-
-func (r *recentTokens) has(id string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return slices.Contains(r.ids[:], id)
 }
 
 // endLostToken ends the token of a request that began then and whose response

@@ -7,8 +7,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"slices"
-	"sync"
 	"time"
 
 	"github.com/golxd/lxd/internal/redact"
@@ -46,35 +44,6 @@ func (r *request) hidden() *redact.Secrets {
 		all = append(all, body.secrets())
 	}
 	return redact.Join(all...)
-}
-
-// recentSecrets are those of the latest requests that have begun an operation:
-// events tell of the operation too.
-type recentSecrets struct {
-	mu     sync.Mutex
-	latest []*redact.Secrets
-	all    *redact.Secrets
-}
-
-// maxRecentSecrets is how many requests are remembered.
-const maxRecentSecrets = 64
-
-func (r *recentSecrets) add(secrets *redact.Secrets) {
-	if secrets == nil {
-		return
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.latest = append(r.latest, secrets); len(r.latest) > maxRecentSecrets {
-		r.latest = slices.Delete(r.latest, 0, 1)
-	}
-	r.all = redact.Join(r.latest...)
-}
-
-func (r *recentSecrets) joined() *redact.Secrets {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.all
 }
 
 // expected is the kind of answer that a request is to get.
@@ -121,9 +90,12 @@ func (b *jsonBody) open(_ context.Context, hreq *http.Request) error {
 }
 
 func (b *jsonBody) replayable() bool { return true }
-func (b *jsonBody) mayBlock() bool   { return false }
-func (b *jsonBody) cause() error     { return nil }
-func (b *jsonBody) discard()         {}
+
+func (b *jsonBody) mayBlock() bool { return false }
+
+func (b *jsonBody) cause() error { return nil }
+
+func (b *jsonBody) discard() {}
 
 // secrets are those in the value.
 func (b *jsonBody) secrets() *redact.Secrets {
@@ -131,13 +103,4 @@ func (b *jsonBody) secrets() *redact.Secrets {
 		return value.Secrets()
 	}
 	return nil
-}
-
-// answer is what a call gave.
-type answer struct {
-	wire.Envelope
-	status   int
-	etag     string
-	location string
-	date     string
 }

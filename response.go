@@ -236,3 +236,12 @@ type yieldStopped struct{ err error }
 func (e *yieldStopped) Error() string { return "iteration stopped" }
 
 func (e *yieldStopped) Unwrap() error { return e.err }
+
+// answer is what a call gave.
+type answer struct {
+	wire.Envelope
+	status   int
+	etag     string
+	location string
+	date     string
+}
