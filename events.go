@@ -206,7 +206,7 @@ func (c *Client) dialEvents(ctx context.Context, req *request) (*websocket.Conn,
 		if !errors.Is(err, websocket.ErrBadHandshake) {
 			return nil, t.connectionError(ctx, req, err)
 		}
-		if _, aerr := t.readAnswer(ctx, req, res, nil); aerr != nil {
+		if _, aerr := t.readResponse(ctx, req, res, nil); aerr != nil {
 			return nil, aerr
 		}
 		return nil, t.badResponse(req, res, errors.New("it is not an event stream"))

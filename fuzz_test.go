@@ -58,12 +58,12 @@ func FuzzEnvelope(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body string, status int) {
 		status = 200 + (status&0xff)*2%400
 		c := answering(t, nil, status, []byte(body))
-		ans, err := c.t.call(t.Context(), &request{method: http.MethodGet, path: path("x")}, nil)
-		if (ans == nil) == (err == nil) {
+		resp, err := c.t.call(t.Context(), &request{method: http.MethodGet, path: path("x")}, nil)
+		if (resp == nil) == (err == nil) {
 			t.Fatal("either an answer or an error")
 		}
-		if err == nil && (ans.Type != wire.TypeSync || status/100 != 2) {
-			t.Fatalf("type %q with status %d is a success", ans.Type, status)
+		if err == nil && (resp.Type != wire.TypeSync || status/100 != 2) {
+			t.Fatalf("type %q with status %d is a success", resp.Type, status)
 		}
 		if errors.Is(err, io.EOF) {
 			t.Fatalf("%v is io.EOF", err)
@@ -150,7 +150,7 @@ func FuzzExport(f *testing.F) {
 	want := lxdtest.Fingerprint(metadata, rootfs)
 	f.Fuzz(func(t *testing.T, kind string, body []byte) {
 		c := answering(t, http.Header{"Content-Type": {kind}}, 200, body)
-		image := (&Image{Fingerprint: want}).adopt(c)
+		image := (&Image{Fingerprint: want}).bind(c)
 		export, err := image.Export(t.Context(), nil)
 		if err != nil {
 			return

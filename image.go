@@ -72,7 +72,7 @@ type UpdateSource struct {
 }
 
 // adopt makes a decoded image one of the client's.
-func (i *Image) adopt(c *Client) *Image {
+func (i *Image) bind(c *Client) *Image {
 	for _, t := range []*time.Time{&i.CreatedAt, &i.ExpiresAt, &i.LastUsedAt, &i.UploadedAt} {
 		// Both the Unix epoch and the year 1 mean never.
 		if t.Unix() == 0 || t.Year() <= 1 {
@@ -97,9 +97,9 @@ func (i *Image) adopt(c *Client) *Image {
 
 // hold checks that what a server sent is an image, and the one that was asked
 // for by its fingerprint or a prefix of that; "" is any.
-func (i *Image) hold(asked string) error {
+func (i *Image) checkResponse(asked string) error {
 	i.Fingerprint = strings.ToLower(i.Fingerprint)
-	if err := holdFingerprint(i.Fingerprint); err != nil {
+	if err := checkServerFingerprint(i.Fingerprint); err != nil {
 		return fmt.Errorf("it is not an image: %w", err)
 	}
 	if !strings.HasPrefix(i.Fingerprint, strings.ToLower(asked)) {
@@ -180,7 +180,7 @@ func (i *Image) Delete(ctx context.Context, opts *DeleteOptions) error {
 	if err := i.check(); err != nil {
 		return err
 	}
-	op, err := i.client.start(ctx, &request{method: http.MethodDelete, path: path("images", i.Fingerprint), query: i.client.query()}, i.gone)
+	op, err := i.client.start(ctx, &request{method: http.MethodDelete, path: path("images", i.Fingerprint), query: i.client.query()}, i.settleDeletion)
 	if errors.Is(err, errDeletedBefore) {
 		return nil
 	}
@@ -188,7 +188,7 @@ func (i *Image) Delete(ctx context.Context, opts *DeleteOptions) error {
 		return err
 	}
 	if i.pending != nil {
-		i.pending.giveUp(ctx) // there is nothing more to be done for the image
+		i.pending.release(ctx) // there is nothing more to be done for the image
 	}
 	i.pending = newPending(op, -1, nil)
 	if opts == nil || !opts.Wait {
@@ -198,7 +198,7 @@ func (i *Image) Delete(ctx context.Context, opts *DeleteOptions) error {
 }
 
 // gone settles a forgotten deletion.
-func (i *Image) gone(ctx context.Context) error {
+func (i *Image) settleDeletion(ctx context.Context) error {
 	_, err := i.client.Images.Get(ctx, i.Fingerprint)
 	switch {
 	case errors.Is(err, ErrNotFound):

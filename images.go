@@ -40,11 +40,11 @@ func (m *Images) get(ctx context.Context, fingerprint string, extra url.Values) 
 		maps.Copy(query, extra)
 	}
 	req := &request{method: http.MethodGet, path: path("images", strings.ToLower(fingerprint)), query: query}
-	image, ans, err := get(ctx, m.client.t, req, func(i *Image) error { return i.hold(fingerprint) })
+	image, resp, err := get(ctx, m.client.t, req, func(i *Image) error { return i.checkResponse(fingerprint) })
 	if err != nil {
 		return nil, "", m.prefixError(ctx, fingerprint, err)
 	}
-	return image.adopt(m.client), ans.etag, nil
+	return image.bind(m.client), resp.etag, nil
 }
 
 // prefixError finds out whether a server refused a prefix: LXD 5.0.2 answers

@@ -69,8 +69,8 @@ type Copied struct {
 	// Mode is the way that was taken. It is empty if the target had the image.
 	// Without Wait it is final only after Image.Wait.
 	Mode CopyMode
-	// NotTaken are the ways that CopyAuto could not take.
-	NotTaken []CopyAttempt
+	// Failed lists the modes that CopyAuto tried or ruled out, and why.
+	Failed []CopyAttempt
 }
 
 // CopyAttempt is a way of a copy that failed, or could not be tried.
@@ -94,7 +94,7 @@ func (i *Image) Copy(ctx context.Context, target *Client, opts *CopyOptions) (*C
 	if err := o.check(target); err != nil {
 		return nil, err
 	}
-	j := &copying{source: i, target: target, ifExists: o.IfExists, want: o.wanted(i), copied: &Copied{}}
+	j := &copyJob{source: i, target: target, ifExists: o.IfExists, spec: o.spec(i), copied: &Copied{}}
 	j.meter, j.report = meter(PhaseServer, max(i.Size, -1), o.Progress), o.Progress
 	defer j.meter.Stop()
 	existing, err := target.Images.Get(ctx, i.Fingerprint)
@@ -102,7 +102,7 @@ func (i *Image) Copy(ctx context.Context, target *Client, opts *CopyOptions) (*C
 	case err == nil && o.IfExists == ErrorIfExists:
 		return nil, fmt.Errorf("image %s: %w", i.Fingerprint, ErrExists)
 	case err == nil:
-		if err := existing.assign(ctx, j.want.aliases, j.want.reuse); err != nil {
+		if err := existing.assign(ctx, j.spec.aliases, j.spec.reuse); err != nil {
 			return nil, err
 		}
 		j.meter.Phase(PhaseServer, existing.Size, existing.Size)
@@ -112,7 +112,7 @@ func (i *Image) Copy(ctx context.Context, target *Client, opts *CopyOptions) (*C
 		return nil, err
 	}
 	if !o.ReuseAliases {
-		if err := target.Aliases.checkFree(ctx, j.want.aliases, i.Fingerprint); err != nil {
+		if err := target.Aliases.checkFree(ctx, j.spec.aliases, i.Fingerprint); err != nil {
 			return nil, err
 		}
 	}
@@ -151,8 +151,8 @@ func (o *CopyOptions) check(target *Client) error {
 }
 
 // wanted is what the copy is to be like.
-func (o *CopyOptions) wanted(source *Image) wanted {
-	w := wanted{
+func (o *CopyOptions) spec(source *Image) imageSpec {
+	w := imageSpec{
 		attributes: source.attributes().clone(), filename: source.Filename, aliases: slices.Clone(source.Aliases),
 		reuse: o.ReuseAliases, exact: true,
 	}
@@ -184,11 +184,11 @@ func (o *CopyOptions) wanted(source *Image) wanted {
 }
 
 // copying is one call of Copy.
-type copying struct {
+type copyJob struct {
 	source   *Image
 	target   *Client
 	ifExists IfExists
-	want     wanted
+	spec     imageSpec
 	meter    *progress.Meter
 	report   func(Progress) // for a later Image.Wait; nil for none
 	copied   *Copied
@@ -196,29 +196,29 @@ type copying struct {
 
 // run takes the first of the ways that succeeds. Without wait it begins the
 // first that can be begun, and waiting for the image takes the others.
-func (j *copying) run(ctx context.Context, modes []CopyMode, wait bool) error {
+func (j *copyJob) run(ctx context.Context, modes []CopyMode, wait bool) error {
 	for n, mode := range modes {
-		image, err := j.begin(ctx, mode)
+		image, err := j.start(ctx, mode)
 		if err == nil {
 			j.copied.Image, j.copied.Mode = image, mode
 			image.pending.report = j.report
 			if !wait {
 				rest := modes[n+1:]
 				image.pending.then(func(ctx context.Context, image *Image, err error, m *progress.Meter) (*Image, error) {
-					return j.resume(ctx, mode, image, err, rest, m)
+					return j.tryRest(ctx, mode, image, err, rest, m)
 				})
 				return nil
 			}
 			if err = image.pending.wait(ctx, image, j.meter); err != nil {
-				image.pending.giveUp(ctx) // nobody can wait for it any more
+				image.pending.release(ctx) // nobody can wait for it any more
 			}
 		}
-		if err = j.failed(mode, err, len(modes) == 1 && len(j.copied.NotTaken) == 0); err == nil || !j.goOn(ctx, err) {
+		if err = j.noteFailure(mode, err, len(modes) == 1 && len(j.copied.Failed) == 0); err == nil || !j.shouldTryNext(ctx, err) {
 			return err
 		}
 	}
-	errs := make([]error, len(j.copied.NotTaken))
-	for n, a := range j.copied.NotTaken {
+	errs := make([]error, len(j.copied.Failed))
+	for n, a := range j.copied.Failed {
 		errs[n] = fmt.Errorf("%s: %w", a.Mode, a.Err)
 	}
 	return fmt.Errorf("copy image %.12s to %s: %w", j.source.Fingerprint, j.target.Endpoint(), errors.Join(errs...))
@@ -226,14 +226,14 @@ func (j *copying) run(ctx context.Context, modes []CopyMode, wait bool) error {
 
 // failed notes a way that was not taken. Of an only way the error is given as
 // it is.
-func (j *copying) failed(mode CopyMode, err error, only bool) error {
+func (j *copyJob) noteFailure(mode CopyMode, err error, only bool) error {
 	if err == nil {
 		return nil
 	}
 	if only {
 		return &copyError{err}
 	}
-	j.copied.NotTaken = append(j.copied.NotTaken, CopyAttempt{mode, err})
+	j.copied.Failed = append(j.copied.Failed, CopyAttempt{mode, err})
 	return err
 }
 
@@ -246,14 +246,14 @@ func (e *copyError) Unwrap() error { return e.err }
 
 // goOn says whether another way may do better. Where the caller has ended it,
 // or the target has refused, none will.
-func (j *copying) goOn(ctx context.Context, err error) bool {
+func (j *copyJob) shouldTryNext(ctx context.Context, err error) bool {
 	var only *copyError
 	return ctx.Err() == nil && !errors.As(err, &only) && !errors.Is(err, ErrForbidden) && !errors.Is(err, ErrExists) && !errors.Is(err, ErrInvalid)
 }
 
 // resume goes on after a way that was begun without waiting.
-func (j *copying) resume(ctx context.Context, mode CopyMode, image *Image, err error, rest []CopyMode, m *progress.Meter) (*Image, error) {
-	if err = j.failed(mode, err, len(rest) == 0 && len(j.copied.NotTaken) == 0); err == nil || !j.goOn(ctx, err) {
+func (j *copyJob) tryRest(ctx context.Context, mode CopyMode, image *Image, err error, rest []CopyMode, m *progress.Meter) (*Image, error) {
+	if err = j.noteFailure(mode, err, len(rest) == 0 && len(j.copied.Failed) == 0); err == nil || !j.shouldTryNext(ctx, err) {
 		return image, err
 	}
 	callers := j.copied.Image
@@ -265,7 +265,7 @@ func (j *copying) resume(ctx context.Context, mode CopyMode, image *Image, err e
 	return j.copied.Image, nil
 }
 
-func (j *copying) begin(ctx context.Context, mode CopyMode) (*Image, error) {
+func (j *copyJob) start(ctx context.Context, mode CopyMode) (*Image, error) {
 	switch mode {
 	case CopyPull:
 		return j.pull(ctx)
@@ -277,7 +277,7 @@ func (j *copying) begin(ctx context.Context, mode CopyMode) (*Image, error) {
 }
 
 // settle looks for the copy whose operation the target has forgotten.
-func (j *copying) settle(ctx context.Context) error {
+func (j *copyJob) settle(ctx context.Context) error {
 	_, err := j.target.Images.Get(ctx, j.source.Fingerprint)
 	if errors.Is(err, ErrNotFound) {
 		return errUnsettled
@@ -286,8 +286,8 @@ func (j *copying) settle(ctx context.Context) error {
 }
 
 // expected is the copy as it will be.
-func (j *copying) expected() *Image {
-	s, image := j.source, j.want.image(j.target, j.source.Fingerprint)
+func (j *copyJob) expectedImage() *Image {
+	s, image := j.source, j.spec.image(j.target, j.source.Fingerprint)
 	image.Size, image.Type, image.Architecture, image.CreatedAt = s.Size, s.Type, s.Architecture, s.CreatedAt
 	return image
 }

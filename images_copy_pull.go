@@ -10,7 +10,7 @@ import (
 )
 
 // pull has the target fetch the image, from the first address that works.
-func (j *copying) pull(ctx context.Context) (*Image, error) {
+func (j *copyJob) pull(ctx context.Context) (*Image, error) {
 	from, err := j.source.client.serverInfo(ctx, false)
 	if err != nil {
 		return nil, err
@@ -26,7 +26,7 @@ func (j *copying) pull(ctx context.Context) (*Image, error) {
 	return j.pullFrom(ctx, addresses, from, to)
 }
 
-func (j *copying) pullFrom(ctx context.Context, addresses []string, from, to *Server) (*Image, error) {
+func (j *copyJob) pullFrom(ctx context.Context, addresses []string, from, to *Server) (*Image, error) {
 	source := &wire.ImageSource{
 		Type: "image", Mode: "pull", Server: addresses[0], Protocol: to.daemon().Name, Fingerprint: j.source.Fingerprint,
 		Certificate: j.source.client.certificate(from), ImageType: string(j.source.Type),
@@ -45,7 +45,7 @@ func (j *copying) pullFrom(ctx context.Context, addresses []string, from, to *Se
 		}
 		source.Secret = secret.Value
 	}
-	image, err := j.target.Images.importImage(ctx, &wire.ImagePost{Source: source}, &j.want, j.settle)
+	image, err := j.target.Images.importImage(ctx, &wire.ImagePost{Source: source}, &j.spec, j.settle)
 	if err != nil {
 		secret.end(ctx)
 		if len(addresses) > 1 && ctx.Err() == nil && errors.Is(err, ErrUnavailable) {
@@ -53,7 +53,7 @@ func (j *copying) pullFrom(ctx context.Context, addresses []string, from, to *Se
 		}
 		return nil, err
 	}
-	image.pending.release = secret.end
+	image.pending.onRelease = secret.end
 	image.pending.then(func(ctx context.Context, image *Image, err error, m *progress.Meter) (*Image, error) {
 		secret.end(ctx)
 		var failed *OperationError
@@ -63,7 +63,7 @@ func (j *copying) pullFrom(ctx context.Context, addresses []string, from, to *Se
 		next, nerr := j.pullFrom(ctx, addresses[1:], from, to)
 		if nerr == nil {
 			if nerr = next.pending.wait(ctx, next, m); nerr != nil {
-				next.pending.giveUp(ctx)
+				next.pending.release(ctx)
 			}
 		}
 		if nerr != nil {

@@ -10,7 +10,7 @@ import (
 )
 
 // push has the source send the image to the target.
-func (j *copying) push(ctx context.Context) (*Image, error) {
+func (j *copyJob) push(ctx context.Context) (*Image, error) {
 	from, err := j.source.client.serverInfo(ctx, false)
 	if err != nil {
 		return nil, err
@@ -51,7 +51,7 @@ func (j *copying) push(ctx context.Context) (*Image, error) {
 	// null: that ends the daemon (LXD 5.0.2, Incus 6.0.4).
 	post := &wire.ImagePost{
 		Source:  &wire.ImageSource{Type: "image", Mode: "push", Fingerprint: j.source.Fingerprint},
-		Aliases: []wire.Alias{}, Properties: j.want.Properties, Public: j.want.Public, ExpiresAt: j.want.ExpiresAt,
+		Aliases: []wire.Alias{}, Properties: j.spec.Properties, Public: j.spec.Public, ExpiresAt: j.spec.ExpiresAt,
 	}
 	c := j.target
 	secret, err := c.startToken(ctx, &request{method: http.MethodPost, path: path("images"), query: c.query(), body: &jsonBody{post}}, j.source.Fingerprint)
@@ -59,7 +59,7 @@ func (j *copying) push(ctx context.Context) (*Image, error) {
 		return nil, err
 	}
 	var op *Operation
-	export := &wire.ImageExport{Secret: secret.Value, Certificate: c.certificate(to), Project: c.project, Profiles: j.want.Profiles, Aliases: []wire.Alias{}}
+	export := &wire.ImageExport{Secret: secret.Value, Certificate: c.certificate(to), Project: c.project, Profiles: j.spec.Profiles, Aliases: []wire.Alias{}}
 	for _, address := range addresses {
 		export.Target = address
 		src := j.source.client
@@ -72,13 +72,13 @@ func (j *copying) push(ctx context.Context) (*Image, error) {
 		secret.end(ctx)
 		return nil, err
 	}
-	image := j.expected()
+	image := j.expectedImage()
 	image.pending = newPending(op, j.source.Size, func(ctx context.Context, failure error, _ *progress.Meter) (*Image, error) {
 		if failure != nil {
 			return nil, failure
 		}
-		return j.want.complete(ctx, j.target.Images, op, j.source.Fingerprint)
+		return j.spec.complete(ctx, j.target.Images, op, j.source.Fingerprint)
 	})
-	image.pending.release, image.pending.watched = secret.end, true
+	image.pending.onRelease, image.pending.watched = secret.end, true
 	return image, nil
 }

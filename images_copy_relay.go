@@ -16,22 +16,22 @@ import (
 
 // relay streams the image through this client: the source's answer is the
 // target's request, and the target verifies the fingerprint.
-func (j *copying) relay(ctx context.Context) (*Image, error) {
+func (j *copyJob) relay(ctx context.Context) (*Image, error) {
 	c := j.target
 	to, err := c.serverInfo(ctx, false)
 	if err != nil {
 		return nil, err
 	}
-	body := &relayBody{image: j.source, filename: j.want.filename, meter: j.meter}
+	body := &relayBody{image: j.source, filename: j.spec.filename, meter: j.meter}
 	defer body.discard()
 	req := &request{
-		method: http.MethodPost, path: path("images"), query: c.query(), header: j.want.headers(to, j.source.Fingerprint), body: body, repeatable: true,
+		method: http.MethodPost, path: path("images"), query: c.query(), header: j.spec.headers(to, j.source.Fingerprint), body: body, repeatable: true,
 	}
 	op, err := c.start(ctx, req, j.settle)
 	if err != nil {
 		return nil, err
 	}
-	image := j.expected()
+	image := j.expectedImage()
 	image.pending = newPending(op, j.source.Size, func(ctx context.Context, failure error, _ *progress.Meter) (*Image, error) {
 		if failure != nil {
 			if op.fingerprint() != j.source.Fingerprint {
@@ -42,10 +42,10 @@ func (j *copying) relay(ctx context.Context) (*Image, error) {
 				return nil, fmt.Errorf("image %s: %w", j.source.Fingerprint, ErrExists)
 			}
 		}
-		if _, err := c.Images.made(ctx, op, op.fingerprint(), j.source.Fingerprint); err != nil {
+		if _, err := c.Images.createdFingerprint(ctx, op, op.fingerprint(), j.source.Fingerprint); err != nil {
 			return nil, err
 		}
-		return j.want.complete(ctx, c.Images, op, j.source.Fingerprint)
+		return j.spec.complete(ctx, c.Images, op, j.source.Fingerprint)
 	})
 	return image, nil
 }

@@ -117,7 +117,7 @@ func (m *Images) Create(ctx context.Context, image io.Reader, opts *CreateOption
 		// A one-shot reader tells its fingerprint now or never, and it is what
 		// decides the outcome where the server forgets the operation.
 		hash: o.Verify || (o.Fingerprint == "" && (!o.Wait || !body.Replayable())),
-		want: wanted{
+		spec: imageSpec{
 			attributes: attributes{ExpiresAt: o.ExpiresAt, Profiles: o.Profiles, Properties: o.Properties, Public: o.Public}.clone(),
 			filename:   o.filename(image), aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases,
 		},

@@ -122,7 +122,7 @@ func (e *Export) begin() error {
 	if e.split {
 		part, err := e.form.NextPart()
 		if err != nil {
-			return e.incomplete(err)
+			return e.contentError(err)
 		}
 		e.filename = dispositionName(part.Header.Get("Content-Disposition"))
 		src = part
@@ -264,7 +264,7 @@ func (e *Export) Next() error {
 // end decides what the end of a file means.
 func (e *Export) end(err error) error {
 	if err != io.EOF {
-		return e.incomplete(err)
+		return e.contentError(err)
 	}
 	if e.split && e.part == 0 {
 		return io.EOF
@@ -273,9 +273,9 @@ func (e *Export) end(err error) error {
 		// A server that fails in the middle may still end the form properly,
 		// but what comes behind the rootfs tells of a broken connection.
 		if _, err := e.form.NextPart(); err == nil {
-			return e.incomplete(errors.New("there is a third file in it"))
+			return e.contentError(errors.New("there is a third file in it"))
 		} else if err != io.EOF {
-			return e.incomplete(err)
+			return e.contentError(err)
 		}
 	}
 	if e.own {
@@ -287,10 +287,10 @@ func (e *Export) end(err error) error {
 	return io.EOF
 }
 
-func (e *Export) incomplete(err error) error { return e.image.incomplete(e.ctx, err) }
+func (e *Export) contentError(err error) error { return e.image.contentError(e.ctx, err) }
 
 // incomplete is the error for content that ended too soon.
-func (i *Image) incomplete(ctx context.Context, err error) error {
+func (i *Image) contentError(ctx context.Context, err error) error {
 	if cause := ctx.Err(); cause != nil {
 		return i.client.t.connectionError(ctx, i.exportRequest(nil), cause)
 	}

@@ -50,7 +50,7 @@ func (i *Image) content(ctx context.Context, from, to int64) (*contentReader, er
 		},
 	})
 	if err != nil {
-		return nil, r.failed(err)
+		return nil, r.badResponse(err)
 	}
 	return r, nil
 }
@@ -72,11 +72,11 @@ func (i *Image) exportRequest(header http.Header) *request {
 // Read reads the next bytes.
 func (r *contentReader) Read(p []byte) (int, error) {
 	n, err := r.Reader.Read(p)
-	return n, r.failed(err)
+	return n, r.badResponse(err)
 }
 
-// failed makes an ErrBadResponse of a response that is not what was asked for.
-func (r *contentReader) failed(err error) error {
+// badResponse makes an ErrBadResponse of a response that is not what was asked for.
+func (r *contentReader) badResponse(err error) error {
 	for _, bad := range []error{rangeread.ErrNoRange, rangeread.ErrChanged, rangeread.ErrRange} {
 		if errors.Is(err, bad) {
 			return fmt.Errorf("%w: %w", ErrBadResponse, r.req.hidden().Error(err))

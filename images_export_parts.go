@@ -17,7 +17,7 @@ const maxConnections = partfile.MaxParts
 // fetchParts fetches what is missing of the parts, over several connections,
 // and verifies the whole. The error is a
 // rangeread.ErrNoRange if the server sends no parts.
-func (x *exportTo) fetchParts(list []*partfile.Part) (*partfile.Files, error) {
+func (x *exportJob) fetchParts(list []*partfile.Part) (*partfile.Files, error) {
 	var have int64
 	for _, p := range list {
 		have += p.Next - p.From
@@ -41,7 +41,7 @@ func (x *exportTo) fetchParts(list []*partfile.Part) (*partfile.Files, error) {
 }
 
 // receiveParts fetches the missing parts. The first error ends all of them.
-func (x *exportTo) receiveParts(list []*partfile.Part) error {
+func (x *exportJob) receiveParts(list []*partfile.Part) error {
 	ctx, cancel := context.WithCancel(x.ctx)
 	defer cancel()
 	missing := make(chan *partTransfer, len(list))
@@ -83,12 +83,12 @@ func (x *exportTo) receiveParts(list []*partfile.Part) error {
 type partTransfer struct {
 	*partfile.Part
 	ctx      context.Context //nolint:containedctx // of all parts
-	x        *exportTo
+	x        *exportJob
 	src      *contentReader // nil until it is opened
 	writeErr error          // of the file
 }
 
-func (x *exportTo) transfer(ctx context.Context, p *partfile.Part) *partTransfer {
+func (x *exportJob) transfer(ctx context.Context, p *partfile.Part) *partTransfer {
 	return &partTransfer{Part: p, ctx: ctx, x: x}
 }
 
@@ -106,7 +106,7 @@ func (t *partTransfer) run() error {
 	defer func() { _ = t.src.Close() }()
 	_, err := netconn.Copy(t, t.src, t.To-t.Next)
 	if err != nil && t.writeErr == nil {
-		return t.x.image.incomplete(t.x.ctx, err)
+		return t.x.image.contentError(t.x.ctx, err)
 	}
 	return err
 }

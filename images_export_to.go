@@ -105,7 +105,7 @@ func (i *Image) ExportTo(ctx context.Context, dir string, opts *ExportToOptions)
 	if o.Connections < 0 || o.Connections > maxConnections {
 		return nil, invalid("ExportToOptions.Connections", "%d is not between 0 and %d", o.Connections, maxConnections)
 	}
-	x := &exportTo{ExportToOptions: o, ctx: ctx, image: i, retries: i.client.t.retry.Begin()}
+	x := &exportJob{ExportToOptions: o, ctx: ctx, image: i, retries: i.client.t.retry.Begin()}
 	x.files = &partfile.Image{Dir: dir, Name: o.Name, Fingerprint: i.Fingerprint, Size: i.Size, Public: i.Public, Sync: o.Sync, Verifying: x.verifying}
 	partial, err := x.files.Open(ctx)
 	if err != nil {
@@ -131,7 +131,7 @@ func exported(files *partfile.Files) *ExportedFiles {
 
 // exportTo is one call of ExportTo: the transfer into what internal/partfile
 // keeps on the disk.
-type exportTo struct {
+type exportJob struct {
 	ExportToOptions
 	ctx     context.Context //nolint:containedctx // of the one call
 	image   *Image
@@ -145,12 +145,12 @@ type exportTo struct {
 	retries  *retry.Retries
 }
 
-func (x *exportTo) verifying(size int64) (count func(int)) {
+func (x *exportJob) verifying(size int64) (count func(int)) {
 	x.meter.Phase(PhaseVerify, 0, size)
 	return x.meter.Add
 }
 
-func (x *exportTo) run() (*partfile.Files, error) {
+func (x *exportJob) run() (*partfile.Files, error) {
 	files, err := x.files.Find(x.ctx)
 	if errors.Is(err, partfile.ErrNotOurs) {
 		err = nil // they are replaced
@@ -166,7 +166,7 @@ func (x *exportTo) run() (*partfile.Files, error) {
 		if err == nil {
 			return files, nil
 		}
-		if err := x.again(err); err != nil {
+		if err := x.pauseBeforeRetry(err); err != nil {
 			return nil, err
 		}
 	}
@@ -175,7 +175,7 @@ func (x *exportTo) run() (*partfile.Files, error) {
 // again returns nil when a failed attempt may be repeated from the beginning:
 // what an earlier process left may not be what was sent to it, and of a split
 // image no part can be asked for. Otherwise it returns why not.
-func (x *exportTo) again(err error) error {
+func (x *exportJob) pauseBeforeRetry(err error) error {
 	var failed *FingerprintError
 	switch {
 	case !errors.As(err, &failed):
@@ -189,7 +189,7 @@ func (x *exportTo) again(err error) error {
 }
 
 // fetch is one attempt to get what is missing.
-func (x *exportTo) fetch() (*partfile.Files, error) {
+func (x *exportJob) fetch() (*partfile.Files, error) {
 	var parts []*partfile.Part
 	if !x.noRanges {
 		var err error
@@ -247,7 +247,7 @@ func (x *exportTo) fetch() (*partfile.Files, error) {
 }
 
 // split writes the two files of a split image.
-func (x *exportTo) split(export *Export) (files *partfile.Files, err error) {
+func (x *exportJob) split(export *Export) (files *partfile.Files, err error) {
 	defer func() {
 		if err != nil {
 			// There is nothing to go on from.
@@ -279,7 +279,7 @@ func (x *exportTo) split(export *Export) (files *partfile.Files, err error) {
 
 // presentOr is for a folder in which no partial file can be opened: it may hold
 // the files, and if not, the error is err.
-func (x *exportTo) presentOr(err error) (*ExportedFiles, error) {
+func (x *exportJob) presentOr(err error) (*ExportedFiles, error) {
 	if x.ctx.Err() != nil || !x.files.MayBeThere() {
 		return nil, err
 	}

@@ -31,11 +31,11 @@ const (
 
 // importing is an image on its way from elsewhere, by the server or by the
 // client.
-type importing struct {
+type importJob struct {
 	images      *Images
 	via         Via
 	fingerprint string // that it must have; "" for any
-	want        wanted
+	spec        imageSpec
 	server      func(context.Context) (*Image, error) // begins it by the server
 	client      func(context.Context) (*Image, error) // does it by the client
 	// resolve tells the fingerprint that the image will have.
@@ -43,13 +43,13 @@ type importing struct {
 	meter   *progress.Meter
 	report  func(Progress) // for a later Image.Wait; nil for none
 
-	mu    sync.Mutex
-	found string // the fingerprint of what the forgotten operation has made
+	mu      sync.Mutex
+	settled string // the fingerprint of what the forgotten operation has made
 	// updates says that the image must be one that its server can update.
 	updates bool
 }
 
-func (imp *importing) check(options string) error {
+func (imp *importJob) check(options string) error {
 	switch imp.via {
 	case ViaAuto, ViaServer, ViaClient:
 	default:
@@ -63,23 +63,23 @@ func (imp *importing) check(options string) error {
 			return err
 		}
 	}
-	if err := checkFilename(options+".Filename", imp.want.filename); err != nil {
+	if err := checkFilename(options+".Filename", imp.spec.filename); err != nil {
 		return err
 	}
-	if err := checkNames(options+".Profiles", imp.want.Profiles); err != nil {
+	if err := checkNames(options+".Profiles", imp.spec.Profiles); err != nil {
 		return err
 	}
-	if _, ok := imp.want.Properties[""]; ok {
+	if _, ok := imp.spec.Properties[""]; ok {
 		return invalid(options+".Properties", "has an empty name")
 	}
-	return checkAliases(options+".Aliases", imp.want.aliases)
+	return checkAliases(options+".Aliases", imp.spec.aliases)
 }
 
-func (imp *importing) run(ctx context.Context, wait bool) (*Image, error) {
+func (imp *importJob) run(ctx context.Context, wait bool) (*Image, error) {
 	if imp.fingerprint != "" {
 		existing, err := imp.images.Get(ctx, imp.fingerprint)
 		if err == nil {
-			return imp.adopt(ctx, existing)
+			return imp.useExisting(ctx, existing)
 		}
 		if !errors.Is(err, ErrNotFound) {
 			return nil, err
@@ -102,14 +102,14 @@ func (imp *importing) run(ctx context.Context, wait bool) (*Image, error) {
 	if !wait {
 		return image, nil
 	}
-	return outcome(image, image.pending.wait(ctx, image, imp.meter))
+	return imageIfUploaded(image, image.pending.wait(ctx, image, imp.meter))
 }
 
 // checkTarget errors where the server would refuse the image whoever fetches
 // it, before anything is fetched.
-func (imp *importing) checkTarget(ctx context.Context) error {
+func (imp *importJob) checkTarget(ctx context.Context) error {
 	c := imp.images.client
-	for _, name := range imp.want.Profiles {
+	for _, name := range imp.spec.Profiles {
 		type profile struct {
 			Name string `json:"name"`
 		}
@@ -123,16 +123,16 @@ func (imp *importing) checkTarget(ctx context.Context) error {
 			return fmt.Errorf("profile %q: %w", name, err)
 		}
 	}
-	if imp.want.reuse {
+	if imp.spec.reuse {
 		return nil
 	}
-	return c.Aliases.checkFree(ctx, imp.want.aliases, imp.fingerprint)
+	return c.Aliases.checkFree(ctx, imp.spec.aliases, imp.fingerprint)
 }
 
 // adopt gives an image that the server has already what the options ask for, as
 // the servers' own imports do.
-func (imp *importing) adopt(ctx context.Context, existing *Image) (*Image, error) {
-	image, err := imp.want.complete(ctx, imp.images, nil, existing.Fingerprint)
+func (imp *importJob) useExisting(ctx context.Context, existing *Image) (*Image, error) {
+	image, err := imp.spec.complete(ctx, imp.images, nil, existing.Fingerprint)
 	if err != nil {
 		return existing, err
 	}
@@ -140,7 +140,7 @@ func (imp *importing) adopt(ctx context.Context, existing *Image) (*Image, error
 }
 
 // checkUpdates errors where the server cannot keep an image up to date.
-func (imp *importing) checkUpdates(image *Image) error {
+func (imp *importJob) checkUpdates(image *Image) error {
 	if !imp.updates || image.UpdateSource != nil {
 		return nil
 	}
@@ -149,16 +149,16 @@ func (imp *importing) checkUpdates(image *Image) error {
 }
 
 // begin has the server fetch the image.
-func (imp *importing) begin(ctx context.Context, source *wire.ImageSource) (*Image, error) {
+func (imp *importJob) begin(ctx context.Context, source *wire.ImageSource) (*Image, error) {
 	server, err := imp.images.client.serverInfo(ctx, false)
 	if err != nil {
 		return nil, err
 	}
-	if err := imp.want.supported(server); err != nil {
+	if err := imp.spec.supported(server); err != nil {
 		return nil, err
 	}
 	post := &wire.ImagePost{Source: source, Aliases: wireAliases(imp.sentAliases())}
-	image, err := imp.images.post(ctx, post, &imp.want, imp.settle, imp.finish)
+	image, err := imp.images.post(ctx, post, &imp.spec, imp.settle, imp.finish)
 	if err != nil {
 		return nil, err
 	}
@@ -169,30 +169,30 @@ func (imp *importing) begin(ctx context.Context, source *wire.ImageSource) (*Ima
 // sentAliases are those that the server gives the image itself. Where it may
 // fetch another image than the one that is wanted, they wait until that is
 // known.
-func (imp *importing) sentAliases() []Alias {
-	if imp.want.reuse || imp.fingerprint != "" {
+func (imp *importJob) sentAliases() []Alias {
+	if imp.spec.reuse || imp.fingerprint != "" {
 		return nil
 	}
-	return imp.want.aliases
+	return imp.spec.aliases
 }
 
 // finish does what is left once the server's operation has ended.
-func (imp *importing) finish(ctx context.Context, op *Operation, failure error, m *progress.Meter) (*Image, error) {
-	if failure != nil && !imp.has(ctx, op.fingerprint()) {
+func (imp *importJob) finish(ctx context.Context, op *Operation, failure error, m *progress.Meter) (*Image, error) {
+	if failure != nil && !imp.imageExists(ctx, op.fingerprint()) {
 		if !imp.mayFallBack(ctx, failure) {
 			return nil, failure
 		}
 		imp.meter = m
 		return imp.fallBack(ctx, failure, true)
 	}
-	fingerprint, err := imp.images.made(ctx, op, op.fingerprint(), cmp.Or(imp.fingerprint, imp.outcome()))
+	fingerprint, err := imp.images.createdFingerprint(ctx, op, op.fingerprint(), cmp.Or(imp.fingerprint, imp.settledFingerprint()))
 	if err != nil {
 		return nil, err
 	}
 	if fingerprint == "" {
 		return nil, fmt.Errorf("operation %s does not tell the image: %w", op.ID(), ErrOutcomeUnknown)
 	}
-	image, err := imp.want.complete(ctx, imp.images, op, fingerprint)
+	image, err := imp.spec.complete(ctx, imp.images, op, fingerprint)
 	if err != nil {
 		return image, err
 	}
@@ -201,8 +201,8 @@ func (imp *importing) finish(ctx context.Context, op *Operation, failure error, 
 
 // has says whether an operation that failed has made the image all the same:
 // then it could not give it the aliases (LXD 5.0.2, Incus 6.0.4).
-func (imp *importing) has(ctx context.Context, fingerprint string) bool {
-	if holdFingerprint(fingerprint) != nil {
+func (imp *importJob) imageExists(ctx context.Context, fingerprint string) bool {
+	if checkServerFingerprint(fingerprint) != nil {
 		return false
 	}
 	_, err := imp.images.Get(ctx, fingerprint)
@@ -214,8 +214,8 @@ func (imp *importing) has(ctx context.Context, fingerprint string) bool {
 const resolveTimeout = 10 * time.Second
 
 // settle looks for the image whose operation the server has forgotten.
-func (imp *importing) settle(ctx context.Context) error {
-	fingerprint, err := imp.expected(ctx)
+func (imp *importJob) settle(ctx context.Context) error {
+	fingerprint, err := imp.expectedFingerprint(ctx)
 	if err != nil {
 		return err
 	}
@@ -225,7 +225,7 @@ func (imp *importing) settle(ctx context.Context) error {
 	}
 	if err == nil {
 		imp.mu.Lock()
-		imp.found = fingerprint
+		imp.settled = fingerprint
 		imp.mu.Unlock()
 	}
 	return err
@@ -233,7 +233,7 @@ func (imp *importing) settle(ctx context.Context) error {
 
 // expected is the image that the server should have made: it is known, or an
 // alias that was free leads to it, or the source tells.
-func (imp *importing) expected(ctx context.Context) (string, error) {
+func (imp *importJob) expectedFingerprint(ctx context.Context) (string, error) {
 	if imp.fingerprint != "" {
 		return imp.fingerprint, nil
 	}
@@ -255,15 +255,15 @@ func (imp *importing) expected(ctx context.Context) (string, error) {
 	return fingerprint, nil
 }
 
-func (imp *importing) outcome() string {
+func (imp *importJob) settledFingerprint() string {
 	imp.mu.Lock()
 	defer imp.mu.Unlock()
-	return imp.found
+	return imp.settled
 }
 
 // byClient fetches the image and sends it on. Where the way to the server
 // breaks, it is fetched again.
-func (imp *importing) byClient(ctx context.Context, wait bool) (*Image, error) {
+func (imp *importJob) byClient(ctx context.Context, wait bool) (*Image, error) {
 	retries := imp.images.client.t.retry.Begin()
 	image, err := imp.client(ctx)
 	for err != nil {
@@ -278,11 +278,11 @@ func (imp *importing) byClient(ctx context.Context, wait bool) (*Image, error) {
 	if !wait || image.pending == nil { // it was there
 		return image, nil
 	}
-	return outcome(image, image.pending.wait(ctx, image, imp.meter))
+	return imageIfUploaded(image, image.pending.wait(ctx, image, imp.meter))
 }
 
 // mayFallBack says whether the client may do better than the server did.
-func (imp *importing) mayFallBack(ctx context.Context, err error) bool {
+func (imp *importJob) mayFallBack(ctx context.Context, err error) bool {
 	if imp.via != ViaAuto || ctx.Err() != nil {
 		return false
 	}
@@ -296,12 +296,12 @@ func (imp *importing) mayFallBack(ctx context.Context, err error) bool {
 		// default project so too, whoever brings them.
 		project := imp.images.client.project
 		return refused.StatusCode == http.StatusNotImplemented ||
-			(refused.StatusCode == http.StatusBadRequest && !(imp.want.Public && project != "" && project != "default"))
+			(refused.StatusCode == http.StatusBadRequest && !(imp.spec.Public && project != "" && project != "default"))
 	}
 	return errors.Is(err, ErrUnsupported)
 }
 
-func (imp *importing) fallBack(ctx context.Context, cause error, wait bool) (*Image, error) {
+func (imp *importJob) fallBack(ctx context.Context, cause error, wait bool) (*Image, error) {
 	if imp.updates {
 		return nil, fmt.Errorf("%w: the client could fetch the image, but the server could not update it: %w", cause, ErrUnsupported)
 	}
@@ -317,9 +317,9 @@ func (imp *importing) fallBack(ctx context.Context, cause error, wait bool) (*Im
 }
 
 // upload sends what the client fetches.
-func (imp *importing) upload(ctx context.Context, body *content.Content, fingerprint string, want wanted) (*Image, error) {
+func (imp *importJob) upload(ctx context.Context, body *content.Content, fingerprint string, spec imageSpec) (*Image, error) {
 	u := &upload{
-		images: imp.images, content: body, fingerprint: fingerprint, hash: true, adopt: true, want: want, meter: imp.meter, report: imp.report,
+		images: imp.images, content: body, fingerprint: fingerprint, hash: true, completeExisting: true, spec: spec, meter: imp.meter, report: imp.report,
 	}
 	return u.run(ctx, false)
 }

@@ -152,7 +152,7 @@ func (s *source) probe(ctx context.Context, target *Server) (fingerprint string,
 		if err == nil {
 			_ = res.Body.Close()
 			if unavailable(res.StatusCode) {
-				err = s.refused(res)
+				err = s.statusError(res)
 			}
 		}
 		return err
@@ -188,7 +188,7 @@ func (s *source) open(ctx context.Context) (err error) {
 			res, err := s.send(ctx, http.MethodGet, header)
 			if err == nil && res.StatusCode != http.StatusOK && res.StatusCode != http.StatusPartialContent {
 				_ = res.Body.Close()
-				err = s.refused(res)
+				err = s.statusError(res)
 			}
 			return res, err
 		},
@@ -199,7 +199,7 @@ func (s *source) open(ctx context.Context) (err error) {
 		},
 	})
 	if err != nil {
-		return s.failed(err)
+		return s.sourceError(err)
 	}
 	s.size = s.content.Size()
 	s.name = dispositionName(s.content.Response().Header.Get("Content-Disposition"))
@@ -210,7 +210,7 @@ func (s *source) open(ctx context.Context) (err error) {
 func (s *source) Read(p []byte) (int, error) {
 	n, err := s.content.Read(p)
 	if err != nil && err != io.EOF {
-		err = s.failed(err)
+		err = s.sourceError(err)
 	}
 	return n, err
 }
@@ -234,8 +234,8 @@ func (s *source) send(ctx context.Context, method string, header http.Header) (*
 	return res, nil
 }
 
-// refused is the error of a response with another status than was wanted.
-func (s *source) refused(res *http.Response) error {
+// statusError returns the error for a response whose status is not a success.
+func (s *source) statusError(res *http.Response) error {
 	at := res.Request.URL // another one after a redirect
 	return &SourceError{
 		URL: redact.URL(at), StatusCode: res.StatusCode, Problem: redact.Join(s.secrets, redact.HideURL(at)).Text("its server responds " + res.Status),
@@ -248,8 +248,8 @@ func (s *source) broken(problem string, err error) error {
 	return &SourceError{URL: redact.URL(s.url), Problem: problem, Err: s.secrets.Error(redact.Error(err))}
 }
 
-// failed makes a SourceError of an error of rangeread that is none.
-func (s *source) failed(err error) error {
+// sourceError makes a SourceError of an error of rangeread that is none.
+func (s *source) sourceError(err error) error {
 	for _, bad := range []error{rangeread.ErrNoRange, rangeread.ErrChanged, rangeread.ErrRange, rangeread.ErrClosed} {
 		if errors.Is(err, bad) {
 			return s.broken("it cannot be fetched", err)

@@ -100,10 +100,10 @@ func (m *Images) CreateFromSimplestreams(ctx context.Context, server, alias stri
 	if err := o.check(alias); err != nil {
 		return nil, err
 	}
-	imp := &importing{
+	imp := &importJob{
 		images: m, via: o.Via,
 		updates: o.AutoUpdate,
-		want: wanted{
+		spec: imageSpec{
 			attributes: attributes{AutoUpdate: o.AutoUpdate, ExpiresAt: o.ExpiresAt, Profiles: o.Profiles, Properties: o.Properties, Public: o.Public}.clone(),
 			filename:   o.Filename, aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases,
 		},
@@ -147,7 +147,7 @@ func (o *CreateFromSimplestreamsOptions) check(alias string) error {
 }
 
 // importStream has the server fetch the image.
-func (m *Images) importStream(ctx context.Context, server, alias string, o *CreateFromSimplestreamsOptions, imp *importing) (*Image, error) {
+func (m *Images) importStream(ctx context.Context, server, alias string, o *CreateFromSimplestreamsOptions, imp *importJob) (*Image, error) {
 	info, err := m.client.serverInfo(ctx, false)
 	if err != nil {
 		return nil, err
@@ -232,7 +232,7 @@ func resolveFor(ctx context.Context, streams *simplestreams.Client, alias string
 }
 
 // fetchStream has the client fetch the image.
-func (m *Images) fetchStream(ctx context.Context, server, alias string, o *CreateFromSimplestreamsOptions, imp *importing) (*Image, error) {
+func (m *Images) fetchStream(ctx context.Context, server, alias string, o *CreateFromSimplestreamsOptions, imp *importJob) (*Image, error) {
 	streams, image, err := m.resolveStream(ctx, server, alias, o, false)
 	if err != nil {
 		return nil, err
@@ -240,7 +240,7 @@ func (m *Images) fetchStream(ctx context.Context, server, alias string, o *Creat
 	defer func() { _ = streams.Close() }()
 	existing, err := m.Get(ctx, image.Fingerprint)
 	if err == nil {
-		return imp.adopt(ctx, existing)
+		return imp.useExisting(ctx, existing)
 	}
 	if !errors.Is(err, ErrNotFound) {
 		return nil, err
@@ -252,20 +252,20 @@ func (m *Images) fetchStream(ctx context.Context, server, alias string, o *Creat
 	defer func() { _ = download.Close() }()
 	// What the index says of an image goes before what its metadata says, as
 	// in an import by a server.
-	want := imp.want
-	want.Properties, want.exact = maps.Clone(image.Properties), true
-	maps.Copy(want.Properties, imp.want.Properties)
-	if want.ExpiresAt.IsZero() {
-		want.ExpiresAt = image.ExpiresAt
+	spec := imp.spec
+	spec.Properties, spec.exact = maps.Clone(image.Properties), true
+	maps.Copy(spec.Properties, imp.spec.Properties)
+	if spec.ExpiresAt.IsZero() {
+		spec.ExpiresAt = image.ExpiresAt
 	}
-	if want.filename == "" && checkFilename("", image.Filename) == nil {
-		want.filename = image.Filename
+	if spec.filename == "" && checkFilename("", image.Filename) == nil {
+		spec.filename = image.Filename
 	}
-	body, err := streamContent(image, download, want.filename)
+	body, err := streamContent(image, download, spec.filename)
 	if err != nil {
 		return nil, err
 	}
-	return imp.upload(ctx, body, image.Fingerprint, want)
+	return imp.upload(ctx, body, image.Fingerprint, spec)
 }
 
 // streamContent makes an upload of a download.

@@ -89,9 +89,9 @@ func (m *Images) CreateFromURL(ctx context.Context, imageURL string, opts *Creat
 	if err != nil {
 		return nil, err
 	}
-	imp := &importing{
+	imp := &importJob{
 		images: m, via: o.Via, fingerprint: strings.ToLower(o.Fingerprint),
-		want: wanted{
+		spec: imageSpec{
 			attributes: attributes{AutoUpdate: o.AutoUpdate, ExpiresAt: o.ExpiresAt, Profiles: o.Profiles, Properties: o.Properties, Public: o.Public}.clone(),
 			filename:   o.Filename, aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases,
 		},
@@ -134,7 +134,7 @@ func checkSourceURL(field, raw string) (*url.URL, error) {
 }
 
 // fetchURL streams the file at a URL to the server.
-func (m *Images) fetchURL(ctx context.Context, u *url.URL, o *CreateFromURLOptions, imp *importing) (*Image, error) {
+func (m *Images) fetchURL(ctx context.Context, u *url.URL, o *CreateFromURLOptions, imp *importJob) (*Image, error) {
 	info, err := m.client.serverInfo(ctx, false)
 	if err != nil {
 		return nil, err
@@ -155,7 +155,7 @@ func (m *Images) fetchURL(ctx context.Context, u *url.URL, o *CreateFromURLOptio
 	if fingerprint != "" {
 		existing, err := m.Get(ctx, fingerprint)
 		if err == nil {
-			return imp.adopt(ctx, existing)
+			return imp.useExisting(ctx, existing)
 		}
 		if !errors.Is(err, ErrNotFound) {
 			return nil, err
@@ -173,11 +173,11 @@ func (m *Images) fetchURL(ctx context.Context, u *url.URL, o *CreateFromURLOptio
 	if err != nil {
 		return nil, err
 	}
-	want := imp.want
-	if want.filename == "" {
-		want.filename = source.filename()
+	spec := imp.spec
+	if spec.filename == "" {
+		spec.filename = source.filename()
 	}
-	return imp.upload(ctx, content.Unified(image), fingerprint, want)
+	return imp.upload(ctx, content.Unified(image), fingerprint, spec)
 }
 
 // filename is what the source calls the image.

@@ -51,7 +51,7 @@ func (m *Images) CreateFromInstance(ctx context.Context, instance string, opts *
 	case isSnapshot && (snapshot == "" || strings.Contains(snapshot, "/")):
 		return nil, invalid("instance", "%q is not a snapshot's name: instance/snapshot", instance)
 	}
-	imp := &importing{images: m, via: ViaServer, want: wanted{
+	imp := &importJob{images: m, via: ViaServer, spec: imageSpec{
 		attributes: attributes{ExpiresAt: o.ExpiresAt, Profiles: o.Profiles, Properties: o.Properties, Public: o.Public}.clone(),
 		filename:   o.Filename, aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases,
 	}}
@@ -79,7 +79,7 @@ func (m *Images) CreateFromInstance(ctx context.Context, instance string, opts *
 		}
 		return m.importImage(ctx, &wire.ImagePost{
 			Source: &wire.ImageSource{Type: kind, Name: instance}, Compression: o.Compression,
-		}, &imp.want, nil)
+		}, &imp.spec, nil)
 	}
 	imp.meter, imp.report = meter(PhaseServer, -1, o.Progress), o.Progress
 	defer imp.meter.Stop()

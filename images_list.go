@@ -101,19 +101,18 @@ func (m *Images) list(ctx context.Context, opts *ListOptions, limit int64, begin
 			if err := wire.UnmarshalElement(dec, image); err != nil {
 				return err
 			}
-			if err := image.hold(""); err != nil {
-				return unfit(err)
+			if err := image.checkResponse(""); err != nil {
+				return badElement(err)
 			}
 			private = private || !image.Public
-			if o.match(image.adopt(c)) && !yield(image) {
-				return &yieldStopped{}
+			if o.match(image.bind(c)) && !yield(image) {
+				return errIterationStopped
 			}
 			return nil
 		},
 	})
-	var stopped *yieldStopped
 	switch {
-	case errors.As(err, &stopped):
+	case errors.Is(err, errIterationStopped):
 		return nil
 	case err == nil && !private:
 		return c.checkTrust(ctx)

@@ -137,14 +137,14 @@ func (c *Client) endLostToken(ctx context.Context, req *request, image string, b
 	}
 	var before []*Operation
 	for {
-		ops, ans, err := c.operations(ctx)
+		ops, resp, err := c.operations(ctx)
 		if err != nil {
 			left(err)
 			return
 		}
 		if now.IsZero() {
 			// Its Date has whole seconds only.
-			date, err := http.ParseTime(ans.date)
+			date, err := http.ParseTime(resp.date)
 			if err != nil {
 				left(err)
 				return

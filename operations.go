@@ -219,7 +219,7 @@ func (c *Client) Operations(ctx context.Context) ([]*Operation, error) {
 	return ops, err
 }
 
-func (c *Client) operations(ctx context.Context) ([]*Operation, *answer, error) {
+func (c *Client) operations(ctx context.Context) ([]*Operation, *response, error) {
 	query := url.Values{"recursion": {"1"}}
 	for name, values := range c.query() {
 		query[name] = values
@@ -228,7 +228,7 @@ func (c *Client) operations(ctx context.Context) ([]*Operation, *answer, error) 
 	req := &request{method: http.MethodGet, path: path("operations"), query: query}
 	var ops []*Operation
 	var state wire.Operation
-	ans, err := c.t.call(ctx, req, &list{
+	resp, err := c.t.call(ctx, req, &list{
 		limit: maxList, grouped: true, size: int64(reflect.TypeFor[Operation]().Size()),
 		begin: func() { ops = nil },
 		element: func(dec *jsontext.Decoder) error {
@@ -237,7 +237,7 @@ func (c *Client) operations(ctx context.Context) ([]*Operation, *answer, error) 
 				return err
 			}
 			if err := checkOperation(&state, ""); err != nil {
-				return unfit(err)
+				return badElement(err)
 			}
 			ops = append(ops, c.operation(state, nil, nil))
 			return nil
@@ -246,7 +246,7 @@ func (c *Client) operations(ctx context.Context) ([]*Operation, *answer, error) 
 	if err != nil {
 		return nil, nil, err
 	}
-	return ops, ans, nil
+	return ops, resp, nil
 }
 
 // start sends a request whose response is an operation.

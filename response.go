@@ -20,14 +20,14 @@ import (
 )
 
 // get reads one thing. hold says whether it is the one that was asked for.
-func get[T any](ctx context.Context, t *transport, req *request, hold func(*T) error) (*T, *answer, error) {
+func get[T any](ctx context.Context, t *transport, req *request, hold func(*T) error) (*T, *response, error) {
 	thing := new(T)
 	req.check = func() error { return hold(thing) }
-	ans, err := t.call(ctx, req, thing)
+	resp, err := t.call(ctx, req, thing)
 	if err != nil {
 		return nil, nil, err
 	}
-	return thing, ans, nil
+	return thing, resp, nil
 }
 
 // getAll reads a list. hold says whether an element is such a thing.
@@ -44,7 +44,7 @@ func getAll[T any](ctx context.Context, t *transport, req *request, hold func(*T
 				return err
 			}
 			if err := hold(thing); err != nil {
-				return unfit(err)
+				return badElement(err)
 			}
 			return nil
 		},
@@ -86,10 +86,10 @@ func (l *list) over(body *boundedReader) any {
 }
 
 // unfit makes an ErrBadResponse of an element's fault.
-func unfit(err error) error { return fmt.Errorf("%w: %w", wire.ErrNotEnvelope, err) }
+func badElement(err error) error { return fmt.Errorf("%w: %w", wire.ErrNotEnvelope, err) }
 
-// readAnswer reads an envelope and makes an error of one that holds an error.
-func (t *transport) readAnswer(ctx context.Context, req *request, res *http.Response, metadata any) (*answer, error) {
+// readResponse reads an envelope and makes an error of one that holds an error.
+func (t *transport) readResponse(ctx context.Context, req *request, res *http.Response, metadata any) (*response, error) {
 	body := &boundedReader{r: res.Body, total: maxMetadata, one: maxMetadata}
 	switch m := metadata.(type) {
 	case nil:
@@ -104,10 +104,9 @@ func (t *transport) readAnswer(ctx context.Context, req *request, res *http.Resp
 	}
 	env, err := wire.Decode(body, metadata)
 	if err != nil {
-		var yield *yieldStopped
 		switch {
-		case errors.As(err, &yield):
-			return nil, yield
+		case errors.Is(err, errIterationStopped):
+			return nil, errIterationStopped
 		case ctx.Err() != nil:
 			return nil, t.connectionError(ctx, req, err)
 		case errors.Is(err, ErrTooLarge):
@@ -139,7 +138,7 @@ func (t *transport) readAnswer(ctx context.Context, req *request, res *http.Resp
 		}
 	}
 	readRest(res.Body)
-	return &answer{Envelope: *env, status: res.StatusCode, etag: res.Header.Get("ETag"), location: res.Header.Get("Location"), date: res.Header.Get("Date")}, nil
+	return &response{Envelope: *env, status: res.StatusCode, etag: res.Header.Get("ETag"), location: res.Header.Get("Location"), date: res.Header.Get("Date")}, nil
 }
 
 // restTimeout is how long the end of an answer is awaited.
@@ -230,15 +229,12 @@ func memoryOf(data []byte) int64 {
 	return int64(len(data)) + valueCost*int64(bytes.Count(data, []byte{','}))
 }
 
-// yieldStopped carries the end of a range loop through the decoder.
-type yieldStopped struct{ err error }
-
-func (e *yieldStopped) Error() string { return "iteration stopped" }
-
-func (e *yieldStopped) Unwrap() error { return e.err }
+// errIterationStopped is what a list's element returns when the caller's range
+// loop has ended.
+var errIterationStopped = errors.New("iteration stopped")
 
 // answer is what a call gave.
-type answer struct {
+type response struct {
 	wire.Envelope
 	status   int
 	etag     string

@@ -350,7 +350,7 @@ func TestServersTellSecrets(t *testing.T) {
 								copied = &lxd.Copied{}
 							}
 							ear.image(t, copied.Image, err)
-							for _, attempt := range copied.NotTaken {
+							for _, attempt := range copied.Failed {
 								ear.err(attempt.Err)
 							}
 							if there, err := to.Images.Get(t.Context(), fingerprint); err == nil {

@@ -42,8 +42,8 @@ func TestExtensionsAreNotTold(t *testing.T) {
 		copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Wait: true})
 		require.NoError(t, err)
 		require.Equal(t, 1, cut.Fired())
-		require.Equal(t, lxd.CopyRelay, copied.Mode, "%v", copied.NotTaken)
-		require.ErrorIs(t, copied.NotTaken[1].Err, lxd.ErrUnsupported)
+		require.Equal(t, lxd.CopyRelay, copied.Mode, "%v", copied.Failed)
+		require.ErrorIs(t, copied.Failed[1].Err, lxd.ErrUnsupported)
 		require.Empty(t, target.Tokens())
 	}
 }

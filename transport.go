@@ -54,8 +54,8 @@ type transport struct {
 
 // pinned returns a transport to the same server, with connections of its own,
 // that must all show the certificate of this fingerprint, beside what else is
-// asked of one. Closing t closes them; release closes them before.
-func (t *transport) pinned(fingerprint string) (pinned *transport, release func()) {
+// asked of one. Closing t closes them; closeIdle closes the unused ones before.
+func (t *transport) pinned(fingerprint string) (pinned *transport, closeIdle func()) {
 	config := t.tls.Clone()
 	config.ClientSessionCache = nil
 	verify := config.VerifyConnection
@@ -78,18 +78,18 @@ func (t *transport) pinned(fingerprint string) (pinned *transport, release func(
 
 // call sends one request and decodes the one envelope that comes back, the
 // metadata straight into metadata: a pointer, a list, or nil to ignore it.
-func (t *transport) call(ctx context.Context, req *request, metadata any) (*answer, error) {
-	var ans *answer
+func (t *transport) call(ctx context.Context, req *request, metadata any) (*response, error) {
+	var decoded *response
 	err := t.retrying(ctx, req, func() error {
 		res, err := t.send(ctx, req)
 		if err != nil {
 			return err
 		}
 		defer func() { _ = res.Body.Close() }()
-		ans, err = t.readAnswer(ctx, req, res, metadata)
+		decoded, err = t.readResponse(ctx, req, res, metadata)
 		return err
 	})
-	return ans, err
+	return decoded, err
 }
 
 // stream sends one request, without a retry, and returns the response with its
@@ -106,7 +106,7 @@ func (t *transport) stream(ctx context.Context, req *request) (*http.Response, e
 		return res, nil
 	}
 	defer func() { _ = res.Body.Close() }()
-	_, err = t.readAnswer(ctx, req, res, nil)
+	_, err = t.readResponse(ctx, req, res, nil)
 	if err == nil {
 		err = t.badResponse(req, res, fmt.Errorf("an export with the status %d", res.StatusCode))
 	}

@@ -14,15 +14,15 @@ import (
 
 // upload is one sending of an image to a server.
 type upload struct {
-	images      *Images
-	content     *content.Content
-	fingerprint string // known beforehand, or ""
-	ifExists    IfExists
-	hash        bool // compute the fingerprint while sending, and hold the server to it
-	adopt       bool // give an image that is there already all that is wanted, not the aliases alone
-	want        wanted
-	meter       *progress.Meter
-	report      func(Progress) // for a later Image.Wait; nil for none
+	images           *Images
+	content          *content.Content
+	fingerprint      string // known beforehand, or ""
+	ifExists         IfExists
+	hash             bool // compute the fingerprint while sending, and hold the server to it
+	completeExisting bool // give an image that is there already all that is wanted, not the aliases alone
+	spec             imageSpec
+	meter            *progress.Meter
+	report           func(Progress) // for a later Image.Wait; nil for none
 
 	body *content.Body // the last sending; nil before the first
 	sent int           // how often it was opened
@@ -35,14 +35,14 @@ func (u *upload) run(ctx context.Context, wait bool) (*Image, error) {
 	if u.fingerprint != "" {
 		existing, err := u.images.Get(ctx, u.fingerprint)
 		if err == nil {
-			return u.existing(ctx, existing)
+			return u.useExisting(ctx, existing)
 		}
 		if !errors.Is(err, ErrNotFound) {
 			return nil, err
 		}
 	}
-	if !u.want.reuse {
-		if err := c.Aliases.checkFree(ctx, u.want.aliases, u.fingerprint); err != nil {
+	if !u.spec.reuse {
+		if err := c.Aliases.checkFree(ctx, u.spec.aliases, u.fingerprint); err != nil {
 			return nil, err
 		}
 	}
@@ -50,12 +50,12 @@ func (u *upload) run(ctx context.Context, wait bool) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := u.want.supported(server); err != nil {
+	if err := u.spec.supported(server); err != nil {
 		return nil, err
 	}
 	u.meter.Phase(PhaseSend, 0, u.content.Size())
 	req := &request{
-		method: http.MethodPost, path: path("images"), query: c.query(), header: u.want.headers(server, u.fingerprint), body: u, repeatable: true,
+		method: http.MethodPost, path: path("images"), query: c.query(), header: u.spec.headers(server, u.fingerprint), body: u, repeatable: true,
 	}
 	op, err := c.start(ctx, req, u.settle)
 	if err != nil {
@@ -71,7 +71,7 @@ func (u *upload) run(ctx context.Context, wait bool) (*Image, error) {
 	if u.body != nil {
 		u.body.Finish(ctx)
 	}
-	image := u.want.image(c, u.fingerprint)
+	image := u.spec.image(c, u.fingerprint)
 	image.Size = max(u.content.SourceSize(), 0)
 	if u.hash {
 		sum, err := u.body.Fingerprint(ctx)
@@ -88,7 +88,7 @@ func (u *upload) run(ctx context.Context, wait bool) (*Image, error) {
 	if !wait {
 		return image, nil
 	}
-	return outcome(image, image.pending.wait(ctx, image, u.meter))
+	return imageIfUploaded(image, image.pending.wait(ctx, image, u.meter))
 }
 
 // open begins a sending of the content.
@@ -127,15 +127,15 @@ func (u *upload) cause() error { return u.body.Err() }
 func (u *upload) discard() { _ = u.body.Close() }
 
 // existing is the outcome where the server has the image.
-func (u *upload) existing(ctx context.Context, image *Image) (*Image, error) {
+func (u *upload) useExisting(ctx context.Context, image *Image) (*Image, error) {
 	if u.ifExists == ErrorIfExists {
 		return nil, fmt.Errorf("image %s: %w", image.Fingerprint, ErrExists)
 	}
 	err := error(nil)
-	if u.adopt {
-		image, err = u.want.complete(ctx, u.images, nil, image.Fingerprint)
+	if u.completeExisting {
+		image, err = u.spec.complete(ctx, u.images, nil, image.Fingerprint)
 	} else {
-		err = image.assign(ctx, u.want.aliases, u.want.reuse)
+		err = image.assign(ctx, u.spec.aliases, u.spec.reuse)
 	}
 	if err != nil {
 		return nil, err
@@ -174,7 +174,7 @@ func (u *upload) contentFingerprint(ctx context.Context) (string, error) {
 func (u *upload) finish(ctx context.Context, op *Operation, failure error) (*Image, error) {
 	told := op.fingerprint()
 	if failure != nil {
-		return u.failed(ctx, op, told, failure)
+		return u.afterFailure(ctx, op, told, failure)
 	}
 	want := u.fingerprint
 	if u.hash || told == "" {
@@ -188,15 +188,15 @@ func (u *upload) finish(ctx context.Context, op *Operation, failure error) (*Ima
 			want = sum
 		}
 	}
-	told, err := u.images.made(ctx, op, told, want)
+	told, err := u.images.createdFingerprint(ctx, op, told, want)
 	if err != nil {
 		return nil, err
 	}
-	return u.want.complete(ctx, u.images, op, told)
+	return u.spec.complete(ctx, u.images, op, told)
 }
 
 // failed tells the image that is already there from a failure.
-func (u *upload) failed(ctx context.Context, op *Operation, told string, failure error) (*Image, error) {
+func (u *upload) afterFailure(ctx context.Context, op *Operation, told string, failure error) (*Image, error) {
 	want := u.fingerprint
 	if u.hash && want == "" && told != "" {
 		var err error
@@ -209,11 +209,11 @@ func (u *upload) failed(ctx context.Context, op *Operation, told string, failure
 	}
 	if told != "" && !errors.Is(failure, ErrCancelled) {
 		existing, err := u.images.Get(ctx, told)
-		if err == nil && u.made(existing, op) {
-			return u.want.complete(ctx, u.images, op, told)
+		if err == nil && u.createdEarlier(existing, op) {
+			return u.spec.complete(ctx, u.images, op, told)
 		}
 		if err == nil {
-			return u.existing(ctx, existing)
+			return u.useExisting(ctx, existing)
 		}
 	}
 	if u.fingerprint != "" && (u.hash || u.content.Replayable()) {
@@ -228,7 +228,7 @@ func (u *upload) failed(ctx context.Context, op *Operation, told string, failure
 
 // made says whether an earlier sending, whose response was lost, has made the
 // image that op found there. The server's clock decides, which op tells.
-func (u *upload) made(existing *Image, op *Operation) bool {
+func (u *upload) createdEarlier(existing *Image, op *Operation) bool {
 	return u.sent > 1 && !existing.UploadedAt.Before(op.Status().CreatedAt.Add(-u.accepted.Sub(u.began)))
 }
 

@@ -897,7 +897,7 @@ func testCopyAuto(t *testing.T, s *subject) {
 	require.NoError(t, err)
 	testkit.DeleteAfter(t, copied.Image)
 	require.Equal(t, lxd.CopyPull, copied.Mode)
-	require.Empty(t, copied.NotTaken)
+	require.Empty(t, copied.Failed)
 	testkit.RequireCopy(t, image, copied)
 }
 

@@ -14,7 +14,7 @@ import (
 
 // wanted are the attributes that a new image is to have. Zero fields are left
 // to the server.
-type wanted struct {
+type imageSpec struct {
 	attributes
 	filename string
 	aliases  []Alias
@@ -25,7 +25,7 @@ type wanted struct {
 
 // outcome returns the image beside an error only where it is there: then an
 // alias or an attribute is not.
-func outcome(image *Image, err error) (*Image, error) {
+func imageIfUploaded(image *Image, err error) (*Image, error) {
 	if err != nil && image.UploadedAt.IsZero() {
 		return nil, err
 	}
@@ -33,7 +33,7 @@ func outcome(image *Image, err error) (*Image, error) {
 }
 
 // supported errors where the server would ignore what is wanted.
-func (w *wanted) supported(server *Server) error {
+func (w *imageSpec) supported(server *Server) error {
 	if len(w.Profiles) > 0 && !slices.Equal(w.Profiles, []string{"default"}) {
 		return server.need("set the profiles of an image", "image_profiles")
 	}
@@ -45,7 +45,7 @@ func (w *wanted) supported(server *Server) error {
 // the whole daemon (LXD 4.0 to 6.9, Incus 0.1 to 7.3). The names are not either,
 // although Incus takes them: nobody must find the image by a name before it has
 // its properties.
-func (w *wanted) headers(server *Server, fingerprint string) http.Header {
+func (w *imageSpec) headers(server *Server, fingerprint string) http.Header {
 	h := http.Header{}
 	set := func(name, value string) {
 		if value == "" {
@@ -70,7 +70,7 @@ func (w *wanted) headers(server *Server, fingerprint string) http.Header {
 //
 // It returns the image beside an error where only an alias could not be given. op
 // is the operation that has found or made it; nil for none.
-func (w *wanted) complete(ctx context.Context, m *Images, op *Operation, fingerprint string) (*Image, error) {
+func (w *imageSpec) complete(ctx context.Context, m *Images, op *Operation, fingerprint string) (*Image, error) {
 	c := m.client
 	now, etag, err := c.Images.get(ctx, fingerprint, nil)
 	if err != nil {
@@ -109,14 +109,14 @@ func (w *wanted) complete(ctx context.Context, m *Images, op *Operation, fingerp
 
 // made is the image that an operation has made: what is told, or where nothing
 // is the wanted one. Another than the wanted one is refused; "" is any.
-func (m *Images) made(ctx context.Context, op *Operation, told, want string) (string, error) {
+func (m *Images) createdFingerprint(ctx context.Context, op *Operation, told, want string) (string, error) {
 	switch {
 	case told == "":
 		return want, nil
 	case want != "" && told != want:
-		return "", m.refuse(ctx, op, want, told)
+		return "", m.deleteMismatch(ctx, op, want, told)
 	}
-	if err := holdFingerprint(told); err != nil {
+	if err := checkServerFingerprint(told); err != nil {
 		return "", fmt.Errorf("operation %s: %w: %w", op.ID(), ErrBadResponse, err)
 	}
 	return told, nil
@@ -124,9 +124,9 @@ func (m *Images) made(ctx context.Context, op *Operation, told, want string) (st
 
 // refuse deletes an image that is not the one that is wanted, unless it was
 // there before.
-func (m *Images) refuse(ctx context.Context, op *Operation, want, got string) error {
+func (m *Images) deleteMismatch(ctx context.Context, op *Operation, want, got string) error {
 	mismatch := &FingerprintError{Want: want, Got: got}
-	if holdFingerprint(got) != nil {
+	if checkServerFingerprint(got) != nil {
 		return mismatch // there is no such image
 	}
 	other, err := m.Get(ctx, got)
@@ -176,15 +176,15 @@ func (i *Image) assign(ctx context.Context, aliases []Alias, reuse bool) error {
 }
 
 // image is what is known of an image before the server has it.
-func (w *wanted) image(c *Client, fingerprint string) *Image {
+func (w *imageSpec) image(c *Client, fingerprint string) *Image {
 	image := &Image{Fingerprint: fingerprint, Filename: w.filename}
 	w.attributes.clone().set(image)
-	return image.adopt(c)
+	return image.bind(c)
 }
 
 // post makes the server fetch or make an image from a source, with the aliases
 // that post has. finish is called when that has ended.
-func (m *Images) post(ctx context.Context, post *wire.ImagePost, w *wanted, settle func(context.Context) error, finish func(context.Context, *Operation, error, *progress.Meter) (*Image, error)) (*Image, error) {
+func (m *Images) post(ctx context.Context, post *wire.ImagePost, w *imageSpec, settle func(context.Context) error, finish func(context.Context, *Operation, error, *progress.Meter) (*Image, error)) (*Image, error) {
 	c := m.client
 	w.attributes.post(post)
 	post.Filename = w.filename
@@ -202,7 +202,7 @@ func (m *Images) post(ctx context.Context, post *wire.ImagePost, w *wanted, sett
 
 // importImage makes the server fetch or make an image, and gives it all that is
 // wanted when that has ended.
-func (m *Images) importImage(ctx context.Context, post *wire.ImagePost, w *wanted, settle func(context.Context) error) (*Image, error) {
+func (m *Images) importImage(ctx context.Context, post *wire.ImagePost, w *imageSpec, settle func(context.Context) error) (*Image, error) {
 	if !w.reuse {
 		post.Aliases = wireAliases(w.aliases)
 	}
@@ -210,7 +210,7 @@ func (m *Images) importImage(ctx context.Context, post *wire.ImagePost, w *wante
 		if failure != nil {
 			return nil, failure
 		}
-		fingerprint, err := m.made(ctx, op, op.fingerprint(), post.Source.Fingerprint)
+		fingerprint, err := m.createdFingerprint(ctx, op, op.fingerprint(), post.Source.Fingerprint)
 		if err != nil {
 			return nil, err
 		}
