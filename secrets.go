@@ -7,15 +7,15 @@ import (
 	"github.com/golxd/lxd/internal/redact"
 )
 
-// recentSecrets are those of the latest requests that have begun an operation:
-// events tell of the operation too.
+// recentSecrets are the secrets of the latest requests that started an operation:
+// events report the operation too, and must not contain them.
 type recentSecrets struct {
 	mu     sync.Mutex
 	latest []*redact.Secrets
 	all    *redact.Secrets
 }
 
-// maxRecentSecrets is how many requests are remembered.
+// maxRecentSecrets is the number of requests whose secrets are kept.
 const maxRecentSecrets = 64
 
 func (r *recentSecrets) add(secrets *redact.Secrets) {
@@ -36,8 +36,8 @@ func (r *recentSecrets) joined() *redact.Secrets {
 	return r.all
 }
 
-// recentTokens are the latest tokens that a client has received, so that none of
-// them is taken for one whose response was lost.
+// recentTokens are the IDs of the latest tokens that a client has received, so
+// that none of them is mistaken for one whose response was lost.
 type recentTokens struct {
 	mu   sync.Mutex
 	ids  [256]string
