@@ -12,19 +12,19 @@ import (
 	"github.com/golxd/lxd/internal/wire"
 )
 
-// wanted are the attributes that a new image is to have. Zero fields are left
-// to the server.
+// imageSpec describes a new image: its attributes, filename and aliases. The
+// server chooses the value of a zero field.
 type imageSpec struct {
 	attributes
 	filename string
 	aliases  []Alias
 	reuse    bool
-	// exact makes the image like this also where a field is zero: a copy.
+	// exact sets zero fields too; it is true for a copy.
 	exact bool
 }
 
-// outcome returns the image beside an error only where it is there: then an
-// alias or an attribute is not.
+// imageIfUploaded returns the image beside an error only if the server has it:
+// then an alias or an attribute could not be set.
 func imageIfUploaded(image *Image, err error) (*Image, error) {
 	if err != nil && image.UploadedAt.IsZero() {
 		return nil, err
@@ -32,20 +32,20 @@ func imageIfUploaded(image *Image, err error) (*Image, error) {
 	return image, err
 }
 
-// supported errors where the server would ignore what is wanted.
-func (w *imageSpec) supported(server *Server) error {
-	if len(w.Profiles) > 0 && !slices.Equal(w.Profiles, []string{"default"}) {
+// checkSupported returns an error if the server would ignore a part of the spec.
+func (s *imageSpec) checkSupported(server *Server) error {
+	if len(s.Profiles) > 0 && !slices.Equal(s.Profiles, []string{"default"}) {
 		return server.need("set the profiles of an image", "image_profiles")
 	}
 	return nil
 }
 
-// headers are what an upload says of the image beside its content. The
-// properties are never among them: where the image's metadata has none, they end
-// the whole daemon (LXD 4.0 to 6.9, Incus 0.1 to 7.3). The names are not either,
-// although Incus takes them: nobody must find the image by a name before it has
+// headers returns the headers of an upload that describe the image. They never
+// contain the properties: if the image's metadata has none, they crash the daemon
+// (LXD 4.0 to 6.9, Incus 0.1 to 7.3). They do not contain the aliases either,
+// although Incus accepts them: nobody must find the image by an alias before it has
 // its properties.
-func (w *imageSpec) headers(server *Server, fingerprint string) http.Header {
+func (s *imageSpec) headers(server *Server, fingerprint string) http.Header {
 	h := http.Header{}
 	set := func(name, value string) {
 		if value == "" {
@@ -55,43 +55,43 @@ func (w *imageSpec) headers(server *Server, fingerprint string) http.Header {
 			h.Set("X-"+prefix+"-"+name, value)
 		}
 	}
-	if w.Public {
+	if s.Public {
 		set("public", "true")
 	}
-	set("filename", w.filename)
+	set("filename", s.filename)
 	set("fingerprint", fingerprint)
-	set("profiles", url.Values{"profile": w.Profiles}.Encode())
+	set("profiles", url.Values{"profile": s.Profiles}.Encode())
 	return h
 }
 
-// complete reads a new image and gives it the attributes that it did not get
-// with the upload or import: no upload carries properties, expiry or aliases, and
-// LXD ignores its profiles. The aliases come last, when all else is right.
+// complete reads a new image and sets what the upload or import did not set: no
+// upload contains properties, expiry or aliases, and LXD ignores its profiles. The
+// aliases come last, when everything else is set.
 //
-// It returns the image beside an error where only an alias could not be given. op
-// is the operation that has found or made it; nil for none.
-func (w *imageSpec) complete(ctx context.Context, m *Images, op *Operation, fingerprint string) (*Image, error) {
+// If only an alias cannot be set, it returns the image beside the error. op is the
+// operation that has found or created the image; nil for none.
+func (s *imageSpec) complete(ctx context.Context, m *Images, op *Operation, fingerprint string) (*Image, error) {
 	c := m.client
 	now, etag, err := c.Images.get(ctx, fingerprint, nil)
 	if err != nil {
 		return nil, err
 	}
-	to, differs := w.attributes.over(now.attributes(), w.exact)
+	to, differs := s.attributes.over(now.attributes(), s.exact)
 	retries := c.t.retry.Begin()
 	for differs {
 		err := c.putAttributes(ctx, fingerprint, to, now.attributes(), etag)
-		// Where the response was lost, the image tells whether the change was made.
-		// Where somebody else has changed the image, what is wanted is put over that.
-		again := maybeSeen(err) || errors.Is(err, ErrConflict)
+		// If the response was lost, reading the image shows whether it was changed.
+		// If somebody else has changed the image, the spec is applied to the result.
+		repeat := maybeSeen(err) || errors.Is(err, ErrConflict)
 		switch {
-		case again:
+		case repeat:
 			if err := retries.Pause(ctx, err); err != nil {
 				return nil, err
 			}
 		case err != nil:
 			var refused *Error
 			if errors.As(err, &refused) && refused.StatusCode < http.StatusInternalServerError && !errors.Is(err, ErrUnavailable) && now.isNewOf(op) {
-				// An image without what was asked for is not left behind.
+				// An image without its attributes must not remain.
 				return nil, errors.Join(err, now.Delete(ctx, &DeleteOptions{Wait: true}))
 			}
 			return nil, err
@@ -99,31 +99,32 @@ func (w *imageSpec) complete(ctx context.Context, m *Images, op *Operation, fing
 		if now, etag, err = c.Images.get(ctx, fingerprint, nil); err != nil {
 			return nil, err
 		}
-		if !again {
+		if !repeat {
 			break
 		}
-		to, differs = w.attributes.over(now.attributes(), w.exact)
+		to, differs = s.attributes.over(now.attributes(), s.exact)
 	}
-	return now, now.assign(ctx, w.aliases, w.reuse)
+	return now, now.assign(ctx, s.aliases, s.reuse)
 }
 
-// made is the image that an operation has made: what is told, or where nothing
-// is the wanted one. Another than the wanted one is refused; "" is any.
-func (m *Images) createdFingerprint(ctx context.Context, op *Operation, told, want string) (string, error) {
+// createdFingerprint returns the fingerprint of the image that an operation has
+// created: the reported one, or if that is empty the wanted one. If they differ, it
+// deletes the image and returns an error; an empty want allows any.
+func (m *Images) createdFingerprint(ctx context.Context, op *Operation, reported, want string) (string, error) {
 	switch {
-	case told == "":
+	case reported == "":
 		return want, nil
-	case want != "" && told != want:
-		return "", m.deleteMismatch(ctx, op, want, told)
+	case want != "" && reported != want:
+		return "", m.deleteMismatch(ctx, op, want, reported)
 	}
-	if err := checkServerFingerprint(told); err != nil {
+	if err := checkServerFingerprint(reported); err != nil {
 		return "", fmt.Errorf("operation %s: %w: %w", op.ID(), ErrBadResponse, err)
 	}
-	return told, nil
+	return reported, nil
 }
 
-// refuse deletes an image that is not the one that is wanted, unless it was
-// there before.
+// deleteMismatch deletes an image that has not the wanted fingerprint, unless it
+// existed before the operation, and returns a FingerprintError.
 func (m *Images) deleteMismatch(ctx context.Context, op *Operation, want, got string) error {
 	mismatch := &FingerprintError{Want: want, Got: got}
 	if checkServerFingerprint(got) != nil {
@@ -139,8 +140,8 @@ func (m *Images) deleteMismatch(ctx context.Context, op *Operation, want, got st
 	return mismatch
 }
 
-// isNewOf says whether the image was made by the operation, rather than there
-// before. An operation that does not say when it began has made nothing.
+// isNewOf reports whether the operation has created the image, which otherwise
+// existed before. It is false if the operation has no creation time.
 func (i *Image) isNewOf(op *Operation) bool {
 	if op == nil {
 		return false
@@ -149,7 +150,7 @@ func (i *Image) isNewOf(op *Operation) bool {
 	return !began.IsZero() && !i.UploadedAt.Before(began)
 }
 
-// assign gives the image the aliases that it does not have.
+// assign creates the aliases that the image does not have.
 func (i *Image) assign(ctx context.Context, aliases []Alias, reuse bool) error {
 	var missing []Alias
 	for _, want := range aliases {
@@ -165,7 +166,7 @@ func (i *Image) assign(ctx context.Context, aliases []Alias, reuse bool) error {
 	}
 	for _, want := range missing {
 		named := slices.ContainsFunc(i.Aliases, func(a Alias) bool { return a.Name == want.Name })
-		// A name that is the image's already only lacks its description.
+		// An alias that the image already has lacks only its description.
 		if err := i.client.Aliases.assign(ctx, []Alias{want}, i.Fingerprint, reuse || named); err != nil {
 			return err
 		}
@@ -175,24 +176,24 @@ func (i *Image) assign(ctx context.Context, aliases []Alias, reuse bool) error {
 	return nil
 }
 
-// image is what is known of an image before the server has it.
-func (w *imageSpec) image(c *Client, fingerprint string) *Image {
-	image := &Image{Fingerprint: fingerprint, Filename: w.filename}
-	w.attributes.clone().set(image)
+// image returns what is known of the image before the server has it.
+func (s *imageSpec) image(c *Client, fingerprint string) *Image {
+	image := &Image{Fingerprint: fingerprint, Filename: s.filename}
+	s.attributes.clone().set(image)
 	return image.bind(c)
 }
 
-// post makes the server fetch or make an image from a source, with the aliases
-// that post has. finish is called when that has ended.
-func (m *Images) post(ctx context.Context, post *wire.ImagePost, w *imageSpec, settle func(context.Context) error, finish func(context.Context, *Operation, error, *progress.Meter) (*Image, error)) (*Image, error) {
+// post makes the server fetch or create an image from a source, with the aliases in
+// post. finish is called when the operation has finished.
+func (m *Images) post(ctx context.Context, post *wire.ImagePost, spec *imageSpec, settle func(context.Context) error, finish func(context.Context, *Operation, error, *progress.Meter) (*Image, error)) (*Image, error) {
 	c := m.client
-	w.attributes.post(post)
-	post.Filename = w.filename
+	spec.attributes.post(post)
+	post.Filename = spec.filename
 	op, err := c.start(ctx, &request{method: http.MethodPost, path: path("images"), query: c.query(), body: &jsonBody{post}}, settle)
 	if err != nil {
 		return nil, err
 	}
-	image := w.image(c, post.Source.Fingerprint)
+	image := spec.image(c, post.Source.Fingerprint)
 	image.pending = newPending(op, -1, func(ctx context.Context, failure error, m *progress.Meter) (*Image, error) {
 		return finish(ctx, op, failure, m)
 	})
@@ -200,13 +201,13 @@ func (m *Images) post(ctx context.Context, post *wire.ImagePost, w *imageSpec, s
 	return image, nil
 }
 
-// importImage makes the server fetch or make an image, and gives it all that is
-// wanted when that has ended.
-func (m *Images) importImage(ctx context.Context, post *wire.ImagePost, w *imageSpec, settle func(context.Context) error) (*Image, error) {
-	if !w.reuse {
-		post.Aliases = wireAliases(w.aliases)
+// importImage makes the server fetch or create an image, and completes it when the
+// operation has finished.
+func (m *Images) importImage(ctx context.Context, post *wire.ImagePost, spec *imageSpec, settle func(context.Context) error) (*Image, error) {
+	if !spec.reuse {
+		post.Aliases = wireAliases(spec.aliases)
 	}
-	return m.post(ctx, post, w, settle, func(ctx context.Context, op *Operation, failure error, _ *progress.Meter) (*Image, error) {
+	return m.post(ctx, post, spec, settle, func(ctx context.Context, op *Operation, failure error, _ *progress.Meter) (*Image, error) {
 		if failure != nil {
 			return nil, failure
 		}
@@ -214,16 +215,16 @@ func (m *Images) importImage(ctx context.Context, post *wire.ImagePost, w *image
 		if err != nil {
 			return nil, err
 		}
-		if fingerprint == "" && len(w.aliases) > 0 {
-			alias, err := m.client.Aliases.Get(ctx, w.aliases[0].Name)
+		if fingerprint == "" && len(spec.aliases) > 0 {
+			alias, err := m.client.Aliases.Get(ctx, spec.aliases[0].Name)
 			if err != nil {
 				return nil, err
 			}
 			fingerprint = alias.Target
 		}
 		if fingerprint == "" {
-			return nil, fmt.Errorf("operation %s does not tell the image: %w", op.ID(), ErrOutcomeUnknown)
+			return nil, fmt.Errorf("operation %s does not contain the image's fingerprint: %w", op.ID(), ErrOutcomeUnknown)
 		}
-		return w.complete(ctx, m, op, fingerprint)
+		return spec.complete(ctx, m, op, fingerprint)
 	})
 }

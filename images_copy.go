@@ -11,78 +11,79 @@ import (
 	"github.com/golxd/lxd/internal/progress"
 )
 
-// CopyMode is the way that a copy takes between two servers.
+// CopyMode is how the content gets from one server to the other.
 type CopyMode string
 
-// The ways of a copy.
+// The modes of a copy.
 const (
 	// CopyAuto tries pull, then push, then relay. It is the default.
 	CopyAuto CopyMode = ""
-	// CopyPull has the target fetch the image; it must reach the source.
+	// CopyPull makes the target fetch the image; it must be able to connect to the
+	// source.
 	CopyPull CopyMode = "pull"
-	// CopyPush has the source send the image; it must reach the target. Both
-	// must be of one family, and the image a container's. The copy's filename is
-	// the one that the source gives it: servers have no way to ask for another.
+	// CopyPush makes the source send the image; it must be able to connect to the
+	// target. Both servers must be of one family, and the image must be a
+	// container's. The source chooses the copy's filename: the API cannot set
+	// another.
 	CopyPush CopyMode = "push"
 	// CopyRelay streams the image through this client.
 	CopyRelay CopyMode = "relay"
 )
 
-// CopyOptions say what the copy is like. Zero fields keep what the source image
-// has.
+// CopyOptions describe the copy. The default of an attribute is its value in the
+// source image.
 type CopyOptions struct {
-	// Mode is the way the content takes. Default: CopyAuto.
+	// Mode is how the content is copied. The default is CopyAuto.
 	Mode CopyMode
 
 	Public     *bool
 	AutoUpdate *bool
 	Filename   string
-	// Properties replace all of the source's. An empty map means none.
+	// Properties replace all those of the source. An empty map means none.
 	Properties map[string]string
-	// Profiles of the target's project. An empty slice means none.
+	// Profiles are profiles of the target's project. An empty slice means none.
 	Profiles []string
 	// Aliases replace those of the source. An empty slice means none.
 	Aliases []Alias
-	// ReuseAliases moves aliases to the copy that stand for other images of
-	// the target. Default: they are an ErrExists.
+	// ReuseAliases moves aliases that point to other images of the target to the
+	// copy. By default such an alias is an error that matches ErrExists.
 	ReuseAliases bool
-	// ExpiresAt is when the copy expires.
+	// ExpiresAt is when the copy expires; a zero time means never.
 	ExpiresAt *time.Time
 
 	IfExists IfExists
 
-	// Wait returns when the copy is there. Default: when the target has
-	// accepted the work (of a relay: has the content). Image.Wait must then be
-	// called: it takes the next way if one fails, and ends the tokens, once the
-	// operation has ended. A Wait that ctx ends does neither; the next does.
-	// Without any, a token that is not used stays on its server.
+	// Wait makes Copy return when the copy is complete. The default is to return
+	// when the target has accepted the work (in a relay: has the content).
+	// Image.Wait must then be called: when the operation has finished, it tries the
+	// next mode if one has failed, and revokes the tokens. If ctx ends Image.Wait,
+	// the next Image.Wait does that. Without it, an unused token remains on its
+	// server.
 	Wait bool
 
-	// Progress is told of the phases send (of a relay) and server, until Copy
-	// returns.
+	// Progress receives the phases send (of a relay) and server.
 	Progress func(Progress)
 }
 
 // Copied is an image that was copied.
 type Copied struct {
 	*Image
-	// Mode is the way that was taken. It is empty if the target had the image.
-	// Without Wait it is final only after Image.Wait.
+	// Mode is the mode that succeeded. It is empty if the target had the image.
+	// Without CopyOptions.Wait it is final only after Image.Wait.
 	Mode CopyMode
 	// Failed lists the modes that CopyAuto tried or ruled out, and why.
 	Failed []CopyAttempt
 }
 
-// CopyAttempt is a way of a copy that failed, or could not be tried.
+// CopyAttempt is a mode of a copy that failed, or could not be tried.
 type CopyAttempt struct {
 	Mode CopyMode
 	Err  error
 }
 
-// Copy brings the image to another server, or to another project, with its
-// aliases, properties, profiles, expiry, filename, auto-update and publicity
-// unless the options say otherwise. If the target has the image nothing is
-// moved.
+// Copy copies the image to another server, or to another project. The copy has the
+// image's aliases, properties, profiles, expiry, filename, AutoUpdate and Public,
+// unless the options set others. If the target has the image, no content is sent.
 func (i *Image) Copy(ctx context.Context, target *Client, opts *CopyOptions) (*Copied, error) {
 	if err := i.check(); err != nil {
 		return nil, err
@@ -150,7 +151,7 @@ func (o *CopyOptions) check(target *Client) error {
 	return checkAliases("CopyOptions.Aliases", o.Aliases)
 }
 
-// wanted is what the copy is to be like.
+// spec describes the copy.
 func (o *CopyOptions) spec(source *Image) imageSpec {
 	w := imageSpec{
 		attributes: source.attributes().clone(), filename: source.Filename, aliases: slices.Clone(source.Aliases),
@@ -183,7 +184,7 @@ func (o *CopyOptions) spec(source *Image) imageSpec {
 	return w
 }
 
-// copying is one call of Copy.
+// copyJob is one call of Copy.
 type copyJob struct {
 	source   *Image
 	target   *Client
@@ -194,8 +195,8 @@ type copyJob struct {
 	copied   *Copied
 }
 
-// run takes the first of the ways that succeeds. Without wait it begins the
-// first that can be begun, and waiting for the image takes the others.
+// run tries the modes until one succeeds. Without wait it returns when one has
+// started, and tryRest, called by Image.Wait, tries the others if that one fails.
 func (j *copyJob) run(ctx context.Context, modes []CopyMode, wait bool) error {
 	for n, mode := range modes {
 		image, err := j.start(ctx, mode)
@@ -224,8 +225,8 @@ func (j *copyJob) run(ctx context.Context, modes []CopyMode, wait bool) error {
 	return fmt.Errorf("copy image %.12s to %s: %w", j.source.Fingerprint, j.target.Endpoint(), errors.Join(errs...))
 }
 
-// failed notes a way that was not taken. Of an only way the error is given as
-// it is.
+// noteFailure adds the error of a mode to Copied.Failed. If it was the only mode,
+// it returns a copyError instead, whose text is that of the error.
 func (j *copyJob) noteFailure(mode CopyMode, err error, only bool) error {
 	if err == nil {
 		return nil
@@ -237,21 +238,22 @@ func (j *copyJob) noteFailure(mode CopyMode, err error, only bool) error {
 	return err
 }
 
-// copyError is the error of the one way that was asked for.
+// copyError is the error of the only mode of a copy.
 type copyError struct{ err error }
 
 func (e *copyError) Error() string { return e.err.Error() }
 
 func (e *copyError) Unwrap() error { return e.err }
 
-// goOn says whether another way may do better. Where the caller has ended it,
-// or the target has refused, none will.
+// shouldTryNext reports whether another mode may succeed after err. None will if
+// ctx has ended or the target has refused the image.
 func (j *copyJob) shouldTryNext(ctx context.Context, err error) bool {
 	var only *copyError
 	return ctx.Err() == nil && !errors.As(err, &only) && !errors.Is(err, ErrForbidden) && !errors.Is(err, ErrExists) && !errors.Is(err, ErrInvalid)
 }
 
-// resume goes on after a way that was begun without waiting.
+// tryRest tries the remaining modes if the one that was started without waiting
+// has failed.
 func (j *copyJob) tryRest(ctx context.Context, mode CopyMode, image *Image, err error, rest []CopyMode, m *progress.Meter) (*Image, error) {
 	if err = j.noteFailure(mode, err, len(rest) == 0 && len(j.copied.Failed) == 0); err == nil || !j.shouldTryNext(ctx, err) {
 		return image, err
@@ -265,6 +267,7 @@ func (j *copyJob) tryRest(ctx context.Context, mode CopyMode, image *Image, err 
 	return j.copied.Image, nil
 }
 
+// start starts a copy in one mode. The image that it returns has pending work.
 func (j *copyJob) start(ctx context.Context, mode CopyMode) (*Image, error) {
 	switch mode {
 	case CopyPull:
@@ -276,7 +279,8 @@ func (j *copyJob) start(ctx context.Context, mode CopyMode) (*Image, error) {
 	}
 }
 
-// settle looks for the copy whose operation the target has forgotten.
+// settle determines the outcome of an operation that a server has forgotten: it
+// looks for the copy.
 func (j *copyJob) settle(ctx context.Context) error {
 	_, err := j.target.Images.Get(ctx, j.source.Fingerprint)
 	if errors.Is(err, ErrNotFound) {
@@ -285,7 +289,7 @@ func (j *copyJob) settle(ctx context.Context) error {
 	return err
 }
 
-// expected is the copy as it will be.
+// expectedImage returns what is known of the copy before the target has it.
 func (j *copyJob) expectedImage() *Image {
 	s, image := j.source, j.spec.image(j.target, j.source.Fingerprint)
 	image.Size, image.Type, image.Architecture, image.CreatedAt = s.Size, s.Type, s.Architecture, s.CreatedAt

@@ -9,7 +9,7 @@ import (
 	"github.com/golxd/lxd/internal/wire"
 )
 
-// pull has the target fetch the image, from the first address that works.
+// pull makes the target fetch the image, from the first address that works.
 func (j *copyJob) pull(ctx context.Context) (*Image, error) {
 	from, err := j.source.client.serverInfo(ctx, false)
 	if err != nil {
@@ -26,13 +26,15 @@ func (j *copyJob) pull(ctx context.Context) (*Image, error) {
 	return j.pullFrom(ctx, addresses, from, to)
 }
 
+// pullFrom tries the first address, and the next one if the target cannot fetch the
+// image from it.
 func (j *copyJob) pullFrom(ctx context.Context, addresses []string, from, to *Server) (*Image, error) {
 	source := &wire.ImageSource{
 		Type: "image", Mode: "pull", Server: addresses[0], Protocol: to.daemon().Name, Fingerprint: j.source.Fingerprint,
 		Certificate: j.source.client.certificate(from), ImageType: string(j.source.Type),
 	}
 	if j.source.Project != "default" {
-		if err := to.need("pull an image out of a project", "image_source_project"); err != nil {
+		if err := to.need("pull an image from a project", "image_source_project"); err != nil {
 			return nil, err
 		}
 		source.Project = j.source.Project

@@ -9,7 +9,7 @@ import (
 	"github.com/golxd/lxd/internal/wire"
 )
 
-// push has the source send the image to the target.
+// push makes the source send the image to the target.
 func (j *copyJob) push(ctx context.Context) (*Image, error) {
 	from, err := j.source.client.serverInfo(ctx, false)
 	if err != nil {
@@ -20,9 +20,9 @@ func (j *copyJob) push(ctx context.Context) (*Image, error) {
 		return nil, err
 	}
 	if !from.Trusted {
-		// Not an ErrForbidden, after which no other way is tried: a relay needs
-		// no more than to read the image.
-		return nil, fmt.Errorf("the source does not trust this client, and so does not push for it: %w", ErrUnsupported)
+		// Not an ErrForbidden, after which no other mode is tried: a relay only
+		// reads the image.
+		return nil, fmt.Errorf("the source does not push for a client that it does not trust: %w", ErrUnsupported)
 	}
 	for _, s := range []*Server{from, to} {
 		if err := s.need("push an image", "images_push_relay"); err != nil {
@@ -30,12 +30,12 @@ func (j *copyJob) push(ctx context.Context) (*Image, error) {
 		}
 	}
 	if from.Family != to.Family {
-		// The secret goes in a header that the other family does not look at.
+		// The source sends the secret in a header that the other family ignores.
 		return nil, fmt.Errorf("%s cannot push to %s: %w", from.Family, to.Family, ErrUnsupported)
 	}
 	if j.source.Type == VirtualMachine {
 		// The source sends the disk as a container's rootfs, and the target
-		// takes it for one (LXD 5.0.2, Incus 6.0.4).
+		// accepts it as one (LXD 5.0.2, Incus 6.0.4).
 		return nil, fmt.Errorf("the servers cannot push images of virtual machines: %w", ErrUnsupported)
 	}
 	if j.target.project != "" {
@@ -47,8 +47,8 @@ func (j *copyJob) push(ctx context.Context) (*Image, error) {
 	if len(addresses) == 0 {
 		return nil, fmt.Errorf("the target does not listen on the network (core.https_address): %w", ErrUnsupported)
 	}
-	// The token carries what the copy is to be like. Its properties are never
-	// null: that ends the daemon (LXD 5.0.2, Incus 6.0.4).
+	// The token describes the copy. Its properties are never null, which would
+	// crash the daemon (LXD 5.0.2, Incus 6.0.4).
 	post := &wire.ImagePost{
 		Source:  &wire.ImageSource{Type: "image", Mode: "push", Fingerprint: j.source.Fingerprint},
 		Aliases: []wire.Alias{}, Properties: j.spec.Properties, Public: j.spec.Public, ExpiresAt: j.spec.ExpiresAt,

@@ -14,92 +14,95 @@ import (
 	"github.com/golxd/lxd/internal/content"
 )
 
-// IfExists says what creating an image does where the server has it already.
+// IfExists is what a call does if the server already has the image.
 type IfExists string
 
+// The values of IfExists.
 const (
-	// UseExisting makes it a success that gives the image that is there. Its
-	// attributes stay as they are, but it gets the aliases. This is the default.
+	// UseExisting returns the existing image. Its attributes do not change, but it
+	// receives the aliases. This is the default.
 	UseExisting IfExists = ""
-	// ErrorIfExists makes it an [ErrExists].
+	// ErrorIfExists returns an error that matches [ErrExists].
 	ErrorIfExists IfExists = "error"
 )
 
 // CreateOptions describe an image to upload.
 type CreateOptions struct {
-	// Rootfs makes it a split image: its second file, a squashfs, a tarball, or
-	// the disk of a virtual machine. The first file is then the metadata
-	// tarball.
+	// Rootfs is the second file of a split image: a squashfs, a tarball, or the
+	// disk of a virtual machine. The first file is then the metadata tarball. The
+	// default is a unified image.
 	Rootfs io.Reader
-	// Type says what Rootfs is. Default: Container. A unified image tells
-	// itself.
+	// Type is the type of a split image. The default is Container. The metadata of
+	// a unified image contains its type.
 	Type ImageType
 
 	// Size and RootfsSize are the lengths in bytes of readers that are not
-	// seekable, if known. So much is read and no more: a connection may stay
-	// open behind it. A reader that gives more together with the last byte is
-	// an [ErrBodyChanged], one that holds less an io.ErrUnexpectedEOF. Default: 0,
-	// unknown; the body is then sent in chunks.
+	// seekable, if known. Create reads that many bytes and no more, so a reader may
+	// be a connection that stays open. If a reader returns more bytes together with
+	// the last one, the error matches [ErrBodyChanged]; if it returns fewer,
+	// io.ErrUnexpectedEOF. The default 0 means unknown; the body is then sent in
+	// chunks.
 	Size       int64
 	RootfsSize int64
 
-	// Public lets everybody who reaches the server read the image. Default:
-	// those whom the server trusts.
+	// Public allows everybody who can connect to the server to read the image. The
+	// default is only clients that the server trusts.
 	Public bool
-	// Filename is what the image's file is called. Default: the base name if
-	// the reader (of a split image: Rootfs) is an *os.File, else none.
+	// Filename is the image's filename. The default is the base name if the reader
+	// (of a split image: Rootfs) is an *os.File, and otherwise none.
 	Filename string
-	// Properties are put over those in the image's own metadata, when the server
-	// has the content and before the image gets its aliases.
+	// Properties are added to those in the image's metadata, and override them.
+	// They are set when the server has the content, before the aliases.
 	Properties map[string]string
-	// Profiles are what instances of the image get. Default: "default".
+	// Profiles are the default profiles of instances created from the image
+	// (extension image_profiles). The default is "default".
 	Profiles []string
-	// Aliases are names for the image; Target and Type are ignored. That they
-	// are free is seen to before anything is sent. One that stands for this very
-	// image is free if Fingerprint or Dedupe tells that beforehand.
+	// Aliases are names for the image; Target and Type are ignored. They are
+	// checked before anything is sent: each must be free, or point to this image
+	// if Fingerprint or Dedupe determines the fingerprint in advance.
 	Aliases []Alias
-	// ReuseAliases moves aliases here that stand for other images. Default:
-	// they are an ErrExists.
+	// ReuseAliases moves aliases that point to other images to this one. By
+	// default such an alias is an error that matches ErrExists.
 	ReuseAliases bool
-	// ExpiresAt is when the server may delete the image if it is cached.
-	// Default: as the image's own metadata says.
+	// ExpiresAt is when the server may delete the image if it is cached. The
+	// default is the expiry in the image's metadata.
 	ExpiresAt time.Time
 
-	// Fingerprint is the SHA-256 that the content must have. The server
-	// verifies it, and nothing is sent if the server has the image. Where the
-	// server makes another image all the same, as behind a proxy that drops
-	// headers, that image is deleted, and the error is a [*FingerprintError].
+	// Fingerprint is the SHA-256 that the content must have. The server verifies
+	// it, and nothing is sent if the server has the image. If the server creates
+	// another image nevertheless, as behind a proxy that drops headers, that image
+	// is deleted, and the error is a [*FingerprintError].
 	Fingerprint string
-	// Verify hashes the content while it is sent, and compares with what the
-	// server has. It needs no Fingerprint.
+	// Verify hashes the content while it is sent, and compares the hash with the
+	// fingerprint that the server reports. It needs no Fingerprint.
 	Verify bool
 	// Dedupe hashes seekable content before anything is sent, so that nothing
 	// is sent if the server has the image.
 	Dedupe   bool
 	IfExists IfExists
 
-	// Wait returns when the image is there with all its attributes. Default:
-	// when the server has received the content; Image.Wait does the rest, which
-	// without it is not done: Properties, ExpiresAt, Aliases and, on LXD,
+	// Wait makes Create return when the image exists with all its attributes. The
+	// default is to return when the server has received the content. Image.Wait
+	// must then be called: it sets Properties, ExpiresAt, Aliases and, on LXD,
 	// Profiles.
 	Wait bool
 
-	// Progress is told of the phases hash (with Dedupe), send and server.
+	// Progress receives the phases hash (with Dedupe), send and server.
 	Progress func(Progress)
 }
 
 // Create uploads an image from a reader: a unified tarball, or with
-// [CreateOptions.Rootfs] a split image. It begins where the reader stands. A
-// reader that is also an [io.Seeker] is sent with its length, and again if the
-// connection breaks; a file is sent by the kernel where that is possible. It is
-// not read any more when Create has returned, unless ctx has ended while a Read
-// of it blocked: that is then the last one, and the reader must be left alone
-// until it returns. A server's refusal, too, is returned when the Read that
-// goes on has ended.
+// [CreateOptions.Rootfs] a split image. It reads from the reader's current
+// position. If the reader is an [io.Seeker], it is sent with its length, and sent
+// again if the connection breaks; the kernel sends a file if possible. Create does
+// not read after it has returned, with one exception: if ctx ends while a Read
+// blocks, that Read is the last one, and the reader must not be used until it
+// returns. If the server refuses the upload, Create returns when the current Read
+// has returned.
 //
-// Without Wait, the Image has its fingerprint and what the options say, and
-// Image.Wait completes it. Where an image was made but an alias could not be,
-// both the Image and the error are given.
+// Without Wait, the Image has its fingerprint and the attributes in the options,
+// and Image.Wait completes it. If the image was created but an alias was not,
+// Create returns both the Image and the error.
 func (m *Images) Create(ctx context.Context, image io.Reader, opts *CreateOptions) (*Image, error) {
 	var o CreateOptions
 	if opts != nil {
@@ -114,8 +117,8 @@ func (m *Images) Create(ctx context.Context, image io.Reader, opts *CreateOption
 	}
 	u := &upload{
 		images: m, content: body, fingerprint: strings.ToLower(o.Fingerprint), ifExists: o.IfExists,
-		// A one-shot reader tells its fingerprint now or never, and it is what
-		// decides the outcome where the server forgets the operation.
+		// If the server forgets the operation, the fingerprint determines the
+		// outcome. A one-shot reader can be hashed only while it is sent.
 		hash: o.Verify || (o.Fingerprint == "" && (!o.Wait || !body.Replayable())),
 		spec: imageSpec{
 			attributes: attributes{ExpiresAt: o.ExpiresAt, Profiles: o.Profiles, Properties: o.Properties, Public: o.Public}.clone(),
@@ -139,7 +142,7 @@ func (m *Images) Create(ctx context.Context, image io.Reader, opts *CreateOption
 func (o *CreateOptions) check(image io.Reader) error {
 	switch {
 	case isNil(image) && o.Rootfs != nil:
-		return invalid("image", "is nil; a rootfs needs its metadata tarball")
+		return invalid("image", "is nil; Rootfs needs a metadata tarball")
 	case isNil(image):
 		return invalid("image", "is nil")
 	case o.Rootfs != nil && isNil(o.Rootfs):
@@ -151,7 +154,7 @@ func (o *CreateOptions) check(image io.Reader) error {
 	case o.Rootfs == nil && o.RootfsSize > 0:
 		return invalid("CreateOptions.RootfsSize", "is set without Rootfs")
 	case o.Rootfs == nil && o.Type == VirtualMachine:
-		return invalid("CreateOptions.Type", "is set without Rootfs; a unified image tells its type itself")
+		return invalid("CreateOptions.Type", "is set without Rootfs; the metadata of a unified image contains its type")
 	case o.Type != "" && o.Type != Container && o.Type != VirtualMachine:
 		return invalid("CreateOptions.Type", "is %q, not %q or %q", o.Type, Container, VirtualMachine)
 	case o.IfExists != UseExisting && o.IfExists != ErrorIfExists:
@@ -174,7 +177,7 @@ func (o *CreateOptions) check(image io.Reader) error {
 	return checkAliases("CreateOptions.Aliases", o.Aliases)
 }
 
-// filename is the given one, or that of the file that names the image.
+// filename returns Filename or its default.
 func (o *CreateOptions) filename(image io.Reader) string {
 	if o.Filename != "" {
 		return o.Filename
@@ -204,7 +207,7 @@ func (o *CreateOptions) content(image io.Reader) (*content.Content, error) {
 			return nil, err
 		}
 		if size >= 0 && s.Size() != size {
-			return nil, invalid(field, "is %d, but the reader holds %d bytes", size, s.Size())
+			return nil, invalid(field, "is %d, but the reader has %d bytes", size, s.Size())
 		}
 		return s, nil
 	}

@@ -154,7 +154,7 @@ func (imp *importJob) begin(ctx context.Context, source *wire.ImageSource) (*Ima
 	if err != nil {
 		return nil, err
 	}
-	if err := imp.spec.supported(server); err != nil {
+	if err := imp.spec.checkSupported(server); err != nil {
 		return nil, err
 	}
 	post := &wire.ImagePost{Source: source, Aliases: wireAliases(imp.sentAliases())}

@@ -12,21 +12,21 @@ import (
 	"github.com/golxd/lxd/internal/progress"
 )
 
-// upload is one sending of an image to a server.
+// upload is one call that sends an image to a server. It is the request's body.
 type upload struct {
 	images           *Images
 	content          *content.Content
-	fingerprint      string // known beforehand, or ""
+	fingerprint      string // known in advance, or ""
 	ifExists         IfExists
-	hash             bool // compute the fingerprint while sending, and hold the server to it
-	completeExisting bool // give an image that is there already all that is wanted, not the aliases alone
+	hash             bool // compute the fingerprint while sending, and require it of the server
+	completeExisting bool // apply all of spec to an existing image, not only the aliases
 	spec             imageSpec
 	meter            *progress.Meter
 	report           func(Progress) // for a later Image.Wait; nil for none
 
-	body *content.Body // the last sending; nil before the first
-	sent int           // how often it was opened
-	// When the first sending began, and when the server accepted the last.
+	body     *content.Body // of the last attempt; nil before the first
+	attempts int           // how often it was opened
+	// When the first attempt began, and when the server accepted the last.
 	began, accepted time.Time
 }
 
@@ -50,7 +50,7 @@ func (u *upload) run(ctx context.Context, wait bool) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := u.spec.supported(server); err != nil {
+	if err := u.spec.checkSupported(server); err != nil {
 		return nil, err
 	}
 	u.meter.Phase(PhaseSend, 0, u.content.Size())
@@ -91,7 +91,7 @@ func (u *upload) run(ctx context.Context, wait bool) (*Image, error) {
 	return imageIfUploaded(image, image.pending.wait(ctx, image, u.meter))
 }
 
-// open begins a sending of the content.
+// open begins an attempt to send the content.
 func (u *upload) open(ctx context.Context, hreq *http.Request) error {
 	body, err := u.content.Open(ctx, content.Options{Sent: u.meter.Counter(), Hash: u.hash})
 	if err != nil {
@@ -101,7 +101,7 @@ func (u *upload) open(ctx context.Context, hreq *http.Request) error {
 		u.body.Discard(ctx)
 	}
 	u.body = body
-	if u.sent++; u.sent == 1 {
+	if u.attempts++; u.attempts == 1 {
 		u.began = time.Now()
 	}
 	u.meter.Phase(PhaseSend, 0, u.content.Size())
@@ -111,7 +111,7 @@ func (u *upload) open(ctx context.Context, hreq *http.Request) error {
 	}
 	hreq.Header.Set("Content-Type", u.content.Type)
 	if !u.content.Replayable() {
-		// It can be sent once: not before the server has said that it wants it.
+		// It can be sent only once, so the server must accept the headers first.
 		hreq.Header.Set("Expect", "100-continue")
 	}
 	return nil
@@ -119,14 +119,14 @@ func (u *upload) open(ctx context.Context, hreq *http.Request) error {
 
 func (u *upload) replayable() bool { return u.content.Replayable() || !u.content.Used() }
 
-// mayBlock: the reader is the caller's.
+// mayBlock returns true: the reader is the caller's.
 func (u *upload) mayBlock() bool { return true }
 
 func (u *upload) cause() error { return u.body.Err() }
 
 func (u *upload) discard() { _ = u.body.Close() }
 
-// existing is the outcome where the server has the image.
+// useExisting returns the image that the server already has.
 func (u *upload) useExisting(ctx context.Context, image *Image) (*Image, error) {
 	if u.ifExists == ErrorIfExists {
 		return nil, fmt.Errorf("image %s: %w", image.Fingerprint, ErrExists)
@@ -144,7 +144,8 @@ func (u *upload) useExisting(ctx context.Context, image *Image) (*Image, error) 
 	return image, nil
 }
 
-// settle looks for the image whose operation the server has forgotten.
+// settle determines the outcome of an operation that the server has forgotten: it
+// looks for the image.
 func (u *upload) settle(ctx context.Context) error {
 	fingerprint, err := u.contentFingerprint(ctx)
 	if err != nil {
@@ -152,12 +153,12 @@ func (u *upload) settle(ctx context.Context) error {
 	}
 	_, err = u.images.Get(ctx, fingerprint)
 	if errors.Is(err, ErrNotFound) {
-		return fmt.Errorf("the server has neither the operation nor image %s any more: %w", fingerprint, ErrOutcomeUnknown)
+		return fmt.Errorf("the server has forgotten the operation, and has no image %s: %w", fingerprint, ErrOutcomeUnknown)
 	}
 	return err
 }
 
-// contentFingerprint is what was sent.
+// contentFingerprint returns the fingerprint of what was sent.
 func (u *upload) contentFingerprint(ctx context.Context) (string, error) {
 	switch {
 	case u.hash && u.body != nil:
@@ -170,54 +171,55 @@ func (u *upload) contentFingerprint(ctx context.Context) (string, error) {
 	return "", errUnsettled
 }
 
-// finish does what is left once the operation has ended.
+// finish does the client's work after the operation has finished.
 func (u *upload) finish(ctx context.Context, op *Operation, failure error) (*Image, error) {
-	told := op.fingerprint()
+	reported := op.fingerprint()
 	if failure != nil {
-		return u.afterFailure(ctx, op, told, failure)
+		return u.afterFailure(ctx, op, reported, failure)
 	}
 	want := u.fingerprint
-	if u.hash || told == "" {
-		// Where it tells nothing, it was forgotten most likely.
+	if u.hash || reported == "" {
+		// An operation without a fingerprint was probably forgotten.
 		sum, err := u.contentFingerprint(ctx)
 		if err != nil {
 			return nil, err
 		}
-		told, want = cmp.Or(told, sum), cmp.Or(want, sum)
-		if told == want {
+		reported, want = cmp.Or(reported, sum), cmp.Or(want, sum)
+		if reported == want {
 			want = sum
 		}
 	}
-	told, err := u.images.createdFingerprint(ctx, op, told, want)
+	created, err := u.images.createdFingerprint(ctx, op, reported, want)
 	if err != nil {
 		return nil, err
 	}
-	return u.spec.complete(ctx, u.images, op, told)
+	return u.spec.complete(ctx, u.images, op, created)
 }
 
-// failed tells the image that is already there from a failure.
-func (u *upload) afterFailure(ctx context.Context, op *Operation, told string, failure error) (*Image, error) {
+// afterFailure determines why the operation has failed: the image already exists,
+// the content has another fingerprint, or something else.
+func (u *upload) afterFailure(ctx context.Context, op *Operation, reported string, failure error) (*Image, error) {
 	want := u.fingerprint
-	if u.hash && want == "" && told != "" {
+	if u.hash && want == "" && reported != "" {
 		var err error
 		if want, err = u.body.Fingerprint(ctx); err != nil {
 			return nil, err
 		}
 	}
-	if want != "" && told != "" && told != want {
-		return nil, &FingerprintError{Want: want, Got: told, Err: failure}
+	if want != "" && reported != "" && reported != want {
+		return nil, &FingerprintError{Want: want, Got: reported, Err: failure}
 	}
-	if told != "" && !errors.Is(failure, ErrCancelled) {
-		existing, err := u.images.Get(ctx, told)
+	if reported != "" && !errors.Is(failure, ErrCancelled) {
+		existing, err := u.images.Get(ctx, reported)
 		if err == nil && u.createdEarlier(existing, op) {
-			return u.spec.complete(ctx, u.images, op, told)
+			return u.spec.complete(ctx, u.images, op, reported)
 		}
 		if err == nil {
 			return u.useExisting(ctx, existing)
 		}
 	}
 	if u.fingerprint != "" && (u.hash || u.content.Replayable()) {
-		// The server says that the fingerprint is not right in words only.
+		// Only the server's text says that the fingerprint is wrong, so compare.
 		got, err := u.sentFingerprint(ctx)
 		if err == nil && got != u.fingerprint {
 			return nil, &FingerprintError{Want: u.fingerprint, Got: got, Err: failure}
@@ -226,12 +228,15 @@ func (u *upload) afterFailure(ctx context.Context, op *Operation, told string, f
 	return nil, failure
 }
 
-// made says whether an earlier sending, whose response was lost, has made the
-// image that op found there. The server's clock decides, which op tells.
+// createdEarlier reports whether the existing image was created by an earlier
+// attempt of this upload, whose response was lost. It compares times of the server's
+// clock, which op contains.
 func (u *upload) createdEarlier(existing *Image, op *Operation) bool {
-	return u.sent > 1 && !existing.UploadedAt.Before(op.Status().CreatedAt.Add(-u.accepted.Sub(u.began)))
+	return u.attempts > 1 && !existing.UploadedAt.Before(op.Status().CreatedAt.Add(-u.accepted.Sub(u.began)))
 }
 
+// sentFingerprint returns the fingerprint of what was sent, even if another one was
+// required.
 func (u *upload) sentFingerprint(ctx context.Context) (string, error) {
 	if u.hash {
 		return u.body.Fingerprint(ctx)
