@@ -16,16 +16,16 @@ import (
 	"github.com/golxd/lxd/internal/retry"
 )
 
-// contentReader reads the content that a server sends of an image, and asks for
-// the rest where the connection breaks.
+// contentReader reads the content of an image from a server. If the connection
+// breaks, it resumes.
 type contentReader struct {
 	*rangeread.Reader
-	req *request // the last; it knows what is not to be told
+	req *request // the last one, with the secrets to remove from errors
 }
 
-// content begins to read the image's content from an offset up to another one
-// or, where that is 0, to its end. If the server ignores the range, the error
-// is a rangeread.ErrNoRange.
+// content starts to read the image's content from an offset to another one or, if
+// that is 0, to its end. If the server ignores the range, the error is a
+// rangeread.ErrNoRange.
 func (i *Image) content(ctx context.Context, from, to int64) (*contentReader, error) {
 	t := i.client.t
 	size := int64(-1)
@@ -55,8 +55,8 @@ func (i *Image) content(ctx context.Context, from, to int64) (*contentReader, er
 	return r, nil
 }
 
-// exportRequest is the request for the content, or for the part of it that the
-// header tells.
+// exportRequest returns the request for the content, or for the range in the
+// header.
 func (i *Image) exportRequest(header http.Header) *request {
 	query := i.client.query()
 	if i.secret != "" {
@@ -75,7 +75,8 @@ func (r *contentReader) Read(p []byte) (int, error) {
 	return n, r.badResponse(err)
 }
 
-// badResponse makes an ErrBadResponse of a response that is not what was asked for.
+// badResponse makes an ErrBadResponse of the rangeread errors for a response that
+// is not what was requested.
 func (r *contentReader) badResponse(err error) error {
 	for _, bad := range []error{rangeread.ErrNoRange, rangeread.ErrChanged, rangeread.ErrRange} {
 		if errors.Is(err, bad) {
@@ -85,7 +86,8 @@ func (r *contentReader) badResponse(err error) error {
 	return err
 }
 
-// accept takes over from the first response what it says of the content.
+// accept checks the first response, and sets the fields of e that come from its
+// headers.
 func (e *Export) accept(src *contentReader, offset int64) error {
 	res := src.Response()
 	kind, params, err := mime.ParseMediaType(res.Header.Get("Content-Type"))
@@ -94,10 +96,10 @@ func (e *Export) accept(src *contentReader, offset int64) error {
 	}
 	switch size := src.Size(); {
 	case strings.HasPrefix(kind, "multipart/"):
-		// No part of a form can be asked for.
+		// A form cannot be requested from an offset.
 		src.NoResume()
 		e.split, e.size = true, -1
-		// The parser reads 4 KiB at a time; the buffer makes larger reads of it.
+		// The parser reads 4 KiB at a time; the buffer makes the reads larger.
 		e.form = multipart.NewReader(bufio.NewReaderSize(src, 64<<10), params["boundary"])
 		return nil
 	case kind != "application/octet-stream":
@@ -111,7 +113,8 @@ func (e *Export) accept(src *contentReader, offset int64) error {
 	return nil
 }
 
-// dispositionName is the last path element of a Content-Disposition's filename.
+// dispositionName returns the last path element of the filename in a
+// Content-Disposition, or "" if there is none.
 func dispositionName(header string) string {
 	_, params, err := mime.ParseMediaType(header)
 	if err != nil {

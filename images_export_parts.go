@@ -10,23 +10,23 @@ import (
 	"github.com/golxd/lxd/internal/partfile"
 )
 
-// maxConnections is the most that one ExportTo opens, far above what was
-// measured to help, so that one call cannot use up a server's connections.
+// maxConnections is the largest ExportToOptions.Connections. It is far above what
+// was measured to help, and keeps one call from using up a server's connections.
 const maxConnections = partfile.MaxParts
 
-// fetchParts fetches what is missing of the parts, over several connections,
-// and verifies the whole. The error is a
-// rangeread.ErrNoRange if the server sends no parts.
+// fetchParts downloads what is missing of the parts over several connections, and
+// verifies the whole content. The error is a rangeread.ErrNoRange if the server
+// ignores ranges.
 func (x *exportJob) fetchParts(list []*partfile.Part) (*partfile.Files, error) {
 	var have int64
 	for _, p := range list {
 		have += p.Next - p.From
 	}
-	x.resumed, x.oneShot = have > 0, false
+	x.resumed, x.split = have > 0, false
 	x.meter.Phase(PhaseReceive, have, x.image.Size)
 	if err := x.receiveParts(list); err != nil {
 		if !slices.ContainsFunc(list, func(p *partfile.Part) bool { return p.Next > p.From }) {
-			err = errors.Join(err, x.partial.Discard()) // there is nothing to go on from
+			err = errors.Join(err, x.partial.Discard()) // there is nothing to resume
 		}
 		return nil, err
 	}
@@ -40,7 +40,7 @@ func (x *exportJob) fetchParts(list []*partfile.Part) (*partfile.Files, error) {
 	return x.partial.Publish(x.ctx)
 }
 
-// receiveParts fetches the missing parts. The first error ends all of them.
+// receiveParts downloads the missing parts. The first error ends all of them.
 func (x *exportJob) receiveParts(list []*partfile.Part) error {
 	ctx, cancel := context.WithCancel(x.ctx)
 	defer cancel()
@@ -55,7 +55,7 @@ func (x *exportJob) receiveParts(list []*partfile.Part) error {
 	if !ok {
 		return nil
 	}
-	// The first alone shows whether the server sends parts.
+	// Only the first request shows whether the server supports ranges.
 	if err := first.open(); err != nil {
 		return err
 	}
@@ -79,13 +79,13 @@ func (x *exportJob) receiveParts(list []*partfile.Part) error {
 	return failed
 }
 
-// partTransfer fetches the rest of a part.
+// partTransfer downloads the rest of a part.
 type partTransfer struct {
 	*partfile.Part
-	ctx      context.Context //nolint:containedctx // of all parts
+	ctx      context.Context //nolint:containedctx // of the transfer of all parts
 	x        *exportJob
 	src      *contentReader // nil until it is opened
-	writeErr error          // of the file
+	writeErr error          // of the file; nil for none
 }
 
 func (x *exportJob) transfer(ctx context.Context, p *partfile.Part) *partTransfer {
@@ -111,7 +111,7 @@ func (t *partTransfer) run() error {
 	return err
 }
 
-// Write puts what comes in its place.
+// Write writes the next bytes of the part to its place in the file.
 func (t *partTransfer) Write(b []byte) (int, error) {
 	n, err := t.Part.Write(b)
 	t.writeErr = err

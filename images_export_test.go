@@ -434,6 +434,6 @@ func TestExportRefusesThirdFile(t *testing.T) {
 		}
 		var failed *lxd.FingerprintError
 		require.ErrorAs(t, err, &failed)
-		require.ErrorContains(t, err, "there is a third file in it")
+		require.ErrorContains(t, err, "it contains a third file")
 	}
 }

@@ -14,38 +14,38 @@ import (
 	"github.com/golxd/lxd/internal/wire"
 )
 
-// Via says who fetches an image from elsewhere.
+// Via is who fetches an image from its source: the server or the client.
 type Via string
 
-// The ways of an import.
+// The values of Via.
 const (
-	// ViaAuto lets the server fetch the image, and where that fails the client.
-	// An error that the client would meet too, such as an alias that is taken,
-	// is final. It is the default.
+	// ViaAuto lets the server fetch the image, and if that fails the client. An
+	// error that the client would get too, such as an alias that is taken, is
+	// final. It is the default.
 	ViaAuto Via = ""
-	// ViaServer lets the server fetch it, or gives the server's error.
+	// ViaServer lets the server fetch it. The server's error is final.
 	ViaServer Via = "server"
 	// ViaClient streams it through this client.
 	ViaClient Via = "client"
 )
 
-// importing is an image on its way from elsewhere, by the server or by the
-// client.
+// importJob is one call that imports an image from a source, by the server or by
+// the client.
 type importJob struct {
 	images      *Images
 	via         Via
-	fingerprint string // that it must have; "" for any
+	fingerprint string // the required one; "" for any
 	spec        imageSpec
-	server      func(context.Context) (*Image, error) // begins it by the server
-	client      func(context.Context) (*Image, error) // does it by the client
-	// resolve tells the fingerprint that the image will have.
+	server      func(context.Context) (*Image, error) // starts the import by the server
+	client      func(context.Context) (*Image, error) // imports by the client
+	// resolve reads the image's fingerprint from the source.
 	resolve func(context.Context) (string, error)
 	meter   *progress.Meter
 	report  func(Progress) // for a later Image.Wait; nil for none
 
 	mu      sync.Mutex
-	settled string // the fingerprint of what the forgotten operation has made
-	// updates says that the image must be one that its server can update.
+	settled string // the fingerprint of the image that a forgotten operation has created
+	// updates requires an image that the server can update.
 	updates bool
 }
 
@@ -56,7 +56,7 @@ func (imp *importJob) check(options string) error {
 		return invalid(options+".Via", "is %q", imp.via)
 	}
 	if imp.updates && imp.via == ViaClient {
-		return invalid(options+".AutoUpdate", "needs the server to fetch the image; it is set with Via: ViaClient")
+		return invalid(options+".AutoUpdate", "needs the server to fetch the image, but Via is ViaClient")
 	}
 	if imp.fingerprint != "" {
 		if err := checkFullFingerprint(options+".Fingerprint", imp.fingerprint); err != nil {
@@ -105,8 +105,8 @@ func (imp *importJob) run(ctx context.Context, wait bool) (*Image, error) {
 	return imageIfUploaded(image, image.pending.wait(ctx, image, imp.meter))
 }
 
-// checkTarget errors where the server would refuse the image whoever fetches
-// it, before anything is fetched.
+// checkTarget returns an error, before anything is fetched, if the server would
+// refuse the image no matter who fetches it.
 func (imp *importJob) checkTarget(ctx context.Context) error {
 	c := imp.images.client
 	for _, name := range imp.spec.Profiles {
@@ -129,8 +129,8 @@ func (imp *importJob) checkTarget(ctx context.Context) error {
 	return c.Aliases.checkFree(ctx, imp.spec.aliases, imp.fingerprint)
 }
 
-// adopt gives an image that the server has already what the options ask for, as
-// the servers' own imports do.
+// useExisting applies the options to an image that the server already has, as the
+// servers' own imports do.
 func (imp *importJob) useExisting(ctx context.Context, existing *Image) (*Image, error) {
 	image, err := imp.spec.complete(ctx, imp.images, nil, existing.Fingerprint)
 	if err != nil {
@@ -139,16 +139,17 @@ func (imp *importJob) useExisting(ctx context.Context, existing *Image) (*Image,
 	return image, imp.checkUpdates(image)
 }
 
-// checkUpdates errors where the server cannot keep an image up to date.
+// checkUpdates returns an error if the image must be updated and the server cannot
+// do that.
 func (imp *importJob) checkUpdates(image *Image) error {
 	if !imp.updates || image.UpdateSource != nil {
 		return nil
 	}
-	return fmt.Errorf("update image %.12s: %w: the server had the image before, and keeps no source for it; delete it to have it imported anew",
+	return fmt.Errorf("update image %.12s: %w: the server had the image already, without a source; delete it and import it again",
 		image.Fingerprint, ErrUnsupported)
 }
 
-// begin has the server fetch the image.
+// begin makes the server fetch the image.
 func (imp *importJob) begin(ctx context.Context, source *wire.ImageSource) (*Image, error) {
 	server, err := imp.images.client.serverInfo(ctx, false)
 	if err != nil {
@@ -166,9 +167,9 @@ func (imp *importJob) begin(ctx context.Context, source *wire.ImageSource) (*Ima
 	return image, nil
 }
 
-// sentAliases are those that the server gives the image itself. Where it may
-// fetch another image than the one that is wanted, they wait until that is
-// known.
+// sentAliases returns the aliases that the server itself sets. If it may fetch
+// another image than the wanted one, there are none: they are set when the image
+// is known to be the right one.
 func (imp *importJob) sentAliases() []Alias {
 	if imp.spec.reuse || imp.fingerprint != "" {
 		return nil
@@ -176,7 +177,7 @@ func (imp *importJob) sentAliases() []Alias {
 	return imp.spec.aliases
 }
 
-// finish does what is left once the server's operation has ended.
+// finish does the client's work after the server's operation has finished.
 func (imp *importJob) finish(ctx context.Context, op *Operation, failure error, m *progress.Meter) (*Image, error) {
 	if failure != nil && !imp.imageExists(ctx, op.fingerprint()) {
 		if !imp.mayFallBack(ctx, failure) {
@@ -190,7 +191,7 @@ func (imp *importJob) finish(ctx context.Context, op *Operation, failure error, 
 		return nil, err
 	}
 	if fingerprint == "" {
-		return nil, fmt.Errorf("operation %s does not tell the image: %w", op.ID(), ErrOutcomeUnknown)
+		return nil, fmt.Errorf("operation %s does not contain the image's fingerprint: %w", op.ID(), ErrOutcomeUnknown)
 	}
 	image, err := imp.spec.complete(ctx, imp.images, op, fingerprint)
 	if err != nil {
@@ -199,8 +200,8 @@ func (imp *importJob) finish(ctx context.Context, op *Operation, failure error, 
 	return image, imp.checkUpdates(image)
 }
 
-// has says whether an operation that failed has made the image all the same:
-// then it could not give it the aliases (LXD 5.0.2, Incus 6.0.4).
+// imageExists reports whether the server has the image. If it has, an operation
+// that failed has created the image, but not its aliases (LXD 5.0.2, Incus 6.0.4).
 func (imp *importJob) imageExists(ctx context.Context, fingerprint string) bool {
 	if checkServerFingerprint(fingerprint) != nil {
 		return false
@@ -209,11 +210,12 @@ func (imp *importJob) imageExists(ctx context.Context, fingerprint string) bool 
 	return err == nil
 }
 
-// resolveTimeout bounds the look at the source that tells what a forgotten
-// operation should have made.
+// resolveTimeout is the timeout of reading, from the source, the fingerprint of the
+// image that a forgotten operation should have created.
 const resolveTimeout = 10 * time.Second
 
-// settle looks for the image whose operation the server has forgotten.
+// settle determines the outcome of an operation that the server has forgotten: it
+// looks for the image.
 func (imp *importJob) settle(ctx context.Context) error {
 	fingerprint, err := imp.expectedFingerprint(ctx)
 	if err != nil {
@@ -221,7 +223,7 @@ func (imp *importJob) settle(ctx context.Context) error {
 	}
 	_, err = imp.images.Get(ctx, fingerprint)
 	if errors.Is(err, ErrNotFound) {
-		return fmt.Errorf("the server has neither the operation nor image %s any more: %w", fingerprint, ErrOutcomeUnknown)
+		return fmt.Errorf("the server has forgotten the operation, and has no image %s: %w", fingerprint, ErrOutcomeUnknown)
 	}
 	if err == nil {
 		imp.mu.Lock()
@@ -231,8 +233,9 @@ func (imp *importJob) settle(ctx context.Context) error {
 	return err
 }
 
-// expected is the image that the server should have made: it is known, or an
-// alias that was free leads to it, or the source tells.
+// expectedFingerprint returns the fingerprint of the image that the server should
+// have created: the required one, or that of an alias that was free before, or the
+// one that the source reports.
 func (imp *importJob) expectedFingerprint(ctx context.Context) (string, error) {
 	if imp.fingerprint != "" {
 		return imp.fingerprint, nil
@@ -255,14 +258,15 @@ func (imp *importJob) expectedFingerprint(ctx context.Context) (string, error) {
 	return fingerprint, nil
 }
 
+// settledFingerprint returns the fingerprint that settle has found; "" for none.
 func (imp *importJob) settledFingerprint() string {
 	imp.mu.Lock()
 	defer imp.mu.Unlock()
 	return imp.settled
 }
 
-// byClient fetches the image and sends it on. Where the way to the server
-// breaks, it is fetched again.
+// byClient downloads the image and uploads it to the server. If the connection to
+// the server breaks, it starts over.
 func (imp *importJob) byClient(ctx context.Context, wait bool) (*Image, error) {
 	retries := imp.images.client.t.retry.Begin()
 	image, err := imp.client(ctx)
@@ -275,13 +279,13 @@ func (imp *importJob) byClient(ctx context.Context, wait bool) (*Image, error) {
 		}
 		image, err = imp.client(ctx)
 	}
-	if !wait || image.pending == nil { // it was there
+	if !wait || image.pending == nil { // nil if the server had the image
 		return image, nil
 	}
 	return imageIfUploaded(image, image.pending.wait(ctx, image, imp.meter))
 }
 
-// mayFallBack says whether the client may do better than the server did.
+// mayFallBack reports whether the client may succeed after the server has failed.
 func (imp *importJob) mayFallBack(ctx context.Context, err error) bool {
 	if imp.via != ViaAuto || ctx.Err() != nil {
 		return false
@@ -292,8 +296,8 @@ func (imp *importJob) mayFallBack(ctx context.Context, err error) bool {
 	case errors.As(err, &failed):
 		return !errors.Is(err, ErrCancelled) && !errors.Is(err, ErrExists) && !errors.Is(err, ErrForbidden)
 	case errors.As(err, &refused):
-		// LXD 6.9 refuses URLs with 400. It refuses public images outside the
-		// default project so too, whoever brings them.
+		// LXD 6.9 refuses URLs with 400. With the same status it refuses all public
+		// images outside the default project, which an upload would not change.
 		project := imp.images.client.project
 		return refused.StatusCode == http.StatusNotImplemented ||
 			(refused.StatusCode == http.StatusBadRequest && !(imp.spec.Public && project != "" && project != "default"))
@@ -301,6 +305,7 @@ func (imp *importJob) mayFallBack(ctx context.Context, err error) bool {
 	return errors.Is(err, ErrUnsupported)
 }
 
+// fallBack imports by the client after the server has failed with cause.
 func (imp *importJob) fallBack(ctx context.Context, cause error, wait bool) (*Image, error) {
 	if imp.updates {
 		return nil, fmt.Errorf("%w: the client could fetch the image, but the server could not update it: %w", cause, ErrUnsupported)
@@ -316,7 +321,7 @@ func (imp *importJob) fallBack(ctx context.Context, cause error, wait bool) (*Im
 	return image, nil
 }
 
-// upload sends what the client fetches.
+// upload uploads what the client downloads.
 func (imp *importJob) upload(ctx context.Context, body *content.Content, fingerprint string, spec imageSpec) (*Image, error) {
 	u := &upload{
 		images: imp.images, content: body, fingerprint: fingerprint, hash: true, completeExisting: true, spec: spec, meter: imp.meter, report: imp.report,

@@ -357,7 +357,7 @@ func TestImportStreamsAutoUpdate(t *testing.T) {
 		require.ErrorIs(t, err, lxd.ErrUnsupported)
 		target.requireEmpty(t)
 
-		// It came from elsewhere before, and the server keeps no source for it.
+		// The server already had it, without a source.
 		opts.AutoUpdate, opts.Via = false, lxd.ViaClient
 		source.Fault(streamstest.IndexPath, nil)
 		_, err = c.Images.CreateFromSimplestreams(t.Context(), source.URL, "distro", opts)
