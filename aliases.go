@@ -92,7 +92,7 @@ func (a *Aliases) Create(ctx context.Context, alias Alias) error {
 	}
 	_, err := a.client.t.call(ctx, &request{
 		method: http.MethodPost, path: a.path(), query: a.client.query(),
-		body: &jsonBody{wire.Alias{Name: alias.Name, Description: alias.Description, Target: alias.Target, Type: string(alias.Type)}},
+		body: &jsonBody{wire.Alias{Name: alias.Name, Description: alias.Description, Target: strings.ToLower(alias.Target), Type: string(alias.Type)}},
 	}, nil)
 	return err
 }
@@ -115,7 +115,7 @@ func (a *Aliases) put(ctx context.Context, name string, alias Alias, etag string
 	}
 	req := &request{
 		method: http.MethodPut, path: a.path(name), query: a.client.query(),
-		body: &jsonBody{wire.Alias{Description: alias.Description, Target: alias.Target}},
+		body: &jsonBody{wire.Alias{Description: alias.Description, Target: strings.ToLower(alias.Target)}},
 	}
 	if etag != "" {
 		req.header = http.Header{"If-Match": {etag}}

@@ -77,6 +77,30 @@ func TestAliasesAreOfTheirProject(t *testing.T) {
 	require.Equal(t, here, unchanged, "it is another project's")
 }
 
+// TestAliasTargetsInUpperCase: servers know an image only by its fingerprint in lower
+// case.
+func TestAliasTargetsInUpperCase(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFake(t)
+	one, two := testkit.Upload(t, f.Client, nil), testkit.Upload(t, f.Client, nil)
+	upper := strings.ToUpper
+	target := func() string {
+		alias, err := f.Client.Aliases.Get(t.Context(), "name")
+		require.NoError(t, err)
+		return alias.Target
+	}
+	require.NoError(t, f.Client.Aliases.Create(t.Context(), lxd.Alias{Name: "name", Target: upper(one.Fingerprint)}))
+	require.Equal(t, one.Fingerprint, target(), "Create")
+	require.NoError(t, f.Client.Aliases.Update(t.Context(), "name", func(a *lxd.Alias) { a.Target = upper(two.Fingerprint) }))
+	require.Equal(t, two.Fingerprint, target(), "Update")
+	require.NoError(t, f.Client.Aliases.Set(t.Context(), lxd.Alias{Name: "name", Target: upper(one.Fingerprint)}))
+	require.Equal(t, one.Fingerprint, target(), "Set")
+	for _, r := range f.Requests() {
+		require.NotContains(t, string(r.Text()), upper(one.Fingerprint))
+		require.NotContains(t, string(r.Text()), upper(two.Fingerprint))
+	}
+}
+
 // TestAliasUpdateLosesNoChange has another client change the alias while it is
 // updated.
 func TestAliasUpdateLosesNoChange(t *testing.T) {

@@ -60,6 +60,13 @@ func (m *Images) CreateFromInstance(ctx context.Context, instance string, opts *
 		return nil, err
 	}
 	imp.server = func(ctx context.Context) (*Image, error) {
+		server, err := m.client.serverInfo(ctx, false)
+		if err != nil {
+			return nil, err
+		}
+		if err := imp.spec.checkSupported(server); err != nil {
+			return nil, err
+		}
 		for _, needed := range []struct {
 			set       bool
 			what      string
@@ -69,7 +76,7 @@ func (m *Images) CreateFromInstance(ctx context.Context, instance string, opts *
 			{!o.ExpiresAt.IsZero(), "set the expiry of a published image", "images_expiry"},
 		} {
 			if needed.set {
-				if err := m.client.need(ctx, needed.what, needed.extension); err != nil {
+				if err := server.need(needed.what, needed.extension); err != nil {
 					return nil, err
 				}
 			}
