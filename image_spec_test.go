@@ -216,9 +216,9 @@ func TestPropertiesComeBeforeNames(t *testing.T) {
 	}
 }
 
-// TestLostAnswersKeepProperties loses the response of each request in turn that
+// TestLostResponsesKeepProperties loses the response of each request in turn that
 // an upload with properties makes.
-func TestLostAnswersKeepProperties(t *testing.T) {
+func TestLostResponsesKeepProperties(t *testing.T) {
 	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60} {
 		for _, ifExists := range []lxd.IfExists{lxd.UseExisting, lxd.ErrorIfExists} {
 			for _, fault := range []lxdtest.Fault{

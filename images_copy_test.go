@@ -260,8 +260,8 @@ func TestEndedCopyDoesNotWaitForItsToken(t *testing.T) {
 	stalled.Release()
 }
 
-// TestCopyOfWhatIsThereReports once.
-func TestCopyOfWhatIsThereReports(t *testing.T) {
+// TestCopyOfExistingImageReportsProgress once.
+func TestCopyOfExistingImageReportsProgress(t *testing.T) {
 	t.Parallel()
 	source, target := testkit.StartFake(t), testkit.StartFake(t)
 	image := testkit.Upload(t, source.Client, nil)

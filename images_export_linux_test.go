@@ -82,8 +82,8 @@ func awaitReceived(t *testing.T, out io.Reader, bytes int) {
 	}
 }
 
-// TestExportToGoesOnInNextProcess kills one in the middle.
-func TestExportToGoesOnInNextProcess(t *testing.T) {
+// TestExportToResumesInNextProcess kills one in the middle.
+func TestExportToResumesInNextProcess(t *testing.T) {
 	t.Parallel()
 	x := newExportTest(t, 0, lxdtest.UnifiedImage("killed", 4<<20), nil)
 	dir := t.TempDir()
@@ -112,9 +112,9 @@ func TestExportToGoesOnInNextProcess(t *testing.T) {
 	require.Equal(t, []string{"", fmt.Sprintf("bytes=%d-", len(left))}, x.ranges())
 }
 
-// TestExportToOverConnectionsGoesOnInNextProcess kills one while each of its
+// TestExportToOverConnectionsResumesInNextProcess kills one while each of its
 // connections has brought as much.
-func TestExportToOverConnectionsGoesOnInNextProcess(t *testing.T) {
+func TestExportToOverConnectionsResumesInNextProcess(t *testing.T) {
 	t.Parallel()
 	const connections, each = 3, 1 << 20
 	x := newExportTest(t, 0, lxdtest.UnifiedImage("killed", 6<<20), nil)
@@ -282,9 +282,9 @@ func canReserve(t *testing.T) bool {
 	return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, 1) == nil
 }
 
-// TestExportToFindsFilesInReadOnlyFolder has the files of an earlier call, or
+// TestExportToFindsFilesInReadOnlyDirectory has the files of an earlier call, or
 // what only looks like them.
-func TestExportToFindsFilesInReadOnlyFolder(t *testing.T) {
+func TestExportToFindsFilesInReadOnlyDirectory(t *testing.T) {
 	t.Parallel()
 	unified := lxdtest.UnifiedImage("read-only", 1<<20)
 	metadata, rootfs := lxdtest.SplitImage("read-only", 1<<20)

@@ -111,9 +111,9 @@ func TestExportToOverConnectionsResumes(t *testing.T) {
 	testkit.RequireExported(t, dir, files, data)
 }
 
-// TestExportToOverConnectionsGoesOn has the next call, with as many connections
+// TestExportToOverConnectionsResumesInNextCall has the next call, with as many connections
 // or another number of them, go on from all that came.
-func TestExportToOverConnectionsGoesOn(t *testing.T) {
+func TestExportToOverConnectionsResumesInNextCall(t *testing.T) {
 	t.Parallel()
 	data := lxdtest.UnifiedImage("goes on", 8<<20)
 	for _, next := range []int{0, 2, 4, 64} {
@@ -146,9 +146,9 @@ func TestExportToOverConnectionsGoesOn(t *testing.T) {
 	}
 }
 
-// TestExportToOverConnectionsGoesOnFromBeginning divides what is missing of a
+// TestExportToOverConnectionsResumesSingleConnection divides what is missing of a
 // file that one connection began.
-func TestExportToOverConnectionsGoesOnFromBeginning(t *testing.T) {
+func TestExportToOverConnectionsResumesSingleConnection(t *testing.T) {
 	t.Parallel()
 	data := lxdtest.UnifiedImage("beginning", 8<<20)
 	const part = 3<<20 + 5
@@ -162,7 +162,7 @@ func TestExportToOverConnectionsGoesOnFromBeginning(t *testing.T) {
 	require.Equal(t, len(data)-part, asked(t, x.ranges(), len(data)))
 }
 
-func TestExportToOverConnectionsInBadWeather(t *testing.T) {
+func TestExportToOverConnectionsUnderFaults(t *testing.T) {
 	t.Parallel()
 	data := lxdtest.UnifiedImage("weather", 4<<20)
 	damaged := bytes.Clone(data[:2<<20])

@@ -154,7 +154,7 @@ func TestExportOfSplitImageIsNotResumed(t *testing.T) {
 	require.True(t, bytes.Equal(x.data, got))
 }
 
-func TestExportTellsWritersErrorFromItsOwn(t *testing.T) {
+func TestExportReturnsErrorOfWriter(t *testing.T) {
 	t.Parallel()
 	x := newExportTest(t, 0, lxdtest.UnifiedImage("writer", 2<<20), nil)
 	export, err := x.image.Export(t.Context(), nil)
@@ -223,9 +223,9 @@ func TestExportEndsWithItsContext(t *testing.T) {
 	require.NotErrorIs(t, err, io.EOF)
 }
 
-// TestExportClosedFromElsewhere closes while another goroutine reads, as a
+// TestExportClosedByAnotherGoroutine closes while another goroutine reads, as a
 // context.AfterFunc does.
-func TestExportClosedFromElsewhere(t *testing.T) {
+func TestExportClosedByAnotherGoroutine(t *testing.T) {
 	t.Parallel()
 	metadata, rootfs := lxdtest.SplitImage("elsewhere", 4<<20)
 	unified := lxdtest.UnifiedImage("elsewhere", 4<<20)

@@ -73,7 +73,7 @@ func TestExportToOfSplitImage(t *testing.T) {
 	require.Empty(t, x.Requests())
 }
 
-func TestExportToOfSplitImageGivesUp(t *testing.T) {
+func TestExportToOfSplitImageFailsAfterRetries(t *testing.T) {
 	t.Parallel()
 	metadata, rootfs := lxdtest.SplitImage("up", 3<<20)
 	for name, fault := range map[string]lxdtest.Fault{
@@ -95,7 +95,7 @@ func TestExportToOfSplitImageGivesUp(t *testing.T) {
 	}
 }
 
-func TestExportToGoesOnFromPartialFile(t *testing.T) {
+func TestExportToResumesPartialFile(t *testing.T) {
 	t.Parallel()
 	data := lxdtest.UnifiedImage("partial", 3<<20)
 	const part = 1<<20 + 17
@@ -164,7 +164,7 @@ func TestExportToAndWrongContinuations(t *testing.T) {
 	}
 }
 
-func TestExportToKeepsWhatCame(t *testing.T) {
+func TestExportToKeepsPartialFile(t *testing.T) {
 	t.Parallel()
 	x := newExportTest(t, -1, lxdtest.UnifiedImage("came", 3<<20), nil)
 	dir := t.TempDir()
@@ -340,7 +340,7 @@ func TestExportToOfSplitImageThatCannotBePublished(t *testing.T) {
 	}
 }
 
-func TestExportToIntoFolderThatIsNotThere(t *testing.T) {
+func TestExportToMissingDirectory(t *testing.T) {
 	t.Parallel()
 	x := newExportTest(t, 0, lxdtest.UnifiedImage("nowhere", 0), nil)
 	x.ForgetRequests()

@@ -64,9 +64,9 @@ func (target *importTarget) streamsFrom(s *streamstest.Server) *lxd.CreateFromSi
 	return &lxd.CreateFromSimplestreamsOptions{Certificate: s.CA, AllowHTTP: true, Wait: true}
 }
 
-// TestImportStreamsBothWays has the server and the client import the same
+// TestImportStreamsByServerAndByClient has the server and the client import the same
 // images, and compares what comes of it.
-func TestImportStreamsBothWays(t *testing.T) {
+func TestImportStreamsByServerAndByClient(t *testing.T) {
 	t.Parallel()
 	onImportTargets(t, func(t *testing.T, target *importTarget) {
 		c := target.client
@@ -370,9 +370,9 @@ func TestImportStreamsAutoUpdate(t *testing.T) {
 	})
 }
 
-// TestImportStreamsForgotten has the server forget what became of the import:
+// TestImportStreamsWhoseOperationIsForgotten has the server forget what became of the import:
 // the source tells what it must have been.
-func TestImportStreamsForgotten(t *testing.T) {
+func TestImportStreamsWhoseOperationIsForgotten(t *testing.T) {
 	t.Parallel()
 	for _, aliases := range [][]lxd.Alias{nil, {{Name: "local"}}} {
 		target := importFake(t, lxdtest.LXD50, nil)

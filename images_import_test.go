@@ -218,8 +218,8 @@ func TestImportFallsBackInWait(t *testing.T) {
 	testkit.ErrOf[*lxd.OperationError](t, err)
 }
 
-// TestImportIsForgotten has the server forget what became of an import.
-func TestImportIsForgotten(t *testing.T) {
+// TestImportWhoseOperationIsForgotten has the server forget what became of an import.
+func TestImportWhoseOperationIsForgotten(t *testing.T) {
 	t.Parallel()
 	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.Incus60} {
 		for name, opts := range map[string]lxd.CreateFromURLOptions{

@@ -42,8 +42,8 @@ func TestEachIsNotSentAgain(t *testing.T) {
 	}
 }
 
-// TestListsTellTrust: only the public images are never taken for all of them.
-func TestListsTellTrust(t *testing.T) {
+// TestListsReportTrust: only the public images are never taken for all of them.
+func TestListsReportTrust(t *testing.T) {
 	t.Parallel()
 	public := `{"type":"sync","metadata":[{"fingerprint":"` + oneFingerprint + `","public":true}]}`
 	private := `{"type":"sync","metadata":[{"fingerprint":"` + oneFingerprint + `"}]}`

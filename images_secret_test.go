@@ -178,8 +178,8 @@ func TestLostTokens(t *testing.T) {
 	}
 }
 
-// TestTokenIsEndedAgain has the ending of a token fail in every way that passes.
-func TestTokenIsEndedAgain(t *testing.T) {
+// TestRevokingATokenIsRetried has the ending of a token fail in every way that passes.
+func TestRevokingATokenIsRetried(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]lxdtest.Fault{
 		"500":         lxdtest.Status(500, "database is locked").Times(1),
@@ -425,9 +425,9 @@ func TestOwnTokensStay(t *testing.T) {
 	}
 }
 
-// TestTokenThatCannotBeEnded is given up once: a copy ends its token in more
+// TestTokenThatCannotBeRevoked is given up once: a copy ends its token in more
 // places than one, and must not wait in each.
-func TestTokenThatCannotBeEnded(t *testing.T) {
+func TestTokenThatCannotBeRevoked(t *testing.T) {
 	t.Parallel()
 	source, target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil), testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
 	var logged bytes.Buffer

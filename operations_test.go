@@ -49,9 +49,9 @@ func TestKindOfFailureStays(t *testing.T) {
 	require.ErrorIs(t, err, lxd.ErrNotFound)
 }
 
-// TestWaitIsNotPutOff asks a server that wants to be asked again tomorrow: that is an
+// TestWaitWithLongRetryAfter asks a server that wants to be asked again tomorrow: that is an
 // error at once.
-func TestWaitIsNotPutOff(t *testing.T) {
+func TestWaitWithLongRetryAfter(t *testing.T) {
 	t.Parallel()
 	for _, pattern := range []string{"/1.0/operations/**", "/1.0/operations/*/wait"} {
 		t.Run(pattern, func(t *testing.T) {

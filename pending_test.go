@@ -62,8 +62,8 @@ func TestWaitFromSeveralGoroutines(t *testing.T) {
 	require.Equal(t, 1, asked("POST", "/aliases"), "the alias is given once")
 }
 
-// TestWaitTellsAFailureAgain and does again what has failed.
-func TestWaitTellsAFailureAgain(t *testing.T) {
+// TestWaitReturnsAFailureAgain and does again what has failed.
+func TestWaitReturnsAFailureAgain(t *testing.T) {
 	t.Parallel()
 	f := testkit.StartFake(t)
 	image := begun(t, f, &lxd.CreateOptions{})
@@ -100,7 +100,7 @@ func TestWaitEndsWithItsContext(t *testing.T) {
 	require.Len(t, image.Aliases, 1)
 }
 
-func TestProgressGoesOnInWait(t *testing.T) {
+func TestProgressContinuesInWait(t *testing.T) {
 	t.Parallel()
 	f := testkit.StartFake(t)
 	var mu sync.Mutex
@@ -122,8 +122,8 @@ func TestProgressGoesOnInWait(t *testing.T) {
 	require.Len(t, phases, told, "what is done is not told again")
 }
 
-// TestRefreshKeepsWhatIsToBeDone of an upload that was not waited for.
-func TestRefreshKeepsWhatIsToBeDone(t *testing.T) {
+// TestRefreshKeepsPendingWork of an upload that was not waited for.
+func TestRefreshKeepsPendingWork(t *testing.T) {
 	t.Parallel()
 	f := testkit.StartFake(t)
 	image := begun(t, f, &lxd.CreateOptions{})

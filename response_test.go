@@ -216,8 +216,8 @@ func TestResponsesOfTheWrongKind(t *testing.T) {
 	}
 }
 
-// TestAnotherThingIsNotTaken: what comes back is what was asked for.
-func TestAnotherThingIsNotTaken(t *testing.T) {
+// TestAnotherThingIsRefused: what comes back is what was asked for.
+func TestAnotherThingIsRefused(t *testing.T) {
 	t.Parallel()
 	metadata := func(s string) canned { return canned{200, text(`{"type":"sync","metadata":` + s + `}`)} }
 	image := `{"fingerprint":"` + otherFingerprint + `","name":"other","target":"` + otherFingerprint + `"}`

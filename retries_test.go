@@ -396,8 +396,8 @@ func TestRetryAfterTooLong(t *testing.T) {
 	require.Equal(t, 1, busy.Fired())
 }
 
-// TestRetryStartsAfresh: nothing of a response that was cut is left in the next.
-func TestRetryStartsAfresh(t *testing.T) {
+// TestRetryDiscardsThePartialResponse: nothing of a response that was cut is left in the next.
+func TestRetryDiscardsThePartialResponse(t *testing.T) {
 	t.Parallel()
 	start := `{"type":"sync","metadata":{"fingerprint":"` + oneFingerprint + `","properties":{`
 	bodies := []io.Reader{

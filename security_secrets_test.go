@@ -287,9 +287,9 @@ func secretURL(t *testing.T, raw string) string {
 	return u.String()
 }
 
-// TestServersTellSecrets has each server speak about each secret that it is
+// TestSecretsInResponses has each server speak about each secret that it is
 // sent, in each of its ways to speak.
-func TestServersTellSecrets(t *testing.T) {
+func TestSecretsInResponses(t *testing.T) {
 	t.Parallel()
 	const bearer, password = "bearer-s3cr3t+/=", `password-s3cr3t "&%`
 	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60} {
@@ -398,9 +398,9 @@ func TestServersTellSecrets(t *testing.T) {
 	}
 }
 
-// TestSourcesTellSecrets has the server that an image is fetched from speak, and
+// TestSecretsInErrorsOfSources has the server that an image is fetched from speak, and
 // the daemon that fetches it.
-func TestSourcesTellSecrets(t *testing.T) {
+func TestSecretsInErrorsOfSources(t *testing.T) {
 	t.Parallel()
 	ear := newEar()
 	elsewhere := "http://elsewhere.invalid/?signature=s3cr3t"
@@ -490,8 +490,8 @@ func TestSourcesTellSecrets(t *testing.T) {
 	ear.check(t)
 }
 
-// TestProxiesTellSecrets has a proxy speak about its user.
-func TestProxiesTellSecrets(t *testing.T) {
+// TestSecretsInErrorsOfProxies has a proxy speak about its user.
+func TestSecretsInErrorsOfProxies(t *testing.T) {
 	t.Parallel()
 	ear := newEar()
 	for _, answer := range []string{"HTTP/1.1 407 %s %s %s\r\n\r\n", "%s %s %s\r\n\r\n"} {
@@ -541,8 +541,8 @@ func TestProxiesTellSecrets(t *testing.T) {
 	ear.check(t)
 }
 
-// TestAddressesAreNotTold refuses addresses with secrets in them.
-func TestAddressesAreNotTold(t *testing.T) {
+// TestSecretsInAddresses refuses addresses with secrets in them.
+func TestSecretsInAddresses(t *testing.T) {
 	t.Parallel()
 	ear := newEar()
 	addresses := []string{
@@ -576,9 +576,9 @@ func TestAddressesAreNotTold(t *testing.T) {
 	ear.check(t)
 }
 
-// TestEventsTellSecrets has the socket of the events tell the token: in a
+// TestSecretsInEventConnections has the socket of the events tell the token: in a
 // refusal, and in its last words.
-func TestEventsTellSecrets(t *testing.T) {
+func TestSecretsInEventConnections(t *testing.T) {
 	t.Parallel()
 	ear := newEar()
 	for _, accepts := range []bool{false, true} {
@@ -631,9 +631,9 @@ func (r *recorder) String() string {
 	return r.text.String()
 }
 
-// TestSecretsAreNotTold drives what handles secrets, with and without failures,
+// TestSecretsAreHidden drives what handles secrets, with and without failures,
 // and looks for them in all errors and log records.
-func TestSecretsAreNotTold(t *testing.T) {
+func TestSecretsAreHidden(t *testing.T) {
 	t.Parallel()
 	const bearer = "bearer-s3cr3t"
 	const password = "password-s3cr3t"
@@ -707,10 +707,10 @@ func TestSecretsAreNotTold(t *testing.T) {
 	}
 }
 
-// TestEventsOfOperationsTellSecrets has events repeat what the request of an
+// TestSecretsInOperationEvents has events repeat what the request of an
 // operation held, the URL that its source announced, and what tokens and
 // connections are known by.
-func TestEventsOfOperationsTellSecrets(t *testing.T) {
+func TestSecretsInOperationEvents(t *testing.T) {
 	t.Parallel()
 	imported := make(chan string, 1)
 	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -16,8 +16,8 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// TestExtensionsAreNotTold: what a server does not tell, it does not lack.
-func TestExtensionsAreNotTold(t *testing.T) {
+// TestServerThatHidesItsExtensions: what a server does not tell, it does not lack.
+func TestServerThatHidesItsExtensions(t *testing.T) {
 	t.Parallel()
 	server := lxdtest.NewServer(&lxdtest.Options{Dialect: lxdtest.Incus60, TLS: true, HideFromUntrusted: true})
 	t.Cleanup(server.Close)

@@ -117,7 +117,7 @@ func TestJoinRefusesAnotherServer(t *testing.T) {
 	testkit.ErrOf[*lxd.PinError](t, err)
 }
 
-func TestTrustTellsAnExpiredToken(t *testing.T) {
+func TestTrustWithAnExpiredToken(t *testing.T) {
 	t.Parallel()
 	server := lxdtest.NewServer(&lxdtest.Options{TLS: true, Dialect: lxdtest.Incus60})
 	defer server.Close()
@@ -132,7 +132,7 @@ func TestTrustTellsAnExpiredToken(t *testing.T) {
 	require.Equal(t, 403, testkit.ErrOf[*lxd.Error](t, err).StatusCode)
 }
 
-func TestTrustWithALostAnswer(t *testing.T) {
+func TestTrustWithALostResponse(t *testing.T) {
 	t.Parallel()
 	server := lxdtest.NewServer(&lxdtest.Options{TLS: true})
 	defer server.Close()
