@@ -47,15 +47,16 @@ type Options struct {
 
 // Daemon is a daemon. Its fields do not change, even by a restart.
 type Daemon struct {
-	Family Family
-	Dir    string // LXD_DIR or INCUS_DIR of the daemon
-	Socket string // path of its unix socket
-	URL    string // https address, without a path
+	Family  Family
+	Version string // that the daemon reports, such as "5.0.2"
+	Dir     string // LXD_DIR or INCUS_DIR of the daemon
+	Socket  string // path of its unix socket
+	URL     string // https address, without a path
 
 	ServerCertificate []byte // PEM
 	ClientCertificate []byte // PEM, trusted by the daemon
 	ClientKey         []byte // PEM
-	TrustPassword     string // empty for Incus, which has no passwords
+	TrustPassword     string // empty where there are none: Incus, LXD 6
 
 	binary  string
 	timeout time.Duration
@@ -126,8 +127,16 @@ func (d *Daemon) Close() error {
 	return killErr
 }
 
-// String returns the family and directory of the daemon.
-func (d *Daemon) String() string { return string(d.Family) + " in " + d.Dir }
+// Name returns the family and version, such as "LXD 5.0.2".
+func (d *Daemon) Name() string {
+	if d.Family == LXD {
+		return "LXD " + d.Version
+	}
+	return "Incus " + d.Version
+}
+
+// String returns the family, version and directory of the daemon.
+func (d *Daemon) String() string { return d.Name() + " in " + d.Dir }
 
 func newDaemon(family Family, dir string) *Daemon {
 	d := &Daemon{Family: family, Dir: dir, Socket: filepath.Join(dir, "unix.socket")}

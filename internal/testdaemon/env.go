@@ -19,6 +19,7 @@ const (
 // The files that Start creates in a daemon's directory.
 const (
 	urlName         = "test-url"
+	versionName     = "test-version"
 	serverCertName  = "test-server.crt"
 	clientCertName  = "test-client.crt"
 	clientKeyName   = "test-client.key"
@@ -71,9 +72,10 @@ func openAll(family Family, list string) ([]*Daemon, error) {
 // open returns the daemon in a directory from the files that writeFiles wrote.
 func open(family Family, dir string) (*Daemon, error) {
 	d := newDaemon(family, dir)
-	var url, password []byte
+	var url, version, password []byte
 	for name, dst := range map[string]*[]byte{
 		urlName:        &url,
+		versionName:    &version,
 		serverCertName: &d.ServerCertificate,
 		clientCertName: &d.ClientCertificate,
 		clientKeyName:  &d.ClientKey,
@@ -90,12 +92,14 @@ func open(family Family, dir string) (*Daemon, error) {
 	}
 	d.URL = strings.TrimSpace(string(url))
 	d.TrustPassword = strings.TrimSpace(string(password))
+	d.Version = strings.TrimSpace(string(version))
 	return d, nil
 }
 
 func (d *Daemon) writeFiles() error {
 	files := map[string][]byte{
 		urlName:        []byte(d.URL + "\n"),
+		versionName:    []byte(d.Version + "\n"),
 		serverCertName: d.ServerCertificate,
 		clientCertName: d.ClientCertificate,
 		clientKeyName:  d.ClientKey,
