@@ -36,6 +36,7 @@ type request struct {
 	// request that has begun an operation.
 	secrets *redact.Secrets
 	bearer  string // that was sent last; may be empty
+	base    string // of the member that it was sent to last
 }
 
 // hidden are the secrets that are not to be told of what comes of a request: all
