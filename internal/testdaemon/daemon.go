@@ -1,6 +1,7 @@
 package testdaemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,12 +44,15 @@ type Options struct {
 	// Timeout is the longest time from the daemon's start to its first
 	// response. The default is 60 seconds.
 	Timeout time.Duration
+
+	host string // that it listens on; 127.0.0.1 if empty
 }
 
 // Daemon is a daemon. Its fields do not change, even by a restart.
 type Daemon struct {
 	Family  Family
 	Version string // that the daemon reports, such as "5.0.2"
+	Binary  string // its executable; empty if that is not known
 	Dir     string // LXD_DIR or INCUS_DIR of the daemon
 	Socket  string // path of its unix socket
 	URL     string // https address, without a path
@@ -58,7 +62,7 @@ type Daemon struct {
 	ClientKey         []byte // PEM
 	TrustPassword     string // empty where there are none: Incus, LXD 6
 
-	binary  string
+	host    string
 	timeout time.Duration
 	client  *http.Client
 
@@ -87,7 +91,7 @@ func Start(ctx context.Context, family Family, opts *Options) (*Daemon, error) {
 		return nil, err
 	}
 	d := newDaemon(family, dir)
-	d.binary, d.timeout, d.owned = binary, o.Timeout, true
+	d.Binary, d.host, d.timeout, d.owned = binary, cmp.Or(o.host, "127.0.0.1"), o.Timeout, true
 	if err := d.setUp(ctx); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}

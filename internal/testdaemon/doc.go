@@ -18,6 +18,7 @@
 //	test-client.crt  a client certificate that it trusts, PEM
 //	test-client.key  the key of that certificate, PEM
 //	test-password    its trust password (LXD before 6 only)
+//	test-binary      its executable (optional; for tests that start daemons of the same kind)
 //	test-daemon.log  its log
 //
 // The package uses only net/http, so that it does not share bugs with the client

@@ -24,6 +24,7 @@ const (
 	clientCertName  = "test-client.crt"
 	clientKeyName   = "test-client.key"
 	passwordName    = "test-password"
+	binaryName      = "test-binary"
 	listSeparator   = ","
 	privateFileMode = 0o600
 )
@@ -72,7 +73,7 @@ func openAll(family Family, list string) ([]*Daemon, error) {
 // open returns the daemon in a directory from the files that writeFiles wrote.
 func open(family Family, dir string) (*Daemon, error) {
 	d := newDaemon(family, dir)
-	var url, version, password []byte
+	var url, version, password, binary []byte
 	for name, dst := range map[string]*[]byte{
 		urlName:        &url,
 		versionName:    &version,
@@ -80,9 +81,10 @@ func open(family Family, dir string) (*Daemon, error) {
 		clientCertName: &d.ClientCertificate,
 		clientKeyName:  &d.ClientKey,
 		passwordName:   &password,
+		binaryName:     &binary,
 	} {
 		data, err := os.ReadFile(filepath.Join(dir, name))
-		if name == passwordName && errors.Is(err, fs.ErrNotExist) {
+		if (name == passwordName || name == binaryName) && errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
@@ -93,6 +95,7 @@ func open(family Family, dir string) (*Daemon, error) {
 	d.URL = strings.TrimSpace(string(url))
 	d.TrustPassword = strings.TrimSpace(string(password))
 	d.Version = strings.TrimSpace(string(version))
+	d.Binary = strings.TrimSpace(string(binary))
 	return d, nil
 }
 
@@ -103,6 +106,9 @@ func (d *Daemon) writeFiles() error {
 		serverCertName: d.ServerCertificate,
 		clientCertName: d.ClientCertificate,
 		clientKeyName:  d.ClientKey,
+	}
+	if d.Binary != "" {
+		files[binaryName] = []byte(d.Binary + "\n")
 	}
 	if d.TrustPassword != "" {
 		files[passwordName] = []byte(d.TrustPassword + "\n")

@@ -60,7 +60,7 @@ func (d *Daemon) listenTLS(ctx context.Context) error {
 	var err error
 	for range 5 {
 		var address string
-		if address, err = freeAddress(ctx); err != nil {
+		if address, err = freeAddress(ctx, d.host); err != nil {
 			return err
 		}
 		if err = d.SetConfig(ctx, map[string]string{"core.https_address": address}); err == nil {
@@ -74,12 +74,12 @@ func (d *Daemon) listenTLS(ctx context.Context) error {
 // freeAddress returns an address whose port is below the range that the kernel
 // uses for outgoing connections, so that it is still free when a daemon
 // restarts.
-func freeAddress(ctx context.Context) (string, error) {
+func freeAddress(ctx context.Context, host string) (string, error) {
 	const lowest, highest = 12000, 32000
 	var listen net.ListenConfig
 	var err error
 	for range 100 {
-		address := net.JoinHostPort("127.0.0.1", strconv.Itoa(lowest+mathrand.IntN(highest-lowest)))
+		address := net.JoinHostPort(host, strconv.Itoa(lowest+mathrand.IntN(highest-lowest)))
 		var listener net.Listener
 		if listener, err = listen.Listen(ctx, "tcp", address); err != nil {
 			continue
