@@ -70,6 +70,8 @@ func (s *connections) secure(ctx context.Context, network, addr string, config *
 	if err != nil {
 		return nil, err
 	}
+	config = config.Clone()
+	config.ServerName = serverName(addr)
 	conn := netconn.TLS(c, config, closed)
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
@@ -145,11 +147,16 @@ func (s *connections) closeAll() {
 // proxy may not, so the content is sent after the timeout.
 const continueTimeout = 10 * time.Second
 
+// idleTimeout is how long an idle connection is kept: less than the 30 seconds
+// after which the daemons close it (LXD 5.0.2, Incus 6.0.4), as a request on a
+// connection that is being closed has no response.
+const idleTimeout = 25 * time.Second
+
 // newPool returns the connection pool of a client.
 func newPool(conns *connections, tlsConfig *tls.Config) *http.Transport {
 	pool := &http.Transport{
 		MaxIdleConnsPerHost:   64,
-		IdleConnTimeout:       90 * time.Second,
+		IdleConnTimeout:       idleTimeout,
 		TLSHandshakeTimeout:   dialTimeout,
 		ExpectContinueTimeout: continueTimeout,
 		DisableCompression:    true,

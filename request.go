@@ -34,6 +34,7 @@ type request struct {
 	// one that started the operation.
 	secrets *redact.Secrets
 	bearer  string // the token of the last attempt; may be empty
+	base    string // of the member that the last attempt was sent to
 }
 
 // hidden returns the secrets that must not appear in what is reported of the

@@ -186,7 +186,7 @@ func (t *transport) badResponse(req *request, res *http.Response, err error) err
 		e.Hint = "redirects of the API are not followed; use the address of the daemon itself"
 	default:
 		e.Message = err.Error()
-		e.Hint = fmt.Sprintf("the content type is %q; is %s the address of an LXD or Incus daemon?", kind, t.endpoint)
+		e.Hint = fmt.Sprintf("the content type is %q; is %s the address of an LXD or Incus daemon?", kind, t.endpointOf(req))
 	}
 	return e.without(req.hidden())
 }

@@ -20,7 +20,7 @@ func (t *transport) retrying(ctx context.Context, req *request, attempt func() e
 		case t.conns.isClosed():
 			return t.connectionError(ctx, req, errClosed)
 		}
-		err := attempt()
+		err := t.onMembers(req, attempt)
 		if lost && req.method == http.MethodDelete && errors.Is(err, ErrNotFound) {
 			return errDeletedBefore
 		}

@@ -35,7 +35,7 @@ const (
 // InProject returns.
 type transport struct {
 	endpoint string // as New received it, without secrets
-	base     string // "http://unix" or "https://host:port"
+	members  *members
 	unix     bool
 	http     http.RoundTripper
 	pool     *http.Transport
@@ -66,7 +66,7 @@ func (t *transport) pinned(fingerprint string) (pinned *transport, closeIdle fun
 		return verify(state)
 	}
 	pinned = &transport{
-		endpoint: t.endpoint, base: t.base, token: t.token, agent: t.agent, retry: t.retry, stall: t.stall, log: t.log, conns: t.conns, tls: config,
+		endpoint: t.endpoint, members: t.members, token: t.token, agent: t.agent, retry: t.retry, stall: t.stall, log: t.log, conns: t.conns, tls: config,
 		pool: newPool(t.conns, config),
 	}
 	pinned.http = pinned.pool
@@ -98,7 +98,11 @@ func (t *transport) stream(ctx context.Context, req *request) (*http.Response, e
 	if t.conns.isClosed() {
 		return nil, t.connectionError(ctx, req, errClosed)
 	}
-	res, err := t.send(ctx, req)
+	var res *http.Response
+	err := t.onMembers(req, func() (err error) {
+		res, err = t.send(ctx, req)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -116,6 +120,16 @@ func (t *transport) stream(ctx context.Context, req *request) (*http.Response, e
 // send makes one attempt. If the server is silent for Options.StallTimeout, the
 // connection breaks.
 func (t *transport) send(ctx context.Context, req *request) (*http.Response, error) {
+	base, err := t.address(ctx)
+	if err != nil {
+		return nil, err
+	}
+	req.base = base
+	return t.sendTo(ctx, req)
+}
+
+// sendTo makes one attempt at the member of req.base.
+func (t *transport) sendTo(ctx context.Context, req *request) (*http.Response, error) {
 	watched, watch := stall.New(ctx, cmp.Or(req.silence, t.stall))
 	hreq, err := t.httpRequest(watched, req)
 	if err != nil {
@@ -129,6 +143,9 @@ func (t *transport) send(ctx context.Context, req *request) (*http.Response, err
 	if err != nil {
 		err = stall.Cause(watched, err)
 		watch.Close()
+		if ctx.Err() == nil {
+			t.members.leave(req.base)
+		}
 		if req.body != nil {
 			// net/http may still be reading it, which must stop before it is
 			// opened again.
@@ -142,6 +159,9 @@ func (t *transport) send(ctx context.Context, req *request) (*http.Response, err
 		return nil, err
 	}
 	res.Body = stall.Body(watched, watch, res.Body)
+	if unavailable(res.StatusCode) && res.StatusCode != http.StatusTooManyRequests {
+		t.members.leave(req.base)
+	}
 	if req.body != nil && res.StatusCode >= http.StatusBadRequest {
 		// The request was refused, perhaps before the body was read to its end.
 		req.body.discard()
@@ -152,7 +172,7 @@ func (t *transport) send(ctx context.Context, req *request) (*http.Response, err
 
 // httpRequest builds the request for one attempt, and opens the body.
 func (t *transport) httpRequest(ctx context.Context, req *request) (*http.Request, error) {
-	target := t.base + req.path
+	target := req.base + req.path
 	if len(req.query) > 0 {
 		target += "?" + req.query.Encode()
 	}
