@@ -113,7 +113,7 @@ func copyBare(t *testing.T, s *testkit.Subject, mode lxd.CopyMode, n int, want m
 	return got.Image, nil
 }
 
-// TestPropertiesOfBareImages gives properties to images whose metadata.yaml has
+// TestPropertiesOfBareImages sets properties of images whose metadata.yaml has
 // none, which ends every daemon where the upload itself carries them.
 func TestPropertiesOfBareImages(t *testing.T) {
 	for _, s := range testkit.Subjects(t) {

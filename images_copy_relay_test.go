@@ -14,7 +14,7 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// TestRelayLeavesTheSourceAlone has the target refuse a relay that goes on after
+// TestRelayLeavesTheSourceAlone has the target refuse a relay that continues after
 // a cut: nothing may be asked of the source once Copy has returned.
 func TestRelayLeavesTheSourceAlone(t *testing.T) {
 	t.Parallel()

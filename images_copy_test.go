@@ -168,7 +168,7 @@ func TestFailedCopyLeavesNoToken(t *testing.T) {
 	stalled.Remove()
 }
 
-// TestEndedContextLeavesNoToken has the context end while the answer that holds
+// TestEndedContextLeavesNoToken has the context end while the response with
 // a token is on its way.
 func TestEndedContextLeavesNoToken(t *testing.T) {
 	t.Parallel()
@@ -221,7 +221,7 @@ func TestEndedContextLeavesNoToken(t *testing.T) {
 		require.Empty(t, target.Tokens(), name)
 	}
 
-	// An answer that does not come is not awaited for long.
+	// The wait for a response that does not come is short.
 	source.Inject(lxdtest.StallHeaders().On("POST", "/1.0/images/*/secret"))
 	ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
@@ -231,7 +231,7 @@ func TestEndedContextLeavesNoToken(t *testing.T) {
 	require.Less(t, time.Since(begin), 5*time.Second)
 }
 
-// TestEndedCopyDoesNotWaitForItsToken has the source not answer when a token is
+// TestEndedCopyDoesNotWaitForItsToken has the source not respond when a token is
 // to be ended.
 func TestEndedCopyDoesNotWaitForItsToken(t *testing.T) {
 	t.Parallel()
@@ -254,7 +254,7 @@ func TestEndedCopyDoesNotWaitForItsToken(t *testing.T) {
 	select {
 	case err := <-ended:
 		require.ErrorIs(t, err, context.Canceled)
-	case <-time.After(3 * time.Second): // with a context that goes on it is five
+	case <-time.After(3 * time.Second): // with a context that does not end it is five
 		t.Error("Copy waits for the source")
 	}
 	stalled.Release()
@@ -348,7 +348,7 @@ func TestCopyWithoutProfiles(t *testing.T) {
 	}
 }
 
-// TestCopyOfAnotherImage: the source gives other content than the image's, and
+// TestCopyOfAnotherImage: the source sends other content than the image's, and
 // the target is not told what it should be.
 func TestCopyOfAnotherImage(t *testing.T) {
 	t.Parallel()

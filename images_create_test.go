@@ -199,7 +199,7 @@ func TestSplitImageHasTheSizeOfItsFiles(t *testing.T) {
 	require.EqualValues(t, len(metadata)+len(rootfs), image.Size)
 }
 
-// TestBusyServerKeepsUpload answers 429 to what sets the attributes behind the
+// TestBusyServerKeepsUpload responds 429 to what sets the attributes after the
 // upload: the image is there, and a second call may set them.
 func TestBusyServerKeepsUpload(t *testing.T) {
 	t.Parallel()
@@ -388,7 +388,7 @@ func (seekableReader) Seek(offset int64, whence int) (int64, error) {
 	return offset, nil
 }
 
-// TestBlockedReader: the end of ctx ends an upload whose reader gives nothing.
+// TestBlockedReader: the end of ctx ends an upload whose reader returns nothing.
 func TestBlockedReader(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartFake(t)

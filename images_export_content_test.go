@@ -59,7 +59,7 @@ func TestExportFailsAfterRetries(t *testing.T) {
 	}
 }
 
-// TestExportRefusesWrongContinuations has a server that answers the request for
+// TestExportRefusesWrongContinuations has a server that responds to the request for
 // the rest with something else.
 func TestExportRefusesWrongContinuations(t *testing.T) {
 	t.Parallel()

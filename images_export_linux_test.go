@@ -176,7 +176,7 @@ func TestExportToOnFullDisk(t *testing.T) {
 }
 
 // withoutPermission runs f without the privileges of root, if it has them. A
-// folder of mode 0o555 is read-only then.
+// directory of mode 0o555 is read-only then.
 func withoutPermission(f func() error) error {
 	ended := make(chan error)
 	go func() {

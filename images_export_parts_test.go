@@ -107,12 +107,12 @@ func TestExportToOverConnectionsResumes(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 4, cut.Fired())
 	require.Len(t, x.ranges(), 8)
-	require.Equal(t, 2*len(data)-4<<20, asked(t, x.ranges(), len(data)), "each goes on from where it was cut")
+	require.Equal(t, 2*len(data)-4<<20, asked(t, x.ranges(), len(data)), "each resumes where it broke")
 	testkit.RequireExported(t, dir, files, data)
 }
 
 // TestExportToOverConnectionsResumesInNextCall has the next call, with as many connections
-// or another number of them, go on from all that came.
+// or another number of them, resume all parts.
 func TestExportToOverConnectionsResumesInNextCall(t *testing.T) {
 	t.Parallel()
 	data := lxdtest.UnifiedImage("goes on", 8<<20)
@@ -128,7 +128,7 @@ func TestExportToOverConnectionsResumesInNextCall(t *testing.T) {
 			require.Empty(t, incomplete.Got)
 			require.Equal(t, []string{partialPath(dir, x.image)}, testkit.FilesIn(t, dir))
 			cut.Remove() // the first cut ended the transfer, before others perhaps
-			// The server may yet hear of requests that the first call gave up:
+			// The server may yet hear of requests that the first call abandoned:
 			// those of the second are counted on this side.
 			var mu sync.Mutex
 			var ranges []string

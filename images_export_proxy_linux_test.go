@@ -207,7 +207,7 @@ func TestExportFromRealDaemonsOnFullDisk(t *testing.T) {
 }
 
 // mountSmall mounts a file system of one megabyte, until the test ends or the
-// function that it gives is called. It needs root, as the real daemons do.
+// function that it returns is called. It needs root, as the real daemons do.
 func mountSmall(t *testing.T, dir string) (unmount func()) {
 	t.Helper()
 	require.NoError(t, syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"))

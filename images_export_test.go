@@ -50,7 +50,7 @@ type exportTest struct {
 	hop func(*http.Request, http.RoundTripper) (*http.Response, error)
 }
 
-// newExportTest gives a server that has an image, split where rootfs is given,
+// newExportTest returns a server that has an image, split if rootfs is not nil,
 // and a client of it with the given retry timeout.
 func newExportTest(t *testing.T, retryTimeout time.Duration, data, rootfs []byte) *exportTest {
 	t.Helper()
@@ -314,7 +314,7 @@ func TestExportCloseEndsRequest(t *testing.T) {
 	select {
 	case <-ended:
 	case <-time.After(exportWait):
-		t.Fatal("the request goes on")
+		t.Fatal("the request continues")
 	}
 	require.ErrorIs(t, <-read, net.ErrClosed)
 }

@@ -305,14 +305,14 @@ func TestExportToReplacesFilesOfItsName(t *testing.T) {
 	testkit.RequireExported(t, dir, again, metadata, rootfs)
 }
 
-// TestExportToOfSplitImageThatCannotBePublished has a folder, with something in
+// TestExportToOfSplitImageThatCannotBePublished has a directory, with something in
 // it, where one of the files is to be.
 func TestExportToOfSplitImageThatCannotBePublished(t *testing.T) {
 	t.Parallel()
 	metadata, rootfs := lxdtest.SplitImage("published", 64<<10)
 	for _, c := range []struct {
 		name    string
-		folder  string
+		blocked string
 		earlier string
 		kept    bool
 	}{
@@ -323,16 +323,16 @@ func TestExportToOfSplitImageThatCannotBePublished(t *testing.T) {
 			t.Parallel()
 			x := newExportTest(t, 0, metadata, rootfs)
 			dir := t.TempDir()
-			folder, earlier := filepath.Join(dir, c.folder), filepath.Join(dir, c.earlier)
-			require.NoError(t, os.MkdirAll(filepath.Join(folder, "something"), 0o700))
+			blocked, earlier := filepath.Join(dir, c.blocked), filepath.Join(dir, c.earlier)
+			require.NoError(t, os.MkdirAll(filepath.Join(blocked, "something"), 0o700))
 			require.NoError(t, os.WriteFile(earlier, []byte("earlier"), 0o600))
 			_, err := x.image.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Name: "web"})
 			require.Error(t, err)
 			if !c.kept {
-				require.Equal(t, []string{folder}, testkit.FilesIn(t, dir))
+				require.Equal(t, []string{blocked}, testkit.FilesIn(t, dir))
 				return
 			}
-			require.Equal(t, []string{folder, earlier}, testkit.FilesIn(t, dir))
+			require.Equal(t, []string{blocked, earlier}, testkit.FilesIn(t, dir))
 			got, err := os.ReadFile(earlier)
 			require.NoError(t, err)
 			require.Equal(t, "earlier", string(got))

@@ -21,7 +21,7 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// TestImportURLResumes cuts transfers that can go on, with and without ranges.
+// TestImportURLResumes breaks transfers that can be resumed, with and without ranges.
 func TestImportURLResumes(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {

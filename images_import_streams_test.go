@@ -156,7 +156,7 @@ func TestImportStreamsPlain(t *testing.T) {
 				}
 				requireSameImport(t, *first, *image)
 
-				// The server has it, and only gives it what is asked for.
+				// The server has it, and only the options are applied.
 				opts.Properties, opts.Wait = map[string]string{"again": "yes"}, true
 				again, err := target.client.Images.CreateFromSimplestreams(t.Context(), source.URL, ref, opts)
 				require.NoError(t, err, "%s %s", via, ref)

@@ -23,17 +23,17 @@ import (
 func TestKindOfFailureStays(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		answer := `{"type":"sync","metadata":{}}`
+		body := `{"type":"sync","metadata":{}}`
 		switch {
 		case r.Method == http.MethodPost:
 			w.WriteHeader(http.StatusAccepted)
-			answer = `{"type":"async","metadata":{"id":"op1","status_code":103}}`
+			body = `{"type":"async","metadata":{"id":"op1","status_code":103}}`
 		case r.URL.Path == "/1.0/operations/op1/wait":
-			answer = `{"type":"error","error":"Instance not found","error_code":404}`
+			body = `{"type":"error","error":"Instance not found","error_code":404}`
 		case r.URL.Path == "/1.0/operations/op1":
-			answer = `{"type":"sync","metadata":{"id":"op1","status_code":400,"err":"Instance not found"}}`
+			body = `{"type":"sync","metadata":{"id":"op1","status_code":400,"err":"Instance not found"}}`
 		}
-		_, _ = io.WriteString(w, answer)
+		_, _ = io.WriteString(w, body)
 	}))
 	t.Cleanup(server.Close)
 	client := testkit.NewClient(t, "unix:///dialed", &lxd.Options{Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {

@@ -18,7 +18,7 @@ import (
 )
 
 // TestOneConnection counts what the server accepts. Time stands still in the
-// bubble: net/http gives up a connection whose request it has not seen the end
+// bubble: net/http closes a connection whose request it has not seen the end
 // of for 50 ms, which a loaded machine may need.
 func TestOneConnection(t *testing.T) {
 	for _, endpoint := range []string{"unix:///lxd", "https://lxd"} {

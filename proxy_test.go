@@ -27,7 +27,7 @@ type testProxy struct {
 	net.Listener
 	socks bool
 	auth  string // user:password that it wants, "" for none
-	code  int    // that it answers CONNECT with, 0 for 200
+	code  int    // the response to CONNECT; 0 means 200
 
 	work    sync.WaitGroup
 	mu      sync.Mutex

@@ -565,7 +565,7 @@ func TestResponsesAreClosed(t *testing.T) {
 	require.Eventually(t, func() bool { return seen.Load() == before+1 && open.Load() == 0 }, 5*time.Second, time.Millisecond)
 }
 
-// TestMetadataIsBounded feeds answers without an end, each of a shape that
+// TestMetadataIsBounded sends responses without an end, each of a shape that
 // decodes, and looks at the memory.
 func TestMetadataIsBounded(t *testing.T) {
 	var sent atomic.Int64

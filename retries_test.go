@@ -26,7 +26,7 @@ import (
 // retryCase is a server in a bubble that has one image, with a client of it.
 type retryCase struct {
 	*lxdtest.Server
-	ctx         context.Context //nolint:containedctx // of the calls; it ends what would go on for ever
+	ctx         context.Context //nolint:containedctx // of the calls; it ends what would never end
 	client      *lxd.Client
 	data        []byte
 	image       *lxd.Image

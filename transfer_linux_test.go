@@ -58,7 +58,7 @@ func (t *traffic) note(list *[]int, n int) {
 	*list = append(*list, n)
 }
 
-// take gives what was noted, and forgets it.
+// take returns what was recorded, and forgets it.
 func (t *traffic) take() (reads, writes []int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -230,7 +230,7 @@ func (g *gate) Write(b []byte) (int, error) {
 }
 
 // TestFileThatChangesWhileItIsSent stops an upload in the middle, changes the
-// file, and lets it go on.
+// file, and lets it continue.
 func TestFileThatChangesWhileItIsSent(t *testing.T) {
 	t.Parallel()
 	const size = 6 << 20

@@ -31,7 +31,7 @@ const envSeed = "LXD_TEST_SEED"
 const killSize = 16 << 20
 
 // TestKill kills real daemons in the middle of each transfer, starts them
-// again, and compares the client's answer with what the daemon has.
+// again, and compares what the client returned with what the daemon has.
 func TestKill(t *testing.T) {
 	lxds, incuses, err := testdaemon.FromEnv()
 	require.NoError(t, err)
@@ -64,7 +64,7 @@ type killing struct {
 	name string
 	// within is how long after its beginning the daemon is killed at most.
 	within time.Duration
-	// begin prepares the transfer, and gives it and the fingerprint of its
+	// begin prepares the transfer, and returns it and the fingerprint of its
 	// image.
 	begin func(t *testing.T, d *testdaemon.Daemon, c *lxd.Client) (run func(context.Context) error, fingerprint string)
 	// there says that the image was there before.
