@@ -34,10 +34,15 @@ func imageIfUploaded(image *Image, err error) (*Image, error) {
 
 // checkSupported returns an error if the server would ignore a part of the spec.
 func (s *imageSpec) checkSupported(server *Server) error {
-	if len(s.Profiles) > 0 && !slices.Equal(s.Profiles, []string{"default"}) {
+	if s.setsProfiles() {
 		return server.need("set the profiles of an image", "image_profiles")
 	}
 	return nil
+}
+
+// setsProfiles reports whether the profiles differ from the servers' default.
+func (s *imageSpec) setsProfiles() bool {
+	return len(s.Profiles) > 0 && !slices.Equal(s.Profiles, []string{"default"})
 }
 
 // headers returns the headers of an upload that describe the image. They never

@@ -60,23 +60,17 @@ func (m *Images) CreateFromInstance(ctx context.Context, instance string, opts *
 		return nil, err
 	}
 	imp.server = func(ctx context.Context) (*Image, error) {
-		server, err := m.client.serverInfo(ctx, false)
-		if err != nil {
-			return nil, err
-		}
-		if err := imp.spec.checkSupported(server); err != nil {
-			return nil, err
-		}
 		for _, needed := range []struct {
 			set       bool
 			what      string
 			extension string
 		}{
+			{imp.spec.setsProfiles(), "set the profiles of an image", "image_profiles"},
 			{o.Compression != "", "choose the compression of an image", "image_compression_algorithm"},
 			{!o.ExpiresAt.IsZero(), "set the expiry of a published image", "images_expiry"},
 		} {
 			if needed.set {
-				if err := server.need(needed.what, needed.extension); err != nil {
+				if err := m.client.need(ctx, needed.what, needed.extension); err != nil {
 					return nil, err
 				}
 			}
