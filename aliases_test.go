@@ -14,7 +14,7 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// TestDotsAreNames: an alias of dots is no way to another path.
+// TestDotsAreNames: an alias of dots does not lead to another path.
 func TestDotsAreNames(t *testing.T) {
 	t.Parallel()
 	var got []string
@@ -194,8 +194,7 @@ func TestRenameAlias(t *testing.T) {
 	require.Equal(t, map[string]string{"c d": one.Fingerprint, "taken": two.Fingerprint}, f.Aliases())
 }
 
-// TestDeleteAliasWithALostResponse is done, though the alias is not found when
-// the request is sent again.
+// TestDeleteAliasWithALostResponse succeeds, although the repeated request gets a 404.
 func TestDeleteAliasWithALostResponse(t *testing.T) {
 	t.Parallel()
 	f := testkit.StartFake(t)
@@ -208,8 +207,8 @@ func TestDeleteAliasWithALostResponse(t *testing.T) {
 	require.ErrorIs(t, f.Client.Aliases.Delete(t.Context(), "name"), lxd.ErrNotFound)
 }
 
-// TestTakenAliases: an upload whose name is another image's sends no image, and
-// moves the name where that is asked for.
+// TestTakenAliases: an upload whose name is taken by another image sends nothing, or
+// moves the name with ReuseAliases.
 func TestTakenAliases(t *testing.T) {
 	t.Parallel()
 	f := testkit.StartFake(t)

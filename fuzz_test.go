@@ -48,7 +48,7 @@ type answer200 func(*http.Request) *http.Response
 func (f answer200) RoundTrip(req *http.Request) (*http.Response, error) { return f(req), nil }
 
 // FuzzEnvelope compares the reading of a response with what encoding/json makes of
-// it: an error is one whatever the HTTP status, and a success needs one of 2xx.
+// it: an error is an error with any HTTP status, and a success needs a status of 2xx.
 func FuzzEnvelope(f *testing.F) {
 	f.Add(`{"type":"sync","status":"Success","status_code":200,"metadata":{"a":1}}`, 200)
 	f.Add(`{"type":"error","error":"not found","error_code":404}`, 200)
@@ -77,7 +77,7 @@ func FuzzEnvelope(f *testing.F) {
 	})
 }
 
-// FuzzOperation reads operations: whatever they hold, they end only by their
+// FuzzOperation reads operations: whatever they contain, they end only by their
 // status code, and only 200 is a success.
 func FuzzOperation(f *testing.F) {
 	f.Add(`{"id":"a","class":"task","status":"Success","status_code":200,"metadata":{"fingerprint":"ab"}}`)

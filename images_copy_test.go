@@ -17,8 +17,8 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// TestCopyBetweenFamilies brings images from LXD to Incus and back, on lxdtest
-// and, where the environment names them, on real daemons.
+// TestCopyBetweenFamilies copies images from LXD to Incus and back, on lxdtest and, if
+// the environment names them, on real daemons.
 func TestCopyBetweenFamilies(t *testing.T) {
 	subjects := testkit.Subjects(t)
 	pairs := map[string][2]*testkit.Subject{"lxdtest": {subjects[0], subjects[2]}}
@@ -69,7 +69,7 @@ func twinClient(t *testing.T, s *testkit.Subject) *lxd.Client {
 	return twin.Client(t)
 }
 
-// TestCopyAuto takes the next way where one cannot be taken, and says why.
+// TestCopyAuto tries the next mode if one is not supported, and reports why.
 func TestCopyAuto(t *testing.T) {
 	source, target := testkit.StartFake(t), testkit.StartFake(t)
 	image := testkit.CopySource(t, source.Client, false)
@@ -92,8 +92,8 @@ func TestCopyAuto(t *testing.T) {
 	require.Empty(t, target.Tokens())
 }
 
-// TestPushTokenHasProperties keeps daemons alive: a push token whose properties
-// are null ends LXD 5.0.2 and Incus 6.0.4 when it is used.
+// TestPushTokenHasProperties: a push token whose properties
+// are null crashes LXD 5.0.2 and Incus 6.0.4 when it is used.
 func TestPushTokenHasProperties(t *testing.T) {
 	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60} {
 		source := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect, TLS: true}, nil)
@@ -118,7 +118,7 @@ func TestPushTokenHasProperties(t *testing.T) {
 	}
 }
 
-// TestFailedCopyLeavesNoToken ends the tokens of copies that fail in every way.
+// TestFailedCopyLeavesNoToken: the tokens of failed copies are revoked.
 func TestFailedCopyLeavesNoToken(t *testing.T) {
 	source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
 	target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
@@ -231,8 +231,8 @@ func TestEndedContextLeavesNoToken(t *testing.T) {
 	require.Less(t, time.Since(begin), 5*time.Second)
 }
 
-// TestEndedCopyDoesNotWaitForItsToken has the source not respond when a token is
-// to be ended.
+// TestEndedCopyDoesNotWaitForItsToken has a source that does not respond when a token
+// is revoked.
 func TestEndedCopyDoesNotWaitForItsToken(t *testing.T) {
 	t.Parallel()
 	source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
@@ -260,7 +260,7 @@ func TestEndedCopyDoesNotWaitForItsToken(t *testing.T) {
 	stalled.Release()
 }
 
-// TestCopyOfExistingImageReportsProgress once.
+// TestCopyOfExistingImageReportsProgress: one report.
 func TestCopyOfExistingImageReportsProgress(t *testing.T) {
 	t.Parallel()
 	source, target := testkit.StartFake(t), testkit.StartFake(t)
@@ -278,7 +278,7 @@ func TestCopyOfExistingImageReportsProgress(t *testing.T) {
 	require.Equal(t, image.Size, last.Total)
 }
 
-// TestCopyAutoFallsBack takes the next way when one fails on its way.
+// TestCopyAutoFallsBack tries the next mode if one fails after it has started.
 func TestCopyAutoFallsBack(t *testing.T) {
 	source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
 	target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
@@ -298,8 +298,8 @@ func TestCopyAutoFallsBack(t *testing.T) {
 	}
 }
 
-// TestMissingExtensions says which extension a server lacks, and never leaves a
-// parameter out.
+// TestMissingExtensions: the error names the extension that a server lacks; no
+// parameter is omitted silently.
 func TestMissingExtensions(t *testing.T) {
 	all := []string{"image_profiles", "image_source_project", "images_target_project", "images_push_relay", "image_force_refresh", "image_compression_algorithm", "images_expiry"}
 	old := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true, WithoutExtensions: all}, nil)
@@ -349,7 +349,7 @@ func TestCopyWithoutProfiles(t *testing.T) {
 }
 
 // TestCopyOfAnotherImage: the source sends other content than the image's, and
-// the target is not told what it should be.
+// the target does not get the fingerprint.
 func TestCopyOfAnotherImage(t *testing.T) {
 	t.Parallel()
 	source, target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil), testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
@@ -378,7 +378,7 @@ func TestCopyOfAnotherImage(t *testing.T) {
 		require.Equal(t, []string{fingerprint, other}, []string{mismatch.Want, mismatch.Got})
 		require.Empty(t, target.Images())
 	}
-	// A target that pulls another image than it was told to.
+	// A target that pulls another image than the requested one.
 	pulled := rewriting(t, target.Endpoint(), func(req *http.Request) {
 		if req.Method == http.MethodPost && req.URL.Path == "/1.0/images" {
 			body, err := io.ReadAll(req.Body)

@@ -52,7 +52,7 @@ type readFunc func([]byte) (int, error)
 
 func (f readFunc) Read(p []byte) (int, error) { return f(p) }
 
-// TestReaderThatBreaksIsNotAtItsEnd has a reader fail with what wraps io.EOF, as
+// TestReaderThatBreaksIsNotAtItsEnd has a reader fail with an error that wraps io.EOF, as
 // errors of net/http do.
 func TestReaderThatBreaksIsNotAtItsEnd(t *testing.T) {
 	t.Parallel()
@@ -104,7 +104,7 @@ func (l *lateReader) Seek(offset int64, whence int) (int64, error) {
 }
 
 // TestRetryWaitsForTheReader: a server refuses early while the client is in a
-// Read of the caller's reader, which the second sending must not disturb.
+// Read of the caller's reader, which the second attempt must not disturb.
 func TestRetryWaitsForTheReader(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -117,7 +117,7 @@ func TestRetryWaitsForTheReader(t *testing.T) {
 		data := lxdtest.UnifiedImage("late", 2<<20)
 		var once sync.Once
 		reader := &lateReader{t: t, r: bytes.NewReader(data), wait: func() {
-			// The first time, until all that the client does meanwhile is waiting.
+			// The first time, until the client only waits.
 			once.Do(func() { time.Sleep(time.Second) })
 		}}
 		image, err := client.Images.Create(t.Context(), reader, &lxd.CreateOptions{Wait: true})
@@ -128,7 +128,7 @@ func TestRetryWaitsForTheReader(t *testing.T) {
 }
 
 // TestContextEndsSlowReaders ends uploads while a reader that could be read
-// again blocks, in the sending and in the hash.
+// again blocks, while it is sent and while it is hashed.
 func TestContextEndsSlowReaders(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartFake(t)
@@ -164,8 +164,8 @@ func TestContextEndsSlowReaders(t *testing.T) {
 	}
 }
 
-// slowHash has whoever comes to its end last, most often the hash and not the
-// sending, wait there.
+// slowHash blocks the last Read at its end, usually that of the hash and not that of
+// the upload.
 type slowHash struct {
 	io.ReadSeeker
 	at   *bytes.Reader
@@ -200,7 +200,7 @@ func TestSplitImageHasTheSizeOfItsFiles(t *testing.T) {
 }
 
 // TestBusyServerKeepsUpload responds 429 to what sets the attributes after the
-// upload: the image is there, and a second call may set them.
+// upload: the image exists, and a second call can set them.
 func TestBusyServerKeepsUpload(t *testing.T) {
 	t.Parallel()
 	f := testkit.StartFakeWith(t, nil, &lxd.Options{RetryTimeout: -1})
@@ -227,8 +227,8 @@ func TestSameUploadWithAlias(t *testing.T) {
 	}
 }
 
-// TestWaitFailsAgain waits twice for an upload whose alias was taken meanwhile,
-// and once more when it is free.
+// TestWaitFailsAgain waits twice for an upload whose alias was taken in the
+// meantime, and once more when it is free.
 func TestWaitFailsAgain(t *testing.T) {
 	t.Parallel()
 	f := testkit.StartFake(t)
@@ -248,8 +248,8 @@ func TestWaitFailsAgain(t *testing.T) {
 	require.Empty(t, image.Aliases)
 }
 
-// watchedReader has no end, blocks once, and notes reads that end after the call
-// that it was given to.
+// watchedReader has no end, blocks once, and records reads that end after the call
+// has returned.
 type watchedReader struct {
 	blockAt  int // bytes after which a Read waits for goOn
 	goOn     chan struct{}
@@ -281,7 +281,7 @@ func (r *watchedReader) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// heldConn is a client's connection that hands on a refusal only when it may.
+// heldConn is a client's connection that delays a refusal until it is released.
 type heldConn struct {
 	net.Conn
 	mayGoOn func() <-chan struct{}
@@ -296,8 +296,7 @@ func (c heldConn) Read(p []byte) (int, error) {
 }
 
 // TestCreateReadsNoMoreWhenItHasReturned has a server that refuses an upload in
-// the middle, while the reader is being read: what it has more is the next
-// caller's.
+// the middle, while the reader is being read: the rest of the reader must not be read.
 func TestCreateReadsNoMoreWhenItHasReturned(t *testing.T) {
 	t.Parallel()
 	s := lxdtest.NewServer(nil)
@@ -378,7 +377,7 @@ func TestDedupeObeysContext(t *testing.T) {
 	require.Empty(t, s.Requests())
 }
 
-// seekableReader has a megabyte.
+// seekableReader has one MiB.
 type seekableReader struct{ io.Reader }
 
 func (seekableReader) Seek(offset int64, whence int) (int64, error) {
@@ -405,9 +404,9 @@ func TestBlockedReader(t *testing.T) {
 	require.Empty(t, server.Images())
 }
 
-// TestUploadOfAnotherImage: the fingerprint that pins an upload is lost on the
-// way, so that the server verifies nothing. What it made then is not left
-// behind, and what was there before is.
+// TestUploadOfAnotherImage: the header with the fingerprint of an upload is
+// lost, so the server verifies nothing. The image that it creates is deleted, and one
+// that existed before is not.
 func TestUploadOfAnotherImage(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
@@ -446,7 +445,7 @@ func TestUploadOfAnotherImage(t *testing.T) {
 		}
 	}
 
-	// The server tells of an image that was there before.
+	// The server reports an image that existed before.
 	silent := false
 	began := regexp.MustCompile(`"created_at":"[^"]*"`)
 	lying := func(told string) *lxd.Client {
@@ -477,7 +476,7 @@ func TestUploadOfAnotherImage(t *testing.T) {
 			require.NoError(t, image.Delete(ctx, &lxd.DeleteOptions{Wait: true}))
 		}
 	}
-	// The server says that it has what was asked for, and was sent another.
+	// The server reports the requested image, but was sent another.
 	claimed := rewriting(t, s.Endpoint(), lost, func(req *http.Request, body []byte) []byte {
 		return bytes.ReplaceAll(body, []byte(fingerprint), []byte(oneFingerprint))
 	})
@@ -488,11 +487,11 @@ func TestUploadOfAnotherImage(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, made.Delete(ctx, &lxd.DeleteOptions{Wait: true}))
 
-	// Nothing pins it, and what is told is no fingerprint.
+	// No fingerprint is required, and the reported one is invalid.
 	_, err = lying("1a1a").Images.Create(ctx, bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
 	require.ErrorIs(t, err, lxd.ErrBadResponse)
 
-	// The upload has failed since the content is there; what is told is another.
+	// The upload has failed as the content exists; the reported image is another.
 	_, err = lying(before).Images.Create(ctx, bytes.NewReader(data), &lxd.CreateOptions{Verify: true, Wait: true})
 	mismatch := testkit.ErrOf[*lxd.FingerprintError](t, err)
 	require.Equal(t, []string{fingerprint, before}, []string{mismatch.Want, mismatch.Got})

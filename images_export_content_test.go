@@ -100,7 +100,7 @@ func TestExportRefusesWrongContinuations(t *testing.T) {
 }
 
 // TestExportOfImageThatIsReplaced has another image take over the alias, and the
-// first deleted, between a cut and the request for the rest.
+// first deleted, between a break and the request for the rest.
 func TestExportOfImageThatIsReplaced(t *testing.T) {
 	t.Parallel()
 	x := newExportTest(t, 0, lxdtest.UnifiedImage("first", 4<<20), nil)

@@ -38,8 +38,8 @@ func exportChild(t *testing.T, image *lxd.Image, dir string, connections int, fi
 	return cmd
 }
 
-// TestExportToChild is what a child process of the other tests does. By itself
-// it sees that there is nothing to do.
+// TestExportToChild is what a child process of the other tests does. If
+// the variable is not set, it does nothing.
 func TestExportToChild(t *testing.T) {
 	endpoint := os.Getenv(envExportEndpoint)
 	if endpoint == "" {
@@ -113,7 +113,7 @@ func TestExportToResumesInNextProcess(t *testing.T) {
 }
 
 // TestExportToOverConnectionsResumesInNextProcess kills one while each of its
-// connections has brought as much.
+// connections has received the same amount.
 func TestExportToOverConnectionsResumesInNextProcess(t *testing.T) {
 	t.Parallel()
 	const connections, each = 3, 1 << 20
@@ -136,8 +136,8 @@ func TestExportToOverConnectionsResumesInNextProcess(t *testing.T) {
 	require.LessOrEqual(t, asked(t, x.ranges(), len(x.data)), len(x.data)-connections*each, "all that came is of use")
 }
 
-// TestExportToOverConnectionsKeepsBeginning has no room for the state of the
-// parts, behind what another call had fetched.
+// TestExportToOverConnectionsKeepsBeginning has no space for the state of the parts,
+// after what another call has downloaded.
 func TestExportToOverConnectionsKeepsBeginning(t *testing.T) {
 	t.Parallel()
 	const room = 1<<20 + 1000
@@ -238,7 +238,7 @@ func TestExportToCannotReplace(t *testing.T) {
 	}
 }
 
-// TestExportToReservesRoom looks at the partial file when a quarter has come.
+// TestExportToReservesRoom looks at the partial file after a quarter of the content.
 func TestExportToReservesRoom(t *testing.T) {
 	t.Parallel()
 	const size, came = 4 << 20, 1 << 20
@@ -273,7 +273,7 @@ func TestExportToReservesRoom(t *testing.T) {
 	}
 }
 
-// canReserve says whether the file system of temporary files reserves room.
+// canReserve reports whether the file system of temporary files reserves space.
 func canReserve(t *testing.T) bool {
 	t.Helper()
 	f, err := os.Create(filepath.Join(t.TempDir(), "file"))

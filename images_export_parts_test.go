@@ -20,7 +20,7 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// asked is how many bytes of an image of that size some ranges are.
+// asked returns how many bytes of an image of that size the ranges cover.
 func asked(t *testing.T, ranges []string, size int) (bytes int) {
 	t.Helper()
 	for _, r := range ranges {

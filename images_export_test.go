@@ -171,7 +171,7 @@ func TestExportReturnsErrorOfWriter(t *testing.T) {
 	require.NotErrorIs(t, err, io.EOF)
 }
 
-// fullWriter has room for some bytes.
+// fullWriter fails after some bytes.
 type fullWriter struct {
 	room int
 	err  error
@@ -286,8 +286,8 @@ func TestExportClosedByAnotherGoroutine(t *testing.T) {
 	}
 }
 
-// TestExportCloseEndsRequest closes while the export asks for the rest after a
-// cut.
+// TestExportCloseEndsRequest closes while the export requests the rest after a
+// break.
 func TestExportCloseEndsRequest(t *testing.T) {
 	t.Parallel()
 	x := newExportTest(t, 0, lxdtest.UnifiedImage("request", 2<<20), nil)
@@ -319,7 +319,7 @@ func TestExportCloseEndsRequest(t *testing.T) {
 	require.ErrorIs(t, <-read, net.ErrClosed)
 }
 
-// TestCloseWithinProgress closes what is reported on.
+// TestCloseWithinProgress closes the Export from its Progress.
 func TestCloseWithinProgress(t *testing.T) {
 	t.Parallel()
 	data := lxdtest.UnifiedImage("within", 1<<20)

@@ -127,7 +127,7 @@ func TestExportToResumesPartialFile(t *testing.T) {
 }
 
 // TestExportToAndWrongContinuations is about a partial file of an
-// earlier call. TestExportRefusesWrongContinuations has the cuts within one.
+// earlier call. TestExportRefusesWrongContinuations has the breaks within one.
 func TestExportToAndWrongContinuations(t *testing.T) {
 	t.Parallel()
 	data := lxdtest.UnifiedImage("wrong", 2<<20)
@@ -265,7 +265,7 @@ func TestExportToWaitsUnderItsContext(t *testing.T) {
 	}
 }
 
-// TestExportToOfSplitImageReplacesRest has what a process left that was killed.
+// TestExportToOfSplitImageReplacesRest has the files of a process that was killed.
 func TestExportToOfSplitImageReplacesRest(t *testing.T) {
 	t.Parallel()
 	metadata, rootfs := lxdtest.SplitImage("rest", 1<<20)
@@ -278,7 +278,7 @@ func TestExportToOfSplitImageReplacesRest(t *testing.T) {
 	testkit.RequireExported(t, dir, files, metadata, rootfs)
 }
 
-// TestExportToReplacesFilesOfItsName has two images that are given one name.
+// TestExportToReplacesFilesOfItsName exports two images with one name.
 func TestExportToReplacesFilesOfItsName(t *testing.T) {
 	t.Parallel()
 	metadata, rootfs := lxdtest.SplitImage("first", 64<<10)
@@ -306,7 +306,7 @@ func TestExportToReplacesFilesOfItsName(t *testing.T) {
 }
 
 // TestExportToOfSplitImageThatCannotBePublished has a directory, with something in
-// it, where one of the files is to be.
+// it, at the path of one of the files.
 func TestExportToOfSplitImageThatCannotBePublished(t *testing.T) {
 	t.Parallel()
 	metadata, rootfs := lxdtest.SplitImage("published", 64<<10)
@@ -354,8 +354,8 @@ func TestExportToMissingDirectory(t *testing.T) {
 	require.Empty(t, x.Requests())
 }
 
-// TestExportToRefusesAnotherLength has a server that announces, or sends, another
-// length than the image's.
+// TestExportToRefusesAnotherLength has a server whose Content-Length, or content, has
+// not the image's length.
 func TestExportToRefusesAnotherLength(t *testing.T) {
 	t.Parallel()
 	data := lxdtest.UnifiedImage("length", 1<<20)

@@ -55,7 +55,7 @@ func TestExportToFollowsNoLink(t *testing.T) {
 	}
 }
 
-// TestExportToReturnsErrorOfContext has one that was cancelled for a reason.
+// TestExportToReturnsErrorOfContext has a context that was cancelled with a cause.
 func TestExportToReturnsErrorOfContext(t *testing.T) {
 	t.Parallel()
 	x := newExportTest(t, 0, lxdtest.UnifiedImage("cause", 1<<20), nil)
@@ -102,8 +102,8 @@ func TestExportToReturnsErrorOfContext(t *testing.T) {
 	}
 }
 
-// TestExportToTrustsOnlyOwnFiles has files that another user can write to where
-// the image's are to be, and keeps such a file open.
+// TestExportToTrustsOnlyOwnFiles has files that another user can write to at the
+// paths of the image's files, and keeps such a file open.
 func TestExportToTrustsOnlyOwnFiles(t *testing.T) {
 	t.Parallel()
 	data := lxdtest.UnifiedImage("own", 1<<20)

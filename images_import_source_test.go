@@ -176,8 +176,8 @@ func TestImportKeepsSecrets(t *testing.T) {
 	})
 }
 
-// TestContextEndsAnImport ends the context when the source asks to come again
-// later: before the waiting, and within it.
+// TestContextEndsAnImport ends the context when the source sends a Retry-After: before
+// the pause, and within it.
 func TestContextEndsAnImport(t *testing.T) {
 	t.Parallel()
 	target := importFake(t, lxdtest.LXD69, nil)

@@ -65,7 +65,7 @@ func (target *importTarget) streamsFrom(s *streamstest.Server) *lxd.CreateFromSi
 }
 
 // TestImportStreamsByServerAndByClient has the server and the client import the same
-// images, and compares what comes of it.
+// images, and compares the results.
 func TestImportStreamsByServerAndByClient(t *testing.T) {
 	t.Parallel()
 	onImportTargets(t, func(t *testing.T, target *importTarget) {
@@ -125,8 +125,8 @@ func requireSameImport(t *testing.T, server, client lxd.Image) {
 	require.True(t, server.ExpiresAt.Equal(client.ExpiresAt), "%v %v", server.ExpiresAt, client.ExpiresAt)
 }
 
-// TestImportStreamsPlain compares imports without any option, by every way to
-// name an image.
+// TestImportStreamsPlain compares imports without any option, by each kind of name of
+// an image.
 func TestImportStreamsPlain(t *testing.T) {
 	t.Parallel()
 	onImportTargets(t, func(t *testing.T, target *importTarget) {
@@ -168,8 +168,7 @@ func TestImportStreamsPlain(t *testing.T) {
 	})
 }
 
-// TestImportStreamsOfTheOtherFamily takes a tree that the server does not see
-// anything in.
+// TestImportStreamsOfTheOtherFamily uses a tree that has no image for the server.
 func TestImportStreamsOfTheOtherFamily(t *testing.T) {
 	t.Parallel()
 	onImportTargets(t, func(t *testing.T, target *importTarget) {
@@ -311,7 +310,7 @@ func TestImportStreamsStalls(t *testing.T) {
 	})
 }
 
-// TestImportStreamsInsecure is refused by the client unless it is allowed.
+// TestImportStreamsInsecure: the client refuses http unless it is allowed.
 func TestImportStreamsInsecure(t *testing.T) {
 	t.Parallel()
 	target := importFake(t, lxdtest.LXD50, nil)
@@ -322,8 +321,8 @@ func TestImportStreamsInsecure(t *testing.T) {
 	require.Empty(t, source.Requests())
 }
 
-// TestImportStreamsAutoUpdate is kept by servers that fetch, and refused where
-// it could not be.
+// TestImportStreamsAutoUpdate: AutoUpdate is set if the server fetches the image, and
+// otherwise refused.
 func TestImportStreamsAutoUpdate(t *testing.T) {
 	t.Parallel()
 	onImportTargets(t, func(t *testing.T, target *importTarget) {
@@ -370,8 +369,8 @@ func TestImportStreamsAutoUpdate(t *testing.T) {
 	})
 }
 
-// TestImportStreamsWhoseOperationIsForgotten has the server forget what became of the import:
-// the source tells what it must have been.
+// TestImportStreamsWhoseOperationIsForgotten has the server forget the operation of an
+// import: the source determines the fingerprint.
 func TestImportStreamsWhoseOperationIsForgotten(t *testing.T) {
 	t.Parallel()
 	for _, aliases := range [][]lxd.Alias{nil, {{Name: "local"}}} {
@@ -385,7 +384,7 @@ func TestImportStreamsWhoseOperationIsForgotten(t *testing.T) {
 		require.Equal(t, "Unified", image.Properties["os"])
 		require.Equal(t, len(aliases), len(image.Aliases))
 
-		// Nothing tells here: the server is another, and the source gone.
+		// Nothing determines it here: the server is another, and the source does not exist.
 		reached := make(chan struct{})
 		source.Fault("images/vm/20240101/rootfs.disk-kvm.img", func(s *streamstest.Server, next http.Handler) http.Handler {
 			close(reached)

@@ -48,15 +48,15 @@ func imageOf(t *testing.T, f *testkit.Fake) *lxd.Image {
 }
 
 // requireEarlier returns when a token is older than what a response may take:
-// one that is not cannot be told from one that is lost now.
+// one that is not cannot be distinguished from one that is lost now.
 func requireEarlier(t *testing.T, secret *lxd.Secret) {
 	t.Helper()
 	created := secret.Operation().Status().CreatedAt
 	require.Eventually(t, func() bool { return time.Since(created) > time.Second/2 }, patience, tick)
 }
 
-// loser is a proxy before a daemon's socket which loses the response of those
-// requests that it is told to. The daemon has done what they asked for.
+// loser is a proxy before a daemon's socket which loses the responses of selected
+// requests. The daemon has processed them.
 type loser struct {
 	endpoint string
 	lose     atomic.Pointer[func(*http.Request) bool]
@@ -118,9 +118,9 @@ func socketOf(s *testkit.Subject) string {
 	return s.Real.Socket
 }
 
-// TestLostTokens loses the responses that carry tokens, and those of ending
-// them, on the way from lxdtest and from real daemons. No token of the client's
-// own stays, and none of another program goes.
+// TestLostTokens loses the responses with tokens, and those of revoking them, of
+// lxdtest and of real daemons. No token of the client remains, and none of another
+// program is revoked.
 func TestLostTokens(t *testing.T) {
 	for _, s := range testkit.Subjects(t) {
 		direct, twin := s.Client(t), s.Twin.Client(t)
@@ -178,7 +178,7 @@ func TestLostTokens(t *testing.T) {
 	}
 }
 
-// TestRevokingATokenIsRetried has the ending of a token fail in every way that passes.
+// TestRevokingATokenIsRetried has revoking a token fail with each transient error.
 func TestRevokingATokenIsRetried(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]lxdtest.Fault{
@@ -222,8 +222,8 @@ func TestRevokingATokenIsRetried(t *testing.T) {
 	require.Empty(t, source.Tokens())
 }
 
-// TestTokenOutlivesAWait has a Wait given up while the other server has not used
-// the token yet. The next Wait completes the copy; the token is gone then.
+// TestTokenOutlivesAWait has a Wait cancelled before the other server has used the
+// token. The next Wait completes the copy; then no token remains.
 func TestTokenOutlivesAWait(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush} {
@@ -231,7 +231,7 @@ func TestTokenOutlivesAWait(t *testing.T) {
 			source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
 			target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
 			image := imageOf(t, source)
-			// Who holds the token, and who works with it.
+			// The server of the token, and the one that uses it.
 			holder, worker := source, target
 			if mode == lxd.CopyPush {
 				holder, worker = target, source
@@ -261,8 +261,8 @@ func TestTokenOutlivesAWait(t *testing.T) {
 	}
 }
 
-// TestTokenOfAnEndedCopy leaves no token where nobody can wait for the copy any
-// more, or the server has forgotten it.
+// TestTokenOfAnEndedCopy: no token remains if nobody can wait for the copy any more, or
+// the server has forgotten it.
 func TestTokenOfAnEndedCopy(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush} {
@@ -296,9 +296,9 @@ func TestTokenOfAnEndedCopy(t *testing.T) {
 	}
 }
 
-// TestForeignTokensStay has other programs make tokens for the same image while
-// a response is lost: they are not ended, and what is lost is found once they
-// are used.
+// TestForeignTokensStay has other programs create tokens for the same image while a
+// response is lost: they are not revoked, and the lost one is found once they are
+// used.
 func TestForeignTokensStay(t *testing.T) {
 	t.Parallel()
 	for _, used := range []bool{true, false} {
@@ -359,7 +359,7 @@ func TestForeignTokensStay(t *testing.T) {
 	}
 }
 
-// TestTokenOfAnotherKindStays has another program make a token to upload the
+// TestTokenOfAnotherKindStays has another program create a token to upload the
 // image while one to read it is lost.
 func TestTokenOfAnotherKindStays(t *testing.T) {
 	t.Parallel()
@@ -396,7 +396,7 @@ func TestTokenOfAnotherKindStays(t *testing.T) {
 // tokenUse is how long another program takes to use its token.
 const tokenUse = 300 * time.Millisecond
 
-// TestOwnTokensStay has a client make many tokens at once, one of which is lost.
+// TestOwnTokensStay has a client create many tokens at once, one of which is lost.
 func TestOwnTokensStay(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartFake(t)
@@ -425,8 +425,8 @@ func TestOwnTokensStay(t *testing.T) {
 	}
 }
 
-// TestTokenThatCannotBeRevoked is given up once: a copy ends its token in more
-// places than one, and must not wait in each.
+// TestTokenThatCannotBeRevoked: a copy revokes its token in more than one place, and
+// must wait only once.
 func TestTokenThatCannotBeRevoked(t *testing.T) {
 	t.Parallel()
 	source, target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil), testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)

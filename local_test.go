@@ -57,7 +57,7 @@ func TestLocalDaemon(t *testing.T) {
 }
 
 // TestLocalDaemonStaysTheSame does not change from one daemon to another, when
-// its socket may not be used, or is away for a moment.
+// its socket may not be used, or is missing for a moment.
 func TestLocalDaemonStaysTheSame(t *testing.T) {
 	for _, name := range []string{"LXD_SOCKET", "LXD_DIR", "INCUS_SOCKET", "INCUS_DIR"} {
 		t.Setenv(name, "")

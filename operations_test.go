@@ -18,8 +18,8 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// TestKindOfFailureStays has a daemon that tells the kind of a failure when it
-// is waited for, and not in the operation, as Incus 6.0.4 does.
+// TestKindOfFailureStays has a daemon that reports the kind of a failure in the
+// response to the wait, and not in the operation, as Incus 6.0.4 does.
 func TestKindOfFailureStays(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -49,8 +49,8 @@ func TestKindOfFailureStays(t *testing.T) {
 	require.ErrorIs(t, err, lxd.ErrNotFound)
 }
 
-// TestWaitWithLongRetryAfter asks a server that wants to be asked again tomorrow: that is an
-// error at once.
+// TestWaitWithLongRetryAfter has a server with a Retry-After of a day: the error is
+// returned at once.
 func TestWaitWithLongRetryAfter(t *testing.T) {
 	t.Parallel()
 	for _, pattern := range []string{"/1.0/operations/**", "/1.0/operations/*/wait"} {

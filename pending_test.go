@@ -15,8 +15,8 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// begun is an image whose upload the server has accepted, with an alias that it
-// gets when it is waited for.
+// begun returns an image whose upload the server has accepted, with an alias that
+// Image.Wait creates.
 func begun(t *testing.T, f *testkit.Fake, opts *lxd.CreateOptions) *lxd.Image {
 	t.Helper()
 	opts.Aliases = []lxd.Alias{{Name: testkit.Unique("pending")}}
@@ -62,7 +62,7 @@ func TestWaitFromSeveralGoroutines(t *testing.T) {
 	require.Equal(t, 1, asked("POST", "/aliases"), "the alias is given once")
 }
 
-// TestWaitReturnsAFailureAgain and does again what has failed.
+// TestWaitReturnsAFailureAgain: it also repeats the work that has failed.
 func TestWaitReturnsAFailureAgain(t *testing.T) {
 	t.Parallel()
 	f := testkit.StartFake(t)
@@ -83,8 +83,7 @@ func TestWaitReturnsAFailureAgain(t *testing.T) {
 	}
 }
 
-// TestWaitEndsWithItsContext also where another goroutine waits; that one goes
-// on.
+// TestWaitEndsWithItsContext: even if another goroutine waits, which continues.
 func TestWaitEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	f := testkit.StartFake(t)

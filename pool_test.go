@@ -81,7 +81,7 @@ func (c brittleConn) Write(b []byte) (int, error) {
 }
 
 // TestIdleConnectionBreaks sends a POST on a connection that broke while it was
-// idle: the server has seen nothing of it, so it is sent again.
+// idle: the server has not received it, so it is sent again.
 func TestIdleConnectionBreaks(t *testing.T) {
 	t.Parallel()
 	f := testkit.StartFake(t)

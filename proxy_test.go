@@ -22,7 +22,7 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// testProxy tunnels, over CONNECT or SOCKS5, whatever it is asked to.
+// testProxy tunnels every connection, over CONNECT or SOCKS5.
 type testProxy struct {
 	net.Listener
 	socks bool

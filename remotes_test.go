@@ -293,7 +293,7 @@ func TestRemoteWarnsOfAnExposedKey(t *testing.T) {
 	require.Contains(t, log.String(), "client.key")
 }
 
-// TestRemoteWithItsOwnClientCertificate is of Incus: clientcerts/<remote>.
+// TestRemoteWithItsOwnClientCertificate: Incus has clientcerts/<remote>.
 func TestRemoteWithItsOwnClientCertificate(t *testing.T) {
 	t.Parallel()
 	server, config := remoteServer(t, lxdtest.Options{Dialect: lxdtest.Incus60})
@@ -416,7 +416,7 @@ func TestRemoteByEnvironment(t *testing.T) {
 	require.NoError(t, client.Close())
 }
 
-// TestRemoteWithoutAddress must not be the local daemon.
+// TestRemoteWithoutAddress: it is not the local daemon.
 func TestRemoteWithoutAddress(t *testing.T) {
 	f := testkit.StartFake(t)
 	t.Setenv("LXD_SOCKET", f.Socket())

@@ -30,7 +30,7 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// textsOf is all that an error tells, with each error that it wraps.
+// textsOf returns all texts of an error, and of each error that it wraps.
 func textsOf(err error) []string {
 	var texts []string
 	for todo := []error{err}; len(todo) > 0; todo = todo[1:] {
@@ -48,7 +48,7 @@ func textsOf(err error) []string {
 	return texts
 }
 
-// parrot stands before a server and tells whoever asks all that it was sent.
+// parrot is a proxy before a server that repeats all that it was sent in its responses.
 type parrot struct {
 	next  http.RoundTripper
 	squad *squad
@@ -58,7 +58,7 @@ type parrot struct {
 // squad are the parrots of one test.
 type squad struct {
 	mu      sync.Mutex
-	manner  string // how they tell it; "" for not
+	manner  string // how they repeat it; "" for not at all
 	who     string // which of them does
 	begun   map[string]string
 	ended   map[string]bool // the tokens whose end was refused once, and then is not
@@ -72,7 +72,7 @@ func (s *squad) set(who, manner string) {
 	s.who, s.manner = who, manner
 }
 
-// manners are the ways of a parrot to tell.
+// manners are the kinds of response in which a parrot repeats secrets.
 var manners = []string{"refusal", "forbidden", "operation", "wait", "page", "redirect", "broken"}
 
 func (p *parrot) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -156,7 +156,7 @@ func passes(r *http.Request, body string) bool {
 	return r.Method == http.MethodGet && r.URL.Query().Get("secret") == "" && !strings.HasSuffix(r.URL.Path, "/export")
 }
 
-// words are all that a request holds, in the forms that a server may write it.
+// words returns all that a request contains, in the forms in which a server may write it.
 func (p *parrot) words(r *http.Request) (words, body string) {
 	parts := []string{strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")}
 	for _, values := range r.URL.Query() {
@@ -220,7 +220,7 @@ func (p *parrot) keep(secret string) {
 	p.squad.secrets = append(p.squad.secrets, secret)
 }
 
-// ear hears what is told.
+// ear collects what the client reports.
 type ear struct {
 	log     *recorder
 	texts   []string
@@ -231,7 +231,7 @@ func (e *ear) tell(texts ...string) { e.texts = append(e.texts, texts...) }
 
 func (e *ear) err(err error) { e.tell(textsOf(err)...) }
 
-// operation hears all that there is to an operation.
+// operation collects everything of an operation.
 func (e *ear) operation(t *testing.T, op *lxd.Operation) {
 	t.Helper()
 	if op == nil {
@@ -245,7 +245,7 @@ func (e *ear) operation(t *testing.T, op *lxd.Operation) {
 	e.tell(fmt.Sprintf("%+v", status), fmt.Sprintf("%+v", op.Status()))
 }
 
-// image hears what becomes of one.
+// image collects everything of an image.
 func (e *ear) image(t *testing.T, image *lxd.Image, err error) {
 	t.Helper()
 	e.err(err)
@@ -256,7 +256,7 @@ func (e *ear) image(t *testing.T, image *lxd.Image, err error) {
 	}
 }
 
-// check fails for each secret that was heard.
+// check fails for each secret that was reported.
 func (e *ear) check(t *testing.T) {
 	t.Helper()
 	require.NotEmpty(t, e.texts)
@@ -278,7 +278,7 @@ func (e *ear) logger() *slog.Logger {
 	return slog.New(slog.NewTextHandler(e.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
-// secretURL is a URL of which no secret must be told.
+// secretURL is a URL with secrets.
 func secretURL(t *testing.T, raw string) string {
 	t.Helper()
 	u, err := url.Parse(raw)
@@ -287,8 +287,8 @@ func secretURL(t *testing.T, raw string) string {
 	return u.String()
 }
 
-// TestSecretsInResponses has each server speak about each secret that it is
-// sent, in each of its ways to speak.
+// TestSecretsInResponses has each server repeat each secret that it is sent, in each
+// kind of response.
 func TestSecretsInResponses(t *testing.T) {
 	t.Parallel()
 	const bearer, password = "bearer-s3cr3t+/=", `password-s3cr3t "&%`
@@ -398,8 +398,8 @@ func TestSecretsInResponses(t *testing.T) {
 	}
 }
 
-// TestSecretsInErrorsOfSources has the server that an image is fetched from speak, and
-// the daemon that fetches it.
+// TestSecretsInErrorsOfSources has the server from which an image is fetched repeat
+// secrets, and the daemon that fetches it.
 func TestSecretsInErrorsOfSources(t *testing.T) {
 	t.Parallel()
 	ear := newEar()
@@ -490,7 +490,7 @@ func TestSecretsInErrorsOfSources(t *testing.T) {
 	ear.check(t)
 }
 
-// TestSecretsInErrorsOfProxies has a proxy speak about its user.
+// TestSecretsInErrorsOfProxies has a proxy repeat its user name and password.
 func TestSecretsInErrorsOfProxies(t *testing.T) {
 	t.Parallel()
 	ear := newEar()
@@ -541,7 +541,7 @@ func TestSecretsInErrorsOfProxies(t *testing.T) {
 	ear.check(t)
 }
 
-// TestSecretsInAddresses refuses addresses with secrets in them.
+// TestSecretsInAddresses: addresses with secrets are refused.
 func TestSecretsInAddresses(t *testing.T) {
 	t.Parallel()
 	ear := newEar()
@@ -576,8 +576,8 @@ func TestSecretsInAddresses(t *testing.T) {
 	ear.check(t)
 }
 
-// TestSecretsInEventConnections has the socket of the events tell the token: in a
-// refusal, and in its last words.
+// TestSecretsInEventConnections has the event connection repeat the token: in an error
+// response, and in its close message.
 func TestSecretsInEventConnections(t *testing.T) {
 	t.Parallel()
 	ear := newEar()
@@ -708,8 +708,8 @@ func TestSecretsAreHidden(t *testing.T) {
 }
 
 // TestSecretsInOperationEvents has events repeat what the request of an
-// operation held, the URL that its source announced, and what tokens and
-// connections are known by.
+// operation contained, the URL in its source's headers, and the secrets of tokens and
+// connections.
 func TestSecretsInOperationEvents(t *testing.T) {
 	t.Parallel()
 	imported := make(chan string, 1)

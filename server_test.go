@@ -16,7 +16,7 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// TestServerThatHidesItsExtensions: what a server does not tell, it does not lack.
+// TestServerThatHidesItsExtensions: an extension that a server hides is not missing.
 func TestServerThatHidesItsExtensions(t *testing.T) {
 	t.Parallel()
 	server := lxdtest.NewServer(&lxdtest.Options{Dialect: lxdtest.Incus60, TLS: true, HideFromUntrusted: true})
@@ -48,7 +48,7 @@ func TestServerThatHidesItsExtensions(t *testing.T) {
 	}
 }
 
-// untold makes a server one that tells its family to nobody.
+// untold makes a server hide its family.
 type untold struct{ next http.RoundTripper }
 
 func (u untold) RoundTrip(r *http.Request) (*http.Response, error) {

@@ -78,7 +78,7 @@ func fileOf(t *testing.T, data []byte) *os.File {
 }
 
 // TestKernelSendsFiles sees that what is in files does not pass through user
-// space on its way to a unix socket, whatever else is asked for, and that what
+// space on its way to a unix socket, with all other options, and that what
 // is not a file does.
 func TestKernelSendsFiles(t *testing.T) {
 	t.Parallel()

@@ -99,7 +99,7 @@ func TestJoinRefusesAnotherServer(t *testing.T) {
 		require.NotContains(t, r.Path, "certificates")
 	}
 
-	// A client that was told to trust the other one keeps the token, too.
+	// A client that trusts the other server does not send it the token either.
 	opts := testkit.Joiner(t)
 	opts.ServerCertificate = other.Certificate()
 	client := testkit.NewClient(t, other.URL(), opts)

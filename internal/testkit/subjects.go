@@ -132,7 +132,7 @@ func (s *Subject) AddInstance(t *testing.T) string {
 	return name
 }
 
-// RequireNoTokens fails where a token is left on a daemon.
+// RequireNoTokens fails if a token remains on a daemon.
 func RequireNoTokens(t *testing.T, s *Subject) {
 	t.Helper()
 	operations, err := s.Client(t).Operations(context.Background())

@@ -250,7 +250,7 @@ func (s *memorySource) dial(ctx context.Context, _, _ string) (net.Conn, error) 
 // fault is a row of the fault table.
 type fault struct {
 	name string
-	// of makes the fault for a transfer; ok is false where it has no meaning.
+	// of makes the fault for a transfer; ok is false if it does not apply.
 	of func(*transfer) (f lxdtest.Fault, ok bool)
 	// heal is when a lasting fault ends, 0 for never.
 	heal time.Duration
@@ -368,7 +368,7 @@ func (c *faultCase) struck(tr *transfer) *lxdtest.Server {
 	return c.from
 }
 
-// matchesPath holds a path against a pattern in which * is one segment.
+// matchesPath reports whether a path matches a pattern in which * is one segment.
 func matchesPath(pattern, path string) bool {
 	want, got := strings.Split(pattern, "/"), strings.Split(path, "/")
 	if len(want) != len(got) {
@@ -500,7 +500,7 @@ func (c *faultCase) requireSettled(tr *transfer, f *fault, err error) {
 		require.Equal(c.t, c.fingerprint, lxdtest.Fingerprint(files...))
 	}
 	for _, image := range images {
-		// Whatever the client was told, what is there is whole.
+		// Whatever the client returned, what exists is complete.
 		require.Equal(c.t, c.fingerprint, image.Fingerprint, "an image that nobody sent")
 	}
 	if tr.oneShot {
@@ -515,7 +515,7 @@ func (c *faultCase) requireSettled(tr *transfer, f *fault, err error) {
 }
 
 // TestFaults plays every fault that lxdtest has against every transfer, and
-// holds the outcomes against the table and its document.
+// compares the outcomes with the table and its document.
 func TestFaults(t *testing.T) {
 	outcomes := make(map[[2]string]string)
 	for _, f := range faults {
@@ -551,7 +551,7 @@ func TestFaults(t *testing.T) {
 }
 
 // TestContextEndsAPause ends the context while a call waits to try again after
-// a fault that stays: the error tells of the context and its cause.
+// a fault that persists: the error wraps the context's error and its cause.
 func TestContextEndsAPause(t *testing.T) {
 	const limit = time.Millisecond // no pause is as short, and all else takes no time in a bubble
 	for _, f := range []fault{

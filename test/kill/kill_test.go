@@ -148,7 +148,7 @@ var killings = []killing{
 	}},
 }
 
-// slowWriter takes what it is given in its own time.
+// slowWriter writes slowly.
 type slowWriter struct{}
 
 func (slowWriter) Write(p []byte) (int, error) {
@@ -186,7 +186,7 @@ func (k *killing) play(t *testing.T, d *testdaemon.Daemon, delay time.Duration) 
 		require.True(t, is, "a success without the image")
 	}
 	if is {
-		// Whatever the client was told, what is there is whole.
+		// Whatever the client returned, what exists is complete.
 		image, err := fresh.Images.Get(ctx, fingerprint)
 		require.NoError(t, err)
 		export, err := image.Export(ctx, nil)
