@@ -38,8 +38,8 @@ func exportChild(t *testing.T, image *lxd.Image, dir string, connections int, fi
 	return cmd
 }
 
-// TestExportToChild is what a child process of the other tests does. If
-// the variable is not set, it does nothing.
+// TestExportToChild is what a child process of the other tests runs. Without the
+// environment of a child it does nothing.
 func TestExportToChild(t *testing.T) {
 	endpoint := os.Getenv(envExportEndpoint)
 	if endpoint == "" {

@@ -23,10 +23,10 @@ type members struct {
 	checked map[string]bool // the addresses at which that server has responded
 }
 
-// identity is what tells a server, or a cluster, from another one.
+// identity distinguishes a server, or a cluster, from another one.
 type identity struct {
 	base     string
-	reported string // the fingerprint that GET /1.0 tells a trusted client
+	reported string // the fingerprint in the response to GET /1.0, for a trusted client
 	shown    string // the fingerprint of the certificate of the TLS connection
 }
 
