@@ -34,7 +34,7 @@ type CreateFromURLOptions struct {
 	// Profiles are the default profiles of instances created from the image
 	// (extension image_profiles). The default is "default".
 	Profiles []string
-	// Aliases are names for the image. Default: none.
+	// Aliases are names for the image. The default is none.
 	Aliases []Alias
 	// ReuseAliases moves aliases that point to other images to this one. By
 	// default such an alias is an error that matches ErrExists.
