@@ -128,7 +128,7 @@ func (m *Images) createdFingerprint(ctx context.Context, op *Operation, reported
 	return reported, nil
 }
 
-// deleteMismatch deletes an image that has not the wanted fingerprint, unless it
+// deleteMismatch deletes an image without the wanted fingerprint, unless it
 // existed before the operation, and returns a FingerprintError.
 func (m *Images) deleteMismatch(ctx context.Context, op *Operation, want, got string) error {
 	mismatch := &FingerprintError{Want: want, Got: got}

@@ -76,7 +76,7 @@ type ExportedFiles struct {
 // list determines who may write.) Whoever may write to the directory can still
 // replace files after they were verified: use one of your own.
 //
-// If the content has not the length of the image, the error is a
+// If the length of the content is not that of the image, the error is a
 // [*FingerprintError]; if the server sends the length in advance, nothing is
 // written. On Linux the space for a file is reserved before it is written, if the
 // file system supports that and the content comes over one connection: if there is

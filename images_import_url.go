@@ -71,9 +71,9 @@ type CreateFromURLOptions struct {
 // headers LXD-Image-Hash and LXD-Image-URL (for Incus: Incus-Image-Hash and
 // Incus-Image-URL). If the server cannot or may not (LXD 6.9 and later), or the URL
 // is a plain file or has only the other family's headers, the client streams it to
-// the server, in one pass. If the content has not the fingerprint of the headers or
-// of Fingerprint, the error is a [*FingerprintError]; for other errors of the source
-// it is a [*SourceError]. In neither case an image remains on the server.
+// the server, in one pass. If the content does not have the fingerprint in the
+// headers or in Fingerprint, the error is a [*FingerprintError]; for other errors of
+// the source it is a [*SourceError]. No image remains on the server then.
 //
 // If the server already has the image, the options are applied to it. If the image
 // was created but an alias was not, CreateFromURL returns both the Image and the

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"strconv"
 	"time"
 
@@ -86,9 +87,20 @@ func (o *Operation) Wait(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return o.interrupted(ctx)
 			}
+			if isServerError(err) {
+				return o.withheld(ctx, err)
+			}
 			return o.lost(err)
 		}
 	}
+}
+
+// isServerError reports whether err is a response that does not determine the
+// outcome: in a cluster one of status 500, while the member that works on an
+// operation does not respond (LXD 5.0.2, Incus 6.0.4 and 7.0.2).
+func isServerError(err error) bool {
+	var refused *Error
+	return errors.As(err, &refused) && refused.StatusCode >= http.StatusInternalServerError
 }
 
 // lost returns the error of a wait whose retries have failed.
@@ -96,16 +108,26 @@ func (o *Operation) lost(err error) error {
 	return fmt.Errorf("wait for operation %s, which may still be running: %w", o.id, err)
 }
 
+// withheld determines the outcome of an operation about which the server only
+// returns err.
+func (o *Operation) withheld(ctx context.Context, err error) error {
+	outcome := o.forgotten(ctx)
+	if errors.Is(outcome, ErrOutcomeUnknown) {
+		return fmt.Errorf("wait for operation %s, which may still be running: %w: %w", o.id, ErrOutcomeUnknown, err)
+	}
+	return outcome
+}
+
 // afterRefusal reads the operation after an error response to a wait. It returns
 // true and nil if the operation is running, true and an error if the server is
-// unavailable, and otherwise false and the outcome of the wait.
+// unavailable or does not know, and otherwise false and the outcome of the wait.
 func (o *Operation) afterRefusal(ctx context.Context, refused *Error) (running bool, err error) {
 	switch err := o.read(ctx, ""); {
 	case ctx.Err() != nil:
 		return false, o.interrupted(ctx)
 	case errors.Is(err, ErrNotFound):
 		return false, o.forgotten(ctx)
-	case errors.Is(err, ErrUnavailable):
+	case errors.Is(err, ErrUnavailable), isServerError(err):
 		return true, err
 	case err != nil:
 		return false, refused
