@@ -84,7 +84,7 @@ func TestDedupeObeysContext(t *testing.T) {
 	t.Cleanup(s.Close)
 	client := testkit.NewClient(t, s.Endpoint(), nil)
 	r := newWatchedReader(0)
-	defer close(r.goOn)
+	defer close(r.proceed)
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
 		<-r.blocked

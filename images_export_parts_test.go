@@ -194,7 +194,7 @@ func TestExportToOverConnectionsUnderFaults(t *testing.T) {
 			}
 		})
 	}
-	t.Run("ranges ignored after a cut", func(t *testing.T) {
+	t.Run("ranges ignored after a break", func(t *testing.T) {
 		t.Parallel()
 		x := newExportTest(t, 0, data, nil)
 		dir := t.TempDir()

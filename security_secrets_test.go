@@ -90,7 +90,7 @@ func (p *parrot) RoundTrip(r *http.Request) (*http.Response, error) {
 		s.spoken++
 	}
 	s.mu.Unlock()
-	answer := func(status int, header, value, body string) (*http.Response, error) {
+	respond := func(status int, header, value, body string) (*http.Response, error) {
 		if r.Body != nil {
 			_ = r.Body.Close()
 		}
@@ -111,29 +111,29 @@ func (p *parrot) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	switch {
 	case mine && r.Method == http.MethodDelete:
-		return answer(400, "X-A", "b", failure(400, words+before))
+		return respond(400, "X-A", "b", failure(400, words+before))
 	case mine && manner == "wait" && strings.HasSuffix(r.URL.Path, "/wait"):
-		return answer(200, "X-A", "b", failure(500, words+before))
+		return respond(200, "X-A", "b", failure(500, words+before))
 	case mine:
-		return answer(200, "X-A", "b", `{"type":"sync","metadata":`+state(id, 400, words+before)+`}`)
+		return respond(200, "X-A", "b", `{"type":"sync","metadata":`+state(id, 400, words+before)+`}`)
 	case !speaks:
 		return p.next.RoundTrip(r)
 	}
 	switch manner {
 	case "forbidden":
-		return answer(403, "X-LXD-OIDC-issuer", "https://provider", failure(403, words))
+		return respond(403, "X-LXD-OIDC-issuer", "https://provider", failure(403, words))
 	case "operation", "wait":
 		if r.Method == http.MethodPost && r.URL.Path != "/1.0/certificates" && r.URL.Path != "/1.0/image-registries" {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			id := fmt.Sprintf("00000000-0000-0000-0000-%012d", len(s.begun))
 			s.begun[id] = words
-			return answer(202, "X-A", "b", `{"type":"async","operation":"/1.0/operations/`+id+`","metadata":`+state(id, 103, words)+`}`)
+			return respond(202, "X-A", "b", `{"type":"async","operation":"/1.0/operations/`+id+`","metadata":`+state(id, 103, words)+`}`)
 		}
 	case "page":
-		return answer(200, "Content-Type", "text/html; of="+url.QueryEscape(words), "<html>"+words)
+		return respond(200, "Content-Type", "text/html; of="+url.QueryEscape(words), "<html>"+words)
 	case "redirect":
-		return answer(307, "Location", "https://user:"+url.QueryEscape(words)+"@elsewhere.invalid/?words="+url.QueryEscape(words), "")
+		return respond(307, "Location", "https://user:"+url.QueryEscape(words)+"@elsewhere.invalid/?words="+url.QueryEscape(words), "")
 	case "broken":
 		if r.Body != nil {
 			_ = r.Body.Close()
@@ -141,7 +141,7 @@ func (p *parrot) RoundTrip(r *http.Request) (*http.Response, error) {
 		// As a round tripper of the caller's that asks somebody else.
 		return nil, &url.Error{Op: "Post", URL: "https://collector.invalid/?key=own-s3cr3t", Err: errors.New(words)}
 	}
-	return answer(400, "X-A", "b", failure(400, words))
+	return respond(400, "X-A", "b", failure(400, words))
 }
 
 // passes says what reaches the server whatever the parrot is like: it tells no
@@ -494,7 +494,7 @@ func TestSecretsInErrorsOfSources(t *testing.T) {
 func TestSecretsInErrorsOfProxies(t *testing.T) {
 	t.Parallel()
 	ear := newEar()
-	for _, answer := range []string{"HTTP/1.1 407 %s %s %s\r\n\r\n", "%s %s %s\r\n\r\n"} {
+	for _, response := range []string{"HTTP/1.1 407 %s %s %s\r\n\r\n", "%s %s %s\r\n\r\n"} {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		require.NoError(t, err)
 		var work sync.WaitGroup
@@ -509,7 +509,7 @@ func TestSecretsInErrorsOfProxies(t *testing.T) {
 					given := strings.TrimPrefix(r.Header.Get("Proxy-Authorization"), "Basic ")
 					plain, _ := base64.StdEncoding.DecodeString(given)
 					user, password, _ := strings.Cut(string(plain), ":")
-					_, _ = fmt.Fprintf(conn, answer, user, url.QueryEscape(password), given)
+					_, _ = fmt.Fprintf(conn, response, user, url.QueryEscape(password), given)
 				}
 				_ = conn.Close()
 			}

@@ -66,7 +66,7 @@ func TestJoinTrustsTheServerOfTheToken(t *testing.T) {
 			require.True(t, info.Trusted)
 			testkit.Upload(t, client, nil)
 
-			t.Run("an own token again", func(t *testing.T) {
+			t.Run("its own token again", func(t *testing.T) {
 				// The server trusts the certificate: the token is not needed.
 				again, err := lxd.Join(t.Context(), token, opts)
 				require.NoError(t, err)

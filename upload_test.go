@@ -92,13 +92,13 @@ func TestContextEndsSlowReaders(t *testing.T) {
 		for _, opts := range []*lxd.CreateOptions{nil, {Wait: true, Verify: true}} {
 			ctx, cancel := context.WithCancelCause(t.Context())
 			stop := errors.New("enough")
-			goOn := make(chan struct{})
+			proceed := make(chan struct{})
 			ended := make(chan error, 1)
 			go func() {
 				var once sync.Once
 				_, err := server.Client.Images.Create(ctx, reader(func() {
 					once.Do(func() { cancel(stop) })
-					<-goOn
+					<-proceed
 				}), opts)
 				ended <- err
 			}()
@@ -109,7 +109,7 @@ func TestContextEndsSlowReaders(t *testing.T) {
 			case <-time.After(5 * time.Second):
 				t.Errorf("%s: the context does not end it", name)
 			}
-			close(goOn)
+			close(proceed)
 		}
 	}
 }
@@ -190,8 +190,8 @@ func TestWaitFailsAgain(t *testing.T) {
 // watchedReader has no end, blocks once, and records reads that end after the call
 // has returned.
 type watchedReader struct {
-	blockAt  int // bytes after which a Read waits for goOn
-	goOn     chan struct{}
+	blockAt  int // bytes after which a Read waits for proceed
+	proceed  chan struct{}
 	blocked  chan struct{} // closed when it does
 	wentOn   chan struct{} // closed at the end of that Read
 	read     atomic.Int64
@@ -200,7 +200,7 @@ type watchedReader struct {
 }
 
 func newWatchedReader(blockAt int) *watchedReader {
-	return &watchedReader{blockAt: blockAt, goOn: make(chan struct{}), blocked: make(chan struct{}), wentOn: make(chan struct{})}
+	return &watchedReader{blockAt: blockAt, proceed: make(chan struct{}), blocked: make(chan struct{}), wentOn: make(chan struct{})}
 }
 
 func (r *watchedReader) Read(p []byte) (int, error) {
@@ -210,7 +210,7 @@ func (r *watchedReader) Read(p []byte) (int, error) {
 	default:
 		if before >= int64(r.blockAt) {
 			close(r.blocked)
-			<-r.goOn
+			<-r.proceed
 			defer close(r.wentOn)
 		}
 	}
@@ -265,7 +265,7 @@ func TestCreateReadsNoMoreWhenItHasReturned(t *testing.T) {
 		go func() {
 			<-refused
 			// So much later a call that does not wait has returned.
-			time.AfterFunc(300*time.Millisecond, func() { close(r.goOn) })
+			time.AfterFunc(300*time.Millisecond, func() { close(r.proceed) })
 		}()
 		_, err := client.Images.Create(t.Context(), r, &lxd.CreateOptions{Size: size})
 		r.returned.Store(true)
@@ -279,7 +279,7 @@ func TestCreateReadsNoMoreWhenItHasReturned(t *testing.T) {
 	// A Read that does not end is left alone when the context has ended.
 	r := newWatchedReader(1 << 20)
 	current.Store(r)
-	defer close(r.goOn)
+	defer close(r.proceed)
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
 		<-refused
