@@ -118,7 +118,6 @@ func (c *Client) Events(ctx context.Context, opts *EventsOptions) iter.Seq2[Even
 				return
 			}
 			if errors.Is(err, ErrUnavailable) && retry.Transient(err) && !c.t.conns.isClosed() {
-				c.t.members.leave(req.base)
 				if err = retries.Pause(ctx, err); err == nil {
 					continue
 				}

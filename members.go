@@ -1,11 +1,11 @@
 package lxd
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"sync"
 
 	"github.com/golxd/lxd/internal/wire"
@@ -64,13 +64,16 @@ func (m *members) isChecked(base string) bool {
 func (m *members) check(is *identity) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	switch k := m.known; {
-	case k == nil:
+	if m.known == nil {
 		m.known = is
-	case k.reported != "" && is.reported != "" && k.reported != is.reported,
-		(k.reported == "" || is.reported == "") && k.shown != is.shown:
-		return fmt.Errorf("%s and %s are not addresses of one server: %w", k.base, is.base,
-			&PinError{Want: cmp.Or(k.reported, k.shown), Got: cmp.Or(is.reported, is.shown)})
+	}
+	k := m.known
+	want, got := k.reported, is.reported
+	if want == "" || got == "" {
+		want, got = k.shown, is.shown
+	}
+	if want == "" || want != got {
+		return fmt.Errorf("%s and %s are not known to be addresses of one server: %w", k.base, is.base, &PinError{Want: want, Got: got})
 	}
 	m.checked[is.base] = true
 	return nil
@@ -95,11 +98,12 @@ func (t *transport) address(ctx context.Context) (string, error) {
 	if _, err := t.readResponse(ctx, req, res, &server); err != nil {
 		return "", err
 	}
-	is := &identity{base: base, reported: server.Environment.CertificateFingerprint}
-	if res.TLS != nil && len(res.TLS.PeerCertificates) > 0 {
-		is.shown = certificateFingerprint(res.TLS.PeerCertificates[0].Raw)
+	is := &identity{base: base, reported: server.Environment.CertificateFingerprint, shown: t.conns.shownAt(strings.TrimPrefix(base, "https://"))}
+	if err := t.members.check(is); err != nil {
+		t.members.leave(base)
+		return "", err
 	}
-	return base, t.members.check(is)
+	return base, nil
 }
 
 // onMembers makes an attempt at a request. If no connection to the current member

@@ -41,6 +41,9 @@ type connections struct {
 	// reached is true once a connection has succeeded.
 	reached atomic.Bool
 
+	// shown has the fingerprint of the certificate of each address.
+	shown sync.Map
+
 	mu     sync.Mutex
 	open   map[net.Conn]struct{}
 	closed bool
@@ -79,7 +82,16 @@ func (s *connections) secure(ctx context.Context, network, addr string, config *
 		_ = conn.Close()
 		return nil, &dialError{err, true}
 	}
+	s.shown.Store(addr, certificateFingerprint(conn.ConnectionState().PeerCertificates[0].Raw))
 	return conn, nil
+}
+
+// shownAt returns the fingerprint of the certificate that the server at an
+// address has shown last; "" if none.
+func (s *connections) shownAt(addr string) string {
+	fingerprint, _ := s.shown.Load(addr)
+	text, _ := fingerprint.(string)
+	return text
 }
 
 // connect dials, now or at the first write. closed must be called when the
