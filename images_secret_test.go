@@ -123,59 +123,69 @@ func socketOf(s *testkit.Subject) string {
 // program is revoked.
 func TestLostTokens(t *testing.T) {
 	for _, s := range testkit.Subjects(t) {
-		direct, twin := s.Client(t), s.Twin.Client(t)
-		atSource, atTarget := newLoser(t, socketOf(s)), newLoser(t, socketOf(s.Twin))
-		source, target := testkit.NewClient(t, atSource.endpoint, nil), testkit.NewClient(t, atTarget.endpoint, nil)
-		image := testkit.Upload(t, source, nil)
-		foreign, err := direct.Images.Get(t.Context(), image.Fingerprint)
-		require.NoError(t, err)
-		theirs, err := foreign.Secret(t.Context())
-		require.NoError(t, err)
-		requireEarlier(t, theirs)
-		before := tokens(t, direct, twin)
-		for name, test := range map[string]struct {
-			at   *loser
-			n    int64 // how many responses are lost
-			lose [2]string
-			mode lxd.CopyMode
-			fail bool
-		}{
-			"secret once":            {atSource, 1, [2]string{"POST", "/secret"}, "secret", true},
-			"secret always":          {atSource, 1000, [2]string{"POST", "/secret"}, "secret", true},
-			"pull once":              {atSource, 1, [2]string{"POST", "/secret"}, lxd.CopyPull, true},
-			"pull, then another way": {atSource, 1, [2]string{"POST", "/secret"}, lxd.CopyAuto, false},
-			"push once":              {atTarget, 1, [2]string{"POST", "/1.0/images"}, lxd.CopyPush, true},
-			"push always":            {atTarget, 1000, [2]string{"POST", "/1.0/images"}, lxd.CopyPush, true},
-		} {
-			if test.n > 1 {
-				// Where no response arrives at all, the server's clock is known to a
-				// second only.
-				require.Eventually(t, func() bool { return time.Since(theirs.Operation().Status().CreatedAt) > 3*time.Second }, patience, tick)
+		t.Run(s.Column, func(t *testing.T) {
+			if s.Fake != nil {
+				t.Parallel()
 			}
-			for range testkit.Size(t, 1, 50) {
-				lost := test.at.lost.Load()
-				test.at.times(test.n, test.lose[0], test.lose[1])
-				var err error
-				if test.mode == "secret" {
-					_, err = image.Secret(t.Context())
-				} else {
-					var copied *lxd.Copied
-					if copied, err = image.Copy(t.Context(), target, &lxd.CopyOptions{Mode: test.mode, Wait: true}); err == nil {
-						require.NoError(t, copied.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
-					}
-				}
-				test.at.set(func(*http.Request) bool { return false })
-				if test.fail {
-					require.ErrorIs(t, err, lxd.ErrUnavailable, name)
-				} else {
-					require.NoError(t, err, name)
-				}
-				require.Greater(t, test.at.lost.Load(), lost, name)
-				require.Equal(t, before, tokens(t, direct, twin), "%s %s: only theirs is left", s.Column, name)
-			}
-		}
-		require.NoError(t, theirs.Operation().Cancel(t.Context()), "it was running")
+			loseTokens(t, s)
+		})
 	}
+}
+
+func loseTokens(t *testing.T, s *testkit.Subject) {
+	t.Helper()
+	direct, twin := s.Client(t), s.Twin.Client(t)
+	atSource, atTarget := newLoser(t, socketOf(s)), newLoser(t, socketOf(s.Twin))
+	source, target := testkit.NewClient(t, atSource.endpoint, nil), testkit.NewClient(t, atTarget.endpoint, nil)
+	image := testkit.Upload(t, source, nil)
+	foreign, err := direct.Images.Get(t.Context(), image.Fingerprint)
+	require.NoError(t, err)
+	theirs, err := foreign.Secret(t.Context())
+	require.NoError(t, err)
+	requireEarlier(t, theirs)
+	before := tokens(t, direct, twin)
+	for name, test := range map[string]struct {
+		at   *loser
+		n    int64 // how many responses are lost
+		lose [2]string
+		mode lxd.CopyMode
+		fail bool
+	}{
+		"secret once":            {atSource, 1, [2]string{"POST", "/secret"}, "secret", true},
+		"secret always":          {atSource, 1000, [2]string{"POST", "/secret"}, "secret", true},
+		"pull once":              {atSource, 1, [2]string{"POST", "/secret"}, lxd.CopyPull, true},
+		"pull, then another way": {atSource, 1, [2]string{"POST", "/secret"}, lxd.CopyAuto, false},
+		"push once":              {atTarget, 1, [2]string{"POST", "/1.0/images"}, lxd.CopyPush, true},
+		"push always":            {atTarget, 1000, [2]string{"POST", "/1.0/images"}, lxd.CopyPush, true},
+	} {
+		if test.n > 1 {
+			// Where no response arrives at all, the server's clock is known to a
+			// second only.
+			require.Eventually(t, func() bool { return time.Since(theirs.Operation().Status().CreatedAt) > 3*time.Second }, patience, tick)
+		}
+		for range testkit.Size(t, 1, 50) {
+			lost := test.at.lost.Load()
+			test.at.times(test.n, test.lose[0], test.lose[1])
+			var err error
+			if test.mode == "secret" {
+				_, err = image.Secret(t.Context())
+			} else {
+				var copied *lxd.Copied
+				if copied, err = image.Copy(t.Context(), target, &lxd.CopyOptions{Mode: test.mode, Wait: true}); err == nil {
+					require.NoError(t, copied.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
+				}
+			}
+			test.at.set(func(*http.Request) bool { return false })
+			if test.fail {
+				require.ErrorIs(t, err, lxd.ErrUnavailable, name)
+			} else {
+				require.NoError(t, err, name)
+			}
+			require.Greater(t, test.at.lost.Load(), lost, name)
+			require.Equal(t, before, tokens(t, direct, twin), "%s %s: only theirs is left", s.Column, name)
+		}
+	}
+	require.NoError(t, theirs.Operation().Cancel(t.Context()), "it was running")
 }
 
 // TestRevokingATokenIsRetried has revoking a token fail with each transient error.
