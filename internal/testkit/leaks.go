@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -24,6 +25,10 @@ func Run(m *testing.M) (code int) {
 	flag.Parse()
 	if fuzzing() {
 		return m.Run() // the engine tidies nothing up
+	}
+	if err := runMoreAtOnce(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
 	}
 	temp, err := os.MkdirTemp("", "lxdtmp")
 	if err != nil {
@@ -51,6 +56,20 @@ func Run(m *testing.M) (code int) {
 			return 1
 		}
 	}
+}
+
+// parallelTests is how many parallel tests run at once on a machine with fewer
+// processors: most of their time they wait for a timeout or a retry.
+const parallelTests = 6
+
+// runMoreAtOnce raises the default of the flag -parallel.
+func runMoreAtOnce() error {
+	given := runtime.GOMAXPROCS(0) >= parallelTests
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if given {
+		return nil
+	}
+	return flag.Set("test.parallel", strconv.Itoa(parallelTests))
 }
 
 // fuzzing says whether this process is, or works for, the fuzzing engine.
