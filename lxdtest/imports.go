@@ -60,10 +60,7 @@ func (s *Server) serveCreateFrom(w http.ResponseWriter, r *http.Request, project
 	if err != nil {
 		return err
 	}
-	if source.Mode == "push" {
-		if !s.has("images_push_relay") {
-			return errBadSource
-		}
+	if source.Mode == "push" && s.has("images_push_relay") {
 		return s.servePushToken(w, r, project, post)
 	}
 	var run func(ctx context.Context, op *operation) (*image, error)
@@ -90,7 +87,7 @@ func (s *Server) serveCreateFrom(w http.ResponseWriter, r *http.Request, project
 	default:
 		return errBadSource
 	}
-	s.startTask(w, task{
+	s.startTask(w, r, task{
 		description: "Downloading image",
 		project:     projectParam(r),
 		run: func(ctx context.Context, op *operation) error {
@@ -289,7 +286,7 @@ func (s *Server) importImage(ctx context.Context, r *http.Request, op *operation
 			return s.useExisting(op, img, post)
 		}
 	}
-	if source.Server == "" {
+	if source.Server == "" && source.Mode != "push" {
 		return nil, errNoImage
 	}
 	if source.Protocol == "simplestreams" {

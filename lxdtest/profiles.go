@@ -23,7 +23,7 @@ func (s *Server) checkProfiles(project string, names []string) error {
 	p := s.profileProject(project)
 	for _, name := range names {
 		if _, ok := p.profiles[name]; !ok {
-			return daemonErrorf("Profile '%s' doesn't exist", name)
+			return daemonErrorf(s.traits.texts.profile, name)
 		}
 	}
 	return nil

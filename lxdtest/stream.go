@@ -284,10 +284,7 @@ func (s *Server) importStream(ctx context.Context, r *http.Request, op *operatio
 		alias = source.Fingerprint
 	}
 	if alias != chosen.fingerprint {
-		info.UpdateSource = &updateSource{
-			Alias: alias, Certificate: source.Certificate, Protocol: "simplestreams",
-			Server: source.Server, Registry: source.Registry,
-		}
+		info.UpdateSource = s.newUpdateSource(source, alias, chosen.kind)
 	}
 	img, err := s.storeDownload(r, op, u, project, post, &info)
 	if err != nil {

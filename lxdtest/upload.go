@@ -281,7 +281,7 @@ func (s *Server) serveCreate(w http.ResponseWriter, r *http.Request) error {
 	if token != nil {
 		metadata = map[string]any{"secret": newSecret()}
 	}
-	s.startTask(w, task{
+	s.startTask(w, r, task{
 		description: "Downloading image",
 		project:     projectParam(r),
 		metadata:    metadata,
@@ -313,7 +313,7 @@ func (s *Server) store(r *http.Request, op *operation, u *upload, spec imageSpec
 		return u.invalid
 	}
 	if spec.fingerprint != "" && spec.fingerprint != u.fingerprint {
-		return fmt.Errorf("fingerprints don't match, got %s expected %s", u.fingerprint, spec.fingerprint)
+		return daemonErrorf(s.traits.texts.hash, u.fingerprint, spec.fingerprint)
 	}
 	found, err := readMetadata(u.metadata, s.now())
 	if err != nil {
@@ -369,13 +369,21 @@ func (s *Server) store(r *http.Request, op *operation, u *upload, spec imageSpec
 
 // commit adds an image to the store and publishes an event.
 func (s *Server) commit(r *http.Request, op *operation, img *image) error {
-	s.setFinal(op, map[string]any{"fingerprint": img.key.fingerprint, "size": fmt.Sprint(img.size)})
+	name := func() {
+		s.setFinal(op, map[string]any{"fingerprint": img.key.fingerprint, "size": fmt.Sprint(img.size)})
+	}
+	if !s.traits.namesImageLast {
+		name()
+	}
 	s.mu.Lock()
 	err := s.checkNew(img)
 	if err == nil {
 		err = s.addImage(op, img)
 	}
 	s.mu.Unlock()
+	if s.traits.namesImageLast && (err == nil || errors.Is(err, errDuplicate)) {
+		name()
+	}
 	if err != nil {
 		return err
 	}
