@@ -310,6 +310,12 @@ func (s *Server) serveRenameAlias(w http.ResponseWriter, r *http.Request, name s
 		return err
 	}
 	s.mu.Lock()
+	slow := s.fireFault(kindSlowRename)
+	s.mu.Unlock()
+	if slow != nil && !slow.pause(r.Context()) {
+		return r.Context().Err()
+	}
+	s.mu.Lock()
 	location, project, err := s.renameAlias(r, name, post.Name)
 	s.mu.Unlock()
 	if err != nil {

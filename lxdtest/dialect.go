@@ -105,6 +105,7 @@ type texts struct {
 	profile  string
 	instance string
 	refresh  string
+	insert   string // of an image that another request stored at the same moment
 }
 
 var commonTexts = texts{
@@ -114,7 +115,16 @@ var commonTexts = texts{
 	profile:  "Profile '%s' doesn't exist",
 	instance: "Failed to fetch instance %q in project %q: %v",
 	refresh:  "Failed to update image %q in project %q: %v",
+	insert:   uniqueFailed,
 }
+
+const uniqueFailed = "UNIQUE constraint failed: images.project_id, images.fingerprint"
+
+var incus70Texts = func() *texts {
+	t := commonTexts
+	t.insert = "Image record already exists"
+	return &t
+}()
 
 // refusal returns the error in the dialect's words.
 func (t *traits) refusal(err error) error {
@@ -167,6 +177,7 @@ var dialects = [...]traits{
 				errNoImages: "Check if project has images: fetch project: No such object",
 			},
 			quote: "'%s'", etag: commonTexts.etag, hash: commonTexts.hash, profile: commonTexts.profile, instance: commonTexts.instance, refresh: "%[3]v",
+			insert: uniqueFailed,
 		},
 	},
 	LXD69: {
@@ -189,6 +200,7 @@ var dialects = [...]traits{
 			profile:  "Profile %q does not exist",
 			instance: "Failed fetching instance %q in project %q: %v",
 			refresh:  "Failed updating image %q in project %q: %v",
+			insert:   uniqueFailed,
 		},
 	},
 	Incus60: {
@@ -205,7 +217,7 @@ var dialects = [...]traits{
 		shortestPrefix: 1, urlImport: true, publicAnywhere: true,
 		imageProject: true, typedFilter: true, nullTokenCrash: true, pushesVMAsContainer: true, badProfile: 500, emptyResources: true,
 		hidesInfo: true, checksAliases: true, imageLocations: true, allOfProject: true, emptyMetadata: true, namesImageLast: true,
-		checksInstanceLater: true, texts: &commonTexts,
+		checksInstanceLater: true, texts: incus70Texts,
 	},
 }
 

@@ -77,9 +77,20 @@ func (s *Server) changeImage(w http.ResponseWriter, r *http.Request, name string
 		return err
 	}
 	s.mu.Lock()
+	if s.images[img.key] == img {
+		err = s.checkETag(r, imageETag(img))
+	}
+	if stall := s.fireFault(kindStallUpdate); stall != nil && err == nil {
+		s.mu.Unlock()
+		if !stall.wait(r.Context()) {
+			return r.Context().Err()
+		}
+		s.mu.Lock()
+	}
 	if s.images[img.key] != img {
 		err = errNoImage
-	} else if err = s.checkETag(r, imageETag(img)); err == nil {
+	}
+	if err == nil {
 		err = s.checkPublic(project, put.Public != nil && *put.Public)
 	}
 	if err == nil {

@@ -159,7 +159,7 @@ func (s *Server) importURL(ctx context.Context, r *http.Request, op *operation, 
 		u.discard()
 		return nil, daemonErrorf("Hash mismatch for %q: %s != %s", location, u.fingerprint, fingerprint)
 	}
-	return s.storeDownload(r, op, u, project, post, nil)
+	return s.storeDownload(ctx, r, op, u, project, post, nil)
 }
 
 // existing returns the image of a project with a fingerprint or a prefix of it,
@@ -238,7 +238,7 @@ func (s *Server) override(img *image, post imagesPost) error {
 // storeDownload adds a downloaded image to the store. The attributes in info,
 // which is what the source reports, take precedence over the image's metadata;
 // info may be nil.
-func (s *Server) storeDownload(r *http.Request, op *operation, u *upload, project string, post imagesPost, info *imageJSON) (*image, error) {
+func (s *Server) storeDownload(ctx context.Context, r *http.Request, op *operation, u *upload, project string, post imagesPost, info *imageJSON) (*image, error) {
 	spec := imageSpec{
 		project: project, public: post.Public, autoUpdate: post.AutoUpdate, filename: post.Filename,
 		properties: post.Properties, profiles: post.Profiles, expires: post.ExpiresAt,
@@ -259,7 +259,7 @@ func (s *Server) storeDownload(r *http.Request, op *operation, u *upload, projec
 		u.discard()
 		return s.useExisting(op, img, post)
 	}
-	if err := s.store(r, op, u, spec); err != nil {
+	if err := s.store(ctx, r, op, u, spec); err != nil {
 		return nil, err
 	}
 	img := s.existing(project, u.fingerprint)

@@ -177,7 +177,7 @@ func (s *Server) publishInstance(ctx context.Context, r *http.Request, op *opera
 		project: project, public: post.Public, autoUpdate: post.AutoUpdate, filename: post.Filename,
 		properties: post.Properties, profiles: post.Profiles, expires: post.ExpiresAt, setExpiry: true,
 	}
-	if err := s.store(r, op, u, spec); err != nil {
+	if err := s.store(ctx, r, op, u, spec); err != nil {
 		return nil, err
 	}
 	img := s.existing(project, u.fingerprint)

@@ -192,10 +192,7 @@ func (s *Server) startTask(w http.ResponseWriter, r *http.Request, task task) {
 		// The daemons' response has the state before the work.
 		<-started
 		if stall != nil {
-			select {
-			case <-stall.released:
-			case <-ctx.Done():
-			}
+			stall.wait(ctx)
 		}
 		err := task.run(ctx, op)
 		s.finish(op, err)

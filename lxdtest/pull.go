@@ -80,7 +80,7 @@ func (s *Server) pull(ctx context.Context, r *http.Request, op *operation, proje
 	if requested != info.Fingerprint {
 		info.UpdateSource = s.newUpdateSource(source, requested, info.Type)
 	}
-	return s.storeDownload(r, op, u, project, post, &info)
+	return s.storeDownload(ctx, r, op, u, project, post, &info)
 }
 
 // newUpdateSource returns where an image of this type was downloaded from.

@@ -119,6 +119,7 @@ type Server struct {
 	aliases    map[aliasKey]*alias
 	instances  map[instanceKey]*instance
 	registries map[string]*registry
+	streams    map[string]cachedStream // by URL; used by CacheStreams
 	operations map[string]*operation
 	hub        hub
 }
@@ -141,6 +142,7 @@ func newServer(opts *Options) (*Server, error) {
 		aliases:    map[aliasKey]*alias{},
 		instances:  map[instanceKey]*instance{},
 		registries: map[string]*registry{},
+		streams:    map[string]cachedStream{},
 		operations: map[string]*operation{},
 		log:        log.New(io.Discard, "", 0),
 	}
