@@ -2,7 +2,6 @@ package lxdtest
 
 import (
 	_ "embed"
-	"errors"
 	"net/http"
 	"slices"
 	"strings"
@@ -126,10 +125,14 @@ var incus70Texts = func() *texts {
 	return &t
 }()
 
-// refusal returns the error in the dialect's words.
+// refusal returns the error in the dialect's words. One that wraps another has its
+// own.
 func (t *traits) refusal(err error) error {
-	var refused *apiError
-	if text, ok := t.texts.refusals[err]; ok && errors.As(err, &refused) {
+	refused, ok := err.(*apiError) //nolint:errorlint // See above.
+	if !ok {
+		return err
+	}
+	if text, ok := t.texts.refusals[refused]; ok {
 		return &apiError{refused.code, text}
 	}
 	return err
@@ -169,7 +172,7 @@ var dialects = [...]traits{
 		uploadHeader: "X-LXD-", importHeader: "LXD-",
 		never:          time.Unix(0, 0).UTC(),
 		shortestPrefix: 1, urlImport: true, publicAnywhere: true, password: true,
-		dropsProfiles: true, nullTokenCrash: true, plainAliasURLs: true, slowAliasPatch: true, badProfile: 400,
+		dropsProfiles: true, plainAliasURLs: true, slowAliasPatch: true, badProfile: 400,
 		literalFilter: true, deletesLater: true,
 		texts: &texts{
 			refusals: map[error]string{
