@@ -161,7 +161,7 @@ func (s *Server) serveCreateAlias(w http.ResponseWriter, r *http.Request) error 
 		return err
 	}
 	if post.Name == "" || post.Target == nil || *post.Target == "" {
-		return statusErrorf(http.StatusBadRequest, "name and target are required")
+		return statusErrorf(http.StatusBadRequest, "%s", s.traits.texts.fields)
 	}
 	if err := s.checkAliasName(post.Name); err != nil {
 		return err

@@ -75,8 +75,8 @@ type traits struct {
 	literalFilter       bool // filters compare values literally, not as regular expressions
 	imageLocations      bool // an image includes its locations
 	imageTypeOfSource   bool // an update source includes the image's type and registry
-	allOfProject        bool // the images of all projects can be requested with a project, which is ignored
-	dropsProfiles       bool // the profiles header of an upload is ignored
+	refusesAllOfProject bool // a request for the images of all projects must not have a project
+	dropsProfiles       bool // the profiles of an upload or import are ignored
 	nullTokenCrash      bool // an upload with properties that uses a token without any crashes the daemon
 	escapesTwice        bool // URLs of aliases in responses are escaped twice
 	slowAliasPatch      bool // PATCH of an alias hangs for 20 seconds and fails
@@ -104,6 +104,7 @@ type texts struct {
 	profile  string
 	instance string
 	refresh  string
+	fields   string // of an alias without a name or target
 	insert   string // of an image that another request stored at the same moment
 }
 
@@ -114,6 +115,7 @@ var commonTexts = texts{
 	profile:  "Profile '%s' doesn't exist",
 	instance: "Failed to fetch instance %q in project %q: %v",
 	refresh:  "Failed to update image %q in project %q: %v",
+	fields:   "name and target are required",
 	insert:   uniqueFailed,
 }
 
@@ -121,6 +123,7 @@ const uniqueFailed = "UNIQUE constraint failed: images.project_id, images.finger
 
 var incus70Texts = func() *texts {
 	t := commonTexts
+	t.fields = "Alias name and target are required"
 	t.insert = "Image record already exists"
 	return &t
 }()
@@ -180,7 +183,7 @@ var dialects = [...]traits{
 				errNoImages: "Check if project has images: fetch project: No such object",
 			},
 			quote: "'%s'", etag: commonTexts.etag, hash: commonTexts.hash, profile: commonTexts.profile, instance: commonTexts.instance, refresh: "%[3]v",
-			insert: uniqueFailed,
+			fields: commonTexts.fields, insert: uniqueFailed,
 		},
 	},
 	LXD69: {
@@ -191,6 +194,7 @@ var dialects = [...]traits{
 		waitFailsAsError: true, waitFlushesHeaders: true,
 		imageProject: true, typedFilter: true, badProfile: 400, emptyResources: true,
 		imageTypeOfSource: true, storesOperations: true, checksInstanceLater: true, hidesMissing: true, aliasETagByName: true,
+		refusesAllOfProject: true,
 		texts: &texts{
 			refusals: map[error]string{
 				errNotFound: "Not Found", errForbidden: "Forbidden", errNotImplemented: "Not Implemented",
@@ -203,6 +207,7 @@ var dialects = [...]traits{
 			profile:  "Profile %q does not exist",
 			instance: "Failed fetching instance %q in project %q: %v",
 			refresh:  "Failed updating image %q in project %q: %v",
+			fields:   commonTexts.fields,
 			insert:   uniqueFailed,
 		},
 	},
@@ -219,7 +224,7 @@ var dialects = [...]traits{
 		uploadHeader: "X-Incus-", importHeader: "Incus-",
 		shortestPrefix: 1, urlImport: true, publicAnywhere: true,
 		imageProject: true, typedFilter: true, nullTokenCrash: true, pushesVMAsContainer: true, badProfile: 500, emptyResources: true,
-		hidesInfo: true, checksAliases: true, imageLocations: true, allOfProject: true, emptyMetadata: true, namesImageLast: true,
+		hidesInfo: true, checksAliases: true, imageLocations: true, emptyMetadata: true, namesImageLast: true,
 		checksInstanceLater: true, texts: incus70Texts,
 	},
 }

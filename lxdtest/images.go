@@ -220,7 +220,7 @@ func (s *Server) serveImages(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	all := query.Get("all-projects") == "true" && s.has("images_all_projects")
-	if all && query.Get("project") != "" && !s.traits.allOfProject {
+	if all && query.Get("project") != "" && s.traits.refusesAllOfProject {
 		return statusErrorf(http.StatusBadRequest, "Cannot specify a project when requesting all projects")
 	}
 	var found []imageJSON

@@ -204,7 +204,7 @@ func (p *imagesPost) overrides() bool {
 // override sets the requested attributes on an existing image; the caller holds
 // the lock.
 func (s *Server) override(img *image, post imagesPost) error {
-	if post.Profiles != nil {
+	if post.Profiles != nil && !s.traits.dropsProfiles {
 		if err := s.checkProfiles(img.key.project, post.Profiles); err != nil {
 			return err
 		}
@@ -258,6 +258,20 @@ func (s *Server) storeDownload(ctx context.Context, r *http.Request, op *operati
 	if img := s.existing(project, u.fingerprint); img != nil {
 		u.discard()
 		return s.useExisting(op, img, post)
+	}
+	if s.traits.dropsProfiles {
+		spec.profiles = nil
+	}
+	if err := s.withLock(func() error { return s.checkProfiles(project, spec.profiles) }); err != nil {
+		// The daemons store the image before they set what was requested.
+		spec.profiles, spec.properties, spec.filename, spec.autoUpdate = nil, nil, "", false
+		if !post.ExpiresAt.IsZero() {
+			spec.expires = time.Time{}
+		}
+		if err := s.store(ctx, r, nil, u, spec); err != nil {
+			return nil, err
+		}
+		return nil, err
 	}
 	if err := s.store(ctx, r, op, u, spec); err != nil {
 		return nil, err

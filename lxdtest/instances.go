@@ -116,6 +116,9 @@ func (s *Server) serveInstance(w http.ResponseWriter, r *http.Request, name stri
 	s.mu.Lock()
 	found := s.instances[instanceKey{projectParam(r), name}]
 	s.mu.Unlock()
+	if found == nil && s.traits.checksInstanceLater {
+		return statusErrorf(http.StatusNotFound, s.traits.texts.instance, name, projectParam(r), errNoInstance)
+	}
 	if found == nil {
 		return errNoInstance
 	}

@@ -420,7 +420,7 @@ func (s *Server) serveWait(w http.ResponseWriter, r *http.Request, id string) er
 	if text := r.URL.Query().Get("timeout"); text != "" {
 		n, err := strconv.Atoi(text)
 		if err != nil {
-			return statusErrorf(http.StatusBadRequest, "strconv.Atoi: parsing %q: invalid syntax", text)
+			return daemonErrorf("strconv.Atoi: parsing %q: invalid syntax", text)
 		}
 		timeout = n
 	}

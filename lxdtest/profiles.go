@@ -82,7 +82,7 @@ func (s *Server) serveProfile(w http.ResponseWriter, r *http.Request, name strin
 	err := s.withLock(func() error {
 		p := s.profileProject(projectParam(r))
 		if _, ok := p.profiles[name]; !ok {
-			return statusErrorf(http.StatusNotFound, "Profile not found")
+			return statusErrorf(http.StatusNotFound, "Fetch profile: Profile not found")
 		}
 		out = renderProfile(p, name)
 		return nil

@@ -76,10 +76,8 @@ func (s *Server) pull(ctx context.Context, r *http.Request, op *operation, proje
 		}
 		return nil, daemonErrorf("Image fingerprint doesn't match. Got %s expected %s", u.fingerprint, info.Fingerprint)
 	}
-	info.UpdateSource = nil
-	if requested != info.Fingerprint {
-		info.UpdateSource = s.newUpdateSource(source, requested, info.Type)
-	}
+	// Even a fingerprint, which has no newer image, is a source.
+	info.UpdateSource = s.newUpdateSource(source, requested, info.Type)
 	return s.storeDownload(ctx, r, op, u, project, post, &info)
 }
 
