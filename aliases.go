@@ -56,7 +56,7 @@ func (a *Alias) check(want string) error {
 	case want != "" && a.Name != want:
 		return fmt.Errorf("it is alias %.80q, not %q", a.Name, want)
 	}
-	if err := holdFingerprint(a.Target); err != nil {
+	if err := checkServerFingerprint(a.Target); err != nil {
 		return fmt.Errorf("the target of alias %.80q: %w", a.Name, err)
 	}
 	return nil
@@ -74,11 +74,11 @@ func (a *Aliases) get(ctx context.Context, name string) (Alias, string, error) {
 		return Alias{}, "", err
 	}
 	req := &request{method: http.MethodGet, path: a.path(name), query: a.client.query()}
-	alias, ans, err := get(ctx, a.client.t, req, func(alias *Alias) error { return alias.check(name) })
+	alias, resp, err := get(ctx, a.client.t, req, func(alias *Alias) error { return alias.check(name) })
 	if err != nil {
 		return Alias{}, "", err
 	}
-	return *alias, ans.etag, nil
+	return *alias, resp.etag, nil
 }
 
 // Create creates an alias; Name and Target must be set. If the name is taken, the
@@ -92,7 +92,7 @@ func (a *Aliases) Create(ctx context.Context, alias Alias) error {
 	}
 	_, err := a.client.t.call(ctx, &request{
 		method: http.MethodPost, path: a.path(), query: a.client.query(),
-		body: &jsonBody{wire.Alias{Name: alias.Name, Description: alias.Description, Target: alias.Target, Type: string(alias.Type)}},
+		body: &jsonBody{wire.Alias{Name: alias.Name, Description: alias.Description, Target: strings.ToLower(alias.Target), Type: string(alias.Type)}},
 	}, nil)
 	return err
 }
@@ -115,7 +115,7 @@ func (a *Aliases) put(ctx context.Context, name string, alias Alias, etag string
 	}
 	req := &request{
 		method: http.MethodPut, path: a.path(name), query: a.client.query(),
-		body: &jsonBody{wire.Alias{Description: alias.Description, Target: alias.Target}},
+		body: &jsonBody{wire.Alias{Description: alias.Description, Target: strings.ToLower(alias.Target)}},
 	}
 	if etag != "" {
 		req.header = http.Header{"If-Match": {etag}}

@@ -14,7 +14,7 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// TestDotsAreNames: an alias of dots is no way to another path.
+// TestDotsAreNames: an alias of dots does not lead to another path.
 func TestDotsAreNames(t *testing.T) {
 	t.Parallel()
 	var got []string
@@ -75,6 +75,30 @@ func TestAliasesAreOfTheirProject(t *testing.T) {
 	unchanged, err := f.Client.Aliases.All(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, here, unchanged, "it is another project's")
+}
+
+// TestAliasTargetsInUpperCase: servers know an image only by its fingerprint in lower
+// case.
+func TestAliasTargetsInUpperCase(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFake(t)
+	one, two := testkit.Upload(t, f.Client, nil), testkit.Upload(t, f.Client, nil)
+	upper := strings.ToUpper
+	target := func() string {
+		alias, err := f.Client.Aliases.Get(t.Context(), "name")
+		require.NoError(t, err)
+		return alias.Target
+	}
+	require.NoError(t, f.Client.Aliases.Create(t.Context(), lxd.Alias{Name: "name", Target: upper(one.Fingerprint)}))
+	require.Equal(t, one.Fingerprint, target(), "Create")
+	require.NoError(t, f.Client.Aliases.Update(t.Context(), "name", func(a *lxd.Alias) { a.Target = upper(two.Fingerprint) }))
+	require.Equal(t, two.Fingerprint, target(), "Update")
+	require.NoError(t, f.Client.Aliases.Set(t.Context(), lxd.Alias{Name: "name", Target: upper(one.Fingerprint)}))
+	require.Equal(t, one.Fingerprint, target(), "Set")
+	for _, r := range f.Requests() {
+		require.NotContains(t, string(r.Text()), upper(one.Fingerprint))
+		require.NotContains(t, string(r.Text()), upper(two.Fingerprint))
+	}
 }
 
 // TestAliasUpdateLosesNoChange has another client change the alias while it is
@@ -170,8 +194,7 @@ func TestRenameAlias(t *testing.T) {
 	require.Equal(t, map[string]string{"c d": one.Fingerprint, "taken": two.Fingerprint}, f.Aliases())
 }
 
-// TestDeleteAliasWithALostResponse is done, though the alias is not found when
-// the request is sent again.
+// TestDeleteAliasWithALostResponse succeeds, although the repeated request gets a 404.
 func TestDeleteAliasWithALostResponse(t *testing.T) {
 	t.Parallel()
 	f := testkit.StartFake(t)
@@ -184,8 +207,8 @@ func TestDeleteAliasWithALostResponse(t *testing.T) {
 	require.ErrorIs(t, f.Client.Aliases.Delete(t.Context(), "name"), lxd.ErrNotFound)
 }
 
-// TestTakenAliases: an upload whose name is another image's sends no image, and
-// moves the name where that is asked for.
+// TestTakenAliases: an upload whose name is taken by another image sends nothing, or
+// moves the name with ReuseAliases.
 func TestTakenAliases(t *testing.T) {
 	t.Parallel()
 	f := testkit.StartFake(t)

@@ -25,7 +25,7 @@ import (
 
 const benchImages = 10_000
 
-// cannedServer answers on a unix socket with what is ready, and throws uploads
+// cannedServer serves prepared responses on a unix socket, and discards uploads
 // away: what is measured is the client.
 func cannedServer(b *testing.B, routes map[string]http.HandlerFunc) *lxd.Client {
 	b.Helper()
@@ -39,7 +39,7 @@ func cannedServer(b *testing.B, routes map[string]http.HandlerFunc) *lxd.Client 
 		b.Fatal(err)
 	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /1.0", answers(map[string]any{
+	mux.HandleFunc("GET /1.0", respondWith(map[string]any{
 		"api_version": "1.0", "auth": "trusted", "api_extensions": []string{}, "environment": map[string]any{"server": "lxd", "server_version": "5.0.2"},
 	}))
 	for pattern, handler := range routes {
@@ -64,8 +64,8 @@ func cannedServer(b *testing.B, routes map[string]http.HandlerFunc) *lxd.Client 
 	return client
 }
 
-// answers gives a handler with one answer.
-func answers(metadata any) http.HandlerFunc {
+// respondWith returns a handler that always sends the same metadata.
+func respondWith(metadata any) http.HandlerFunc {
 	data, err := json.Marshal(map[string]any{"type": "sync", "status": "Success", "status_code": 200, "metadata": metadata})
 	if err != nil {
 		panic(err)
@@ -96,7 +96,7 @@ func manyImages() []lxd.Image {
 }
 
 func BenchmarkList(b *testing.B) {
-	client := cannedServer(b, map[string]http.HandlerFunc{"GET /1.0/images": answers(manyImages())})
+	client := cannedServer(b, map[string]http.HandlerFunc{"GET /1.0/images": respondWith(manyImages())})
 	ctx := context.Background()
 	b.Run("Each", func(b *testing.B) {
 		b.ReportAllocs()
@@ -155,7 +155,7 @@ func BenchmarkList(b *testing.B) {
 
 const benchSize = 64 << 20
 
-// discards takes an upload, and answers with an operation that has ended.
+// discards reads an upload, and responds with a finished operation.
 func discards(w http.ResponseWriter, r *http.Request) {
 	if _, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, r.Body, make([]byte, 1<<20)); err != nil {
 		return
@@ -166,7 +166,7 @@ func discards(w http.ResponseWriter, r *http.Request) {
 		`"metadata":{"id":"1","class":"task","status":"Success","status_code":200,"metadata":{}}}`)
 }
 
-// hasNot answers that there is no such image.
+// hasNot responds that there is no such image.
 func hasNot(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusNotFound)
@@ -302,7 +302,7 @@ func BenchmarkRelay(b *testing.B) {
 
 func BenchmarkGet(b *testing.B) {
 	image := manyImages()[0]
-	client := cannedServer(b, map[string]http.HandlerFunc{"GET /1.0/images/{fingerprint}": answers(image)})
+	client := cannedServer(b, map[string]http.HandlerFunc{"GET /1.0/images/{fingerprint}": respondWith(image)})
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := client.Images.Get(context.Background(), image.Fingerprint); err != nil {

@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"strings"
 
-	"github.com/golxd/lxd/internal/redact"
 	"github.com/golxd/lxd/internal/retry"
 	"github.com/golxd/lxd/internal/stall"
 )
@@ -55,7 +54,10 @@ const (
 //     it is missing, unix.socket.user beside it is used; an LXD socket that this
 //     user may not use is an error, even if Incus is installed too.
 //   - the path of a unix socket, or unix:// and that path.
-//   - https://host:port; the port is 8443 unless given.
+//   - https://host:port; the port is 8443 unless given. Several addresses of one
+//     server, mostly those of the members of a cluster, are separated by commas:
+//     "https://a:8443,https://b:8443". If one does not respond, the next one is
+//     asked. If they turn out to be two servers, calls fail with a [*PinError].
 //
 // The options are copied.
 func New(endpoint string, opts *Options) (*Client, error) {
@@ -84,54 +86,34 @@ func New(endpoint string, opts *Options) (*Client, error) {
 		dial = defaultDialer().DialContext
 	}
 	var tlsConfig *tls.Config
-	switch {
-	case endpoint == "":
-		t.endpoint, t.base, t.unix = "the local daemon", "http://unix", true
+	if endpoint = strings.TrimSpace(endpoint); endpoint == "" {
+		t.endpoint, t.unix, t.members = "the local daemon", true, newMembers("http://unix")
 		dial = (&localDaemon{dial: dial, sockets: localSockets(o.Family)}).connect
-	case strings.HasPrefix(endpoint, "https://"):
-		u, err := url.Parse(endpoint)
+	} else {
+		socket, bases, err := parseEndpoint(endpoint)
 		switch {
 		case err != nil:
-			return nil, invalid("endpoint", "is not a URL")
-		case u.Host == "" || u.Hostname() == "":
-			return nil, invalid("endpoint", "%q has no host", redact.URL(u))
-		case u.User != nil:
-			return nil, invalid("endpoint", "contains a user name; use a client certificate or Options.Token")
-		case strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "":
-			return nil, invalid("endpoint", "for %q has more than a host and a port", u.Host)
-		}
-		if u.Port() == "" {
-			u.Host = net.JoinHostPort(u.Hostname(), "8443")
-		}
-		t.endpoint, t.base = "https://"+u.Host, "https://"+u.Host
-		if tlsConfig, err = o.tlsConfig(u.Hostname(), func(c *x509.Certificate) { t.peer.Store(c) }); err != nil {
 			return nil, err
+		case bases != nil:
+			t.endpoint, t.members = strings.Join(bases, ","), newMembers(bases...)
+			if tlsConfig, err = o.tlsConfig(func(c *x509.Certificate) { t.peer.Store(c) }); err != nil {
+				return nil, err
+			}
+			proxy := o.Proxy
+			if proxy == nil {
+				proxy = http.ProxyFromEnvironment
+			}
+			dial = throughProxy(dial, proxy)
+		default:
+			if o.Dial == nil {
+				if err := checkSocket(socket); err != nil {
+					return nil, err
+				}
+			}
+			t.endpoint, t.unix, t.members = "unix://"+socket, true, newMembers("http://unix")
+			network := dial
+			dial = func(ctx context.Context, _, _ string) (net.Conn, error) { return network(ctx, "unix", socket) }
 		}
-		proxy := o.Proxy
-		if proxy == nil {
-			proxy = http.ProxyFromEnvironment
-		}
-		dial = throughProxy(dial, proxy)
-	case strings.HasPrefix(endpoint, "http://"):
-		return nil, invalid("endpoint", "%q is plain http; the daemons speak https (or a unix socket)", redact.URL(endpoint))
-	default:
-		path, ok := strings.CutPrefix(endpoint, "unix://")
-		if !ok && strings.Contains(endpoint, "://") {
-			return nil, invalid("endpoint", "%q is not unix://path or https://host:port", redact.URL(endpoint))
-		}
-		if !ok {
-			path = strings.TrimPrefix(endpoint, "unix:")
-		}
-		if path == "" {
-			return nil, invalid("endpoint", "%q has no socket path", endpoint)
-		}
-		if first, _, _ := strings.Cut(path, "/"); strings.ContainsAny(strings.TrimPrefix(first, "@"), ":@") {
-			// It is a host, perhaps with a password before it.
-			return nil, invalid("endpoint", "is not the path of a unix socket, unix://path or https://host:port")
-		}
-		t.endpoint, t.base, t.unix = "unix://"+path, "http://unix", true
-		network := dial
-		dial = func(ctx context.Context, _, _ string) (net.Conn, error) { return network(ctx, "unix", path) }
 	}
 	t.conns, t.tls = &connections{dial: dial, lazy: t.unix}, tlsConfig
 	t.pool = newPool(t.conns, tlsConfig)

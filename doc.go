@@ -52,6 +52,10 @@
 // body is sent again if its reader is an [io.Seeker]; any other reader is never
 // read twice. An export of a unified image resumes at the byte where it broke.
 //
+// A server that is silent for [Options].StallTimeout, one minute by default, has
+// broken the connection: it does not read what is sent to it, or sends neither its
+// response nor the next byte. The request is then retried or resumed as above.
+//
 // The same rules apply to the event connection and to images that this client
 // downloads from a URL. Two things have another timeout: waiting for an
 // operation continues for a minute without a response, and [Client.Events],

@@ -16,8 +16,8 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// TestRefusalsAreForbidden: of a client that is not known, and of one that may
-// not.
+// TestRefusalsAreForbidden: for a client that the server does not trust, and for one
+// without the permission.
 func TestRefusalsAreForbidden(t *testing.T) {
 	t.Parallel()
 	for _, status := range []int{401, 403} {
@@ -92,7 +92,7 @@ func TestErrorMatchesByItsStatus(t *testing.T) {
 }
 
 // TestErrorOfAnotherProgramMatches only ErrBadResponse: the status of a proxy's
-// page says nothing of an image.
+// page does not mean anything about an image.
 func TestErrorOfAnotherProgramMatches(t *testing.T) {
 	t.Parallel()
 	for _, status := range []int{404, 409, 412, 501} {
@@ -104,7 +104,7 @@ func TestErrorOfAnotherProgramMatches(t *testing.T) {
 	requireKinds(t, err, "ErrBadResponse", "ErrTooLarge")
 }
 
-// TestErrorTexts: what was asked, what the daemon said, and what to do.
+// TestErrorTexts: they contain the request, the daemon's message, and a hint.
 func TestErrorTexts(t *testing.T) {
 	t.Parallel()
 	cause := errors.New("the cable is cut")
@@ -154,7 +154,7 @@ func TestOperationErrorMatchesByItsStatus(t *testing.T) {
 	}
 }
 
-// TestErrorSaysWhenToRetry returns what the server asks for.
+// TestErrorSaysWhenToRetry: RetryAfter returns what the server requests.
 func TestErrorSaysWhenToRetry(t *testing.T) {
 	t.Parallel()
 	f := testkit.StartFakeWith(t, nil, &lxd.Options{RetryTimeout: -1})

@@ -135,7 +135,11 @@ func (c *Client) Events(ctx context.Context, opts *EventsOptions) iter.Seq2[Even
 // was made; more is false if the caller's loop has ended. The connection is closed
 // even after a panic in the loop.
 func (c *Client) connectEvents(ctx context.Context, req *request, o *EventsOptions, yield func(Event, error) bool) (more, connected bool, err error) {
-	conn, err := c.dialEvents(ctx, req)
+	var conn *websocket.Conn
+	err = c.t.onMembers(req, func() (err error) {
+		conn, err = c.dialEvents(ctx, req)
+		return err
+	})
 	if err != nil {
 		return true, false, err
 	}
@@ -171,9 +175,13 @@ func (c *Client) dialEvents(ctx context.Context, req *request) (*websocket.Conn,
 	if err := ctx.Err(); err != nil {
 		return nil, t.connectionError(ctx, req, err)
 	}
+	base, err := t.address(ctx)
+	if err != nil {
+		return nil, err
+	}
+	req.base = base
 	header := http.Header{"User-Agent": {t.agent}}
 	if t.token != nil {
-		var err error
 		if req.bearer, err = t.bearer(ctx); err != nil {
 			return nil, err
 		}
@@ -197,7 +205,7 @@ func (c *Client) dialEvents(ctx context.Context, req *request) (*websocket.Conn,
 		dialer.TLSClientConfig = t.tls.Clone()
 	}
 	// http://unix becomes ws://unix, https://host becomes wss://host.
-	conn, res, err := dialer.DialContext(ctx, "ws"+strings.TrimPrefix(t.base, "http")+req.path+"?"+req.query.Encode(), header)
+	conn, res, err := dialer.DialContext(ctx, "ws"+strings.TrimPrefix(req.base, "http")+req.path+"?"+req.query.Encode(), header)
 	if err == nil {
 		return conn, nil
 	}
@@ -206,10 +214,13 @@ func (c *Client) dialEvents(ctx context.Context, req *request) (*websocket.Conn,
 		if !errors.Is(err, websocket.ErrBadHandshake) {
 			return nil, t.connectionError(ctx, req, err)
 		}
-		if _, aerr := t.readAnswer(ctx, req, res, nil); aerr != nil {
+		if _, aerr := t.readResponse(ctx, req, res, nil); aerr != nil {
 			return nil, aerr
 		}
 		return nil, t.badResponse(req, res, errors.New("it is not an event stream"))
+	}
+	if ctx.Err() == nil {
+		t.members.leave(base)
 	}
 	return nil, t.connectionError(ctx, req, err)
 }

@@ -190,7 +190,7 @@ func ExampleClient_Events() {
 		case err != nil:
 			log.Fatal(err)
 		case event.Type == lxd.EventConnected:
-			// What happens from here on is told.
+			// The events from here on are received.
 			if _, err := client.Images.Create(ctx, bytes.NewReader(lxdtest.UnifiedImage("example", 0)), nil); err != nil {
 				log.Fatal(err)
 			}

@@ -10,18 +10,20 @@ import (
 	"github.com/golxd/lxd/internal/stall"
 )
 
-// exchange is a request on its way to its response.
+// exchange watches one request, from its body to its response, for a silent
+// server.
 type exchange struct {
 	watch *stall.Watch
 
 	mu      sync.Mutex
 	waiting bool // for the response
-	over    bool // it has come, or none will
+	over    bool // the response has arrived, or none will
 }
 
-// newExchange watches a request: each write of its body to the connection, and
-// the time from the end of the body, or without one from now, to the response.
-// The body is wrapped in one that hands its own netconn.Sender on.
+// newExchange begins to watch a request: each write of its body to the
+// connection, and the time from the end of the body, or from now if there is
+// none, to the response. It wraps the body; the wrapper implements netconn.Sender
+// with the body's own, if it has one.
 func newExchange(w *stall.Watch, req *http.Request) *exchange {
 	x := &exchange{watch: w}
 	if req.Body == nil || req.Body == http.NoBody {
@@ -32,8 +34,8 @@ func newExchange(w *stall.Watch, req *http.Request) *exchange {
 	return x
 }
 
-// sent begins to wait for the response, unless it came before the end of the
-// body.
+// sent is called at the end of the body. It begins to wait for the response,
+// unless that has already arrived.
 func (x *exchange) sent() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -43,7 +45,7 @@ func (x *exchange) sent() {
 	}
 }
 
-// responded must be called when the response has come, or none will.
+// responded must be called when the response has arrived, or none will.
 func (x *exchange) responded() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -78,7 +80,7 @@ func (b *exchangeBody) WriteTo(w io.Writer) (int64, error) {
 	return netconn.Copy(to, b.ReadCloser, 1<<62)
 }
 
-// Close is the end of the body for net/http.
+// Close is called by net/http at the end of the body.
 func (b *exchangeBody) Close() error {
 	b.exchange.sent()
 	return b.ReadCloser.Close()
@@ -96,7 +98,7 @@ func (w stallWriter) Write(p []byte) (int, error) {
 	return w.w.Write(p)
 }
 
-// stallFileWriter watches each step of a file, too.
+// stallFileWriter also watches each step of sending a file.
 type stallFileWriter struct {
 	stallWriter
 	w netconn.FileWriter

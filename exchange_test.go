@@ -12,9 +12,9 @@ import (
 	"github.com/golxd/lxd/internal/stall"
 )
 
-// TestEarlyResponseIsNotAwaited has the response come before the end of the
+// TestResponseBeforeTheEndOfTheBody has the response come before the end of the
 // body: what is read of it after that takes as long as the caller likes.
-func TestEarlyResponseIsNotAwaited(t *testing.T) {
+func TestResponseBeforeTheEndOfTheBody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, watch := stall.New(t.Context(), time.Minute)
 		defer watch.Close()

@@ -18,9 +18,9 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// answering is a client whose every request gets the answer that a fuzzed
-// server gives.
-func answering(tb testing.TB, header http.Header, status int, body []byte) *Client {
+// clientOfResponse returns a client whose every request gets the same response, that of
+// a fuzzed server.
+func clientOfResponse(tb testing.TB, header http.Header, status int, body []byte) *Client {
 	tb.Helper()
 	client, err := New("unix:///nowhere", &Options{
 		RetryTimeout: -1,
@@ -47,8 +47,8 @@ type answer200 func(*http.Request) *http.Response
 
 func (f answer200) RoundTrip(req *http.Request) (*http.Response, error) { return f(req), nil }
 
-// FuzzEnvelope holds the reading of an answer to what encoding/json makes of
-// it: an error is one whatever the HTTP status, and a success needs one of 2xx.
+// FuzzEnvelope compares the reading of a response with what encoding/json makes of
+// it: an error is an error with any HTTP status, and a success needs a status of 2xx.
 func FuzzEnvelope(f *testing.F) {
 	f.Add(`{"type":"sync","status":"Success","status_code":200,"metadata":{"a":1}}`, 200)
 	f.Add(`{"type":"error","error":"not found","error_code":404}`, 200)
@@ -57,13 +57,13 @@ func FuzzEnvelope(f *testing.F) {
 	f.Add(`{"type":"sync"`, 200)
 	f.Fuzz(func(t *testing.T, body string, status int) {
 		status = 200 + (status&0xff)*2%400
-		c := answering(t, nil, status, []byte(body))
-		ans, err := c.t.call(t.Context(), &request{method: http.MethodGet, path: path("x")}, nil)
-		if (ans == nil) == (err == nil) {
-			t.Fatal("either an answer or an error")
+		c := clientOfResponse(t, nil, status, []byte(body))
+		resp, err := c.t.call(t.Context(), &request{method: http.MethodGet, path: path("x")}, nil)
+		if (resp == nil) == (err == nil) {
+			t.Fatal("either a response or an error")
 		}
-		if err == nil && (ans.Type != wire.TypeSync || status/100 != 2) {
-			t.Fatalf("type %q with status %d is a success", ans.Type, status)
+		if err == nil && (resp.Type != wire.TypeSync || status/100 != 2) {
+			t.Fatalf("type %q with status %d is a success", resp.Type, status)
 		}
 		if errors.Is(err, io.EOF) {
 			t.Fatalf("%v is io.EOF", err)
@@ -72,12 +72,12 @@ func FuzzEnvelope(f *testing.F) {
 			Type string `json:"type"`
 		}
 		if json.Unmarshal([]byte(body), &told) == nil && told.Type == wire.TypeError && err == nil {
-			t.Fatal("an error answer is a success")
+			t.Fatal("an error response is a success")
 		}
 	})
 }
 
-// FuzzOperation reads operations: whatever they hold, they end only by their
+// FuzzOperation reads operations: whatever they contain, they end only by their
 // status code, and only 200 is a success.
 func FuzzOperation(f *testing.F) {
 	f.Add(`{"id":"a","class":"task","status":"Success","status_code":200,"metadata":{"fingerprint":"ab"}}`)
@@ -89,7 +89,7 @@ func FuzzOperation(f *testing.F) {
 		if wire.Unmarshal([]byte(body), &state) != nil {
 			return
 		}
-		op := answering(t, nil, 200, nil).operation(state, nil, nil)
+		op := clientOfResponse(t, nil, 200, nil).operation(state, nil, nil)
 		ended, err := op.result()
 		if ended != (state.StatusCode >= statusSuccess) || (err == nil && ended && state.StatusCode != statusSuccess) {
 			t.Fatalf("status %d: ended %v, %v", state.StatusCode, ended, err)
@@ -111,12 +111,12 @@ func FuzzImage(f *testing.F) {
 	f.Add(`{"fingerprint":"../../etc/passwd","filename":"../x","properties":null,"profiles":null}`)
 	f.Add(`null`)
 	f.Fuzz(func(t *testing.T, image string) {
-		one := answering(t, nil, 200, []byte(`{"type":"sync","metadata":`+image+`}`))
+		one := clientOfResponse(t, nil, 200, []byte(`{"type":"sync","metadata":`+image+`}`))
 		got, err := one.Images.Get(t.Context(), fingerprint)
 		if err == nil && got.Fingerprint != fingerprint {
 			t.Fatalf("image %q is taken for %s", got.Fingerprint, fingerprint)
 		}
-		list := answering(t, nil, 200, []byte(`{"type":"sync","metadata":[`+image+`]}`))
+		list := clientOfResponse(t, nil, 200, []byte(`{"type":"sync","metadata":[`+image+`]}`))
 		all, allErr := list.Images.All(t.Context(), nil)
 		var each []*Image
 		var eachErr error
@@ -149,8 +149,8 @@ func FuzzExport(f *testing.F) {
 	f.Add("text/html", []byte("<html>"))
 	want := lxdtest.Fingerprint(metadata, rootfs)
 	f.Fuzz(func(t *testing.T, kind string, body []byte) {
-		c := answering(t, http.Header{"Content-Type": {kind}}, 200, body)
-		image := (&Image{Fingerprint: want}).adopt(c)
+		c := clientOfResponse(t, http.Header{"Content-Type": {kind}}, 200, body)
+		image := (&Image{Fingerprint: want}).bind(c)
 		export, err := image.Export(t.Context(), nil)
 		if err != nil {
 			return
@@ -185,7 +185,7 @@ func FuzzContentDisposition(f *testing.F) {
 	f.Fuzz(func(t *testing.T, header string) {
 		name := dispositionName(header)
 		if name == "." || name == ".." || strings.ContainsAny(name, "/\\\x00\r\n") {
-			t.Fatalf("%q gives %q", header, name)
+			t.Fatalf("%q becomes %q", header, name)
 		}
 	})
 }

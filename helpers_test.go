@@ -11,15 +11,15 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// shortRetries is a retry timeout for a server that stays bad.
+// shortRetries is a retry timeout for a server that never recovers.
 const shortRetries = 100 * time.Millisecond
 
-// fingerprintOf is the SHA-256 of a certificate.
+// fingerprintOf returns the SHA-256 of a certificate.
 func fingerprintOf(der []byte) string {
 	return lxdtest.Fingerprint(der)
 }
 
-// shortDir is a folder whose path leaves room for a socket's name.
+// shortDir returns a directory whose path is short enough for a socket in it.
 func shortDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "lxd")

@@ -32,7 +32,15 @@ func (t *transport) connectionError(ctx context.Context, req *request, err error
 	if errors.As(cause, &dial) && !neverSent(err) {
 		err = &dialError{err, dial.reached}
 	}
-	return &ConnectionError{Endpoint: t.endpoint, Method: req.method, Path: req.path, Hint: t.hint(err), Err: err}
+	return &ConnectionError{Endpoint: t.endpointOf(req), Method: req.method, Path: req.path, Hint: t.hint(err), Err: err}
+}
+
+// endpointOf is the address that a request was sent to last.
+func (t *transport) endpointOf(req *request) string {
+	if t.unix || req.base == "" {
+		return t.endpoint
+	}
+	return req.base
 }
 
 // hint suggests what to do about a failed connection.

@@ -18,7 +18,7 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-func TestConnectionErrorsSayWhatToDo(t *testing.T) {
+func TestConnectionErrorsHaveHints(t *testing.T) {
 	server := lxdtest.NewServer(&lxdtest.Options{TLS: true})
 	t.Cleanup(server.Close)
 	plain := httptest.NewServer(http.NotFoundHandler())

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// ImageType tells images of containers from those of virtual machines.
+// ImageType is the type of the instances that an image is for.
 type ImageType string
 
 // The image types.
@@ -19,12 +19,13 @@ const (
 	VirtualMachine ImageType = "virtual-machine"
 )
 
-// Image is an image on a server. The fields are what the server said when it
-// was read. AutoUpdate, ExpiresAt, Profiles, Properties and Public can be
-// changed and sent back with Update; the others are the server's.
+// Image is an image on a server. The fields have the values that the server
+// reported when the image was read. AutoUpdate, ExpiresAt, Profiles, Properties
+// and Public can be changed and sent to the server with Update; the server sets
+// the others.
 //
-// An Image must not be used from several goroutines at once while its fields
-// are changed; its methods otherwise may.
+// The methods of an Image are safe for concurrent use, unless its fields are
+// changed at the same time.
 type Image struct {
 	Aliases      []Alias   `json:"aliases"`
 	Architecture string    `json:"architecture"` // such as "x86_64"
@@ -35,9 +36,9 @@ type Image struct {
 	Filename     string    `json:"filename"`
 	Fingerprint  string    `json:"fingerprint"`  // SHA-256 of the content, 64 hexadecimal digits
 	LastUsedAt   time.Time `json:"last_used_at"` // zero: never
-	// Profiles are what instances made of the image get by default.
+	// Profiles are the default profiles of instances created from the image.
 	Profiles []string `json:"profiles"`
-	// Project is the one the image was found in.
+	// Project is the image's project.
 	Project      string            `json:"project"`
 	Properties   map[string]string `json:"properties"`
 	Public       bool              `json:"public"`
@@ -49,30 +50,30 @@ type Image struct {
 	// ReleaseCodename and ReleaseTitle are set by LXD 6.9 and up.
 	ReleaseCodename string `json:"release_codename,omitempty"`
 	ReleaseTitle    string `json:"release_title,omitempty"`
-	// Locations are the cluster members that have the image, set by newer
-	// Incus.
+	// Locations are the cluster members that have the image; set by newer
+	// versions of Incus.
 	Locations []string `json:"locations,omitempty"`
 
 	client  *Client
-	secret  string   // that this image was read with
-	read    uint64   // the sum of the changeable fields as they were read
+	secret  string   // the secret that the image was read with; "" for none
+	read    uint64   // the sum of the attributes when the image was read
 	pending *pending // work under way; nil for none
 }
 
-// UpdateSource is where an image is updated from.
+// UpdateSource is the source from which a server updates an image.
 type UpdateSource struct {
 	Alias       string    `json:"alias"`
 	Certificate string    `json:"certificate"` // of the source, PEM
 	Protocol    string    `json:"protocol"`    // lxd, incus or simplestreams
 	Server      string    `json:"server"`      // URL
 	ImageType   ImageType `json:"image_type"`
-	// ImageRegistry is the name of a registry in place of server and protocol,
-	// on servers with the extension image_registries.
+	// ImageRegistry is the name of a registry. Servers with the extension
+	// image_registries set it instead of Server and Protocol.
 	ImageRegistry string `json:"image_registry,omitempty"`
 }
 
-// adopt makes a decoded image one of the client's.
-func (i *Image) adopt(c *Client) *Image {
+// bind sets the client of a decoded image, and normalizes its fields.
+func (i *Image) bind(c *Client) *Image {
 	for _, t := range []*time.Time{&i.CreatedAt, &i.ExpiresAt, &i.LastUsedAt, &i.UploadedAt} {
 		// Both the Unix epoch and the year 1 mean never.
 		if t.Unix() == 0 || t.Year() <= 1 {
@@ -95,31 +96,32 @@ func (i *Image) adopt(c *Client) *Image {
 	return i
 }
 
-// hold checks that what a server sent is an image, and the one that was asked
-// for by its fingerprint or a prefix of that; "" is any.
-func (i *Image) hold(asked string) error {
+// checkResponse checks that a response is an image, and has the requested
+// fingerprint or prefix of one; "" allows any.
+func (i *Image) checkResponse(want string) error {
 	i.Fingerprint = strings.ToLower(i.Fingerprint)
-	if err := holdFingerprint(i.Fingerprint); err != nil {
+	if err := checkServerFingerprint(i.Fingerprint); err != nil {
 		return fmt.Errorf("it is not an image: %w", err)
 	}
-	if !strings.HasPrefix(i.Fingerprint, strings.ToLower(asked)) {
-		return fmt.Errorf("it is image %s, not %s", i.Fingerprint, strings.ToLower(asked))
+	if !strings.HasPrefix(i.Fingerprint, strings.ToLower(want)) {
+		return fmt.Errorf("it is image %s, not %s", i.Fingerprint, strings.ToLower(want))
 	}
 	return nil
 }
 
-// Client is the client that the image's methods use: that of the image's own
-// project.
+// Client returns the client that the image's methods use. Its project is that of
+// the image.
 func (i *Image) Client() *Client { return i.client }
 
-// replace takes over all attributes of another reading of the image.
+// replace replaces all fields by those of the image with, which was read later.
+// It keeps the pending work.
 func (i *Image) replace(with *Image) {
 	work := i.pending
 	*i = *with
 	i.pending = work
 }
 
-// check refuses an image that no server has told of.
+// check returns an error if the image does not come from a server.
 func (i *Image) check() error {
 	if i == nil || i.client == nil {
 		return invalid("image", "does not come from a client; use Images.Get")
@@ -127,13 +129,14 @@ func (i *Image) check() error {
 	return checkFingerprint("Image.Fingerprint", i.Fingerprint)
 }
 
-// UpdateOptions are for what may come.
+// UpdateOptions has no options yet.
 type UpdateOptions struct{}
 
 // Update sends AutoUpdate, ExpiresAt, Profiles, Properties and Public, then
-// reads the image again. Nobody's change is lost: if any of these was changed
-// on the server since this Image was read, nothing is sent and the error is an
-// [ErrConflict]. A zero ExpiresAt means never; a nil Profiles is left as it is.
+// reads the image again. It overwrites nobody else's change: if any of these was
+// changed on the server since this Image was read, nothing is sent and the error
+// matches [ErrConflict]. A zero ExpiresAt means never; a nil Profiles leaves the
+// profiles unchanged.
 func (i *Image) Update(ctx context.Context, _ *UpdateOptions) error {
 	if err := i.check(); err != nil {
 		return err
@@ -144,7 +147,7 @@ func (i *Image) Update(ctx context.Context, _ *UpdateOptions) error {
 		}
 	}
 	// The servers' ETag covers neither profiles nor expiry (LXD 5.0.2, Incus
-	// 6.0.4), so what was read is compared too.
+	// 6.0.4), so the attributes are compared too.
 	now, etag, err := i.client.Images.get(ctx, i.Fingerprint, nil)
 	if err != nil {
 		return err
@@ -152,7 +155,7 @@ func (i *Image) Update(ctx context.Context, _ *UpdateOptions) error {
 	if now.read != i.read {
 		return &Error{
 			StatusCode: http.StatusPreconditionFailed, Method: http.MethodPut, Path: path("images", i.Fingerprint),
-			Message: "the image was changed by somebody else", Hint: "get it again, and repeat the change",
+			Message: "the image was changed by somebody else", Hint: "read it again, and repeat the change",
 		}
 	}
 	if err := i.client.putAttributes(ctx, i.Fingerprint, i.attributes(), now.attributes(), etag); err != nil {
@@ -160,18 +163,18 @@ func (i *Image) Update(ctx context.Context, _ *UpdateOptions) error {
 	}
 	now, _, err = i.client.Images.get(ctx, i.Fingerprint, nil)
 	if err != nil {
-		// The change is made; only its reading failed.
+		// The image was changed; only reading it again failed.
 		i.read = i.attributes().sum()
-		return nil //nolint:nilerr // as said
+		return nil //nolint:nilerr // see above
 	}
 	i.replace(now)
 	return nil
 }
 
-// DeleteOptions say how to delete.
+// DeleteOptions are the options of [Image.Delete].
 type DeleteOptions struct {
-	// Wait returns when the image is gone. Default: when the server has
-	// accepted the work.
+	// Wait makes Delete return when the image is deleted. The default is to return
+	// when the server has accepted the work.
 	Wait bool
 }
 
@@ -180,7 +183,7 @@ func (i *Image) Delete(ctx context.Context, opts *DeleteOptions) error {
 	if err := i.check(); err != nil {
 		return err
 	}
-	op, err := i.client.start(ctx, &request{method: http.MethodDelete, path: path("images", i.Fingerprint), query: i.client.query()}, i.gone)
+	op, err := i.client.start(ctx, &request{method: http.MethodDelete, path: path("images", i.Fingerprint), query: i.client.query()}, i.settleDeletion)
 	if errors.Is(err, errDeletedBefore) {
 		return nil
 	}
@@ -188,7 +191,7 @@ func (i *Image) Delete(ctx context.Context, opts *DeleteOptions) error {
 		return err
 	}
 	if i.pending != nil {
-		i.pending.giveUp(ctx) // there is nothing more to be done for the image
+		i.pending.release(ctx) // nobody can wait for it any more
 	}
 	i.pending = newPending(op, -1, nil)
 	if opts == nil || !opts.Wait {
@@ -197,8 +200,9 @@ func (i *Image) Delete(ctx context.Context, opts *DeleteOptions) error {
 	return i.Wait(ctx)
 }
 
-// gone settles a forgotten deletion.
-func (i *Image) gone(ctx context.Context) error {
+// settleDeletion determines the outcome of a deletion whose operation the server
+// has forgotten.
+func (i *Image) settleDeletion(ctx context.Context) error {
 	_, err := i.client.Images.Get(ctx, i.Fingerprint)
 	switch {
 	case errors.Is(err, ErrNotFound):
@@ -209,18 +213,19 @@ func (i *Image) gone(ctx context.Context) error {
 	return errUnsettled
 }
 
-// RefreshOptions say how to refresh.
+// RefreshOptions are the options of [Image.Refresh].
 type RefreshOptions struct {
-	// Wait returns when the server has looked for, and fetched, a newer image.
-	// Default: when it has accepted the work.
+	// Wait makes Refresh return when the server has looked for a newer image, and
+	// fetched it if there is one. The default is to return when the server has
+	// accepted the work.
 	Wait bool
 }
 
-// Refresh makes the server look for a newer version of the image where it came
-// from (UpdateSource), and take that if there is one. The newer image is
-// another one: it has another fingerprint, and this one's aliases. With Wait,
+// Refresh makes the server look for a newer version of the image at its source
+// (UpdateSource), and fetch it if there is one. The newer version is another
+// image: it has another fingerprint, and receives this one's aliases. With Wait,
 // or after Image.Wait, the boolean "refreshed" in the metadata of
-// Image.Operation tells whether there was one.
+// Image.Operation reports whether there was one.
 func (i *Image) Refresh(ctx context.Context, opts *RefreshOptions) error {
 	if err := i.check(); err != nil {
 		return err
@@ -241,14 +246,14 @@ func (i *Image) Refresh(ctx context.Context, opts *RefreshOptions) error {
 	return i.Wait(ctx)
 }
 
-// AddAlias gives the image one more name. It is an [ErrExists] if the name is
-// taken; see SetAlias.
+// AddAlias adds an alias to the image. If the name is taken, the error matches
+// [ErrExists]; see SetAlias.
 func (i *Image) AddAlias(ctx context.Context, name, description string) error {
 	return i.changeAlias(ctx, name, description, i.aliases().Create)
 }
 
-// SetAlias makes the name stand for this image, whether it is new or stood for
-// another one. A name that exists is moved in one request.
+// SetAlias makes the alias point to this image, whether it is new or points to
+// another one. An existing alias is moved in one request.
 func (i *Image) SetAlias(ctx context.Context, name, description string) error {
 	return i.changeAlias(ctx, name, description, i.aliases().Set)
 }
@@ -265,8 +270,8 @@ func (i *Image) changeAlias(ctx context.Context, name, description string, chang
 	return nil
 }
 
-// DeleteAlias takes a name from the image. It is an [ErrNotFound] if the name
-// does not exist, and an [ErrConflict] if it stands for another image.
+// DeleteAlias deletes an alias of the image. If there is no alias of that name,
+// the error matches [ErrNotFound]; if it points to another image, [ErrConflict].
 func (i *Image) DeleteAlias(ctx context.Context, name string) error {
 	if err := i.check(); err != nil {
 		return err
@@ -276,7 +281,7 @@ func (i *Image) DeleteAlias(ctx context.Context, name string) error {
 		return err
 	}
 	if alias.Target != i.Fingerprint {
-		return fmt.Errorf("alias %q stands for image %.12s, not %.12s: %w", name, alias.Target, i.Fingerprint, ErrConflict)
+		return fmt.Errorf("alias %q points to image %.12s, not %.12s: %w", name, alias.Target, i.Fingerprint, ErrConflict)
 	}
 	if err := i.aliases().Delete(ctx, name); err != nil {
 		return err
@@ -287,7 +292,7 @@ func (i *Image) DeleteAlias(ctx context.Context, name string) error {
 
 func (i *Image) aliases() *Aliases {
 	if i == nil || i.client == nil {
-		return &Aliases{} // check refuses it before it is used
+		return &Aliases{} // unused: check returns an error first
 	}
 	return i.client.Aliases
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// TestImageOfAServer: what servers leave out, or write in two ways.
+// TestImageOfAServer: fields that servers omit, or write in two forms.
 func TestImageOfAServer(t *testing.T) {
 	t.Parallel()
 	get := func(fields string) *lxd.Image {
@@ -72,7 +72,7 @@ func TestUpdateImage(t *testing.T) {
 	})
 }
 
-// TestUpdateImageThatCannotBeReadAgain is a success: the change is made.
+// TestUpdateImageThatCannotBeReadAgain succeeds, as the image was changed.
 func TestUpdateImageThatCannotBeReadAgain(t *testing.T) {
 	t.Parallel()
 	f := testkit.StartFake(t)
@@ -122,7 +122,7 @@ func TestDeleteImage(t *testing.T) {
 	}
 }
 
-// TestDeleteImageBeforeItsUploadIsWaitedFor leaves the upload nothing to do.
+// TestDeleteImageBeforeItsUploadIsWaitedFor: nothing of the upload remains to be done.
 func TestDeleteImageBeforeItsUploadIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	f := testkit.StartFake(t)
@@ -146,7 +146,7 @@ func TestRefreshNeedsItsExtension(t *testing.T) {
 	require.Empty(t, changesAt(f))
 }
 
-// TestImageAliases: the image keeps account of its own names.
+// TestImageAliases: Image.Aliases is kept up to date.
 func TestImageAliases(t *testing.T) {
 	t.Parallel()
 	eachDialect(t, func(t *testing.T, f *testkit.Fake) {
@@ -171,8 +171,8 @@ func TestImageAliases(t *testing.T) {
 	})
 }
 
-// TestImageReadsItsContentThroughItsOwnProject also where it comes of a list of
-// all projects.
+// TestImageReadsItsContentThroughItsOwnProject: even if it is from a list of all
+// projects.
 func TestImageReadsItsContentThroughItsOwnProject(t *testing.T) {
 	t.Parallel()
 	f := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: lxdtest.Incus60}, nil)

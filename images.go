@@ -18,10 +18,10 @@ type Images struct {
 	client *Client
 }
 
-// Get reads one image by its fingerprint or a unique prefix of it (LXD 6.5 and
-// up: of 12 characters at least). It is an [ErrNotFound] if there is none, and
-// an [ErrAmbiguous] if the prefix does not tell which one. Another image than
-// the one that was asked for is an [ErrBadResponse].
+// Get reads an image by its fingerprint or a unique prefix of it (LXD 6.5 and
+// later: of at least 12 characters). If there is none, the error matches
+// [ErrNotFound]; if the prefix is not unique, [ErrAmbiguous]; if the server
+// returns another image than the requested one, [ErrBadResponse].
 func (m *Images) Get(ctx context.Context, fingerprint string) (*Image, error) {
 	image, _, err := m.get(ctx, fingerprint, nil)
 	return image, err
@@ -40,15 +40,16 @@ func (m *Images) get(ctx context.Context, fingerprint string, extra url.Values) 
 		maps.Copy(query, extra)
 	}
 	req := &request{method: http.MethodGet, path: path("images", strings.ToLower(fingerprint)), query: query}
-	image, ans, err := get(ctx, m.client.t, req, func(i *Image) error { return i.hold(fingerprint) })
+	image, resp, err := get(ctx, m.client.t, req, func(i *Image) error { return i.checkResponse(fingerprint) })
 	if err != nil {
 		return nil, "", m.prefixError(ctx, fingerprint, err)
 	}
-	return image.adopt(m.client), ans.etag, nil
+	return image.bind(m.client), resp.etag, nil
 }
 
-// prefixError finds out whether a server refused a prefix: LXD 5.0.2 answers
-// 500 to an ambiguous one, LXD 6.5 and up 400 to a short one.
+// prefixError returns ErrAmbiguous if err means that the server refused a prefix,
+// and otherwise err: LXD 5.0.2 responds 500 to an ambiguous one, LXD 6.5 and later
+// 400 to a short one.
 func (m *Images) prefixError(ctx context.Context, prefix string, err error) error {
 	var e *Error
 	if len(prefix) == 64 || !errors.As(err, &e) || errors.Is(err, ErrBadResponse) || (e.StatusCode != http.StatusBadRequest && e.StatusCode != http.StatusInternalServerError) {
@@ -57,7 +58,7 @@ func (m *Images) prefixError(ctx context.Context, prefix string, err error) erro
 	if e.StatusCode == http.StatusInternalServerError {
 		matches, u := 0, ""
 		_, lerr := m.client.t.call(ctx, &request{method: http.MethodGet, path: path("images"), query: m.client.query()}, &list{
-			limit: maxList, // of what is read: none of it is kept
+			limit: maxList, // no element is kept, but the list must end
 			begin: func() { matches = 0 },
 			element: func(dec *jsontext.Decoder) error {
 				if err := wire.UnmarshalElement(dec, &u); err != nil {
@@ -75,11 +76,11 @@ func (m *Images) prefixError(ctx context.Context, prefix string, err error) erro
 		}
 	}
 	ambiguous := *e
-	ambiguous.kind, ambiguous.Hint = ErrAmbiguous, "give more digits of the fingerprint"
+	ambiguous.kind, ambiguous.Hint = ErrAmbiguous, "use more digits of the fingerprint"
 	return &ambiguous
 }
 
-// GetByAlias reads the image that an alias stands for.
+// GetByAlias reads the image that an alias points to.
 func (m *Images) GetByAlias(ctx context.Context, alias string) (*Image, error) {
 	a, err := m.client.Aliases.Get(ctx, alias)
 	if err != nil {
@@ -88,8 +89,8 @@ func (m *Images) GetByAlias(ctx context.Context, alias string) (*Image, error) {
 	return m.Get(ctx, a.Target)
 }
 
-// Exists says whether there is an image of that fingerprint (or unique prefix),
-// or else of that alias.
+// Exists reports whether there is an image with that fingerprint (or unique
+// prefix), or an alias of that name.
 func (m *Images) Exists(ctx context.Context, fingerprintOrAlias string) (bool, error) {
 	if fingerprintOrAlias == "" {
 		return false, invalid("fingerprintOrAlias", "is empty")
@@ -99,7 +100,8 @@ func (m *Images) Exists(ctx context.Context, fingerprintOrAlias string) (bool, e
 		if err == nil {
 			return true, nil
 		}
-		// "ace" is a fine alias too, and a short prefix is refused by some.
+		// It may also be an alias, such as "ace"; and some servers refuse short
+		// prefixes.
 		if !errors.Is(err, ErrNotFound) && !(errors.Is(err, ErrAmbiguous) && len(fingerprintOrAlias) < 12) {
 			return false, err
 		}

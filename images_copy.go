@@ -5,86 +5,85 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/http"
 	"slices"
 	"time"
 
 	"github.com/golxd/lxd/internal/progress"
-	"github.com/golxd/lxd/internal/wire"
 )
 
-// CopyMode is the way that a copy takes between two servers.
+// CopyMode is how the content gets from one server to the other.
 type CopyMode string
 
-// The ways of a copy.
+// The modes of a copy.
 const (
 	// CopyAuto tries pull, then push, then relay. It is the default.
 	CopyAuto CopyMode = ""
-	// CopyPull has the target fetch the image; it must reach the source.
+	// CopyPull makes the target fetch the image; it must be able to connect to the
+	// source.
 	CopyPull CopyMode = "pull"
-	// CopyPush has the source send the image; it must reach the target. Both
-	// must be of one family, and the image a container's. The copy's filename is
-	// the one that the source gives it: servers have no way to ask for another.
+	// CopyPush makes the source send the image; it must be able to connect to the
+	// target. Both servers must be of one family, and the image must be a
+	// container's. The source chooses the copy's filename: the API cannot set
+	// another.
 	CopyPush CopyMode = "push"
 	// CopyRelay streams the image through this client.
 	CopyRelay CopyMode = "relay"
 )
 
-// CopyOptions say what the copy is like. Zero fields keep what the source image
-// has.
+// CopyOptions describe the copy. The default of an attribute is its value in the
+// source image.
 type CopyOptions struct {
-	// Mode is the way the content takes. Default: CopyAuto.
+	// Mode is how the content is copied. The default is CopyAuto.
 	Mode CopyMode
 
 	Public     *bool
 	AutoUpdate *bool
 	Filename   string
-	// Properties replace all of the source's. An empty map means none.
+	// Properties replace all those of the source. An empty map means none.
 	Properties map[string]string
-	// Profiles of the target's project. An empty slice means none.
+	// Profiles are profiles of the target's project. An empty slice means none.
 	Profiles []string
 	// Aliases replace those of the source. An empty slice means none.
 	Aliases []Alias
-	// ReuseAliases moves aliases to the copy that stand for other images of
-	// the target. Default: they are an ErrExists.
+	// ReuseAliases moves aliases that point to other images of the target to the
+	// copy. By default such an alias is an error that matches ErrExists.
 	ReuseAliases bool
-	// ExpiresAt is when the copy expires.
+	// ExpiresAt is when the copy expires; a zero time means never.
 	ExpiresAt *time.Time
 
 	IfExists IfExists
 
-	// Wait returns when the copy is there. Default: when the target has
-	// accepted the work (of a relay: has the content). Image.Wait must then be
-	// called: it takes the next way if one fails, and ends the tokens, once the
-	// operation has ended. A Wait that ctx ends does neither; the next does.
-	// Without any, a token that is not used stays on its server.
+	// Wait makes Copy return when the copy is complete. The default is to return
+	// when the target has accepted the work (in a relay: has the content).
+	// Image.Wait must then be called: when the operation has finished, it tries the
+	// next mode if one has failed, and revokes the tokens. If ctx ends Image.Wait,
+	// the next Image.Wait does that. Without it, an unused token remains on its
+	// server.
 	Wait bool
 
-	// Progress is told of the phases send (of a relay) and server, until Copy
-	// returns.
+	// Progress receives the phases send (of a relay) and server.
 	Progress func(Progress)
 }
 
 // Copied is an image that was copied.
 type Copied struct {
 	*Image
-	// Mode is the way that was taken. It is empty if the target had the image.
-	// Without Wait it is final only after Image.Wait.
+	// Mode is the mode that succeeded. It is empty if the target had the image.
+	// Without CopyOptions.Wait it is final only after Image.Wait.
 	Mode CopyMode
-	// NotTaken are the ways that CopyAuto could not take.
-	NotTaken []CopyAttempt
+	// Failed lists the modes that CopyAuto tried or ruled out, and why.
+	Failed []CopyAttempt
 }
 
-// CopyAttempt is a way of a copy that failed, or could not be tried.
+// CopyAttempt is a mode of a copy that failed, or could not be tried.
 type CopyAttempt struct {
 	Mode CopyMode
 	Err  error
 }
 
-// Copy brings the image to another server, or to another project, with its
-// aliases, properties, profiles, expiry, filename, auto-update and publicity
-// unless the options say otherwise. If the target has the image nothing is
-// moved.
+// Copy copies the image to another server, or to another project. The copy has the
+// image's aliases, properties, profiles, expiry, filename, AutoUpdate and Public,
+// unless the options set others. If the target has the image, no content is sent.
 func (i *Image) Copy(ctx context.Context, target *Client, opts *CopyOptions) (*Copied, error) {
 	if err := i.check(); err != nil {
 		return nil, err
@@ -96,7 +95,7 @@ func (i *Image) Copy(ctx context.Context, target *Client, opts *CopyOptions) (*C
 	if err := o.check(target); err != nil {
 		return nil, err
 	}
-	j := &copying{source: i, target: target, ifExists: o.IfExists, want: o.wanted(i), copied: &Copied{}}
+	j := &copyJob{source: i, target: target, ifExists: o.IfExists, spec: o.spec(i), copied: &Copied{}}
 	j.meter, j.report = meter(PhaseServer, max(i.Size, -1), o.Progress), o.Progress
 	defer j.meter.Stop()
 	existing, err := target.Images.Get(ctx, i.Fingerprint)
@@ -104,7 +103,7 @@ func (i *Image) Copy(ctx context.Context, target *Client, opts *CopyOptions) (*C
 	case err == nil && o.IfExists == ErrorIfExists:
 		return nil, fmt.Errorf("image %s: %w", i.Fingerprint, ErrExists)
 	case err == nil:
-		if err := existing.assign(ctx, j.want.aliases, j.want.reuse); err != nil {
+		if err := existing.assign(ctx, j.spec.aliases, j.spec.reuse); err != nil {
 			return nil, err
 		}
 		j.meter.Phase(PhaseServer, existing.Size, existing.Size)
@@ -114,7 +113,7 @@ func (i *Image) Copy(ctx context.Context, target *Client, opts *CopyOptions) (*C
 		return nil, err
 	}
 	if !o.ReuseAliases {
-		if err := target.Aliases.checkFree(ctx, j.want.aliases, i.Fingerprint); err != nil {
+		if err := target.Aliases.checkFree(ctx, j.spec.aliases, i.Fingerprint); err != nil {
 			return nil, err
 		}
 	}
@@ -152,9 +151,9 @@ func (o *CopyOptions) check(target *Client) error {
 	return checkAliases("CopyOptions.Aliases", o.Aliases)
 }
 
-// wanted is what the copy is to be like.
-func (o *CopyOptions) wanted(source *Image) wanted {
-	w := wanted{
+// spec describes the copy.
+func (o *CopyOptions) spec(source *Image) imageSpec {
+	w := imageSpec{
 		attributes: source.attributes().clone(), filename: source.Filename, aliases: slices.Clone(source.Aliases),
 		reuse: o.ReuseAliases, exact: true,
 	}
@@ -185,77 +184,78 @@ func (o *CopyOptions) wanted(source *Image) wanted {
 	return w
 }
 
-// copying is one call of Copy.
-type copying struct {
+// copyJob is one call of Copy.
+type copyJob struct {
 	source   *Image
 	target   *Client
 	ifExists IfExists
-	want     wanted
+	spec     imageSpec
 	meter    *progress.Meter
 	report   func(Progress) // for a later Image.Wait; nil for none
 	copied   *Copied
 }
 
-// run takes the first of the ways that succeeds. Without wait it begins the
-// first that can be begun, and waiting for the image takes the others.
-func (j *copying) run(ctx context.Context, modes []CopyMode, wait bool) error {
+// run tries the modes until one succeeds. Without wait it returns when one has
+// started, and tryRest, called by Image.Wait, tries the others if that one fails.
+func (j *copyJob) run(ctx context.Context, modes []CopyMode, wait bool) error {
 	for n, mode := range modes {
-		image, err := j.begin(ctx, mode)
+		image, err := j.start(ctx, mode)
 		if err == nil {
 			j.copied.Image, j.copied.Mode = image, mode
 			image.pending.report = j.report
 			if !wait {
 				rest := modes[n+1:]
 				image.pending.then(func(ctx context.Context, image *Image, err error, m *progress.Meter) (*Image, error) {
-					return j.resume(ctx, mode, image, err, rest, m)
+					return j.tryRest(ctx, mode, image, err, rest, m)
 				})
 				return nil
 			}
 			if err = image.pending.wait(ctx, image, j.meter); err != nil {
-				image.pending.giveUp(ctx) // nobody can wait for it any more
+				image.pending.release(ctx) // nobody can wait for it any more
 			}
 		}
-		if err = j.failed(mode, err, len(modes) == 1 && len(j.copied.NotTaken) == 0); err == nil || !j.goOn(ctx, err) {
+		if err = j.noteFailure(mode, err, len(modes) == 1 && len(j.copied.Failed) == 0); err == nil || !j.shouldTryNext(ctx, err) {
 			return err
 		}
 	}
-	errs := make([]error, len(j.copied.NotTaken))
-	for n, a := range j.copied.NotTaken {
+	errs := make([]error, len(j.copied.Failed))
+	for n, a := range j.copied.Failed {
 		errs[n] = fmt.Errorf("%s: %w", a.Mode, a.Err)
 	}
 	return fmt.Errorf("copy image %.12s to %s: %w", j.source.Fingerprint, j.target.Endpoint(), errors.Join(errs...))
 }
 
-// failed notes a way that was not taken. Of an only way the error is given as
-// it is.
-func (j *copying) failed(mode CopyMode, err error, only bool) error {
+// noteFailure adds the error of a mode to Copied.Failed. If it was the only mode,
+// it returns a copyError instead, whose text is that of the error.
+func (j *copyJob) noteFailure(mode CopyMode, err error, only bool) error {
 	if err == nil {
 		return nil
 	}
 	if only {
 		return &copyError{err}
 	}
-	j.copied.NotTaken = append(j.copied.NotTaken, CopyAttempt{mode, err})
+	j.copied.Failed = append(j.copied.Failed, CopyAttempt{mode, err})
 	return err
 }
 
-// copyError is the error of the one way that was asked for.
+// copyError is the error of the only mode of a copy.
 type copyError struct{ err error }
 
 func (e *copyError) Error() string { return e.err.Error() }
 
 func (e *copyError) Unwrap() error { return e.err }
 
-// goOn says whether another way may do better. Where the caller has ended it,
-// or the target has refused, none will.
-func (j *copying) goOn(ctx context.Context, err error) bool {
+// shouldTryNext reports whether another mode may succeed after err. None will if
+// ctx has ended or the target has refused the image.
+func (j *copyJob) shouldTryNext(ctx context.Context, err error) bool {
 	var only *copyError
 	return ctx.Err() == nil && !errors.As(err, &only) && !errors.Is(err, ErrForbidden) && !errors.Is(err, ErrExists) && !errors.Is(err, ErrInvalid)
 }
 
-// resume goes on after a way that was begun without waiting.
-func (j *copying) resume(ctx context.Context, mode CopyMode, image *Image, err error, rest []CopyMode, m *progress.Meter) (*Image, error) {
-	if err = j.failed(mode, err, len(rest) == 0 && len(j.copied.NotTaken) == 0); err == nil || !j.goOn(ctx, err) {
+// tryRest tries the remaining modes if the one that was started without waiting
+// has failed.
+func (j *copyJob) tryRest(ctx context.Context, mode CopyMode, image *Image, err error, rest []CopyMode, m *progress.Meter) (*Image, error) {
+	if err = j.noteFailure(mode, err, len(rest) == 0 && len(j.copied.Failed) == 0); err == nil || !j.shouldTryNext(ctx, err) {
 		return image, err
 	}
 	callers := j.copied.Image
@@ -267,7 +267,8 @@ func (j *copying) resume(ctx context.Context, mode CopyMode, image *Image, err e
 	return j.copied.Image, nil
 }
 
-func (j *copying) begin(ctx context.Context, mode CopyMode) (*Image, error) {
+// start starts a copy in one mode. The image that it returns has pending work.
+func (j *copyJob) start(ctx context.Context, mode CopyMode) (*Image, error) {
 	switch mode {
 	case CopyPull:
 		return j.pull(ctx)
@@ -278,73 +279,9 @@ func (j *copying) begin(ctx context.Context, mode CopyMode) (*Image, error) {
 	}
 }
 
-// pull has the target fetch the image, from the first address that works.
-func (j *copying) pull(ctx context.Context) (*Image, error) {
-	from, err := j.source.client.serverInfo(ctx, false)
-	if err != nil {
-		return nil, err
-	}
-	to, err := j.target.serverInfo(ctx, false)
-	if err != nil {
-		return nil, err
-	}
-	addresses := j.source.client.addresses(from)
-	if len(addresses) == 0 {
-		return nil, fmt.Errorf("the source does not listen on the network (core.https_address): %w", ErrUnsupported)
-	}
-	return j.pullFrom(ctx, addresses, from, to)
-}
-
-func (j *copying) pullFrom(ctx context.Context, addresses []string, from, to *Server) (*Image, error) {
-	source := &wire.ImageSource{
-		Type: "image", Mode: "pull", Server: addresses[0], Protocol: to.daemon().Name, Fingerprint: j.source.Fingerprint,
-		Certificate: j.source.client.certificate(from), ImageType: string(j.source.Type),
-	}
-	if j.source.Project != "default" {
-		if err := to.need("pull an image out of a project", "image_source_project"); err != nil {
-			return nil, err
-		}
-		source.Project = j.source.Project
-	}
-	var secret *Secret
-	if !j.source.Public {
-		var err error
-		if secret, err = j.source.Secret(ctx); err != nil {
-			return nil, err
-		}
-		source.Secret = secret.Value
-	}
-	image, err := j.target.Images.importImage(ctx, &wire.ImagePost{Source: source}, &j.want, j.settle)
-	if err != nil {
-		secret.end(ctx)
-		if len(addresses) > 1 && ctx.Err() == nil && errors.Is(err, ErrUnavailable) {
-			return j.pullFrom(ctx, addresses[1:], from, to)
-		}
-		return nil, err
-	}
-	image.pending.release = secret.end
-	image.pending.then(func(ctx context.Context, image *Image, err error, m *progress.Meter) (*Image, error) {
-		secret.end(ctx)
-		var failed *OperationError
-		if err == nil || len(addresses) == 1 || ctx.Err() != nil || !errors.As(err, &failed) {
-			return image, err
-		}
-		next, nerr := j.pullFrom(ctx, addresses[1:], from, to)
-		if nerr == nil {
-			if nerr = next.pending.wait(ctx, next, m); nerr != nil {
-				next.pending.giveUp(ctx)
-			}
-		}
-		if nerr != nil {
-			return nil, errors.Join(fmt.Errorf("from %s: %w", addresses[0], err), nerr)
-		}
-		return next, nil
-	})
-	return image, nil
-}
-
-// settle looks for the copy whose operation the target has forgotten.
-func (j *copying) settle(ctx context.Context) error {
+// settle determines the outcome of an operation that a server has forgotten: it
+// looks for the copy.
+func (j *copyJob) settle(ctx context.Context) error {
 	_, err := j.target.Images.Get(ctx, j.source.Fingerprint)
 	if errors.Is(err, ErrNotFound) {
 		return errUnsettled
@@ -352,83 +289,9 @@ func (j *copying) settle(ctx context.Context) error {
 	return err
 }
 
-// push has the source send the image to the target.
-func (j *copying) push(ctx context.Context) (*Image, error) {
-	from, err := j.source.client.serverInfo(ctx, false)
-	if err != nil {
-		return nil, err
-	}
-	to, err := j.target.serverInfo(ctx, false)
-	if err != nil {
-		return nil, err
-	}
-	if !from.Trusted {
-		// Not an ErrForbidden, after which no other way is tried: a relay needs
-		// no more than to read the image.
-		return nil, fmt.Errorf("the source does not trust this client, and so does not push for it: %w", ErrUnsupported)
-	}
-	for _, s := range []*Server{from, to} {
-		if err := s.need("push an image", "images_push_relay"); err != nil {
-			return nil, err
-		}
-	}
-	if from.Family != to.Family {
-		// The secret goes in a header that the other family does not look at.
-		return nil, fmt.Errorf("%s cannot push to %s: %w", from.Family, to.Family, ErrUnsupported)
-	}
-	if j.source.Type == VirtualMachine {
-		// The source sends the disk as a container's rootfs, and the target
-		// takes it for one (LXD 5.0.2, Incus 6.0.4).
-		return nil, fmt.Errorf("the servers cannot push images of virtual machines: %w", ErrUnsupported)
-	}
-	if j.target.project != "" {
-		if err := from.need("push an image into a project", "images_target_project"); err != nil {
-			return nil, err
-		}
-	}
-	addresses := j.target.addresses(to)
-	if len(addresses) == 0 {
-		return nil, fmt.Errorf("the target does not listen on the network (core.https_address): %w", ErrUnsupported)
-	}
-	// The token carries what the copy is to be like. Its properties are never
-	// null: that ends the daemon (LXD 5.0.2, Incus 6.0.4).
-	post := &wire.ImagePost{
-		Source:  &wire.ImageSource{Type: "image", Mode: "push", Fingerprint: j.source.Fingerprint},
-		Aliases: []wire.Alias{}, Properties: j.want.Properties, Public: j.want.Public, ExpiresAt: j.want.ExpiresAt,
-	}
-	c := j.target
-	secret, err := c.startToken(ctx, &request{method: http.MethodPost, path: path("images"), query: c.query(), body: &jsonBody{post}}, j.source.Fingerprint)
-	if err != nil {
-		return nil, err
-	}
-	var op *Operation
-	export := &wire.ImageExport{Secret: secret.Value, Certificate: c.certificate(to), Project: c.project, Profiles: j.want.Profiles, Aliases: []wire.Alias{}}
-	for _, address := range addresses {
-		export.Target = address
-		src := j.source.client
-		op, err = src.start(ctx, &request{method: http.MethodPost, path: path("images", j.source.Fingerprint, "export"), query: src.query(), body: &jsonBody{export}}, j.settle)
-		if err == nil {
-			break
-		}
-	}
-	if err != nil {
-		secret.end(ctx)
-		return nil, err
-	}
-	image := j.expected()
-	image.pending = newPending(op, j.source.Size, func(ctx context.Context, failure error, _ *progress.Meter) (*Image, error) {
-		if failure != nil {
-			return nil, failure
-		}
-		return j.want.complete(ctx, j.target.Images, op, j.source.Fingerprint)
-	})
-	image.pending.release, image.pending.watched = secret.end, true
-	return image, nil
-}
-
-// expected is the copy as it will be.
-func (j *copying) expected() *Image {
-	s, image := j.source, j.want.image(j.target, j.source.Fingerprint)
+// expectedImage returns what is known of the copy before the target has it.
+func (j *copyJob) expectedImage() *Image {
+	s, image := j.source, j.spec.image(j.target, j.source.Fingerprint)
 	image.Size, image.Type, image.Architecture, image.CreatedAt = s.Size, s.Type, s.Architecture, s.CreatedAt
 	return image
 }

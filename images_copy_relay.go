@@ -14,57 +14,58 @@ import (
 	"github.com/golxd/lxd/internal/progress"
 )
 
-// relay streams the image through this client: the source's answer is the
-// target's request, and the target verifies the fingerprint.
-func (j *copying) relay(ctx context.Context) (*Image, error) {
+// relay streams the image through this client: the body of the source's response is
+// the body of the request to the target, which verifies the fingerprint.
+func (j *copyJob) relay(ctx context.Context) (*Image, error) {
 	c := j.target
 	to, err := c.serverInfo(ctx, false)
 	if err != nil {
 		return nil, err
 	}
-	body := &relayBody{image: j.source, filename: j.want.filename, meter: j.meter}
+	body := &relayBody{image: j.source, filename: j.spec.filename, meter: j.meter}
 	defer body.discard()
 	req := &request{
-		method: http.MethodPost, path: path("images"), query: c.query(), header: j.want.headers(to, j.source.Fingerprint), body: body, repeatable: true,
+		method: http.MethodPost, path: path("images"), query: c.query(), header: j.spec.headers(to, j.source.Fingerprint), body: body, repeatable: true,
 	}
 	op, err := c.start(ctx, req, j.settle)
 	if err != nil {
 		return nil, err
 	}
-	image := j.expected()
+	image := j.expectedImage()
 	image.pending = newPending(op, j.source.Size, func(ctx context.Context, failure error, _ *progress.Meter) (*Image, error) {
 		if failure != nil {
 			if op.fingerprint() != j.source.Fingerprint {
 				return nil, body.explain(failure)
 			}
-			// Somebody else has brought it there meanwhile.
+			// Somebody else has created the image in the meantime.
 			if j.ifExists == ErrorIfExists {
 				return nil, fmt.Errorf("image %s: %w", j.source.Fingerprint, ErrExists)
 			}
 		}
-		if _, err := c.Images.made(ctx, op, op.fingerprint(), j.source.Fingerprint); err != nil {
+		if _, err := c.Images.createdFingerprint(ctx, op, op.fingerprint(), j.source.Fingerprint); err != nil {
 			return nil, err
 		}
-		return j.want.complete(ctx, c.Images, op, j.source.Fingerprint)
+		return j.spec.complete(ctx, c.Images, op, j.source.Fingerprint)
 	})
 	return image, nil
 }
 
-// relayBody is the content of an image of one server on its way to another.
+// relayBody is the request body of a relay: the content as the source sends it.
 type relayBody struct {
 	image    *Image
 	filename string // of the copy
 	meter    *progress.Meter
 
 	mu     sync.Mutex
-	reader *relayReader // the last that was opened, until it is closed
-	err    error        // that ended it
+	reader *relayReader // of the last attempt; nil once it is discarded
+	err    error        // the source's error that ended the attempt; nil for none
 }
 
 func (r *relayBody) open(ctx context.Context, hreq *http.Request) (err error) {
 	r.discard()
-	// A target may refuse before it has read everything; the reading, which goes
-	// on elsewhere, must not take the end of the body for a cut then.
+	// A target may refuse the upload before it has read all of it. net/http then
+	// closes the body, which must not look like a broken connection to a Read that is
+	// still running.
 	ctx, cancel := context.WithCancel(ctx)
 	defer func() {
 		if err != nil {
@@ -83,10 +84,10 @@ func (r *relayBody) open(ctx context.Context, hreq *http.Request) (err error) {
 	}
 	var body io.ReadCloser = src
 	if kind != "application/octet-stream" {
-		// No part of a form can be asked for.
+		// A form cannot be requested from an offset.
 		src.NoResume()
 		if r.filename != "" {
-			// The server takes the image's name from the rootfs.
+			// The target takes the image's filename from that of the rootfs.
 			body = struct {
 				io.Reader
 				io.Closer
@@ -105,7 +106,7 @@ func (r *relayBody) open(ctx context.Context, hreq *http.Request) (err error) {
 
 func (r *relayBody) replayable() bool { return true }
 
-// mayBlock: reading from the source obeys ctx.
+// mayBlock returns false: ctx ends a read from the source.
 func (r *relayBody) mayBlock() bool { return false }
 
 func (r *relayBody) cause() error {
@@ -123,7 +124,7 @@ func (r *relayBody) discard() {
 	}
 }
 
-// explain adds what the source's side knows to what the target says.
+// explain adds the source's error, if there is one, to that of the target.
 func (r *relayBody) explain(err error) error {
 	if cause := r.cause(); cause != nil {
 		return errors.Join(err, cause)
@@ -131,6 +132,7 @@ func (r *relayBody) explain(err error) error {
 	return err
 }
 
+// relayReader is the body of one attempt.
 type relayReader struct {
 	ctx    context.Context //nolint:containedctx // of the transfer
 	cancel context.CancelFunc
@@ -144,10 +146,10 @@ func (r *relayReader) Read(p []byte) (int, error) {
 	r.r.meter.Add(n)
 	if err != nil && err != io.EOF && r.ctx.Err() == nil {
 		cause := err
-		var answer *Error
+		var refused *Error
 		var connection *ConnectionError
-		if !errors.As(err, &answer) && !errors.As(err, &connection) && !errors.Is(err, ErrBadResponse) {
-			// One that a copy may be begun anew after.
+		if !errors.As(err, &refused) && !errors.As(err, &connection) && !errors.Is(err, ErrBadResponse) {
+			// A ConnectionError is retryable.
 			cause = r.r.image.client.t.connectionError(r.ctx, r.src.req, err)
 		}
 		r.r.mu.Lock()

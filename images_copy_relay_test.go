@@ -14,8 +14,8 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// TestRelayLeavesTheSourceAlone has the target refuse a relay that goes on after
-// a cut: nothing may be asked of the source once Copy has returned.
+// TestRelayLeavesTheSourceAlone has the target refuse a relay that continues after
+// a break: the source must get no request once Copy has returned.
 func TestRelayLeavesTheSourceAlone(t *testing.T) {
 	t.Parallel()
 	x := newExportTest(t, 0, lxdtest.UnifiedImage("relay", 8<<20), nil)

@@ -17,8 +17,8 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// TestCopyBetweenFamilies brings images from LXD to Incus and back, on lxdtest
-// and, where the environment names them, on real daemons.
+// TestCopyBetweenFamilies copies images from LXD to Incus and back, on lxdtest and, if
+// the environment names them, on real daemons.
 func TestCopyBetweenFamilies(t *testing.T) {
 	subjects := testkit.Subjects(t)
 	first := map[string]*testkit.Subject{}
@@ -79,7 +79,7 @@ func twinClient(t *testing.T, s *testkit.Subject) *lxd.Client {
 	return twin.Client(t)
 }
 
-// TestCopyAuto takes the next way where one cannot be taken, and says why.
+// TestCopyAuto tries the next mode if one is not supported, and reports why.
 func TestCopyAuto(t *testing.T) {
 	source, target := testkit.StartFake(t), testkit.StartFake(t)
 	image := testkit.CopySource(t, source.Client, false)
@@ -90,11 +90,11 @@ func TestCopyAuto(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, copied.Wait(t.Context()))
 		require.Equal(t, lxd.CopyRelay, copied.Mode)
-		require.Len(t, copied.NotTaken, 2)
-		require.Equal(t, lxd.CopyPull, copied.NotTaken[0].Mode)
-		require.ErrorIs(t, copied.NotTaken[0].Err, lxd.ErrUnsupported)
-		require.Equal(t, lxd.CopyPush, copied.NotTaken[1].Mode)
-		require.ErrorContains(t, copied.NotTaken[1].Err, "core.https_address")
+		require.Len(t, copied.Failed, 2)
+		require.Equal(t, lxd.CopyPull, copied.Failed[0].Mode)
+		require.ErrorIs(t, copied.Failed[0].Err, lxd.ErrUnsupported)
+		require.Equal(t, lxd.CopyPush, copied.Failed[1].Mode)
+		require.ErrorContains(t, copied.Failed[1].Err, "core.https_address")
 		testkit.RequireCopy(t, image, copied)
 		require.NoError(t, copied.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
 	}
@@ -102,33 +102,7 @@ func TestCopyAuto(t *testing.T) {
 	require.Empty(t, target.Tokens())
 }
 
-// TestPushTokenHasProperties keeps daemons alive: a push token whose properties
-// are null ends LXD 5.0.2 and Incus 6.0.4 when it is used.
-func TestPushTokenHasProperties(t *testing.T) {
-	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60} {
-		source := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect, TLS: true}, nil)
-		target := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect, TLS: true}, nil)
-		image := testkit.Upload(t, source.Client, nil)
-		image.Properties = nil
-		require.NoError(t, image.Update(t.Context(), nil))
-		require.Empty(t, image.Properties)
-		image.Properties = nil
-		copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: lxd.CopyPush, Wait: true})
-		require.NoError(t, err, dialect)
-		require.Empty(t, copied.Properties)
-		require.Nil(t, source.Crashed())
-		require.Nil(t, target.Crashed())
-
-		copied, err = testkit.Upload(t, source.Client, nil).Copy(t.Context(), target.Client, &lxd.CopyOptions{
-			Mode: lxd.CopyPush, Wait: true, Properties: map[string]string{},
-		})
-		require.NoError(t, err, dialect)
-		require.Empty(t, copied.Properties)
-		require.Nil(t, target.Crashed())
-	}
-}
-
-// TestFailedCopyLeavesNoToken ends the tokens of copies that fail in every way.
+// TestFailedCopyLeavesNoToken: the tokens of failed copies are revoked.
 func TestFailedCopyLeavesNoToken(t *testing.T) {
 	source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
 	target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
@@ -178,7 +152,7 @@ func TestFailedCopyLeavesNoToken(t *testing.T) {
 	stalled.Remove()
 }
 
-// TestEndedContextLeavesNoToken has the context end while the answer that holds
+// TestEndedContextLeavesNoToken has the context end while the response with
 // a token is on its way.
 func TestEndedContextLeavesNoToken(t *testing.T) {
 	t.Parallel()
@@ -231,7 +205,7 @@ func TestEndedContextLeavesNoToken(t *testing.T) {
 		require.Empty(t, target.Tokens(), name)
 	}
 
-	// An answer that does not come is not awaited for long.
+	// The wait for a response that does not come is short.
 	source.Inject(lxdtest.StallHeaders().On("POST", "/1.0/images/*/secret"))
 	ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
@@ -241,8 +215,8 @@ func TestEndedContextLeavesNoToken(t *testing.T) {
 	require.Less(t, time.Since(begin), 5*time.Second)
 }
 
-// TestEndedCopyDoesNotWaitForItsToken has the source not answer when a token is
-// to be ended.
+// TestEndedCopyDoesNotWaitForItsToken has a source that does not respond when a token
+// is revoked.
 func TestEndedCopyDoesNotWaitForItsToken(t *testing.T) {
 	t.Parallel()
 	source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
@@ -264,14 +238,14 @@ func TestEndedCopyDoesNotWaitForItsToken(t *testing.T) {
 	select {
 	case err := <-ended:
 		require.ErrorIs(t, err, context.Canceled)
-	case <-time.After(3 * time.Second): // with a context that goes on it is five
+	case <-time.After(3 * time.Second): // with a context that does not end it is five
 		t.Error("Copy waits for the source")
 	}
 	stalled.Release()
 }
 
-// TestCopyOfWhatIsThereReports once.
-func TestCopyOfWhatIsThereReports(t *testing.T) {
+// TestCopyOfExistingImageReportsProgress: one report.
+func TestCopyOfExistingImageReportsProgress(t *testing.T) {
 	t.Parallel()
 	source, target := testkit.StartFake(t), testkit.StartFake(t)
 	image := testkit.Upload(t, source.Client, nil)
@@ -288,7 +262,7 @@ func TestCopyOfWhatIsThereReports(t *testing.T) {
 	require.Equal(t, image.Size, last.Total)
 }
 
-// TestCopyAutoFallsBack takes the next way when one fails on its way.
+// TestCopyAutoFallsBack tries the next mode if one fails after it has started.
 func TestCopyAutoFallsBack(t *testing.T) {
 	source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
 	target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
@@ -301,15 +275,15 @@ func TestCopyAutoFallsBack(t *testing.T) {
 		require.NoError(t, copied.Wait(t.Context()))
 		injected.Remove()
 		testkit.RequireCopy(t, image, copied)
-		require.NotEmpty(t, copied.NotTaken)
+		require.NotEmpty(t, copied.Failed)
 		require.NotEqual(t, lxd.CopyPull, copied.Mode)
 		require.Empty(t, source.Tokens())
 		require.Empty(t, target.Tokens())
 	}
 }
 
-// TestMissingExtensions says which extension a server lacks, and never leaves a
-// parameter out.
+// TestMissingExtensions: the error names the extension that a server lacks; no
+// parameter is omitted silently.
 func TestMissingExtensions(t *testing.T) {
 	all := []string{"image_profiles", "image_source_project", "images_target_project", "images_push_relay", "image_force_refresh", "image_compression_algorithm", "images_expiry"}
 	old := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true, WithoutExtensions: all}, nil)
@@ -358,8 +332,8 @@ func TestCopyWithoutProfiles(t *testing.T) {
 	}
 }
 
-// TestCopyOfAnotherImage: the source gives other content than the image's, and
-// the target is not told what it should be.
+// TestCopyOfAnotherImage: the source sends other content than the image's, and
+// the target does not get the fingerprint.
 func TestCopyOfAnotherImage(t *testing.T) {
 	t.Parallel()
 	source, target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil), testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
@@ -388,7 +362,7 @@ func TestCopyOfAnotherImage(t *testing.T) {
 		require.Equal(t, []string{fingerprint, other}, []string{mismatch.Want, mismatch.Got})
 		require.Empty(t, target.Images())
 	}
-	// A target that pulls another image than it was told to.
+	// A target that pulls another image than the requested one.
 	pulled := rewriting(t, target.Endpoint(), func(req *http.Request) {
 		if req.Method == http.MethodPost && req.URL.Path == "/1.0/images" {
 			body, err := io.ReadAll(req.Body)

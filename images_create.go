@@ -3,10 +3,8 @@ package lxd
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,95 +12,97 @@ import (
 	"time"
 
 	"github.com/golxd/lxd/internal/content"
-	"github.com/golxd/lxd/internal/progress"
 )
 
-// IfExists says what creating an image does where the server has it already.
+// IfExists is what a call does if the server already has the image.
 type IfExists string
 
+// The values of IfExists.
 const (
-	// UseExisting makes it a success that gives the image that is there. Its
-	// attributes stay as they are, but it gets the aliases. This is the default.
+	// UseExisting returns the existing image. Its attributes do not change, but it
+	// receives the aliases. This is the default.
 	UseExisting IfExists = ""
-	// ErrorIfExists makes it an [ErrExists].
+	// ErrorIfExists returns an error that matches [ErrExists].
 	ErrorIfExists IfExists = "error"
 )
 
 // CreateOptions describe an image to upload.
 type CreateOptions struct {
-	// Rootfs makes it a split image: its second file, a squashfs, a tarball, or
-	// the disk of a virtual machine. The first file is then the metadata
-	// tarball.
+	// Rootfs is the second file of a split image: a squashfs, a tarball, or the
+	// disk of a virtual machine. The first file is then the metadata tarball. The
+	// default is a unified image.
 	Rootfs io.Reader
-	// Type says what Rootfs is. Default: Container. A unified image tells
-	// itself.
+	// Type is the type of a split image. The default is Container. The metadata of
+	// a unified image contains its type.
 	Type ImageType
 
 	// Size and RootfsSize are the lengths in bytes of readers that are not
-	// seekable, if known. So much is read and no more: a connection may stay
-	// open behind it. A reader that gives more together with the last byte is
-	// an [ErrBodyChanged], one that holds less an io.ErrUnexpectedEOF. Default: 0,
-	// unknown; the body is then sent in chunks.
+	// seekable, if known. Create reads that many bytes and no more, so a reader may
+	// be a connection that stays open. If a reader returns more bytes together with
+	// the last one, the error matches [ErrBodyChanged]; if it returns fewer,
+	// io.ErrUnexpectedEOF. The default 0 means unknown; the body is then sent in
+	// chunks.
 	Size       int64
 	RootfsSize int64
 
-	// Public lets everybody who reaches the server read the image. Default:
-	// those whom the server trusts.
+	// Public allows everybody who can connect to the server to read the image. The
+	// default is only clients that the server trusts.
 	Public bool
-	// Filename is what the image's file is called. Default: the base name if
-	// the reader (of a split image: Rootfs) is an *os.File, else none.
+	// Filename is the image's filename. The default is the base name if the reader
+	// (of a split image: Rootfs) is an *os.File, and otherwise none.
 	Filename string
-	// Properties are put over those in the image's own metadata, when the server
-	// has the content and before the image gets its aliases.
+	// Properties are added to those in the image's metadata, and override them.
+	// They are set when the server has the content, before the aliases.
 	Properties map[string]string
-	// Profiles are what instances of the image get. Default: "default".
+	// Profiles are the default profiles of instances created from the image
+	// (extension image_profiles). The default is "default".
 	Profiles []string
-	// Aliases are names for the image; Target and Type are ignored. That they
-	// are free is seen to before anything is sent. One that stands for this very
-	// image is free if Fingerprint or Dedupe tells that beforehand.
+	// Aliases are names for the image; Target and Type are ignored. They are
+	// checked before anything is sent: each must be free, or point to this image
+	// if Fingerprint or Dedupe determines the fingerprint in advance.
 	Aliases []Alias
-	// ReuseAliases moves aliases here that stand for other images. Default:
-	// they are an ErrExists.
+	// ReuseAliases moves aliases that point to other images to this one. By
+	// default such an alias is an error that matches ErrExists.
 	ReuseAliases bool
-	// ExpiresAt is when the server may delete the image if it is cached.
-	// Default: as the image's own metadata says.
+	// ExpiresAt is when the server may delete the image if it is cached. The
+	// default is the expiry in the image's metadata.
 	ExpiresAt time.Time
 
-	// Fingerprint is the SHA-256 that the content must have. The server
-	// verifies it, and nothing is sent if the server has the image. Where the
-	// server makes another image all the same, as behind a proxy that drops
-	// headers, that image is deleted, and the error is a [*FingerprintError].
+	// Fingerprint is the SHA-256 that the content must have. The server verifies
+	// it, and nothing is sent if the server has the image. If the server creates
+	// another image nevertheless, as behind a proxy that drops headers, that image
+	// is deleted, and the error is a [*FingerprintError].
 	Fingerprint string
-	// Verify hashes the content while it is sent, and compares with what the
-	// server has. It needs no Fingerprint.
+	// Verify hashes the content while it is sent, and compares the hash with the
+	// fingerprint that the server reports. It needs no Fingerprint.
 	Verify bool
 	// Dedupe hashes seekable content before anything is sent, so that nothing
 	// is sent if the server has the image.
 	Dedupe   bool
 	IfExists IfExists
 
-	// Wait returns when the image is there with all its attributes. Default:
-	// when the server has received the content; Image.Wait does the rest, which
-	// without it is not done: Properties, ExpiresAt, Aliases and, on LXD,
+	// Wait makes Create return when the image exists with all its attributes. The
+	// default is to return when the server has received the content. Image.Wait
+	// must then be called: it sets Properties, ExpiresAt, Aliases and, on LXD,
 	// Profiles.
 	Wait bool
 
-	// Progress is told of the phases hash (with Dedupe), send and server.
+	// Progress receives the phases hash (with Dedupe), send and server.
 	Progress func(Progress)
 }
 
 // Create uploads an image from a reader: a unified tarball, or with
-// [CreateOptions.Rootfs] a split image. It begins where the reader stands. A
-// reader that is also an [io.Seeker] is sent with its length, and again if the
-// connection breaks; a file is sent by the kernel where that is possible. It is
-// not read any more when Create has returned, unless ctx has ended while a Read
-// of it blocked: that is then the last one, and the reader must be left alone
-// until it returns. A server's refusal, too, is returned when the Read that
-// goes on has ended.
+// [CreateOptions.Rootfs] a split image. It reads from the reader's current
+// position. If the reader is an [io.Seeker], it is sent with its length, and sent
+// again if the connection breaks; the kernel sends a file if possible. Create does
+// not read after it has returned, with one exception: if ctx ends while a Read
+// blocks, that Read is the last one, and the reader must not be used until it
+// returns. If the server refuses the upload, Create returns when the current Read
+// has returned.
 //
-// Without Wait, the Image has its fingerprint and what the options say, and
-// Image.Wait completes it. Where an image was made but an alias could not be,
-// both the Image and the error are given.
+// Without Wait, the Image has its fingerprint and the attributes in the options,
+// and Image.Wait completes it. If the image was created but an alias was not,
+// Create returns both the Image and the error.
 func (m *Images) Create(ctx context.Context, image io.Reader, opts *CreateOptions) (*Image, error) {
 	var o CreateOptions
 	if opts != nil {
@@ -117,10 +117,10 @@ func (m *Images) Create(ctx context.Context, image io.Reader, opts *CreateOption
 	}
 	u := &upload{
 		images: m, content: body, fingerprint: strings.ToLower(o.Fingerprint), ifExists: o.IfExists,
-		// A one-shot reader tells its fingerprint now or never, and it is what
-		// decides the outcome where the server forgets the operation.
+		// If the server forgets the operation, the fingerprint determines the
+		// outcome. A one-shot reader can be hashed only while it is sent.
 		hash: o.Verify || (o.Fingerprint == "" && (!o.Wait || !body.Replayable())),
-		want: wanted{
+		spec: imageSpec{
 			attributes: attributes{ExpiresAt: o.ExpiresAt, Profiles: o.Profiles, Properties: o.Properties, Public: o.Public}.clone(),
 			filename:   o.filename(image), aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases,
 		},
@@ -142,7 +142,7 @@ func (m *Images) Create(ctx context.Context, image io.Reader, opts *CreateOption
 func (o *CreateOptions) check(image io.Reader) error {
 	switch {
 	case isNil(image) && o.Rootfs != nil:
-		return invalid("image", "is nil; a rootfs needs its metadata tarball")
+		return invalid("image", "is nil; Rootfs needs a metadata tarball")
 	case isNil(image):
 		return invalid("image", "is nil")
 	case o.Rootfs != nil && isNil(o.Rootfs):
@@ -154,7 +154,7 @@ func (o *CreateOptions) check(image io.Reader) error {
 	case o.Rootfs == nil && o.RootfsSize > 0:
 		return invalid("CreateOptions.RootfsSize", "is set without Rootfs")
 	case o.Rootfs == nil && o.Type == VirtualMachine:
-		return invalid("CreateOptions.Type", "is set without Rootfs; a unified image tells its type itself")
+		return invalid("CreateOptions.Type", "is set without Rootfs; the metadata of a unified image contains its type")
 	case o.Type != "" && o.Type != Container && o.Type != VirtualMachine:
 		return invalid("CreateOptions.Type", "is %q, not %q or %q", o.Type, Container, VirtualMachine)
 	case o.IfExists != UseExisting && o.IfExists != ErrorIfExists:
@@ -177,7 +177,7 @@ func (o *CreateOptions) check(image io.Reader) error {
 	return checkAliases("CreateOptions.Aliases", o.Aliases)
 }
 
-// filename is the given one, or that of the file that names the image.
+// filename returns Filename or its default.
 func (o *CreateOptions) filename(image io.Reader) string {
 	if o.Filename != "" {
 		return o.Filename
@@ -207,7 +207,7 @@ func (o *CreateOptions) content(image io.Reader) (*content.Content, error) {
 			return nil, err
 		}
 		if size >= 0 && s.Size() != size {
-			return nil, invalid(field, "is %d, but the reader holds %d bytes", size, s.Size())
+			return nil, invalid(field, "is %d, but the reader has %d bytes", size, s.Size())
 		}
 		return s, nil
 	}
@@ -227,231 +227,4 @@ func (o *CreateOptions) content(image io.Reader) (*content.Content, error) {
 		field, name = "rootfs.img", cmp.Or(o.filename(image), "rootfs.img")
 	}
 	return content.Split(first, cmp.Or(fileBase(image), "metadata"), second, field, name)
-}
-
-// upload is one sending of an image to a server.
-type upload struct {
-	images      *Images
-	content     *content.Content
-	fingerprint string // known beforehand, or ""
-	ifExists    IfExists
-	hash        bool // compute the fingerprint while sending, and hold the server to it
-	adopt       bool // give an image that is there already all that is wanted, not the aliases alone
-	want        wanted
-	meter       *progress.Meter
-	report      func(Progress) // for a later Image.Wait; nil for none
-
-	body *content.Body // the last sending; nil before the first
-	sent int           // how often it was opened
-	// When the first sending began, and when the server accepted the last.
-	began, accepted time.Time
-}
-
-func (u *upload) run(ctx context.Context, wait bool) (*Image, error) {
-	c := u.images.client
-	if u.fingerprint != "" {
-		existing, err := u.images.Get(ctx, u.fingerprint)
-		if err == nil {
-			return u.existing(ctx, existing)
-		}
-		if !errors.Is(err, ErrNotFound) {
-			return nil, err
-		}
-	}
-	if !u.want.reuse {
-		if err := c.Aliases.checkFree(ctx, u.want.aliases, u.fingerprint); err != nil {
-			return nil, err
-		}
-	}
-	server, err := c.serverInfo(ctx, false)
-	if err != nil {
-		return nil, err
-	}
-	if err := u.want.supported(server); err != nil {
-		return nil, err
-	}
-	u.meter.Phase(PhaseSend, 0, u.content.Size())
-	req := &request{
-		method: http.MethodPost, path: path("images"), query: c.query(), header: u.want.headers(server, u.fingerprint), body: u, repeatable: true,
-	}
-	op, err := c.start(ctx, req, u.settle)
-	if err != nil {
-		if u.body != nil {
-			u.body.Discard(ctx)
-		}
-		if errors.Is(err, ErrUnavailable) && ctx.Err() == nil && !u.content.Replayable() && u.content.Used() {
-			err = fmt.Errorf("%w: %w", ErrNotReplayable, err)
-		}
-		return nil, err
-	}
-	u.accepted = time.Now()
-	if u.body != nil {
-		u.body.Finish(ctx)
-	}
-	image := u.want.image(c, u.fingerprint)
-	image.Size = max(u.content.SourceSize(), 0)
-	if u.hash {
-		sum, err := u.body.Fingerprint(ctx)
-		if err != nil {
-			u.body.Discard(ctx)
-			return nil, fmt.Errorf("hash the image: %w", err)
-		}
-		image.Fingerprint = sum
-	}
-	image.pending = newPending(op, u.content.SourceSize(), func(ctx context.Context, failure error, _ *progress.Meter) (*Image, error) {
-		return u.finish(ctx, op, failure)
-	})
-	image.pending.report = u.report
-	if !wait {
-		return image, nil
-	}
-	return outcome(image, image.pending.wait(ctx, image, u.meter))
-}
-
-// open begins a sending of the content.
-func (u *upload) open(ctx context.Context, hreq *http.Request) error {
-	body, err := u.content.Open(ctx, content.Options{Sent: u.meter.Counter(), Hash: u.hash})
-	if err != nil {
-		return err
-	}
-	if u.body != nil {
-		u.body.Discard(ctx)
-	}
-	u.body = body
-	if u.sent++; u.sent == 1 {
-		u.began = time.Now()
-	}
-	u.meter.Phase(PhaseSend, 0, u.content.Size())
-	hreq.Body, hreq.ContentLength = body, u.content.Size()
-	if hreq.ContentLength == 0 {
-		hreq.Body = http.NoBody
-	}
-	hreq.Header.Set("Content-Type", u.content.Type)
-	if !u.content.Replayable() {
-		// It can be sent once: not before the server has said that it wants it.
-		hreq.Header.Set("Expect", "100-continue")
-	}
-	return nil
-}
-
-func (u *upload) replayable() bool { return u.content.Replayable() || !u.content.Used() }
-
-// mayBlock: the reader is the caller's.
-func (u *upload) mayBlock() bool { return true }
-
-func (u *upload) cause() error { return u.body.Err() }
-
-func (u *upload) discard() { _ = u.body.Close() }
-
-// existing is the outcome where the server has the image.
-func (u *upload) existing(ctx context.Context, image *Image) (*Image, error) {
-	if u.ifExists == ErrorIfExists {
-		return nil, fmt.Errorf("image %s: %w", image.Fingerprint, ErrExists)
-	}
-	err := error(nil)
-	if u.adopt {
-		image, err = u.want.complete(ctx, u.images, nil, image.Fingerprint)
-	} else {
-		err = image.assign(ctx, u.want.aliases, u.want.reuse)
-	}
-	if err != nil {
-		return nil, err
-	}
-	u.meter.Phase(PhaseSend, image.Size, image.Size)
-	return image, nil
-}
-
-// settle looks for the image whose operation the server has forgotten.
-func (u *upload) settle(ctx context.Context) error {
-	fingerprint, err := u.contentFingerprint(ctx)
-	if err != nil {
-		return errUnsettled
-	}
-	_, err = u.images.Get(ctx, fingerprint)
-	if errors.Is(err, ErrNotFound) {
-		return fmt.Errorf("the server has neither the operation nor image %s any more: %w", fingerprint, ErrOutcomeUnknown)
-	}
-	return err
-}
-
-// contentFingerprint is what was sent.
-func (u *upload) contentFingerprint(ctx context.Context) (string, error) {
-	switch {
-	case u.hash && u.body != nil:
-		return u.body.Fingerprint(ctx)
-	case u.fingerprint != "":
-		return u.fingerprint, nil
-	case u.content.Replayable():
-		return u.content.HashAhead(ctx, nil)
-	}
-	return "", errUnsettled
-}
-
-// finish does what is left once the operation has ended.
-func (u *upload) finish(ctx context.Context, op *Operation, failure error) (*Image, error) {
-	told := op.fingerprint()
-	if failure != nil {
-		return u.failed(ctx, op, told, failure)
-	}
-	want := u.fingerprint
-	if u.hash || told == "" {
-		// Where it tells nothing, it was forgotten most likely.
-		sum, err := u.contentFingerprint(ctx)
-		if err != nil {
-			return nil, err
-		}
-		told, want = cmp.Or(told, sum), cmp.Or(want, sum)
-		if told == want {
-			want = sum
-		}
-	}
-	told, err := u.images.made(ctx, op, told, want)
-	if err != nil {
-		return nil, err
-	}
-	return u.want.complete(ctx, u.images, op, told)
-}
-
-// failed tells the image that is already there from a failure.
-func (u *upload) failed(ctx context.Context, op *Operation, told string, failure error) (*Image, error) {
-	want := u.fingerprint
-	if u.hash && want == "" && told != "" {
-		var err error
-		if want, err = u.body.Fingerprint(ctx); err != nil {
-			return nil, err
-		}
-	}
-	if want != "" && told != "" && told != want {
-		return nil, &FingerprintError{Want: want, Got: told, Err: failure}
-	}
-	if told != "" && !errors.Is(failure, ErrCancelled) {
-		existing, err := u.images.Get(ctx, told)
-		if err == nil && u.made(existing, op) {
-			return u.want.complete(ctx, u.images, op, told)
-		}
-		if err == nil {
-			return u.existing(ctx, existing)
-		}
-	}
-	if u.fingerprint != "" && (u.hash || u.content.Replayable()) {
-		// The server says that the fingerprint is not right in words only.
-		got, err := u.sentFingerprint(ctx)
-		if err == nil && got != u.fingerprint {
-			return nil, &FingerprintError{Want: u.fingerprint, Got: got, Err: failure}
-		}
-	}
-	return nil, failure
-}
-
-// made says whether an earlier sending, whose response was lost, has made the
-// image that op found there. The server's clock decides, which op tells.
-func (u *upload) made(existing *Image, op *Operation) bool {
-	return u.sent > 1 && !existing.UploadedAt.Before(op.Status().CreatedAt.Add(-u.accepted.Sub(u.began)))
-}
-
-func (u *upload) sentFingerprint(ctx context.Context) (string, error) {
-	if u.hash {
-		return u.body.Fingerprint(ctx)
-	}
-	return u.content.HashAhead(ctx, nil)
 }

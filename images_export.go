@@ -1,7 +1,6 @@
 package lxd
 
 import (
-	"bufio"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -9,34 +8,31 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"mime"
 	"mime/multipart"
 	"net"
-	gopath "path"
-	"strings"
 	"sync"
 
 	"github.com/golxd/lxd/internal/progress"
 	"github.com/golxd/lxd/internal/pump"
 )
 
-// ExportOptions say how to export.
+// ExportOptions are the options of [Image.Export].
 type ExportOptions struct {
-	// Progress is told of the phase receive. Of a split image the total is not
-	// known to the server beforehand and is what it says of the image.
+	// Progress receives the phase receive. The total is the length of the content,
+	// or for a split image Image.Size, as the server does not send a length.
 	Progress func(Progress)
 }
 
-// Export is the content of an image while it arrives. It is hashed on the way:
-// the last Read gives a [*FingerprintError] in place of io.EOF if the content
-// is not that of the image, so that io.Copy and its kin cannot miss it. WriteTo
-// does the same.
+// Export reads the content of an image while it arrives, and hashes it: if the
+// content is not that of the image, the last Read returns a [*FingerprintError]
+// instead of io.EOF, so that io.Copy and similar functions return an error. So does
+// WriteTo.
 //
-// A split image is two files. Read ends with io.EOF after each, Next goes on to
-// the second. What is wrong with the content shows at the end of the last.
+// A split image is two files. Read returns io.EOF after each; Next starts the
+// second. The content is verified at the end of the last file.
 //
-// An Export must be closed. Close may be called at any time and from any
-// goroutine; the other methods are for one goroutine at a time.
+// An Export must be closed. Close may be called at any time and from any goroutine;
+// the other methods are not safe for concurrent use.
 type Export struct {
 	image  *Image
 	ctx    context.Context //nolint:containedctx // of the transfer, which is what an Export is
@@ -44,25 +40,26 @@ type Export struct {
 	source io.ReadCloser
 	hash   hash.Hash
 	meter  *progress.Meter
-	own    bool // the meter is the export's to stop
+	own    bool // the Export must stop the meter
 
 	filename string
 	size     int64
-	left     int64 // bytes that the image still has, where its size is known
+	left     int64 // the bytes of the image that are still to come, if its size is known
 	split    bool
 	form     *multipart.Reader
 	part     int // 0, and 1 for the rootfs of a split image
 
-	mu     sync.Mutex // guards what follows, as Close may come from elsewhere
+	mu     sync.Mutex // guards the fields below, as Close may be called concurrently
 	closed bool
 	pump   *pump.Pump
 	err    error // what every later Read returns
 }
 
-// Export begins to fetch the image's content. It returns when the server has
-// begun to send. After a cut, the content of a unified image is fetched from
-// there on, for Options.RetryTimeout without a new byte; a split image cannot be,
-// the error is then a [*FingerprintError] that wraps the cause.
+// Export starts to download the image's content. It returns when the server has
+// begun to send. If the connection breaks, the download of a unified image resumes
+// at that byte, until Options.RetryTimeout has passed without progress; 4 KiB of one
+// response are progress. A split image cannot be resumed; the error is then a
+// [*FingerprintError] that wraps the cause.
 func (i *Image) Export(ctx context.Context, opts *ExportOptions) (*Export, error) {
 	if err := i.check(); err != nil {
 		return nil, err
@@ -86,8 +83,8 @@ func (i *Image) Export(ctx context.Context, opts *ExportOptions) (*Export, error
 	return e, nil
 }
 
-// export fetches from an offset on, with the hash of what is before it. The
-// meter is the caller's to stop.
+// export downloads from an offset. h is the hash of the content before it. The
+// caller must stop the meter.
 func (i *Image) export(ctx context.Context, h hash.Hash, offset int64, m *progress.Meter) (*Export, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	e := &Export{image: i, ctx: ctx, cancel: cancel, hash: h, meter: m, left: i.Size - offset}
@@ -107,6 +104,7 @@ func (i *Image) export(ctx context.Context, h hash.Hash, offset int64, m *progre
 	return e, nil
 }
 
+// open sends the request for the content from an offset.
 func (e *Export) open(offset int64) error {
 	src, err := e.image.content(e.ctx, offset, 0)
 	if err != nil {
@@ -120,39 +118,13 @@ func (e *Export) open(offset int64) error {
 	return nil
 }
 
-// accept takes over from the first response what it says of the content.
-func (e *Export) accept(src *contentReader, offset int64) error {
-	res := src.Response()
-	kind, params, err := mime.ParseMediaType(res.Header.Get("Content-Type"))
-	if err != nil {
-		kind = ""
-	}
-	switch size := src.Size(); {
-	case strings.HasPrefix(kind, "multipart/"):
-		// No part of a form can be asked for.
-		src.NoResume()
-		e.split, e.size = true, -1
-		// The parser reads 4 KiB at a time; the buffer makes larger reads of it.
-		e.form = multipart.NewReader(bufio.NewReaderSize(src, 64<<10), params["boundary"])
-		return nil
-	case kind != "application/octet-stream":
-		return e.image.client.t.badResponse(src.req, res, errors.New("it is not an image"))
-	case size >= 0 && e.image.Size > 0 && size != e.image.Size:
-		return &FingerprintError{Want: e.image.Fingerprint, Err: fmt.Errorf("%w: the server sends %d bytes, the image has %d", ErrBadResponse, size, e.image.Size)}
-	default:
-		e.size = size
-	}
-	e.filename = dispositionName(res.Header.Get("Content-Disposition"))
-	return nil
-}
-
-// begin starts to read the next file.
+// begin starts to read the current file.
 func (e *Export) begin() error {
 	src := io.Reader(e.source)
 	if e.split {
 		part, err := e.form.NextPart()
 		if err != nil {
-			return e.incomplete(err)
+			return e.contentError(err)
 		}
 		e.filename = dispositionName(part.Header.Get("Content-Disposition"))
 		src = part
@@ -169,16 +141,15 @@ func (e *Export) begin() error {
 	return nil
 }
 
-// current is what Read and WriteTo read from, or the error that there is
-// nothing.
+// current returns what Read and WriteTo read from, or the error that they return.
 func (e *Export) current() (*pump.Pump, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.pump, e.err
 }
 
-// ended notes the error that ended the reading of a file, and returns what is to
-// be said of it: where the export was closed meanwhile, that is why.
+// ended records the error that ended the current file, and returns the error for
+// the caller. If Close was called in the meantime, that is the cause.
 func (e *Export) ended(err error) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -189,13 +160,13 @@ func (e *Export) ended(err error) error {
 	return err
 }
 
-// errClosed is what the methods return after Close.
+// errClosed is the error of the methods after Close.
 func (e *Export) errClosed() error {
 	return fmt.Errorf("export of image %s: %w", e.image.Fingerprint, net.ErrClosed)
 }
 
-// atMost reads no more than the image has: what a server sends without a length
-// could fill the disk before its hash shows that it is wrong.
+// atMost returns an error if the server sends more than the image's size: without
+// a length, the content could fill the disk before its hash shows that it is wrong.
 type atMost struct {
 	r    io.Reader
 	left *int64
@@ -204,21 +175,21 @@ type atMost struct {
 func (a *atMost) Read(p []byte) (int, error) {
 	n, err := a.r.Read(p)
 	if *a.left -= int64(n); *a.left < 0 {
-		return n + int(*a.left), fmt.Errorf("%w: the server sends more than the image has", ErrBadResponse)
+		return n + int(*a.left), fmt.Errorf("%w: the server sends more bytes than the image has", ErrBadResponse)
 	}
 	return n, err
 }
 
-// Split says whether the image is two files, the metadata tarball and the
+// Split reports whether the image is two files, the metadata tarball and the
 // rootfs.
 func (e *Export) Split() bool { return e.split }
 
-// Filename is what the server calls the current file: the last element of it,
-// not to be trusted as a path on its own. It may be empty.
+// Filename returns the server's name of the current file, without directories. It
+// must not be used as a path without a check. It may be empty.
 func (e *Export) Filename() string { return e.filename }
 
-// Size is the number of bytes of the current file, or -1 where the server does
-// not tell (a split image).
+// Size returns the size of the current file in bytes, or -1 if the server does not
+// send it (a split image).
 func (e *Export) Size() int64 { return e.size }
 
 // Read reads the current file.
@@ -247,7 +218,7 @@ func (e *Export) WriteTo(w io.Writer) (int64, error) {
 	n, err := pump.WriteTo(writerErr{w, &toErr})
 	switch {
 	case toErr != nil:
-		return n, toErr // of w: the transfer itself is well
+		return n, toErr // of w; the Export itself has not failed
 	case err == nil:
 		err = io.EOF
 	}
@@ -257,7 +228,8 @@ func (e *Export) WriteTo(w io.Writer) (int64, error) {
 	return n, err
 }
 
-// writerErr tells an error of the writer from one of the source.
+// writerErr records the error of the writer, to distinguish it from one of the
+// source.
 type writerErr struct {
 	w   io.Writer
 	err *error
@@ -272,9 +244,9 @@ func (w writerErr) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// Next goes on to the rootfs of a split image, reading what is left of the
-// metadata. It gives io.EOF if there is no further file; the content as a whole
-// was then verified.
+// Next starts the rootfs of a split image, after reading the rest of the metadata
+// tarball. It returns io.EOF if there is no other file; the whole content has then
+// been verified.
 func (e *Export) Next() error {
 	if _, err := e.WriteTo(io.Discard); err != nil {
 		return err
@@ -291,21 +263,22 @@ func (e *Export) Next() error {
 	return nil
 }
 
-// end decides what the end of a file means.
+// end returns the error for the end of a file, which err describes. At the end of
+// the last file it verifies the content.
 func (e *Export) end(err error) error {
 	if err != io.EOF {
-		return e.incomplete(err)
+		return e.contentError(err)
 	}
 	if e.split && e.part == 0 {
 		return io.EOF
 	}
 	if e.split {
-		// A server that fails in the middle may still end the form properly,
-		// but what comes behind the rootfs tells of a broken connection.
+		// A server that fails during the rootfs may still end the form properly;
+		// what follows the rootfs shows that the connection broke.
 		if _, err := e.form.NextPart(); err == nil {
-			return e.incomplete(errors.New("there is a third file in it"))
+			return e.contentError(errors.New("it contains a third file"))
 		} else if err != io.EOF {
-			return e.incomplete(err)
+			return e.contentError(err)
 		}
 	}
 	if e.own {
@@ -317,10 +290,11 @@ func (e *Export) end(err error) error {
 	return io.EOF
 }
 
-func (e *Export) incomplete(err error) error { return e.image.incomplete(e.ctx, err) }
+// contentError returns the error for content that ended too early.
+func (e *Export) contentError(err error) error { return e.image.contentError(e.ctx, err) }
 
-// incomplete is the error for content that ended too soon.
-func (i *Image) incomplete(ctx context.Context, err error) error {
+// contentError returns the error for content that ended too early.
+func (i *Image) contentError(ctx context.Context, err error) error {
 	if cause := ctx.Err(); cause != nil {
 		return i.client.t.connectionError(ctx, i.exportRequest(nil), cause)
 	}
@@ -334,12 +308,12 @@ func (i *Image) incomplete(ctx context.Context, err error) error {
 	return &FingerprintError{Want: i.Fingerprint, Err: err}
 }
 
-// Close ends the transfer, at any time: a Read, WriteTo or Next that goes on in
-// another goroutine returns soon, and it and every later one with an error that
-// wraps [net.ErrClosed], unless the content had ended before. A Write of the
-// writer that was given to WriteTo is not interrupted. Close may be called more
-// than once, also by Progress; it waits for no Progress that goes on, and none
-// begins after it. Closing before the end is not an error.
+// Close ends the transfer. A Read, WriteTo or Next in another goroutine returns
+// soon; it and all later calls return an error that wraps [net.ErrClosed], unless
+// the content had ended before. Close does not interrupt a Write of the writer of
+// WriteTo. It may be called more than once, even by Progress; it does not wait for a
+// Progress that is running, and none starts after it. Closing before the end is not
+// an error.
 func (e *Export) Close() error {
 	e.mu.Lock()
 	if e.closed {
@@ -361,17 +335,4 @@ func (e *Export) Close() error {
 		e.meter.Leave()
 	}
 	return nil
-}
-
-// dispositionName is the last path element of a Content-Disposition's filename.
-func dispositionName(header string) string {
-	_, params, err := mime.ParseMediaType(header)
-	if err != nil {
-		return ""
-	}
-	name := gopath.Base(gopath.Clean("/" + strings.ReplaceAll(params["filename"], `\`, "/")))
-	if name == "/" || checkFilename("", name) != nil {
-		return ""
-	}
-	return name
 }

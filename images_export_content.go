@@ -1,26 +1,31 @@
 package lxd
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"mime"
+	"mime/multipart"
 	"net/http"
 	"net/url"
+	gopath "path"
+	"strings"
 
 	"github.com/golxd/lxd/internal/rangeread"
 	"github.com/golxd/lxd/internal/retry"
 )
 
-// contentReader reads the content that a server sends of an image, and asks for
-// the rest where the connection breaks.
+// contentReader reads the content of an image from a server. If the connection
+// breaks, it resumes.
 type contentReader struct {
 	*rangeread.Reader
-	req *request // the last; it knows what is not to be told
+	req *request // the last one, with the secrets to remove from errors
 }
 
-// content begins to read the image's content from an offset up to another one
-// or, where that is 0, to its end. If the server ignores the range, the error
-// is a rangeread.ErrNoRange.
+// content starts to read the image's content from an offset to another one or, if
+// that is 0, to its end. If the server ignores the range, the error is a
+// rangeread.ErrNoRange.
 func (i *Image) content(ctx context.Context, from, to int64) (*contentReader, error) {
 	t := i.client.t
 	size := int64(-1)
@@ -45,13 +50,13 @@ func (i *Image) content(ctx context.Context, from, to int64) (*contentReader, er
 		},
 	})
 	if err != nil {
-		return nil, r.failed(err)
+		return nil, r.badResponse(err)
 	}
 	return r, nil
 }
 
-// exportRequest is the request for the content, or for the part of it that the
-// header tells.
+// exportRequest returns the request for the content, or for the range in the
+// header.
 func (i *Image) exportRequest(header http.Header) *request {
 	query := i.client.query()
 	if i.secret != "" {
@@ -67,15 +72,57 @@ func (i *Image) exportRequest(header http.Header) *request {
 // Read reads the next bytes.
 func (r *contentReader) Read(p []byte) (int, error) {
 	n, err := r.Reader.Read(p)
-	return n, r.failed(err)
+	return n, r.badResponse(err)
 }
 
-// failed makes an ErrBadResponse of a response that is not what was asked for.
-func (r *contentReader) failed(err error) error {
+// badResponse makes an ErrBadResponse of the rangeread errors for a response that
+// is not what was requested.
+func (r *contentReader) badResponse(err error) error {
 	for _, bad := range []error{rangeread.ErrNoRange, rangeread.ErrChanged, rangeread.ErrRange} {
 		if errors.Is(err, bad) {
 			return fmt.Errorf("%w: %w", ErrBadResponse, r.req.hidden().Error(err))
 		}
 	}
 	return err
+}
+
+// accept checks the first response, and sets the fields of e that come from its
+// headers.
+func (e *Export) accept(src *contentReader, offset int64) error {
+	res := src.Response()
+	kind, params, err := mime.ParseMediaType(res.Header.Get("Content-Type"))
+	if err != nil {
+		kind = ""
+	}
+	switch size := src.Size(); {
+	case strings.HasPrefix(kind, "multipart/"):
+		// A form cannot be requested from an offset.
+		src.NoResume()
+		e.split, e.size = true, -1
+		// The parser reads 4 KiB at a time; the buffer makes the reads larger.
+		e.form = multipart.NewReader(bufio.NewReaderSize(src, 64<<10), params["boundary"])
+		return nil
+	case kind != "application/octet-stream":
+		return e.image.client.t.badResponse(src.req, res, errors.New("it is not an image"))
+	case size >= 0 && e.image.Size > 0 && size != e.image.Size:
+		return &FingerprintError{Want: e.image.Fingerprint, Err: fmt.Errorf("%w: the server sends %d bytes, the image has %d", ErrBadResponse, size, e.image.Size)}
+	default:
+		e.size = size
+	}
+	e.filename = dispositionName(res.Header.Get("Content-Disposition"))
+	return nil
+}
+
+// dispositionName returns the last path element of the filename in a
+// Content-Disposition, or "" if there is none.
+func dispositionName(header string) string {
+	_, params, err := mime.ParseMediaType(header)
+	if err != nil {
+		return ""
+	}
+	name := gopath.Base(gopath.Clean("/" + strings.ReplaceAll(params["filename"], `\`, "/")))
+	if name == "/" || checkFilename("", name) != nil {
+		return ""
+	}
+	return name
 }

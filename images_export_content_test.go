@@ -16,7 +16,7 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-func TestExportGoesOnAfterCuts(t *testing.T) {
+func TestExportResumes(t *testing.T) {
 	t.Parallel()
 	x := newExportTest(t, 0, lxdtest.UnifiedImage("cut", 8<<20), nil)
 	const cut = 2 << 20
@@ -31,7 +31,7 @@ func TestExportGoesOnAfterCuts(t *testing.T) {
 	require.LessOrEqual(t, x.received.Load(), int64(len(x.data)+3*buffer+headers))
 }
 
-func TestExportGivesUpAfterRetries(t *testing.T) {
+func TestExportFailsAfterRetries(t *testing.T) {
 	t.Parallel()
 	for _, timeout := range []time.Duration{-1, shortRetries} {
 		x := newExportTest(t, timeout, lxdtest.UnifiedImage("retries", 4<<20), nil)
@@ -59,7 +59,7 @@ func TestExportGivesUpAfterRetries(t *testing.T) {
 	}
 }
 
-// TestExportRefusesWrongContinuations has a server that answers the request for
+// TestExportRefusesWrongContinuations has a server that responds to the request for
 // the rest with something else.
 func TestExportRefusesWrongContinuations(t *testing.T) {
 	t.Parallel()
@@ -100,7 +100,7 @@ func TestExportRefusesWrongContinuations(t *testing.T) {
 }
 
 // TestExportOfImageThatIsReplaced has another image take over the alias, and the
-// first deleted, between a cut and the request for the rest.
+// first deleted, between a break and the request for the rest.
 func TestExportOfImageThatIsReplaced(t *testing.T) {
 	t.Parallel()
 	x := newExportTest(t, 0, lxdtest.UnifiedImage("first", 4<<20), nil)

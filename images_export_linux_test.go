@@ -38,8 +38,8 @@ func exportChild(t *testing.T, image *lxd.Image, dir string, connections int, fi
 	return cmd
 }
 
-// TestExportToChild is what a child process of the other tests does. By itself
-// it sees that there is nothing to do.
+// TestExportToChild is what a child process of the other tests runs. Without the
+// environment of a child it does nothing.
 func TestExportToChild(t *testing.T) {
 	endpoint := os.Getenv(envExportEndpoint)
 	if endpoint == "" {
@@ -82,8 +82,8 @@ func awaitReceived(t *testing.T, out io.Reader, bytes int) {
 	}
 }
 
-// TestExportToGoesOnInNextProcess kills one in the middle.
-func TestExportToGoesOnInNextProcess(t *testing.T) {
+// TestExportToResumesInNextProcess kills one in the middle.
+func TestExportToResumesInNextProcess(t *testing.T) {
 	t.Parallel()
 	x := newExportTest(t, 0, lxdtest.UnifiedImage("killed", 4<<20), nil)
 	dir := t.TempDir()
@@ -112,9 +112,9 @@ func TestExportToGoesOnInNextProcess(t *testing.T) {
 	require.Equal(t, []string{"", fmt.Sprintf("bytes=%d-", len(left))}, x.ranges())
 }
 
-// TestExportToOverConnectionsGoesOnInNextProcess kills one while each of its
-// connections has brought as much.
-func TestExportToOverConnectionsGoesOnInNextProcess(t *testing.T) {
+// TestExportToOverConnectionsResumesInNextProcess kills one while each of its
+// connections has received the same amount.
+func TestExportToOverConnectionsResumesInNextProcess(t *testing.T) {
 	t.Parallel()
 	const connections, each = 3, 1 << 20
 	x := newExportTest(t, 0, lxdtest.UnifiedImage("killed", 6<<20), nil)
@@ -136,8 +136,8 @@ func TestExportToOverConnectionsGoesOnInNextProcess(t *testing.T) {
 	require.LessOrEqual(t, asked(t, x.ranges(), len(x.data)), len(x.data)-connections*each, "all that came is of use")
 }
 
-// TestExportToOverConnectionsKeepsBeginning has no room for the state of the
-// parts, behind what another call had fetched.
+// TestExportToOverConnectionsKeepsBeginning has no space for the state of the parts,
+// after what another call has downloaded.
 func TestExportToOverConnectionsKeepsBeginning(t *testing.T) {
 	t.Parallel()
 	const room = 1<<20 + 1000
@@ -176,7 +176,7 @@ func TestExportToOnFullDisk(t *testing.T) {
 }
 
 // withoutPermission runs f without the privileges of root, if it has them. A
-// folder of mode 0o555 is read-only then.
+// directory of mode 0o555 is read-only then.
 func withoutPermission(f func() error) error {
 	ended := make(chan error)
 	go func() {
@@ -238,7 +238,7 @@ func TestExportToCannotReplace(t *testing.T) {
 	}
 }
 
-// TestExportToReservesRoom looks at the partial file when a quarter has come.
+// TestExportToReservesRoom looks at the partial file after a quarter of the content.
 func TestExportToReservesRoom(t *testing.T) {
 	t.Parallel()
 	const size, came = 4 << 20, 1 << 20
@@ -273,7 +273,7 @@ func TestExportToReservesRoom(t *testing.T) {
 	}
 }
 
-// canReserve says whether the file system of temporary files reserves room.
+// canReserve reports whether the file system of temporary files reserves space.
 func canReserve(t *testing.T) bool {
 	t.Helper()
 	f, err := os.Create(filepath.Join(t.TempDir(), "file"))
@@ -282,9 +282,9 @@ func canReserve(t *testing.T) bool {
 	return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, 1) == nil
 }
 
-// TestExportToFindsFilesInReadOnlyFolder has the files of an earlier call, or
+// TestExportToFindsFilesInReadOnlyDirectory has the files of an earlier call, or
 // what only looks like them.
-func TestExportToFindsFilesInReadOnlyFolder(t *testing.T) {
+func TestExportToFindsFilesInReadOnlyDirectory(t *testing.T) {
 	t.Parallel()
 	unified := lxdtest.UnifiedImage("read-only", 1<<20)
 	metadata, rootfs := lxdtest.SplitImage("read-only", 1<<20)

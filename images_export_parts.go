@@ -10,23 +10,23 @@ import (
 	"github.com/golxd/lxd/internal/partfile"
 )
 
-// maxConnections is the most that one ExportTo opens, far above what was
-// measured to help, so that one call cannot use up a server's connections.
+// maxConnections is the largest ExportToOptions.Connections. It is far above what
+// was measured to help, and keeps one call from using up a server's connections.
 const maxConnections = partfile.MaxParts
 
-// fetchParts fetches what is missing of the parts, over several connections,
-// and verifies the whole. The error is a
-// rangeread.ErrNoRange if the server sends no parts.
-func (x *exportTo) fetchParts(list []*partfile.Part) (*partfile.Files, error) {
+// fetchParts downloads what is missing of the parts over several connections, and
+// verifies the whole content. The error is a rangeread.ErrNoRange if the server
+// ignores ranges.
+func (x *exportJob) fetchParts(list []*partfile.Part) (*partfile.Files, error) {
 	var have int64
 	for _, p := range list {
 		have += p.Next - p.From
 	}
-	x.resumed, x.oneShot = have > 0, false
+	x.resumed, x.split = have > 0, false
 	x.meter.Phase(PhaseReceive, have, x.image.Size)
 	if err := x.receiveParts(list); err != nil {
 		if !slices.ContainsFunc(list, func(p *partfile.Part) bool { return p.Next > p.From }) {
-			err = errors.Join(err, x.partial.Discard()) // there is nothing to go on from
+			err = errors.Join(err, x.partial.Discard()) // there is nothing to resume
 		}
 		return nil, err
 	}
@@ -40,8 +40,8 @@ func (x *exportTo) fetchParts(list []*partfile.Part) (*partfile.Files, error) {
 	return x.partial.Publish(x.ctx)
 }
 
-// receiveParts fetches the missing parts. The first error ends all of them.
-func (x *exportTo) receiveParts(list []*partfile.Part) error {
+// receiveParts downloads the missing parts. The first error ends all of them.
+func (x *exportJob) receiveParts(list []*partfile.Part) error {
 	ctx, cancel := context.WithCancel(x.ctx)
 	defer cancel()
 	missing := make(chan *partTransfer, len(list))
@@ -55,7 +55,7 @@ func (x *exportTo) receiveParts(list []*partfile.Part) error {
 	if !ok {
 		return nil
 	}
-	// The first alone shows whether the server sends parts.
+	// Only the first request shows whether the server supports ranges.
 	if err := first.open(); err != nil {
 		return err
 	}
@@ -79,16 +79,16 @@ func (x *exportTo) receiveParts(list []*partfile.Part) error {
 	return failed
 }
 
-// partTransfer fetches the rest of a part.
+// partTransfer downloads the rest of a part.
 type partTransfer struct {
 	*partfile.Part
-	ctx      context.Context //nolint:containedctx // of all parts
-	x        *exportTo
+	ctx      context.Context //nolint:containedctx // of the transfer of all parts
+	x        *exportJob
 	src      *contentReader // nil until it is opened
-	writeErr error          // of the file
+	writeErr error          // of the file; nil for none
 }
 
-func (x *exportTo) transfer(ctx context.Context, p *partfile.Part) *partTransfer {
+func (x *exportJob) transfer(ctx context.Context, p *partfile.Part) *partTransfer {
 	return &partTransfer{Part: p, ctx: ctx, x: x}
 }
 
@@ -106,12 +106,12 @@ func (t *partTransfer) run() error {
 	defer func() { _ = t.src.Close() }()
 	_, err := netconn.Copy(t, t.src, t.To-t.Next)
 	if err != nil && t.writeErr == nil {
-		return t.x.image.incomplete(t.x.ctx, err)
+		return t.x.image.contentError(t.x.ctx, err)
 	}
 	return err
 }
 
-// Write puts what comes in its place.
+// Write writes the next bytes of the part to its place in the file.
 func (t *partTransfer) Write(b []byte) (int, error) {
 	n, err := t.Part.Write(b)
 	t.writeErr = err

@@ -20,7 +20,7 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// asked is how many bytes of an image of that size some ranges are.
+// asked returns how many bytes of an image of that size the ranges cover.
 func asked(t *testing.T, ranges []string, size int) (bytes int) {
 	t.Helper()
 	for _, r := range ranges {
@@ -107,13 +107,13 @@ func TestExportToOverConnectionsResumes(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 4, cut.Fired())
 	require.Len(t, x.ranges(), 8)
-	require.Equal(t, 2*len(data)-4<<20, asked(t, x.ranges(), len(data)), "each goes on from where it was cut")
+	require.Equal(t, 2*len(data)-4<<20, asked(t, x.ranges(), len(data)), "each resumes where it broke")
 	testkit.RequireExported(t, dir, files, data)
 }
 
-// TestExportToOverConnectionsGoesOn has the next call, with as many connections
-// or another number of them, go on from all that came.
-func TestExportToOverConnectionsGoesOn(t *testing.T) {
+// TestExportToOverConnectionsResumesInNextCall has the next call, with as many connections
+// or another number of them, resume all parts.
+func TestExportToOverConnectionsResumesInNextCall(t *testing.T) {
 	t.Parallel()
 	data := lxdtest.UnifiedImage("goes on", 8<<20)
 	for _, next := range []int{0, 2, 4, 64} {
@@ -128,7 +128,7 @@ func TestExportToOverConnectionsGoesOn(t *testing.T) {
 			require.Empty(t, incomplete.Got)
 			require.Equal(t, []string{partialPath(dir, x.image)}, testkit.FilesIn(t, dir))
 			cut.Remove() // the first cut ended the transfer, before others perhaps
-			// The server may yet hear of requests that the first call gave up:
+			// The server may yet hear of requests that the first call abandoned:
 			// those of the second are counted on this side.
 			var mu sync.Mutex
 			var ranges []string
@@ -146,9 +146,9 @@ func TestExportToOverConnectionsGoesOn(t *testing.T) {
 	}
 }
 
-// TestExportToOverConnectionsGoesOnFromBeginning divides what is missing of a
+// TestExportToOverConnectionsResumesSingleConnection divides what is missing of a
 // file that one connection began.
-func TestExportToOverConnectionsGoesOnFromBeginning(t *testing.T) {
+func TestExportToOverConnectionsResumesSingleConnection(t *testing.T) {
 	t.Parallel()
 	data := lxdtest.UnifiedImage("beginning", 8<<20)
 	const part = 3<<20 + 5
@@ -162,7 +162,7 @@ func TestExportToOverConnectionsGoesOnFromBeginning(t *testing.T) {
 	require.Equal(t, len(data)-part, asked(t, x.ranges(), len(data)))
 }
 
-func TestExportToOverConnectionsInBadWeather(t *testing.T) {
+func TestExportToOverConnectionsUnderFaults(t *testing.T) {
 	t.Parallel()
 	data := lxdtest.UnifiedImage("weather", 4<<20)
 	damaged := bytes.Clone(data[:2<<20])
@@ -194,7 +194,7 @@ func TestExportToOverConnectionsInBadWeather(t *testing.T) {
 			}
 		})
 	}
-	t.Run("ranges ignored after a cut", func(t *testing.T) {
+	t.Run("ranges ignored after a break", func(t *testing.T) {
 		t.Parallel()
 		x := newExportTest(t, 0, data, nil)
 		dir := t.TempDir()

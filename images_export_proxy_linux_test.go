@@ -82,7 +82,7 @@ type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(data []byte) (int, error) { return f(data) }
 
-// TestCutAndResume exports through a proxy that cuts, from lxdtest and, where
+// TestCutAndResume exports through a proxy that breaks connections, from lxdtest and, if
 // the environment names them, from real daemons.
 func TestCutAndResume(t *testing.T) {
 	// So much that, of every call's two connections, one comes to its cut as
@@ -159,7 +159,7 @@ func clientAt(t *testing.T, s *testkit.Subject, url string, retryTimeout time.Du
 }
 
 // TestExportFromRealDaemonsOnFullDisk has a file system of a megabyte. Without
-// daemons in the environment, TestExportToOnFullDisk stands for it.
+// daemons in the environment, TestExportToOnFullDisk covers it.
 func TestExportFromRealDaemonsOnFullDisk(t *testing.T) {
 	lxds, incuses, err := testdaemon.FromEnv()
 	require.NoError(t, err)
@@ -193,7 +193,7 @@ func TestExportFromRealDaemonsOnFullDisk(t *testing.T) {
 		_, err = image.ExportTo(t.Context(), dir, options)
 		require.ErrorIs(t, err, syscall.ENOSPC)
 		require.Equal(t, []string{partialPath(dir, image)}, testkit.FilesIn(t, dir))
-		// What came is still of use where there is room.
+		// The partial file is resumed when there is space.
 		part, err := os.ReadFile(partialPath(dir, image))
 		require.NoError(t, err)
 		require.NotEmpty(t, part)
@@ -207,7 +207,7 @@ func TestExportFromRealDaemonsOnFullDisk(t *testing.T) {
 }
 
 // mountSmall mounts a file system of one megabyte, until the test ends or the
-// function that it gives is called. It needs root, as the real daemons do.
+// function that it returns is called. It needs root, as the real daemons do.
 func mountSmall(t *testing.T, dir string) (unmount func()) {
 	t.Helper()
 	require.NoError(t, syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"))

@@ -50,7 +50,7 @@ type exportTest struct {
 	hop func(*http.Request, http.RoundTripper) (*http.Response, error)
 }
 
-// newExportTest gives a server that has an image, split where rootfs is given,
+// newExportTest returns a server that has an image, split if rootfs is not nil,
 // and a client of it with the given retry timeout.
 func newExportTest(t *testing.T, retryTimeout time.Duration, data, rootfs []byte) *exportTest {
 	t.Helper()
@@ -154,7 +154,7 @@ func TestExportOfSplitImageIsNotResumed(t *testing.T) {
 	require.True(t, bytes.Equal(x.data, got))
 }
 
-func TestExportTellsWritersErrorFromItsOwn(t *testing.T) {
+func TestExportReturnsErrorOfWriter(t *testing.T) {
 	t.Parallel()
 	x := newExportTest(t, 0, lxdtest.UnifiedImage("writer", 2<<20), nil)
 	export, err := x.image.Export(t.Context(), nil)
@@ -171,7 +171,7 @@ func TestExportTellsWritersErrorFromItsOwn(t *testing.T) {
 	require.NotErrorIs(t, err, io.EOF)
 }
 
-// fullWriter has room for some bytes.
+// fullWriter fails after some bytes.
 type fullWriter struct {
 	room int
 	err  error
@@ -223,9 +223,9 @@ func TestExportEndsWithItsContext(t *testing.T) {
 	require.NotErrorIs(t, err, io.EOF)
 }
 
-// TestExportClosedFromElsewhere closes while another goroutine reads, as a
+// TestExportClosedByAnotherGoroutine closes while another goroutine reads, as a
 // context.AfterFunc does.
-func TestExportClosedFromElsewhere(t *testing.T) {
+func TestExportClosedByAnotherGoroutine(t *testing.T) {
 	t.Parallel()
 	metadata, rootfs := lxdtest.SplitImage("elsewhere", 4<<20)
 	unified := lxdtest.UnifiedImage("elsewhere", 4<<20)
@@ -286,8 +286,8 @@ func TestExportClosedFromElsewhere(t *testing.T) {
 	}
 }
 
-// TestExportCloseEndsRequest closes while the export asks for the rest after a
-// cut.
+// TestExportCloseEndsRequest closes while the export requests the rest after a
+// break.
 func TestExportCloseEndsRequest(t *testing.T) {
 	t.Parallel()
 	x := newExportTest(t, 0, lxdtest.UnifiedImage("request", 2<<20), nil)
@@ -314,12 +314,12 @@ func TestExportCloseEndsRequest(t *testing.T) {
 	select {
 	case <-ended:
 	case <-time.After(exportWait):
-		t.Fatal("the request goes on")
+		t.Fatal("the request continues")
 	}
 	require.ErrorIs(t, <-read, net.ErrClosed)
 }
 
-// TestCloseWithinProgress closes what is reported on.
+// TestCloseWithinProgress closes the Export from its Progress.
 func TestCloseWithinProgress(t *testing.T) {
 	t.Parallel()
 	data := lxdtest.UnifiedImage("within", 1<<20)
@@ -434,6 +434,6 @@ func TestExportRefusesThirdFile(t *testing.T) {
 		}
 		var failed *lxd.FingerprintError
 		require.ErrorAs(t, err, &failed)
-		require.ErrorContains(t, err, "there is a third file in it")
+		require.ErrorContains(t, err, "it contains a third file")
 	}
 }

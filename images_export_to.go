@@ -14,34 +14,34 @@ import (
 	"github.com/golxd/lxd/internal/retry"
 )
 
-// ExportToOptions say how to export into a folder.
+// ExportToOptions are the options of [Image.ExportTo].
 type ExportToOptions struct {
-	// Name is what the files are called, without the extension. Default: the
-	// fingerprint. It must be a plain file name. It is for one image: of two
-	// that are exported under one name, the second replaces those files of the
-	// first whose extension is the same, and leaves the others. A name that the
-	// file system or Windows does not take is an [ErrInvalid].
+	// Name is the name of the files, without the extension. The default is the
+	// fingerprint. It must be a plain file name. Use another name for each image: an
+	// export replaces existing files of the same name and extension, and leaves
+	// those with other extensions. If the file system or Windows does not allow the
+	// name, the error matches [ErrInvalid].
 	Name string
-	// Sync makes the files durable (fsync) before they get their final names,
-	// and the names (fsync of the directory) before ExportTo returns; so too if
-	// they are there already. Windows does the first only. Default: that is left
-	// to the system.
+	// Sync makes the files durable (fsync) before they get their final names, and
+	// the names (fsync of the directory) before ExportTo returns, even if the files
+	// already exist. On Windows only the files are synced. The default is to leave
+	// that to the system.
 	Sync bool
-	// Connections is how many connections fetch a unified image at once, each
-	// a part of it by a Range request. Default: 1; at most 64. More pay on a
-	// line that loses packets, where the server's congestion control (cubic,
-	// usually) takes that for congestion: 64 MiB over 200 Mbit/s with one packet
-	// in a thousand lost took a third of the time and less (LXD 5.0.2, 8
-	// connections, 10 and 50 ms; docs/performance.md). On a line that loses
-	// none they gain little or cost time, long as it may be.
+	// Connections is the number of connections over which a unified image is
+	// downloaded, each a part of it by Range requests. The default is 1, the maximum
+	// 64. More connections help on a lossy link, as the server's congestion control
+	// (usually cubic) takes loss for congestion: 64 MiB over 200 Mbit/s with a
+	// packet loss of 0.1 % took a third of the time or less (LXD 5.0.2, 8
+	// connections, 10 and 50 ms; docs/performance.md). On a link without loss they
+	// gain little or cost time, whatever its latency.
 	//
-	// No part is smaller than 1 MiB, and Options.RetryTimeout counts for each. The
-	// content is verified when all of it is there. A split image comes over one
-	// connection, as does what a server sends that ignores ranges; that takes
-	// one request more.
+	// No part is smaller than 1 MiB, and Options.RetryTimeout applies to each. The
+	// content is verified when it is complete. A split image is downloaded over one
+	// connection, as is any image from a server that ignores ranges; that takes one
+	// more request.
 	Connections int
-	// Progress is told of the phases verify (of what is there already, and of
-	// what came over several connections) and receive.
+	// Progress receives the phases verify (of existing files, and of content that
+	// came over several connections) and receive.
 	Progress func(Progress)
 }
 
@@ -50,39 +50,38 @@ type ExportedFiles struct {
 	// Image is the file of a unified image, or the metadata tarball of a split
 	// one.
 	Image string
-	// Rootfs is the second file of a split image, else empty.
+	// Rootfs is the second file of a split image, and otherwise empty.
 	Rootfs string
 }
 
-// ExportTo writes the image into files of a directory that exists: NAME.tar.gz
-// for a unified image, NAME.meta.tar.xz and NAME.squashfs (or .qcow2, .tar.xz)
-// for a split one; the extensions follow the content. They are verified, and get
-// these names only when they are whole. If they are there already, they are
-// verified and nothing is fetched; the directory may be read-only then.
+// ExportTo writes the image to files in an existing directory: NAME.tar.gz for a
+// unified image, NAME.meta.tar.xz and NAME.squashfs (or .qcow2, .tar.xz) for a
+// split one; the content determines the extensions. The files get these names only
+// when they are complete and verified. If they already exist, they are verified
+// and nothing is downloaded; the directory may then be read-only.
 //
 // The files of a public image have the mode 0644, less the umask, those of
-// another image 0600. While it arrives the content is in FINGERPRINT.partial,
-// the rootfs of a split image in FINGERPRINT.rootfs.partial. If the transfer of
-// a unified image ends early, or the process does, its file stays, and the next
-// ExportTo into the directory goes on from it. A split image starts over, within
-// one call for Options.RetryTimeout. Of two calls for one image and
-// directory at once, one waits and finds the files of the other.
+// another image 0600. During the download the content is in FINGERPRINT.partial,
+// the rootfs of a split image in FINGERPRINT.rootfs.partial. If the download of
+// a unified image, or the process, ends early, its partial file remains, and the
+// next ExportTo to the directory resumes it. A split image starts over, within one
+// call until Options.RetryTimeout has passed. Of two concurrent calls for one image
+// and directory, one waits and finds the files of the other.
 //
-// Files that others can change are neither gone on from nor taken for the
-// image: new ones take their place, and what they were is not touched. A
-// partial file must be this user's, have one name and give nobody else the
-// permission to write; a finished file must give nobody else that permission, and
-// be this user's, root's or the directory's owner's. (On Windows only links are
-// looked at; the directory's access list decides who may write.) Whoever may
-// write to the directory can still replace files after they were verified: use
-// one of your own.
+// Files that others can change are neither resumed nor accepted as the image: new
+// files replace them, and their content is not changed. A partial file must belong
+// to this user, have one name, and be writable by nobody else; a finished file must
+// be writable by nobody else, and belong to this user, to root or to the
+// directory's owner. (On Windows only links are checked; the directory's access
+// list determines who may write.) Whoever may write to the directory can still
+// replace files after they were verified: use one of your own.
 //
-// A content that is not as long as the image is a [*FingerprintError]; if its
-// length is announced, nothing is written. On Linux the room for a file is
-// reserved before it is written, where the file system knows how and the content
-// comes over one connection: if there is too little, the error wraps
-// syscall.ENOSPC, or syscall.EDQUOT where that is a quota's, and nothing of that
-// file was written.
+// If the length of the content is not that of the image, the error is a
+// [*FingerprintError]; if the server sends the length in advance, nothing is
+// written. On Linux the space for a file is reserved before it is written, if the
+// file system supports that and the content comes over one connection: if there is
+// not enough, the error wraps syscall.ENOSPC, or for a quota syscall.EDQUOT, and
+// nothing of that file was written.
 func (i *Image) ExportTo(ctx context.Context, dir string, opts *ExportToOptions) (*ExportedFiles, error) {
 	if err := i.check(); err != nil {
 		return nil, err
@@ -105,7 +104,7 @@ func (i *Image) ExportTo(ctx context.Context, dir string, opts *ExportToOptions)
 	if o.Connections < 0 || o.Connections > maxConnections {
 		return nil, invalid("ExportToOptions.Connections", "%d is not between 0 and %d", o.Connections, maxConnections)
 	}
-	x := &exportTo{ExportToOptions: o, ctx: ctx, image: i, retries: i.client.t.retry.Begin()}
+	x := &exportJob{ExportToOptions: o, ctx: ctx, image: i, retries: i.client.t.retry.Begin()}
 	x.files = &partfile.Image{Dir: dir, Name: o.Name, Fingerprint: i.Fingerprint, Size: i.Size, Public: i.Public, Sync: o.Sync, Verifying: x.verifying}
 	partial, err := x.files.Open(ctx)
 	if err != nil {
@@ -129,9 +128,8 @@ func exported(files *partfile.Files) *ExportedFiles {
 	return &ExportedFiles{Image: files.Image, Rootfs: files.Rootfs}
 }
 
-// exportTo is one call of ExportTo: the transfer into what internal/partfile
-// keeps on the disk.
-type exportTo struct {
+// exportJob is one call of ExportTo: the transfer to the files of internal/partfile.
+type exportJob struct {
 	ExportToOptions
 	ctx     context.Context //nolint:containedctx // of the one call
 	image   *Image
@@ -139,18 +137,19 @@ type exportTo struct {
 	partial *partfile.File
 	meter   *progress.Meter
 
-	resumed  bool // the last attempt went on from what was there
-	oneShot  bool // the last attempt was for a split image
-	noRanges bool // the server ignored a range
+	resumed  bool // the last attempt resumed a partial file
+	split    bool // the last attempt was for a split image
+	noRanges bool // the server ignores ranges
 	retries  *retry.Retries
 }
 
-func (x *exportTo) verifying(size int64) (count func(int)) {
+// verifying begins the phase verify, and returns the function that counts its bytes.
+func (x *exportJob) verifying(size int64) (count func(int)) {
 	x.meter.Phase(PhaseVerify, 0, size)
 	return x.meter.Add
 }
 
-func (x *exportTo) run() (*partfile.Files, error) {
+func (x *exportJob) run() (*partfile.Files, error) {
 	files, err := x.files.Find(x.ctx)
 	if errors.Is(err, partfile.ErrNotOurs) {
 		err = nil // they are replaced
@@ -166,30 +165,30 @@ func (x *exportTo) run() (*partfile.Files, error) {
 		if err == nil {
 			return files, nil
 		}
-		if err := x.again(err); err != nil {
+		if err := x.pauseBeforeRetry(err); err != nil {
 			return nil, err
 		}
 	}
 }
 
-// again returns nil when a failed attempt may be repeated from the beginning:
-// what an earlier process left may not be what was sent to it, and of a split
-// image no part can be asked for. Otherwise it returns why not.
-func (x *exportTo) again(err error) error {
+// pauseBeforeRetry returns nil if the failed attempt may be repeated from the
+// beginning: the partial file of an earlier process may have wrong content, and a
+// split image cannot be resumed. Otherwise it returns the error.
+func (x *exportJob) pauseBeforeRetry(err error) error {
 	var failed *FingerprintError
 	switch {
 	case !errors.As(err, &failed):
 		return err
 	case failed.Got != "" && x.resumed:
 		return retry.Pause(x.ctx, 0, err)
-	case failed.Got != "", !x.oneShot, !retry.Transient(err):
+	case failed.Got != "", !x.split, !retry.Transient(err):
 		return err
 	}
 	return x.retries.Pause(x.ctx, err)
 }
 
 // fetch is one attempt to get what is missing.
-func (x *exportTo) fetch() (*partfile.Files, error) {
+func (x *exportJob) fetch() (*partfile.Files, error) {
 	var parts []*partfile.Part
 	if !x.noRanges {
 		var err error
@@ -210,7 +209,7 @@ func (x *exportTo) fetch() (*partfile.Files, error) {
 		return nil, err
 	}
 	if have > 0 && have == x.image.Size {
-		// An earlier call ended between the last byte and the renaming.
+		// An earlier call ended between the last byte and the rename.
 		if hex.EncodeToString(sum.Sum(nil)) == x.image.Fingerprint {
 			return x.partial.Publish(x.ctx)
 		}
@@ -218,7 +217,7 @@ func (x *exportTo) fetch() (*partfile.Files, error) {
 	}
 	export, err := x.image.export(x.ctx, sum, have, x.meter)
 	if errors.Is(err, rangeread.ErrNoRange) && have > 0 {
-		// This server, or this kind of image, starts over.
+		// The server ignores ranges, or the image is split: start over.
 		sum, have = sha256.New(), 0
 		export, err = x.image.export(x.ctx, sum, 0, x.meter)
 	}
@@ -226,12 +225,12 @@ func (x *exportTo) fetch() (*partfile.Files, error) {
 		return nil, err
 	}
 	defer func() { _ = export.Close() }()
-	x.resumed, x.oneShot = have > 0, export.Split()
+	x.resumed, x.split = have > 0, export.Split()
 	if err := x.partial.Begin(have); err != nil {
 		return nil, err
 	}
 	if export.Split() {
-		return x.split(export)
+		return x.writeSplit(export)
 	}
 	if err := x.partial.Reserve(x.ctx, x.image.Size-have); err != nil {
 		return nil, err
@@ -246,11 +245,11 @@ func (x *exportTo) fetch() (*partfile.Files, error) {
 	return x.partial.Publish(x.ctx)
 }
 
-// split writes the two files of a split image.
-func (x *exportTo) split(export *Export) (files *partfile.Files, err error) {
+// writeSplit writes the two files of a split image.
+func (x *exportJob) writeSplit(export *Export) (files *partfile.Files, err error) {
 	defer func() {
 		if err != nil {
-			// There is nothing to go on from.
+			// There is nothing to resume.
 			err = errors.Join(err, x.partial.Discard())
 		}
 	}()
@@ -277,9 +276,9 @@ func (x *exportTo) split(export *Export) (files *partfile.Files, err error) {
 	return x.partial.Publish(x.ctx)
 }
 
-// presentOr is for a folder in which no partial file can be opened: it may hold
-// the files, and if not, the error is err.
-func (x *exportTo) presentOr(err error) (*ExportedFiles, error) {
+// presentOr returns the files of the image if they already exist in a directory in
+// which no partial file can be opened. Otherwise it returns err.
+func (x *exportJob) presentOr(err error) (*ExportedFiles, error) {
 	if x.ctx.Err() != nil || !x.files.MayBeThere() {
 		return nil, err
 	}

@@ -73,7 +73,7 @@ func TestExportToOfSplitImage(t *testing.T) {
 	require.Empty(t, x.Requests())
 }
 
-func TestExportToOfSplitImageGivesUp(t *testing.T) {
+func TestExportToOfSplitImageFailsAfterRetries(t *testing.T) {
 	t.Parallel()
 	metadata, rootfs := lxdtest.SplitImage("up", 3<<20)
 	for name, fault := range map[string]lxdtest.Fault{
@@ -95,7 +95,7 @@ func TestExportToOfSplitImageGivesUp(t *testing.T) {
 	}
 }
 
-func TestExportToGoesOnFromPartialFile(t *testing.T) {
+func TestExportToResumesPartialFile(t *testing.T) {
 	t.Parallel()
 	data := lxdtest.UnifiedImage("partial", 3<<20)
 	const part = 1<<20 + 17
@@ -127,7 +127,7 @@ func TestExportToGoesOnFromPartialFile(t *testing.T) {
 }
 
 // TestExportToAndWrongContinuations is about a partial file of an
-// earlier call. TestExportRefusesWrongContinuations has the cuts within one.
+// earlier call. TestExportRefusesWrongContinuations has the breaks within one.
 func TestExportToAndWrongContinuations(t *testing.T) {
 	t.Parallel()
 	data := lxdtest.UnifiedImage("wrong", 2<<20)
@@ -164,7 +164,7 @@ func TestExportToAndWrongContinuations(t *testing.T) {
 	}
 }
 
-func TestExportToKeepsWhatCame(t *testing.T) {
+func TestExportToKeepsPartialFile(t *testing.T) {
 	t.Parallel()
 	x := newExportTest(t, -1, lxdtest.UnifiedImage("came", 3<<20), nil)
 	dir := t.TempDir()
@@ -265,7 +265,7 @@ func TestExportToWaitsUnderItsContext(t *testing.T) {
 	}
 }
 
-// TestExportToOfSplitImageReplacesRest has what a process left that was killed.
+// TestExportToOfSplitImageReplacesRest has the files of a process that was killed.
 func TestExportToOfSplitImageReplacesRest(t *testing.T) {
 	t.Parallel()
 	metadata, rootfs := lxdtest.SplitImage("rest", 1<<20)
@@ -278,7 +278,7 @@ func TestExportToOfSplitImageReplacesRest(t *testing.T) {
 	testkit.RequireExported(t, dir, files, metadata, rootfs)
 }
 
-// TestExportToReplacesFilesOfItsName has two images that are given one name.
+// TestExportToReplacesFilesOfItsName exports two images with one name.
 func TestExportToReplacesFilesOfItsName(t *testing.T) {
 	t.Parallel()
 	metadata, rootfs := lxdtest.SplitImage("first", 64<<10)
@@ -305,14 +305,14 @@ func TestExportToReplacesFilesOfItsName(t *testing.T) {
 	testkit.RequireExported(t, dir, again, metadata, rootfs)
 }
 
-// TestExportToOfSplitImageThatCannotBePublished has a folder, with something in
-// it, where one of the files is to be.
+// TestExportToOfSplitImageThatCannotBePublished has a directory, with something in
+// it, at the path of one of the files.
 func TestExportToOfSplitImageThatCannotBePublished(t *testing.T) {
 	t.Parallel()
 	metadata, rootfs := lxdtest.SplitImage("published", 64<<10)
 	for _, c := range []struct {
 		name    string
-		folder  string
+		blocked string
 		earlier string
 		kept    bool
 	}{
@@ -323,16 +323,16 @@ func TestExportToOfSplitImageThatCannotBePublished(t *testing.T) {
 			t.Parallel()
 			x := newExportTest(t, 0, metadata, rootfs)
 			dir := t.TempDir()
-			folder, earlier := filepath.Join(dir, c.folder), filepath.Join(dir, c.earlier)
-			require.NoError(t, os.MkdirAll(filepath.Join(folder, "something"), 0o700))
+			blocked, earlier := filepath.Join(dir, c.blocked), filepath.Join(dir, c.earlier)
+			require.NoError(t, os.MkdirAll(filepath.Join(blocked, "something"), 0o700))
 			require.NoError(t, os.WriteFile(earlier, []byte("earlier"), 0o600))
 			_, err := x.image.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Name: "web"})
 			require.Error(t, err)
 			if !c.kept {
-				require.Equal(t, []string{folder}, testkit.FilesIn(t, dir))
+				require.Equal(t, []string{blocked}, testkit.FilesIn(t, dir))
 				return
 			}
-			require.Equal(t, []string{folder, earlier}, testkit.FilesIn(t, dir))
+			require.Equal(t, []string{blocked, earlier}, testkit.FilesIn(t, dir))
 			got, err := os.ReadFile(earlier)
 			require.NoError(t, err)
 			require.Equal(t, "earlier", string(got))
@@ -340,7 +340,7 @@ func TestExportToOfSplitImageThatCannotBePublished(t *testing.T) {
 	}
 }
 
-func TestExportToIntoFolderThatIsNotThere(t *testing.T) {
+func TestExportToMissingDirectory(t *testing.T) {
 	t.Parallel()
 	x := newExportTest(t, 0, lxdtest.UnifiedImage("nowhere", 0), nil)
 	x.ForgetRequests()
@@ -354,8 +354,8 @@ func TestExportToIntoFolderThatIsNotThere(t *testing.T) {
 	require.Empty(t, x.Requests())
 }
 
-// TestExportToRefusesAnotherLength has a server that announces, or sends, another
-// length than the image's.
+// TestExportToRefusesAnotherLength has a server whose Content-Length, or content, has
+// not the image's length.
 func TestExportToRefusesAnotherLength(t *testing.T) {
 	t.Parallel()
 	data := lxdtest.UnifiedImage("length", 1<<20)

@@ -55,8 +55,8 @@ func TestExportToFollowsNoLink(t *testing.T) {
 	}
 }
 
-// TestExportToTellsOfItsContext has one that was cancelled for a reason.
-func TestExportToTellsOfItsContext(t *testing.T) {
+// TestExportToReturnsErrorOfContext has a context that was cancelled with a cause.
+func TestExportToReturnsErrorOfContext(t *testing.T) {
 	t.Parallel()
 	x := newExportTest(t, 0, lxdtest.UnifiedImage("cause", 1<<20), nil)
 	// What takes long to verify, and no room.
@@ -102,9 +102,9 @@ func TestExportToTellsOfItsContext(t *testing.T) {
 	}
 }
 
-// TestExportToTrustsOnlyItsOwn has files that another user can write to where
-// the image's are to be, and keeps such a file open.
-func TestExportToTrustsOnlyItsOwn(t *testing.T) {
+// TestExportToTrustsOnlyOwnFiles has files that another user can write to at the
+// paths of the image's files, and keeps such a file open.
+func TestExportToTrustsOnlyOwnFiles(t *testing.T) {
 	t.Parallel()
 	data := lxdtest.UnifiedImage("own", 1<<20)
 	for name, path := range map[string]func(dir string, image *lxd.Image) string{

@@ -14,72 +14,72 @@ import (
 	"github.com/golxd/lxd/internal/wire"
 )
 
-// Via says who fetches an image from elsewhere.
+// Via is who fetches an image from its source: the server or the client.
 type Via string
 
-// The ways of an import.
+// The values of Via.
 const (
-	// ViaAuto lets the server fetch the image, and where that fails the client.
-	// An error that the client would meet too, such as an alias that is taken,
-	// is final. It is the default.
+	// ViaAuto lets the server fetch the image, and if that fails the client. An
+	// error that the client would get too, such as an alias that is taken, is
+	// final. It is the default.
 	ViaAuto Via = ""
-	// ViaServer lets the server fetch it, or gives the server's error.
+	// ViaServer lets the server fetch it. The server's error is final.
 	ViaServer Via = "server"
 	// ViaClient streams it through this client.
 	ViaClient Via = "client"
 )
 
-// importing is an image on its way from elsewhere, by the server or by the
-// client.
-type importing struct {
+// importJob is one call that imports an image from a source, by the server or by
+// the client.
+type importJob struct {
 	images      *Images
 	via         Via
-	fingerprint string // that it must have; "" for any
-	want        wanted
-	server      func(context.Context) (*Image, error) // begins it by the server
-	client      func(context.Context) (*Image, error) // does it by the client
-	// resolve tells the fingerprint that the image will have.
+	fingerprint string // the required one; "" for any
+	spec        imageSpec
+	server      func(context.Context) (*Image, error) // starts the import by the server
+	client      func(context.Context) (*Image, error) // imports by the client
+	// resolve reads the image's fingerprint from the source.
 	resolve func(context.Context) (string, error)
 	meter   *progress.Meter
 	report  func(Progress) // for a later Image.Wait; nil for none
 
-	mu    sync.Mutex
-	found string // the fingerprint of what the forgotten operation has made
-	// updates says that the image must be one that its server can update.
+	mu      sync.Mutex
+	settled string // the fingerprint of the image that a forgotten operation has created
+	// updates requires an image that the server can update.
 	updates bool
 }
 
-func (imp *importing) check(options string) error {
+func (imp *importJob) check(options string) error {
 	switch imp.via {
 	case ViaAuto, ViaServer, ViaClient:
 	default:
 		return invalid(options+".Via", "is %q", imp.via)
 	}
 	if imp.updates && imp.via == ViaClient {
-		return invalid(options+".AutoUpdate", "needs the server to fetch the image; it is set with Via: ViaClient")
+		return invalid(options+".AutoUpdate", "needs the server to fetch the image, but Via is ViaClient")
 	}
 	if imp.fingerprint != "" {
 		if err := checkFullFingerprint(options+".Fingerprint", imp.fingerprint); err != nil {
 			return err
 		}
 	}
-	if err := checkFilename(options+".Filename", imp.want.filename); err != nil {
+	if err := checkFilename(options+".Filename", imp.spec.filename); err != nil {
 		return err
 	}
-	if err := checkNames(options+".Profiles", imp.want.Profiles); err != nil {
+	if err := checkNames(options+".Profiles", imp.spec.Profiles); err != nil {
 		return err
 	}
-	if _, ok := imp.want.Properties[""]; ok {
+	if _, ok := imp.spec.Properties[""]; ok {
 		return invalid(options+".Properties", "has an empty name")
 	}
-	return checkAliases(options+".Aliases", imp.want.aliases)
+	return checkAliases(options+".Aliases", imp.spec.aliases)
 }
 
-func (imp *importing) run(ctx context.Context, wait bool) (*Image, error) {
+func (imp *importJob) run(ctx context.Context, wait bool) (*Image, error) {
 	if imp.fingerprint != "" {
 		existing, err := imp.images.Get(ctx, imp.fingerprint)
 		if err == nil {
-			return imp.adopt(ctx, existing)
+			return imp.useExisting(ctx, existing)
 		}
 		if !errors.Is(err, ErrNotFound) {
 			return nil, err
@@ -102,14 +102,14 @@ func (imp *importing) run(ctx context.Context, wait bool) (*Image, error) {
 	if !wait {
 		return image, nil
 	}
-	return outcome(image, image.pending.wait(ctx, image, imp.meter))
+	return imageIfUploaded(image, image.pending.wait(ctx, image, imp.meter))
 }
 
-// checkTarget errors where the server would refuse the image whoever fetches
-// it, before anything is fetched.
-func (imp *importing) checkTarget(ctx context.Context) error {
+// checkTarget returns an error, before anything is fetched, if the server would
+// refuse the image no matter who fetches it.
+func (imp *importJob) checkTarget(ctx context.Context) error {
 	c := imp.images.client
-	for _, name := range imp.want.Profiles {
+	for _, name := range imp.spec.Profiles {
 		type profile struct {
 			Name string `json:"name"`
 		}
@@ -123,42 +123,43 @@ func (imp *importing) checkTarget(ctx context.Context) error {
 			return fmt.Errorf("profile %q: %w", name, err)
 		}
 	}
-	if imp.want.reuse {
+	if imp.spec.reuse {
 		return nil
 	}
-	return c.Aliases.checkFree(ctx, imp.want.aliases, imp.fingerprint)
+	return c.Aliases.checkFree(ctx, imp.spec.aliases, imp.fingerprint)
 }
 
-// adopt gives an image that the server has already what the options ask for, as
-// the servers' own imports do.
-func (imp *importing) adopt(ctx context.Context, existing *Image) (*Image, error) {
-	image, err := imp.want.complete(ctx, imp.images, nil, existing.Fingerprint)
+// useExisting applies the options to an image that the server already has, as the
+// servers' own imports do.
+func (imp *importJob) useExisting(ctx context.Context, existing *Image) (*Image, error) {
+	image, err := imp.spec.complete(ctx, imp.images, nil, existing.Fingerprint)
 	if err != nil {
 		return existing, err
 	}
 	return image, imp.checkUpdates(image)
 }
 
-// checkUpdates errors where the server cannot keep an image up to date.
-func (imp *importing) checkUpdates(image *Image) error {
+// checkUpdates returns an error if the image must be updated and the server cannot
+// do that.
+func (imp *importJob) checkUpdates(image *Image) error {
 	if !imp.updates || image.UpdateSource != nil {
 		return nil
 	}
-	return fmt.Errorf("update image %.12s: %w: the server had the image before, and keeps no source for it; delete it to have it imported anew",
+	return fmt.Errorf("update image %.12s: %w: the server had the image already, without a source; delete it and import it again",
 		image.Fingerprint, ErrUnsupported)
 }
 
-// begin has the server fetch the image.
-func (imp *importing) begin(ctx context.Context, source *wire.ImageSource) (*Image, error) {
+// begin makes the server fetch the image.
+func (imp *importJob) begin(ctx context.Context, source *wire.ImageSource) (*Image, error) {
 	server, err := imp.images.client.serverInfo(ctx, false)
 	if err != nil {
 		return nil, err
 	}
-	if err := imp.want.supported(server); err != nil {
+	if err := imp.spec.checkSupported(server); err != nil {
 		return nil, err
 	}
 	post := &wire.ImagePost{Source: source, Aliases: wireAliases(imp.sentAliases())}
-	image, err := imp.images.post(ctx, post, &imp.want, imp.settle, imp.finish)
+	image, err := imp.images.post(ctx, post, &imp.spec, imp.settle, imp.finish)
 	if err != nil {
 		return nil, err
 	}
@@ -166,74 +167,76 @@ func (imp *importing) begin(ctx context.Context, source *wire.ImageSource) (*Ima
 	return image, nil
 }
 
-// sentAliases are those that the server gives the image itself. Where it may
-// fetch another image than the one that is wanted, they wait until that is
-// known.
-func (imp *importing) sentAliases() []Alias {
-	if imp.want.reuse || imp.fingerprint != "" {
+// sentAliases returns the aliases that the server itself sets. If it may fetch
+// another image than the wanted one, there are none: they are set when the image
+// is known to be the right one.
+func (imp *importJob) sentAliases() []Alias {
+	if imp.spec.reuse || imp.fingerprint != "" {
 		return nil
 	}
-	return imp.want.aliases
+	return imp.spec.aliases
 }
 
-// finish does what is left once the server's operation has ended.
-func (imp *importing) finish(ctx context.Context, op *Operation, failure error, m *progress.Meter) (*Image, error) {
-	if failure != nil && !imp.has(ctx, op.fingerprint()) {
+// finish does the client's work after the server's operation has finished.
+func (imp *importJob) finish(ctx context.Context, op *Operation, failure error, m *progress.Meter) (*Image, error) {
+	if failure != nil && !imp.imageExists(ctx, op.fingerprint()) {
 		if !imp.mayFallBack(ctx, failure) {
 			return nil, failure
 		}
 		imp.meter = m
 		return imp.fallBack(ctx, failure, true)
 	}
-	fingerprint, err := imp.images.made(ctx, op, op.fingerprint(), cmp.Or(imp.fingerprint, imp.outcome()))
+	fingerprint, err := imp.images.createdFingerprint(ctx, op, op.fingerprint(), cmp.Or(imp.fingerprint, imp.settledFingerprint()))
 	if err != nil {
 		return nil, err
 	}
 	if fingerprint == "" {
-		return nil, fmt.Errorf("operation %s does not tell the image: %w", op.ID(), ErrOutcomeUnknown)
+		return nil, fmt.Errorf("operation %s does not contain the image's fingerprint: %w", op.ID(), ErrOutcomeUnknown)
 	}
-	image, err := imp.want.complete(ctx, imp.images, op, fingerprint)
+	image, err := imp.spec.complete(ctx, imp.images, op, fingerprint)
 	if err != nil {
 		return image, err
 	}
 	return image, imp.checkUpdates(image)
 }
 
-// has says whether an operation that failed has made the image all the same:
-// then it could not give it the aliases (LXD 5.0.2, Incus 6.0.4).
-func (imp *importing) has(ctx context.Context, fingerprint string) bool {
-	if holdFingerprint(fingerprint) != nil {
+// imageExists reports whether the server has the image. If it has, an operation
+// that failed has created the image, but not its aliases (LXD 5.0.2, Incus 6.0.4).
+func (imp *importJob) imageExists(ctx context.Context, fingerprint string) bool {
+	if checkServerFingerprint(fingerprint) != nil {
 		return false
 	}
 	_, err := imp.images.Get(ctx, fingerprint)
 	return err == nil
 }
 
-// resolveTimeout bounds the look at the source that tells what a forgotten
-// operation should have made.
+// resolveTimeout is the timeout of reading, from the source, the fingerprint of the
+// image that a forgotten operation should have created.
 const resolveTimeout = 10 * time.Second
 
-// settle looks for the image whose operation the server has forgotten.
-func (imp *importing) settle(ctx context.Context) error {
-	fingerprint, err := imp.expected(ctx)
+// settle determines the outcome of an operation that the server has forgotten: it
+// looks for the image.
+func (imp *importJob) settle(ctx context.Context) error {
+	fingerprint, err := imp.expectedFingerprint(ctx)
 	if err != nil {
 		return err
 	}
 	_, err = imp.images.Get(ctx, fingerprint)
 	if errors.Is(err, ErrNotFound) {
-		return fmt.Errorf("the server has neither the operation nor image %s any more: %w", fingerprint, ErrOutcomeUnknown)
+		return fmt.Errorf("the server has forgotten the operation, and has no image %s: %w", fingerprint, ErrOutcomeUnknown)
 	}
 	if err == nil {
 		imp.mu.Lock()
-		imp.found = fingerprint
+		imp.settled = fingerprint
 		imp.mu.Unlock()
 	}
 	return err
 }
 
-// expected is the image that the server should have made: it is known, or an
-// alias that was free leads to it, or the source tells.
-func (imp *importing) expected(ctx context.Context) (string, error) {
+// expectedFingerprint returns the fingerprint of the image that the server should
+// have created: the required one, or that of an alias that was free before, or the
+// one that the source reports.
+func (imp *importJob) expectedFingerprint(ctx context.Context) (string, error) {
 	if imp.fingerprint != "" {
 		return imp.fingerprint, nil
 	}
@@ -255,15 +258,16 @@ func (imp *importing) expected(ctx context.Context) (string, error) {
 	return fingerprint, nil
 }
 
-func (imp *importing) outcome() string {
+// settledFingerprint returns the fingerprint that settle has found; "" for none.
+func (imp *importJob) settledFingerprint() string {
 	imp.mu.Lock()
 	defer imp.mu.Unlock()
-	return imp.found
+	return imp.settled
 }
 
-// byClient fetches the image and sends it on. Where the way to the server
-// breaks, it is fetched again.
-func (imp *importing) byClient(ctx context.Context, wait bool) (*Image, error) {
+// byClient downloads the image and uploads it to the server. If the connection to
+// the server breaks, it starts over.
+func (imp *importJob) byClient(ctx context.Context, wait bool) (*Image, error) {
 	retries := imp.images.client.t.retry.Begin()
 	image, err := imp.client(ctx)
 	for err != nil {
@@ -275,14 +279,14 @@ func (imp *importing) byClient(ctx context.Context, wait bool) (*Image, error) {
 		}
 		image, err = imp.client(ctx)
 	}
-	if !wait || image.pending == nil { // it was there
+	if !wait || image.pending == nil { // nil if the server had the image
 		return image, nil
 	}
-	return outcome(image, image.pending.wait(ctx, image, imp.meter))
+	return imageIfUploaded(image, image.pending.wait(ctx, image, imp.meter))
 }
 
-// mayFallBack says whether the client may do better than the server did.
-func (imp *importing) mayFallBack(ctx context.Context, err error) bool {
+// mayFallBack reports whether the client may succeed after the server has failed.
+func (imp *importJob) mayFallBack(ctx context.Context, err error) bool {
 	if imp.via != ViaAuto || ctx.Err() != nil {
 		return false
 	}
@@ -292,16 +296,17 @@ func (imp *importing) mayFallBack(ctx context.Context, err error) bool {
 	case errors.As(err, &failed):
 		return !errors.Is(err, ErrCancelled) && !errors.Is(err, ErrExists) && !errors.Is(err, ErrForbidden)
 	case errors.As(err, &refused):
-		// LXD 6.9 refuses URLs with 400. It refuses public images outside the
-		// default project so too, whoever brings them.
+		// LXD 6.9 refuses URLs with 400. With the same status it refuses all public
+		// images outside the default project, which an upload would not change.
 		project := imp.images.client.project
 		return refused.StatusCode == http.StatusNotImplemented ||
-			(refused.StatusCode == http.StatusBadRequest && !(imp.want.Public && project != "" && project != "default"))
+			(refused.StatusCode == http.StatusBadRequest && !(imp.spec.Public && project != "" && project != "default"))
 	}
 	return errors.Is(err, ErrUnsupported)
 }
 
-func (imp *importing) fallBack(ctx context.Context, cause error, wait bool) (*Image, error) {
+// fallBack imports by the client after the server has failed with cause.
+func (imp *importJob) fallBack(ctx context.Context, cause error, wait bool) (*Image, error) {
 	if imp.updates {
 		return nil, fmt.Errorf("%w: the client could fetch the image, but the server could not update it: %w", cause, ErrUnsupported)
 	}
@@ -316,10 +321,10 @@ func (imp *importing) fallBack(ctx context.Context, cause error, wait bool) (*Im
 	return image, nil
 }
 
-// upload sends what the client fetches.
-func (imp *importing) upload(ctx context.Context, body *content.Content, fingerprint string, want wanted) (*Image, error) {
+// upload uploads what the client downloads.
+func (imp *importJob) upload(ctx context.Context, body *content.Content, fingerprint string, spec imageSpec) (*Image, error) {
 	u := &upload{
-		images: imp.images, content: body, fingerprint: fingerprint, hash: true, adopt: true, want: want, meter: imp.meter, report: imp.report,
+		images: imp.images, content: body, fingerprint: fingerprint, hash: true, completeExisting: true, spec: spec, meter: imp.meter, report: imp.report,
 	}
 	return u.run(ctx, false)
 }

@@ -17,18 +17,17 @@ import (
 	"github.com/golxd/lxd/internal/stall"
 )
 
-// SourceError says what is wrong with the file that an image was to be fetched
-// from.
+// SourceError is an error of the URL from which an image is imported.
 type SourceError struct {
 	URL        string // without user name, password and query
-	StatusCode int    // of the HTTP answer; 0 if it is not what is wrong
+	StatusCode int    // the status of the response, if that is the error; otherwise 0
 	Problem    string
 	Err        error // may be nil
 
 	retryAfter string // the header Retry-After
 }
 
-// Error names the file.
+// Error returns the URL, the problem and the cause.
 func (e *SourceError) Error() string {
 	s := e.URL + ": " + e.Problem
 	if e.Err != nil {
@@ -37,11 +36,11 @@ func (e *SourceError) Error() string {
 	return s
 }
 
-// Unwrap gives the cause.
+// Unwrap returns the cause; it may be nil.
 func (e *SourceError) Unwrap() error { return e.Err }
 
-// Transient says whether the same call may succeed later: the status is 429,
-// 502, 503 or 504, or the connection failed in a way that may pass.
+// Transient reports whether the same call may succeed later: the status is 429,
+// 502, 503 or 504, or the connection failed temporarily.
 func (e *SourceError) Transient() bool {
 	switch {
 	case e.StatusCode != 0:
@@ -52,8 +51,8 @@ func (e *SourceError) Transient() bool {
 	return retry.Transient(e.Err)
 }
 
-// RetryAfter returns for how long the server asks to wait before the next try,
-// by a Retry-After header; ok is false where it does not ask.
+// RetryAfter returns the pause before a retry that a Retry-After header requests;
+// ok is false if there is none.
 func (e *SourceError) RetryAfter() (wait time.Duration, ok bool) {
 	return retry.ParseAfter(e.retryAfter)
 }
@@ -63,24 +62,24 @@ func (e *SourceError) Is(target error) bool {
 	return target == ErrNotFound && (e.StatusCode == http.StatusNotFound || e.StatusCode == http.StatusGone)
 }
 
-// errRedirect says that a redirect was not followed.
+// errRedirect is the cause if a redirect was not followed.
 var errRedirect = errors.New("redirect not followed")
 
 const maxRedirects = 10
 
-// source is a file at a URL. It is read once, from its beginning to its end; a
-// transfer that is cut is resumed.
+// source is a file at a URL. It is read once, from beginning to end. If the
+// connection breaks, the download resumes.
 type source struct {
 	client   *http.Client
-	own      bool
+	own      bool // the client is not the caller's, and is closed with the source
 	url      *url.URL
 	secrets  *redact.Secrets // of its URLs
-	verified bool            // its content will be compared with a fingerprint from elsewhere
+	verified bool            // the content will be compared with a fingerprint
 	stall    time.Duration
 	policy   retry.Policy
 
-	size int64  // -1 where unknown
-	name string // that the server gives it
+	size int64  // -1 if unknown
+	name string // the filename in the response; may be empty
 
 	content *rangeread.Reader // nil until it is opened
 }
@@ -98,13 +97,13 @@ func newSource(o *CreateFromURLOptions, u *url.URL, t *transport) *source {
 	}
 	next := s.client.CheckRedirect
 	s.client.CheckRedirect = func(req *http.Request, via []*http.Request) error {
-		// It holds the query of the last address, which may be a secret.
+		// It contains the query of the last URL, which may be a secret.
 		req.Header.Del("Referer")
 		switch first := via[0].URL; {
 		case len(via) > maxRedirects:
 			return fmt.Errorf("%w: it is the %dth", errRedirect, len(via))
 		case req.URL.Scheme != "https" && first.Scheme == "https" && !s.verified:
-			return fmt.Errorf("%w: from https to %s; give Fingerprint to allow that", errRedirect, redact.URL(req.URL))
+			return fmt.Errorf("%w: from https to %s; set Fingerprint to allow that", errRedirect, redact.URL(req.URL))
 		case req.URL.User == nil && sameOrigin(req.URL, first):
 			req.URL.User = first.User
 		}
@@ -118,7 +117,7 @@ func newSource(o *CreateFromURLOptions, u *url.URL, t *transport) *source {
 
 func sameOrigin(a, b *url.URL) bool { return a.Scheme == b.Scheme && a.Host == b.Host }
 
-// close ends the transfer, also a Read that goes on elsewhere.
+// close ends the download, even a Read in another goroutine.
 func (s *source) close() {
 	if s.content != nil {
 		_ = s.content.Close()
@@ -128,13 +127,14 @@ func (s *source) close() {
 	}
 }
 
+// bad returns the error for a source that is not usable.
 func (s *source) bad(problem string) error {
 	return &SourceError{URL: redact.URL(s.url), Problem: s.secrets.Text(problem)}
 }
 
-// probe asks the URL as the daemons do. Where the answer says that the image is
-// elsewhere, the source is that file from then on; the fingerprint is what the
-// answer announces. A URL that announces nothing is taken for the image itself.
+// probe sends a HEAD request as the daemons do, and returns the fingerprint in the
+// response's headers. If they contain the image's URL, that becomes the source's
+// URL. Without such headers the URL is that of the image itself.
 func (s *source) probe(ctx context.Context, target *Server) (fingerprint string, err error) {
 	families := target.daemon().Preferred()
 	header := http.Header{}
@@ -152,7 +152,7 @@ func (s *source) probe(ctx context.Context, target *Server) (fingerprint string,
 		if err == nil {
 			_ = res.Body.Close()
 			if unavailable(res.StatusCode) {
-				err = s.refused(res)
+				err = s.statusError(res)
 			}
 		}
 		return err
@@ -166,7 +166,7 @@ func (s *source) probe(ctx context.Context, target *Server) (fingerprint string,
 			continue
 		}
 		if checkFullFingerprint("", hash) != nil {
-			return "", s.bad(fmt.Sprintf("%s-Image-Hash is %q, not a whole SHA-256", family.Prefix, hash))
+			return "", s.bad(fmt.Sprintf("%s-Image-Hash is %q, not a full SHA-256", family.Prefix, hash))
 		}
 		at, err := url.Parse(location)
 		if err != nil || (at.Scheme != "http" && at.Scheme != "https") || at.Hostname() == "" {
@@ -181,14 +181,14 @@ func (s *source) probe(ctx context.Context, target *Server) (fingerprint string,
 	return "", nil
 }
 
-// open asks for the file.
+// open starts the download.
 func (s *source) open(ctx context.Context) (err error) {
 	s.content, err = rangeread.Start(ctx, rangeread.Options{
 		Open: func(ctx context.Context, header http.Header) (*http.Response, error) {
 			res, err := s.send(ctx, http.MethodGet, header)
 			if err == nil && res.StatusCode != http.StatusOK && res.StatusCode != http.StatusPartialContent {
 				_ = res.Body.Close()
-				err = s.refused(res)
+				err = s.statusError(res)
 			}
 			return res, err
 		},
@@ -199,7 +199,7 @@ func (s *source) open(ctx context.Context) (err error) {
 		},
 	})
 	if err != nil {
-		return s.failed(err)
+		return s.sourceError(err)
 	}
 	s.size = s.content.Size()
 	s.name = dispositionName(s.content.Response().Header.Get("Content-Disposition"))
@@ -210,7 +210,7 @@ func (s *source) open(ctx context.Context) (err error) {
 func (s *source) Read(p []byte) (int, error) {
 	n, err := s.content.Read(p)
 	if err != nil && err != io.EOF {
-		err = s.failed(err)
+		err = s.sourceError(err)
 	}
 	return n, err
 }
@@ -219,13 +219,13 @@ func (s *source) Read(p []byte) (int, error) {
 func (s *source) send(ctx context.Context, method string, header http.Header) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, s.url.String(), nil)
 	if err != nil {
-		return nil, s.bad("it cannot be asked for")
+		return nil, s.bad("it cannot be requested")
 	}
 	for name, values := range header {
 		req.Header[name] = values
 	}
 	req.Header.Set("User-Agent", "golxd/"+Version)
-	// The bytes that the fingerprint is of, not what they unpack to.
+	// The fingerprint is of the file as it is, not decompressed.
 	req.Header.Set("Accept-Encoding", "identity")
 	res, err := s.client.Do(req)
 	if err != nil {
@@ -234,22 +234,22 @@ func (s *source) send(ctx context.Context, method string, header http.Header) (*
 	return res, nil
 }
 
-// refused is the error of a response with another status than was wanted.
-func (s *source) refused(res *http.Response) error {
-	at := res.Request.URL // another one after a redirect
+// statusError returns the error for a response whose status is not a success.
+func (s *source) statusError(res *http.Response) error {
+	at := res.Request.URL // differs from s.url after a redirect
 	return &SourceError{
 		URL: redact.URL(at), StatusCode: res.StatusCode, Problem: redact.Join(s.secrets, redact.HideURL(at)).Text("its server responds " + res.Status),
 		retryAfter: res.Header.Get("Retry-After"),
 	}
 }
 
-// broken is the error of a transfer that failed.
+// broken returns the error for a transfer that failed.
 func (s *source) broken(problem string, err error) error {
 	return &SourceError{URL: redact.URL(s.url), Problem: problem, Err: s.secrets.Error(redact.Error(err))}
 }
 
-// failed makes a SourceError of an error of rangeread that is none.
-func (s *source) failed(err error) error {
+// sourceError makes a SourceError of an error of rangeread itself.
+func (s *source) sourceError(err error) error {
 	for _, bad := range []error{rangeread.ErrNoRange, rangeread.ErrChanged, rangeread.ErrRange, rangeread.ErrClosed} {
 		if errors.Is(err, bad) {
 			return s.broken("it cannot be fetched", err)

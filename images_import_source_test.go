@@ -21,7 +21,7 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// TestImportURLResumes cuts transfers that can go on, with and without ranges.
+// TestImportURLResumes breaks transfers that can be resumed, with and without ranges.
 func TestImportURLResumes(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -176,8 +176,8 @@ func TestImportKeepsSecrets(t *testing.T) {
 	})
 }
 
-// TestContextEndsAnImport ends the context when the source asks to come again
-// later: before the waiting, and within it.
+// TestContextEndsAnImport ends the context when the source sends a Retry-After: before
+// the pause, and within it.
 func TestContextEndsAnImport(t *testing.T) {
 	t.Parallel()
 	target := importFake(t, lxdtest.LXD69, nil)

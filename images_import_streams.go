@@ -16,79 +16,79 @@ import (
 	"github.com/golxd/lxd/simplestreams"
 )
 
-// CreateFromSimplestreamsOptions describe an image to fetch from a simplestreams
+// CreateFromSimplestreamsOptions describe an image to import from a simplestreams
 // server.
 type CreateFromSimplestreamsOptions struct {
 	Public bool
-	// AutoUpdate has the server look for newer versions of what the alias stands
-	// for. It needs the server to fetch the image: where only the client could,
-	// or the server had the image from elsewhere, the error is an
-	// ErrUnsupported.
+	// AutoUpdate makes the server look for newer versions of the image that the
+	// alias points to. The server must fetch the image for that: if only the client
+	// can, or the server already had the image from another source, the error
+	// matches ErrUnsupported.
 	AutoUpdate bool
-	// Type tells which image is meant where the alias has both. Default:
+	// Type selects the image if the alias has one of each type. The default is
 	// Container.
 	Type ImageType
-	// Filename is what the image's file is called. Default: up to the server,
-	// or the name of the metadata file where the client fetches.
+	// Filename is the image's filename. By default the server chooses it, or if
+	// the client fetches the image, it is the name of the metadata file.
 	Filename string
-	// Properties are put over those in the index.
+	// Properties are added to those in the index, and override them.
 	Properties map[string]string
-	// Profiles are what instances of the image get. Default: "default".
+	// Profiles are the default profiles of instances created from the image
+	// (extension image_profiles). The default is "default".
 	Profiles []string
-	// Aliases are names for the image on the server. Default: none.
+	// Aliases are names for the image on the server. The default is none.
 	Aliases []Alias
-	// ReuseAliases moves aliases here that stand for other images. Default:
-	// they are an ErrExists.
+	// ReuseAliases moves aliases that point to other images to this one. By
+	// default such an alias is an error that matches ErrExists.
 	ReuseAliases bool
-	// ExpiresAt is when the server may delete the image if it is cached.
-	// Default: as the index says.
+	// ExpiresAt is when the server may delete the image if it is cached. The
+	// default is the expiry in the index.
 	ExpiresAt time.Time
 
-	// Certificate is the simplestreams server's, PEM, or that of the authority
-	// that signed it, if the system does not trust it. Registries have their
-	// own.
+	// Certificate is the certificate of the simplestreams server, or of the
+	// authority that signed it, as PEM. It is needed if the system does not trust
+	// it. It does not apply to registries, which have their own.
 	Certificate string
-	// AllowHTTP lets the client fetch over plain http. The servers decide for
-	// themselves.
+	// AllowHTTP allows the client to use plain http. It does not apply to the
+	// server.
 	AllowHTTP bool
 
 	Via Via
-	// Cache keeps the index where the client reads it. Default: none.
+	// Cache stores the index if the client reads it. The default is none.
 	Cache simplestreams.Cache
-	// HTTPClient fetches where the client does. It is not modified. Default: one
-	// that takes the proxy from the environment.
+	// HTTPClient is used if the client fetches the image. It is not modified. The
+	// default uses the proxy from the environment.
 	HTTPClient *http.Client
-	// StallTimeout is how long the server may take to send its next byte where
-	// the client fetches. The default is the client's Options.StallTimeout.
-	// Negative: as long as ctx lets.
+	// StallTimeout is how long the simplestreams server may be silent if the client
+	// fetches the image. The default is Options.StallTimeout of the client;
+	// negative means no limit.
 	StallTimeout time.Duration
 
-	// Wait returns when the image is there. Default: when the server has
-	// accepted the work; Image.Wait does the rest.
+	// Wait makes the call return when the image is complete. The default is to
+	// return when the server has accepted the work; Image.Wait does the rest.
 	Wait bool
 
-	// Progress is told of the phase server, and of send where the client
-	// fetches.
+	// Progress receives the phase server, and send if the client fetches the image.
 	Progress func(Progress)
 }
 
-// CreateFromSimplestreams makes an image of one that a simplestreams server
-// has, by an alias, "alias/architecture", a fingerprint or a prefix of one. The
-// server fetches it. One that takes only registries (extension
-// image_registries) does through a registry of that URL; where there is none,
-// or the server fails, the client fetches it with package simplestreams, whose
-// errors name the file that is at fault. Content that is not what the index
-// says is a [*FingerprintError]. A failed import leaves no image on the server.
+// CreateFromSimplestreams imports an image from a simplestreams server, by an alias,
+// "alias/architecture", a fingerprint or a prefix of one. The server fetches it. A
+// server that allows only registries (extension image_registries) uses a registry
+// with that URL. If there is none, or the server fails, the client fetches the image
+// with package simplestreams, whose errors name the file. If the content does not
+// match the index, the error is a [*FingerprintError]. No image remains on the server
+// after an import that failed.
 //
-// Both ways give the same fingerprint, properties, expiry and aliases. The date
-// of creation and the architecture are the index's where the server fetches,
-// and those of the image's own metadata where the client does; only what the
-// server fetched has an UpdateSource. Where the server has the image already,
-// it gets what the options ask for.
+// In both cases the image has the same fingerprint, properties, expiry and aliases.
+// If the server fetches it, the creation date and the architecture are those of the
+// index, and the image has an UpdateSource; if the client does, they are those of the
+// image's metadata. If the server already has the image, the options are applied to
+// it.
 //
-// The two families of daemons look at different items of one tree. A server
-// takes those of its own family (Incus 6.0.4 does not see lxd.tar.xz); where a
-// tree has none of them, the client takes those of the other.
+// The two families of daemons use different items of the same index. A server uses
+// those of its own family (Incus 6.0.4 ignores lxd.tar.xz); if there are none, the
+// client uses those of the other family.
 func (m *Images) CreateFromSimplestreams(ctx context.Context, server, alias string, opts *CreateFromSimplestreamsOptions) (*Image, error) {
 	var o CreateFromSimplestreamsOptions
 	if opts != nil {
@@ -100,10 +100,10 @@ func (m *Images) CreateFromSimplestreams(ctx context.Context, server, alias stri
 	if err := o.check(alias); err != nil {
 		return nil, err
 	}
-	imp := &importing{
+	imp := &importJob{
 		images: m, via: o.Via,
 		updates: o.AutoUpdate,
-		want: wanted{
+		spec: imageSpec{
 			attributes: attributes{AutoUpdate: o.AutoUpdate, ExpiresAt: o.ExpiresAt, Profiles: o.Profiles, Properties: o.Properties, Public: o.Public}.clone(),
 			filename:   o.Filename, aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases,
 		},
@@ -133,7 +133,7 @@ func (o *CreateFromSimplestreamsOptions) check(alias string) error {
 		return err
 	}
 	if o.AutoUpdate && checkFullFingerprint("", alias) == nil {
-		return invalid("CreateFromSimplestreamsOptions.AutoUpdate", "needs an alias: a fingerprint stands for one version for ever")
+		return invalid("CreateFromSimplestreamsOptions.AutoUpdate", "needs an alias: a fingerprint is that of a single version")
 	}
 	if o.Type != "" && o.Type != Container && o.Type != VirtualMachine {
 		return invalid("CreateFromSimplestreamsOptions.Type", "is %q, not %q or %q", o.Type, Container, VirtualMachine)
@@ -146,8 +146,8 @@ func (o *CreateFromSimplestreamsOptions) check(alias string) error {
 	return nil
 }
 
-// importStream has the server fetch the image.
-func (m *Images) importStream(ctx context.Context, server, alias string, o *CreateFromSimplestreamsOptions, imp *importing) (*Image, error) {
+// importStream makes the server fetch the image.
+func (m *Images) importStream(ctx context.Context, server, alias string, o *CreateFromSimplestreamsOptions, imp *importJob) (*Image, error) {
 	info, err := m.client.serverInfo(ctx, false)
 	if err != nil {
 		return nil, err
@@ -161,7 +161,7 @@ func (m *Images) importStream(ctx context.Context, server, alias string, o *Crea
 			return nil, err
 		}
 		if registry == "" {
-			return nil, fmt.Errorf("import from a simplestreams server: %w: it takes image registries only, and has none of that URL; make one with Registries.Create", ErrUnsupported)
+			return nil, fmt.Errorf("import from a simplestreams server: %w: the server allows only image registries, and has none with that URL; create one with Registries.Create", ErrUnsupported)
 		}
 		source.Server, source.Protocol, source.Certificate, source.ImageRegistry = "", "", "", registry
 	}
@@ -171,7 +171,8 @@ func (m *Images) importStream(ctx context.Context, server, alias string, o *Crea
 	return imp.begin(ctx, source)
 }
 
-// streamError makes an error of package simplestreams one of this package's too.
+// streamError makes an error of package simplestreams match the sentinels of this
+// package.
 func streamError(err error) error {
 	var corrupt *simplestreams.HashError
 	switch {
@@ -187,8 +188,8 @@ func streamError(err error) error {
 	return err
 }
 
-// resolveStream finds the image. The client is to be closed. own says to take
-// items of the server's own family only.
+// resolveStream finds the image in the index. The caller must close the client. With
+// own, it uses only the items of the server's family.
 func (m *Images) resolveStream(ctx context.Context, server, alias string, o *CreateFromSimplestreamsOptions, own bool) (*simplestreams.Client, *simplestreams.Image, error) {
 	info, err := m.client.serverInfo(ctx, false)
 	if err != nil {
@@ -219,8 +220,8 @@ func (m *Images) resolveStream(ctx context.Context, server, alias string, o *Cre
 	return nil, nil, first
 }
 
-// resolveFor finds the image for a server of these architectures: one that it
-// can run, or else any, as the daemons do.
+// resolveFor finds the image for a server with these architectures: one for the
+// first of them, and otherwise any, as the daemons do.
 func resolveFor(ctx context.Context, streams *simplestreams.Client, alias string, kind simplestreams.Type, architectures []string) (*simplestreams.Image, error) {
 	if len(architectures) > 0 {
 		image, err := streams.Resolve(ctx, alias, &simplestreams.ResolveOptions{Type: kind, Architecture: architectures[0]})
@@ -231,8 +232,8 @@ func resolveFor(ctx context.Context, streams *simplestreams.Client, alias string
 	return streams.Resolve(ctx, alias, &simplestreams.ResolveOptions{Type: kind})
 }
 
-// fetchStream has the client fetch the image.
-func (m *Images) fetchStream(ctx context.Context, server, alias string, o *CreateFromSimplestreamsOptions, imp *importing) (*Image, error) {
+// fetchStream makes the client fetch the image.
+func (m *Images) fetchStream(ctx context.Context, server, alias string, o *CreateFromSimplestreamsOptions, imp *importJob) (*Image, error) {
 	streams, image, err := m.resolveStream(ctx, server, alias, o, false)
 	if err != nil {
 		return nil, err
@@ -240,7 +241,7 @@ func (m *Images) fetchStream(ctx context.Context, server, alias string, o *Creat
 	defer func() { _ = streams.Close() }()
 	existing, err := m.Get(ctx, image.Fingerprint)
 	if err == nil {
-		return imp.adopt(ctx, existing)
+		return imp.useExisting(ctx, existing)
 	}
 	if !errors.Is(err, ErrNotFound) {
 		return nil, err
@@ -250,25 +251,24 @@ func (m *Images) fetchStream(ctx context.Context, server, alias string, o *Creat
 		return nil, err
 	}
 	defer func() { _ = download.Close() }()
-	// What the index says of an image goes before what its metadata says, as
-	// in an import by a server.
-	want := imp.want
-	want.Properties, want.exact = maps.Clone(image.Properties), true
-	maps.Copy(want.Properties, imp.want.Properties)
-	if want.ExpiresAt.IsZero() {
-		want.ExpiresAt = image.ExpiresAt
+	// The index overrides the image's metadata, as in an import by a server.
+	spec := imp.spec
+	spec.Properties, spec.exact = maps.Clone(image.Properties), true
+	maps.Copy(spec.Properties, imp.spec.Properties)
+	if spec.ExpiresAt.IsZero() {
+		spec.ExpiresAt = image.ExpiresAt
 	}
-	if want.filename == "" && checkFilename("", image.Filename) == nil {
-		want.filename = image.Filename
+	if spec.filename == "" && checkFilename("", image.Filename) == nil {
+		spec.filename = image.Filename
 	}
-	body, err := streamContent(image, download, want.filename)
+	body, err := streamContent(image, download, spec.filename)
 	if err != nil {
 		return nil, err
 	}
-	return imp.upload(ctx, body, image.Fingerprint, want)
+	return imp.upload(ctx, body, image.Fingerprint, spec)
 }
 
-// streamContent makes an upload of a download.
+// streamContent returns the content of a download for an upload.
 func streamContent(image *simplestreams.Image, download *simplestreams.Download, filename string) (*content.Content, error) {
 	first, err := content.NewSource(download.Metadata, download.Metadata.Size())
 	if err != nil {
@@ -285,6 +285,6 @@ func streamContent(image *simplestreams.Image, download *simplestreams.Download,
 	if image.Type == simplestreams.VirtualMachine {
 		field = "rootfs.img"
 	}
-	// The server takes the image's name from the rootfs.
+	// The server takes the image's filename from that of the rootfs.
 	return content.Split(first, download.Metadata.Name(), second, field, cmp.Or(filename, download.Rootfs.Name()))
 }

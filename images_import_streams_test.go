@@ -64,9 +64,9 @@ func (target *importTarget) streamsFrom(s *streamstest.Server) *lxd.CreateFromSi
 	return &lxd.CreateFromSimplestreamsOptions{Certificate: s.CA, AllowHTTP: true, Wait: true}
 }
 
-// TestImportStreamsBothWays has the server and the client import the same
-// images, and compares what comes of it.
-func TestImportStreamsBothWays(t *testing.T) {
+// TestImportStreamsByServerAndByClient has the server and the client import the same
+// images, and compares the results.
+func TestImportStreamsByServerAndByClient(t *testing.T) {
 	t.Parallel()
 	onImportTargets(t, func(t *testing.T, target *importTarget) {
 		c := target.client
@@ -125,8 +125,8 @@ func requireSameImport(t *testing.T, server, client lxd.Image) {
 	require.True(t, server.ExpiresAt.Equal(client.ExpiresAt), "%v %v", server.ExpiresAt, client.ExpiresAt)
 }
 
-// TestImportStreamsPlain compares imports without any option, by every way to
-// name an image.
+// TestImportStreamsPlain compares imports without any option, by each kind of name of
+// an image.
 func TestImportStreamsPlain(t *testing.T) {
 	t.Parallel()
 	onImportTargets(t, func(t *testing.T, target *importTarget) {
@@ -156,7 +156,7 @@ func TestImportStreamsPlain(t *testing.T) {
 				}
 				requireSameImport(t, *first, *image)
 
-				// The server has it, and only gives it what is asked for.
+				// The server has it, and only the options are applied.
 				opts.Properties, opts.Wait = map[string]string{"again": "yes"}, true
 				again, err := target.client.Images.CreateFromSimplestreams(t.Context(), source.URL, ref, opts)
 				require.NoError(t, err, "%s %s", via, ref)
@@ -168,8 +168,7 @@ func TestImportStreamsPlain(t *testing.T) {
 	})
 }
 
-// TestImportStreamsOfTheOtherFamily takes a tree that the server does not see
-// anything in.
+// TestImportStreamsOfTheOtherFamily uses a tree that has no image for the server.
 func TestImportStreamsOfTheOtherFamily(t *testing.T) {
 	t.Parallel()
 	onImportTargets(t, func(t *testing.T, target *importTarget) {
@@ -311,7 +310,7 @@ func TestImportStreamsStalls(t *testing.T) {
 	})
 }
 
-// TestImportStreamsInsecure is refused by the client unless it is allowed.
+// TestImportStreamsInsecure: the client refuses http unless it is allowed.
 func TestImportStreamsInsecure(t *testing.T) {
 	t.Parallel()
 	target := importFake(t, lxdtest.LXD50, nil)
@@ -322,8 +321,8 @@ func TestImportStreamsInsecure(t *testing.T) {
 	require.Empty(t, source.Requests())
 }
 
-// TestImportStreamsAutoUpdate is kept by servers that fetch, and refused where
-// it could not be.
+// TestImportStreamsAutoUpdate: AutoUpdate is set if the server fetches the image, and
+// otherwise refused.
 func TestImportStreamsAutoUpdate(t *testing.T) {
 	t.Parallel()
 	onImportTargets(t, func(t *testing.T, target *importTarget) {
@@ -357,7 +356,7 @@ func TestImportStreamsAutoUpdate(t *testing.T) {
 		require.ErrorIs(t, err, lxd.ErrUnsupported)
 		target.requireEmpty(t)
 
-		// It came from elsewhere before, and the server keeps no source for it.
+		// The server already had it, without a source.
 		opts.AutoUpdate, opts.Via = false, lxd.ViaClient
 		source.Fault(streamstest.IndexPath, nil)
 		_, err = c.Images.CreateFromSimplestreams(t.Context(), source.URL, "distro", opts)
@@ -370,9 +369,9 @@ func TestImportStreamsAutoUpdate(t *testing.T) {
 	})
 }
 
-// TestImportStreamsForgotten has the server forget what became of the import:
-// the source tells what it must have been.
-func TestImportStreamsForgotten(t *testing.T) {
+// TestImportStreamsWhoseOperationIsForgotten has the server forget the operation of an
+// import: the source determines the fingerprint.
+func TestImportStreamsWhoseOperationIsForgotten(t *testing.T) {
 	t.Parallel()
 	for _, aliases := range [][]lxd.Alias{nil, {{Name: "local"}}} {
 		target := importFake(t, lxdtest.LXD50, nil)
@@ -385,7 +384,7 @@ func TestImportStreamsForgotten(t *testing.T) {
 		require.Equal(t, "Unified", image.Properties["os"])
 		require.Equal(t, len(aliases), len(image.Aliases))
 
-		// Nothing tells here: the server is another, and the source gone.
+		// Nothing determines it here: the server is another, and the source does not exist.
 		reached := make(chan struct{})
 		source.Fault("images/vm/20240101/rootfs.disk-kvm.img", func(s *streamstest.Server, next http.Handler) http.Handler {
 			close(reached)

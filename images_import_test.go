@@ -115,8 +115,8 @@ func fetches(s *streamstest.Server, path string) (n int) {
 	return n
 }
 
-// TestImportTargetRefuses meets errors that the client would meet too, so that
-// it does not try.
+// TestImportTargetRefuses has errors that the client would get too, so it does not
+// fetch.
 func TestImportTargetRefuses(t *testing.T) {
 	t.Parallel()
 	onImportTargets(t, func(t *testing.T, target *importTarget) {
@@ -185,7 +185,7 @@ func TestImportAliasIsTakenMeanwhile(t *testing.T) {
 	})
 }
 
-// TestImportForbidden is not tried again by the client.
+// TestImportForbidden: the client does not fetch the image.
 func TestImportForbidden(t *testing.T) {
 	t.Parallel()
 	target := importFake(t, lxdtest.LXD50, nil)
@@ -215,7 +215,7 @@ func TestImportFallsBackInWait(t *testing.T) {
 		require.Equal(t, []lxd.Alias{{Name: "late"}}, image.Aliases)
 	}
 
-	// Both causes are told.
+	// Both causes are reported.
 	image, err = target.client.Images.CreateFromURL(t.Context(), source.URL+"/none", nil)
 	require.NoError(t, err)
 	err = image.Wait(t.Context())
@@ -224,8 +224,8 @@ func TestImportFallsBackInWait(t *testing.T) {
 	testkit.ErrOf[*lxd.OperationError](t, err)
 }
 
-// TestImportIsForgotten has the server forget what became of an import.
-func TestImportIsForgotten(t *testing.T) {
+// TestImportWhoseOperationIsForgotten has the server forget the operation of an import.
+func TestImportWhoseOperationIsForgotten(t *testing.T) {
 	t.Parallel()
 	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.Incus60} {
 		for name, opts := range map[string]lxd.CreateFromURLOptions{
@@ -271,8 +271,8 @@ func TestImportIsForgotten(t *testing.T) {
 	}
 }
 
-// TestImportTargetBreaks loses the way to the server in the middle of an
-// upload: the source is read anew.
+// TestImportTargetBreaks breaks the connection to the server in the middle of an
+// upload: the source is read again from its start.
 func TestImportTargetBreaks(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -313,7 +313,7 @@ func TestImportProgress(t *testing.T) {
 	require.LessOrEqual(t, sent, total)
 }
 
-// TestImportOfAnotherImage: an import by a whole fingerprint takes no other.
+// TestImportOfAnotherImage: an import by a full fingerprint accepts no other image.
 func TestImportOfAnotherImage(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()

@@ -18,68 +18,67 @@ import (
 	"github.com/golxd/lxd/internal/wire"
 )
 
-// CreateFromURLOptions describe an image to fetch from a URL.
+// CreateFromURLOptions describe an image to import from a URL.
 type CreateFromURLOptions struct {
 	Public bool
-	// AutoUpdate sets the image's attribute of that name. No server looks for
-	// newer versions because of it: none records a URL as the source of an
-	// image (LXD 5.0.2, Incus 6.0.4).
+	// AutoUpdate sets the image's attribute of that name. It does not make the
+	// server look for newer versions, as servers do not record a URL as the source
+	// of an image (LXD 5.0.2, Incus 6.0.4).
 	AutoUpdate bool
-	// Filename is what the image's file is called. Default: none where the
-	// server fetches it, the one that the source tells or the URL's last
-	// element where the client does.
+	// Filename is the image's filename. The default is none if the server fetches
+	// the image; if the client does, it is the filename in the response, or the
+	// last element of the URL.
 	Filename string
-	// Properties are put over those in the image's own metadata.
+	// Properties are added to those in the image's metadata, and override them.
 	Properties map[string]string
-	// Profiles are what instances of the image get. Default: "default".
+	// Profiles are the default profiles of instances created from the image
+	// (extension image_profiles). The default is "default".
 	Profiles []string
-	// Aliases are names for the image. Default: none.
+	// Aliases are names for the image. The default is none.
 	Aliases []Alias
-	// ReuseAliases moves aliases here that stand for other images. Default:
-	// they are an ErrExists.
+	// ReuseAliases moves aliases that point to other images to this one. By
+	// default such an alias is an error that matches ErrExists.
 	ReuseAliases bool
-	// ExpiresAt is when the server may delete the image if it is cached.
-	// Default: as the image's own metadata says.
+	// ExpiresAt is when the server may delete the image if it is cached. The
+	// default is the expiry in the image's metadata.
 	ExpiresAt time.Time
 
 	// Fingerprint is the SHA-256 that the content must have. Nothing is fetched
-	// if the server has the image. Default: what the URL's headers say; where
-	// the client fetches from a URL without them, the content is only compared
-	// with what the server has received.
+	// if the server has the image. The default is the fingerprint in the URL's
+	// headers. If there is none and the client fetches the image, the content is
+	// only compared with what the server has received.
 	Fingerprint string
 
 	Via Via
-	// HTTPClient fetches the URL where the client does. It is not modified.
-	// Default: one that takes the proxy from the environment.
+	// HTTPClient is used if the client fetches the image. It is not modified. The
+	// default uses the proxy from the environment.
 	HTTPClient *http.Client
-	// StallTimeout is how long the source may take to send its next byte where
-	// the client fetches. The default is the client's Options.StallTimeout.
-	// Negative: as long as ctx lets.
+	// StallTimeout is how long the source may be silent if the client fetches the
+	// image. The default is Options.StallTimeout of the client; negative means no
+	// limit.
 	StallTimeout time.Duration
 
-	// Wait returns when the image is there. Default: when the server has
-	// accepted the work; Image.Wait does the rest.
+	// Wait makes the call return when the image is complete. The default is to
+	// return when the server has accepted the work; Image.Wait does the rest.
 	Wait bool
 
-	// Progress is told of the phase server, and of send where the client
-	// fetches.
+	// Progress receives the phase server, and send if the client fetches the image.
 	Progress func(Progress)
 }
 
-// CreateFromURL makes an image of the file at an http or https URL. The server
-// fetches it by its own protocol: the URL must answer HEAD with the headers
-// LXD-Image-Hash and LXD-Image-URL (for Incus: Incus-Image-Hash and
-// Incus-Image-URL). Where the server cannot or may not (LXD 6.9 and up), or the
-// URL is a plain file or carries the other family's headers only, the client
-// streams it over, in one pass. Content that is not what the headers or
-// Fingerprint say is a [*FingerprintError]; another fault of the source is a
-// [*SourceError]; neither leaves an image on the server.
+// CreateFromURL creates an image from the file at an http or https URL. The server
+// fetches it with its own protocol: the response to a HEAD request must have the
+// headers LXD-Image-Hash and LXD-Image-URL (for Incus: Incus-Image-Hash and
+// Incus-Image-URL). If the server cannot or may not (LXD 6.9 and later), or the URL
+// is a plain file or has only the other family's headers, the client streams it to
+// the server, in one pass. If the content does not have the fingerprint in the
+// headers or in Fingerprint, the error is a [*FingerprintError]; for other errors of
+// the source it is a [*SourceError]. No image remains on the server then.
 //
-// Where the server has the image already, it gets what the options ask for.
-// Where an image was made but an alias could not be, both the Image and the
-// error are given. Redirects are followed, but not from https to http, unless
-// Fingerprint tells what must come. A user name and password in the URL are
-// used, and go to no other host.
+// If the server already has the image, the options are applied to it. If the image
+// was created but an alias was not, CreateFromURL returns both the Image and the
+// error. Redirects are followed, but from https to http only if Fingerprint is set.
+// A user name and password in the URL are used, and are not sent to another host.
 func (m *Images) CreateFromURL(ctx context.Context, imageURL string, opts *CreateFromURLOptions) (*Image, error) {
 	var o CreateFromURLOptions
 	if opts != nil {
@@ -89,9 +88,9 @@ func (m *Images) CreateFromURL(ctx context.Context, imageURL string, opts *Creat
 	if err != nil {
 		return nil, err
 	}
-	imp := &importing{
+	imp := &importJob{
 		images: m, via: o.Via, fingerprint: strings.ToLower(o.Fingerprint),
-		want: wanted{
+		spec: imageSpec{
 			attributes: attributes{AutoUpdate: o.AutoUpdate, ExpiresAt: o.ExpiresAt, Profiles: o.Profiles, Properties: o.Properties, Public: o.Public}.clone(),
 			filename:   o.Filename, aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases,
 		},
@@ -134,7 +133,7 @@ func checkSourceURL(field, raw string) (*url.URL, error) {
 }
 
 // fetchURL streams the file at a URL to the server.
-func (m *Images) fetchURL(ctx context.Context, u *url.URL, o *CreateFromURLOptions, imp *importing) (*Image, error) {
+func (m *Images) fetchURL(ctx context.Context, u *url.URL, o *CreateFromURLOptions, imp *importJob) (*Image, error) {
 	info, err := m.client.serverInfo(ctx, false)
 	if err != nil {
 		return nil, err
@@ -148,14 +147,14 @@ func (m *Images) fetchURL(ctx context.Context, u *url.URL, o *CreateFromURLOptio
 	switch {
 	case imp.fingerprint == "":
 	case fingerprint != "" && fingerprint != imp.fingerprint:
-		return nil, &FingerprintError{Want: imp.fingerprint, Got: fingerprint, Err: &SourceError{URL: redact.URL(u), Problem: "it announces another image"}}
+		return nil, &FingerprintError{Want: imp.fingerprint, Got: fingerprint, Err: &SourceError{URL: redact.URL(u), Problem: "its headers have another fingerprint"}}
 	default:
 		fingerprint = imp.fingerprint
 	}
 	if fingerprint != "" {
 		existing, err := m.Get(ctx, fingerprint)
 		if err == nil {
-			return imp.adopt(ctx, existing)
+			return imp.useExisting(ctx, existing)
 		}
 		if !errors.Is(err, ErrNotFound) {
 			return nil, err
@@ -173,14 +172,14 @@ func (m *Images) fetchURL(ctx context.Context, u *url.URL, o *CreateFromURLOptio
 	if err != nil {
 		return nil, err
 	}
-	want := imp.want
-	if want.filename == "" {
-		want.filename = source.filename()
+	spec := imp.spec
+	if spec.filename == "" {
+		spec.filename = source.filename()
 	}
-	return imp.upload(ctx, content.Unified(image), fingerprint, want)
+	return imp.upload(ctx, content.Unified(image), fingerprint, spec)
 }
 
-// filename is what the source calls the image.
+// filename returns the filename in the response, or the last element of the URL.
 func (s *source) filename() string {
 	if s.name != "" {
 		return s.name
@@ -191,7 +190,7 @@ func (s *source) filename() string {
 	return ""
 }
 
-// checkStart refuses what is not an image but a page or an empty file.
+// checkStart returns an error if the file is empty or a text, such as an HTML page.
 func (s *source) checkStart(body *bufio.Reader) error {
 	start, err := body.Peek(512)
 	switch {
@@ -200,7 +199,7 @@ func (s *source) checkStart(body *bufio.Reader) error {
 	case len(start) == 0:
 		return s.bad("the file is empty")
 	}
-	// An image is an archive or a disk, whatever its server calls it.
+	// An image is an archive or a disk, whatever its Content-Type is.
 	if kind := http.DetectContentType(start); strings.HasPrefix(kind, "text/") {
 		return s.bad(fmt.Sprintf("it is text (%s), not an image", kind))
 	}

@@ -191,8 +191,8 @@ func TestImportURLFromBadSources(t *testing.T) {
 	})
 }
 
-// TestImportRedirectToHTTP leaves https, which is refused unless the content is
-// known.
+// TestImportRedirectToHTTP: a redirect from https to http is refused unless a
+// fingerprint is set.
 func TestImportRedirectToHTTP(t *testing.T) {
 	t.Parallel()
 	target := importFake(t, lxdtest.LXD69, nil)

@@ -9,36 +9,37 @@ import (
 	"github.com/golxd/lxd/internal/wire"
 )
 
-// CreateFromInstanceOptions describe an image to make of an instance.
+// CreateFromInstanceOptions describe an image to create from an instance.
 type CreateFromInstanceOptions struct {
 	Public   bool
 	Filename string
 	// Properties of the image, such as "description".
 	Properties map[string]string
-	// Profiles of the image (extension image_profiles). Default: "default".
+	// Profiles are the default profiles of instances created from the image
+	// (extension image_profiles). The default is "default".
 	Profiles []string
 	Aliases  []Alias
-	// ReuseAliases moves aliases here that stand for other images. Default:
-	// they are an ErrExists.
+	// ReuseAliases moves aliases that point to other images to this one. By
+	// default such an alias is an error that matches ErrExists.
 	ReuseAliases bool
-	// ExpiresAt is when the image expires (extension images_expiry). Default:
-	// never.
+	// ExpiresAt is when the image expires (extension images_expiry). The default
+	// is never.
 	ExpiresAt time.Time
 	// Compression is the server's name of an algorithm, such as "gzip", "zstd"
-	// or "none". Default: the server's images.compression_algorithm.
+	// or "none". The default is the server's images.compression_algorithm.
 	Compression string
 
-	// Wait returns when the image is there. Default: when the server has
-	// accepted the work; Image.Wait does the rest.
+	// Wait makes the call return when the image is complete. The default is to
+	// return when the server has accepted the work; Image.Wait does the rest.
 	Wait bool
 
-	// Progress is told of the phase server.
+	// Progress receives the phase server.
 	Progress func(Progress)
 }
 
-// CreateFromInstance publishes an instance as an image. The instance must be
-// stopped; a snapshot of it, "web1/snap0", needs not. The Image knows its
-// fingerprint when it is made.
+// CreateFromInstance publishes an instance, or a snapshot such as "web1/snap0", as
+// an image. The instance must be stopped, except to publish a snapshot. The Image
+// has its fingerprint when the operation has finished.
 func (m *Images) CreateFromInstance(ctx context.Context, instance string, opts *CreateFromInstanceOptions) (*Image, error) {
 	var o CreateFromInstanceOptions
 	if opts != nil {
@@ -49,9 +50,9 @@ func (m *Images) CreateFromInstance(ctx context.Context, instance string, opts *
 	case name == "":
 		return nil, invalid("instance", "is empty")
 	case isSnapshot && (snapshot == "" || strings.Contains(snapshot, "/")):
-		return nil, invalid("instance", "%q is not a snapshot's name: instance/snapshot", instance)
+		return nil, invalid("instance", "%q is not the name of a snapshot (instance/snapshot)", instance)
 	}
-	imp := &importing{images: m, via: ViaServer, want: wanted{
+	imp := &importJob{images: m, via: ViaServer, spec: imageSpec{
 		attributes: attributes{ExpiresAt: o.ExpiresAt, Profiles: o.Profiles, Properties: o.Properties, Public: o.Public}.clone(),
 		filename:   o.Filename, aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases,
 	}}
@@ -60,14 +61,15 @@ func (m *Images) CreateFromInstance(ctx context.Context, instance string, opts *
 	}
 	imp.server = func(ctx context.Context) (*Image, error) {
 		for _, needed := range []struct {
-			asked     bool
+			set       bool
 			what      string
 			extension string
 		}{
+			{imp.spec.setsProfiles(), "set the profiles of an image", "image_profiles"},
 			{o.Compression != "", "choose the compression of an image", "image_compression_algorithm"},
 			{!o.ExpiresAt.IsZero(), "set the expiry of a published image", "images_expiry"},
 		} {
-			if needed.asked {
+			if needed.set {
 				if err := m.client.need(ctx, needed.what, needed.extension); err != nil {
 					return nil, err
 				}
@@ -79,7 +81,7 @@ func (m *Images) CreateFromInstance(ctx context.Context, instance string, opts *
 		}
 		return m.importImage(ctx, &wire.ImagePost{
 			Source: &wire.ImageSource{Type: kind, Name: instance}, Compression: o.Compression,
-		}, &imp.want, nil)
+		}, &imp.spec, nil)
 	}
 	imp.meter, imp.report = meter(PhaseServer, -1, o.Progress), o.Progress
 	defer imp.meter.Stop()

@@ -17,10 +17,11 @@ import (
 	"github.com/golxd/lxd/internal/wire"
 )
 
-// ListOptions narrow a list. All conditions must hold; a zero field is none.
+// ListOptions select the images of a list. An image must match all conditions; a
+// zero field is no condition.
 type ListOptions struct {
 	// AllProjects lists the images of all projects (extension
-	// images_all_projects). Image.Project tells which one an image is of.
+	// images_all_projects). Image.Project is the project of each.
 	AllProjects bool
 
 	Architecture string // such as "x86_64"
@@ -28,21 +29,22 @@ type ListOptions struct {
 	Public       *bool
 	Cached       *bool
 	AutoUpdate   *bool
-	// Properties must all be there with these values.
+	// Properties must all exist with these values.
 	Properties map[string]string
 
-	// Filter is an expression in the server's own language, such as
-	// "properties.os eq ubuntu and not type eq container". A value that holds
-	// a space is put in double quotes; string values are regular expressions,
-	// matched whole and without regard to case. On LXD 5.0.2 conditions on
-	// booleans never match; the fields above work everywhere.
+	// Filter is an expression in the server's filter language, such as
+	// "properties.os eq ubuntu and not type eq container". A value that contains
+	// a space needs double quotes; string values are regular expressions, which
+	// must match the whole value, ignoring case. On LXD 5.0.2 conditions on
+	// booleans never match; the fields above work on all servers.
 	Filter string
 }
 
-// All lists the images with all their attributes, in one request. No match is
-// an empty list. An untrusted client gets ErrForbidden unless
-// Options.PublicOnly is set. A list that takes more than 512 MiB of memory,
-// about 100,000 images, is an [ErrTooLarge]; use Each.
+// All returns the images with all their attributes, in one request. If none
+// matches, the list is empty, not nil. For a client that the server does not trust,
+// the error matches [ErrForbidden], unless Options.PublicOnly is set. For a list
+// that needs more than 512 MiB of memory, about 100,000 images, it matches
+// [ErrTooLarge]; use Each.
 func (m *Images) All(ctx context.Context, opts *ListOptions) ([]*Image, error) {
 	var images []*Image
 	err := m.list(ctx, opts, maxList, func(*request) { images = []*Image{} }, func(image *Image) bool {
@@ -55,10 +57,10 @@ func (m *Images) All(ctx context.Context, opts *ListOptions) ([]*Image, error) {
 	return images, nil
 }
 
-// Each iterates over the same images, decoding them one at a time while they
-// arrive, so in constant memory. An error is the last thing it yields, with a
-// nil image. It holds a connection while the loop runs. Ranging again lists
-// again.
+// Each iterates over the same images. It decodes them one at a time as they
+// arrive, so it needs constant memory. An error ends the iteration; it is yielded
+// with a nil image. The loop uses a connection until it ends. Each range loop sends
+// a new request.
 func (m *Images) Each(ctx context.Context, opts *ListOptions) iter.Seq2[*Image, error] {
 	var o ListOptions
 	if opts != nil {
@@ -68,7 +70,7 @@ func (m *Images) Each(ctx context.Context, opts *ListOptions) iter.Seq2[*Image, 
 	return func(yield func(*Image, error) bool) {
 		var current *request
 		err := m.list(ctx, &o, 0, func(req *request) { current = req }, func(image *Image) bool {
-			current.noRetry = true // what was yielded cannot be taken back
+			current.noRetry = true // a retry would yield the same images again
 			return yield(image, nil)
 		})
 		if err != nil {
@@ -77,9 +79,9 @@ func (m *Images) Each(ctx context.Context, opts *ListOptions) iter.Seq2[*Image, 
 	}
 }
 
-// list decodes the images one after another until yield is false. begin is
-// called at the start of every attempt. The limit is for the whole answer; 0
-// means that no image is kept.
+// list decodes the images one after another until yield returns false. It calls
+// begin at the start of each attempt. limit is for the whole list; 0 means that no
+// image is kept.
 func (m *Images) list(ctx context.Context, opts *ListOptions, limit int64, begin func(*request), yield func(*Image) bool) error {
 	var o ListOptions
 	if opts != nil {
@@ -101,19 +103,18 @@ func (m *Images) list(ctx context.Context, opts *ListOptions, limit int64, begin
 			if err := wire.UnmarshalElement(dec, image); err != nil {
 				return err
 			}
-			if err := image.hold(""); err != nil {
-				return unfit(err)
+			if err := image.checkResponse(""); err != nil {
+				return badElement(err)
 			}
 			private = private || !image.Public
-			if o.match(image.adopt(c)) && !yield(image) {
-				return &yieldStopped{}
+			if o.match(image.bind(c)) && !yield(image) {
+				return errIterationStopped
 			}
 			return nil
 		},
 	})
-	var stopped *yieldStopped
 	switch {
-	case errors.As(err, &stopped):
+	case errors.Is(err, errIterationStopped):
 		return nil
 	case err == nil && !private:
 		return c.checkTrust(ctx)
@@ -121,12 +122,13 @@ func (m *Images) list(ctx context.Context, opts *ListOptions, limit int64, begin
 	return err
 }
 
-// demandTrust asks a server for 403 in place of the public images only.
+// demandTrust returns the header that makes a server respond 403 to a client that
+// it does not trust, instead of listing only the public images.
 func (c *Client) demandTrust() http.Header {
 	if c.t.unix || c.public {
 		return nil
 	}
-	// Those of all families are sent, to spare a GET /1.0.
+	// Sending the headers of all families saves a GET /1.0.
 	header := http.Header{}
 	for _, prefix := range daemon.Unknown.Prefixes() {
 		header.Set("X-"+prefix+"-authenticated", "true")
@@ -134,8 +136,8 @@ func (c *Client) demandTrust() http.Header {
 	return header
 }
 
-// checkTrust tells a server without private images from one that hides them:
-// old servers do not know the header of demandTrust.
+// checkTrust returns ErrForbidden if the server hides its private images from this
+// client: old servers do not know the header of demandTrust.
 func (c *Client) checkTrust(ctx context.Context) error {
 	if c.t.unix || c.public {
 		return nil
@@ -149,7 +151,7 @@ func (c *Client) checkTrust(ctx context.Context) error {
 	}
 	return &Error{
 		StatusCode: http.StatusForbidden, Method: http.MethodGet, Path: path("images"), Message: "only the public images were listed",
-		Hint: "the server does not trust this client; give Options a client certificate or token that it trusts, or set Options.PublicOnly",
+		Hint: "the server does not trust this client; set a client certificate or token in Options that it trusts, or set Options.PublicOnly",
 	}
 }
 
@@ -181,10 +183,11 @@ func (o *ListOptions) query(c *Client) url.Values {
 	return q
 }
 
-// filterClause writes one condition for the server. The values are regular
-// expressions there. What its language cannot express safely is left out: match
-// looks at every image anyway, the server's filter only spares sending it.
-func filterClause(field, value string) (string, bool) {
+// filterClause returns one condition in the server's filter language, in which
+// values are regular expressions. ok is false if the language cannot express it
+// safely. Such a condition can be left out, as match checks every image anyway: the
+// server's filter only makes the response smaller.
+func filterClause(field, value string) (clause string, ok bool) {
 	if value == "" || strings.ContainsAny(field, " \"\\") || strings.ContainsAny(value, "\"\\^") {
 		return "", false
 	}
@@ -194,7 +197,7 @@ func filterClause(field, value string) (string, bool) {
 		case r < ' ':
 			return "", false
 		case strings.ContainsRune(".+*?()|[]{}$", r):
-			b.WriteString("[" + string(r) + "]") // a backslash would have to pass two parsers
+			b.WriteString("[" + string(r) + "]") // a backslash would have to be escaped for two parsers
 		default:
 			b.WriteRune(r)
 		}

@@ -19,7 +19,7 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// TestEachIsNotSentAgain: what was yielded cannot be taken back.
+// TestEachIsNotSentAgain: a retry would yield the same images again.
 func TestEachIsNotSentAgain(t *testing.T) {
 	t.Parallel()
 	for _, images := range []int{0, 1} {
@@ -42,8 +42,8 @@ func TestEachIsNotSentAgain(t *testing.T) {
 	}
 }
 
-// TestListsTellTrust: only the public images are never taken for all of them.
-func TestListsTellTrust(t *testing.T) {
+// TestListsReportTrust: a list of only the public images is not returned as the whole.
+func TestListsReportTrust(t *testing.T) {
 	t.Parallel()
 	public := `{"type":"sync","metadata":[{"fingerprint":"` + oneFingerprint + `","public":true}]}`
 	private := `{"type":"sync","metadata":[{"fingerprint":"` + oneFingerprint + `"}]}`
@@ -83,8 +83,8 @@ func TestListsTellTrust(t *testing.T) {
 	}
 }
 
-// TestListFilters: what is asked for is narrowed by the server as far as its
-// language can say it, and the rest here.
+// TestListFilters: the server filters by what its filter language can express, and the
+// client by the rest.
 func TestListFilters(t *testing.T) {
 	t.Parallel()
 	yes, no := true, false

@@ -9,25 +9,24 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/golxd/lxd/internal/retry"
 )
 
-// Secret gives access to one private image. It is a token operation of the
+// Secret allows access to one private image. It is a token operation of the
 // server, which runs until the secret is used or revoked.
 type Secret struct {
 	Value string
 	op    *Operation
-	ended atomic.Bool // or given up
+	ended atomic.Bool // it was revoked, or revoking it has failed for long enough
 }
 
-// Secret makes a secret with which somebody without any other right can read
-// the image and export it once: see [Images.GetWithSecret]. It should be
-// revoked when it was not used: servers keep it for ever otherwise. One whose
-// response is lost is looked for among the server's operations and revoked.
+// Secret creates a secret with which a client that has no other permission can read
+// the image and export it once: see [Images.GetWithSecret]. An unused secret should
+// be revoked, as servers keep it for ever. If the response with a secret is lost,
+// Secret looks for it among the server's operations and revokes it.
 func (i *Image) Secret(ctx context.Context) (*Secret, error) {
 	if err := i.check(); err != nil {
 		return nil, err
@@ -36,19 +35,20 @@ func (i *Image) Secret(ctx context.Context) (*Secret, error) {
 }
 
 const (
-	// tokenGrace is how long after the caller's context has ended a server's
-	// response about a token is awaited, and then again how long a token is
-	// being ended.
+	// tokenGrace is how long, after the caller's context has ended, the client
+	// waits for a response about a token; and after that, how long it tries to
+	// revoke the token.
 	tokenGrace = 300 * time.Millisecond
-	// tokenCleanup bounds the ending of a token.
+	// tokenCleanup is the timeout of revoking a token.
 	tokenCleanup = 5 * time.Second
-	// tokenPause is the time between two looks for a token whose response was
-	// lost. Those of others are used in the meantime.
+	// tokenPause is the time between two lists of operations in which a token
+	// whose response was lost is looked for. In the meantime, other programs use
+	// theirs.
 	tokenPause = 100 * time.Millisecond
 )
 
-// outlast derives a context that ends tokenGrace after ctx, or limit from now if
-// that is sooner.
+// outlast returns a context that ends tokenGrace after ctx, or after limit if that
+// is sooner.
 func outlast(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
 	longer, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	stop := context.AfterFunc(ctx, func() {
@@ -61,9 +61,9 @@ func outlast(ctx context.Context, limit time.Duration) (context.Context, context
 	return longer, func() { stop(); cancel() }
 }
 
-// startToken begins a token operation for an image. No token is left on the
-// server that the caller does not get: where the context ends, the response is
-// awaited for a moment longer, and where it is lost, the token is looked for.
+// startToken starts a token operation for an image. No token remains on the server
+// that the caller does not receive: if ctx ends, startToken waits for the response
+// for tokenGrace; if the response is lost, it looks for the token and revokes it.
 func (c *Client) startToken(ctx context.Context, req *request, image string) (*Secret, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, c.t.connectionError(ctx, req, err)
@@ -89,12 +89,12 @@ func (c *Client) startToken(ctx context.Context, req *request, image string) (*S
 	}
 	if secret.Value == "" {
 		secret.end(ctx)
-		return nil, fmt.Errorf("token operation %s: %w: it holds no secret", op.ID(), ErrBadResponse)
+		return nil, fmt.Errorf("token operation %s: %w: it has no secret", op.ID(), ErrBadResponse)
 	}
 	return secret, nil
 }
 
-// mayHaveToken says whether a failed request may have made a token all the same.
+// mayHaveToken reports whether a failed request may have created a token.
 func mayHaveToken(err error) bool {
 	if maybeSeen(err) || errors.Is(err, ErrBadResponse) {
 		return true
@@ -103,35 +103,15 @@ func mayHaveToken(err error) bool {
 	return !errors.As(err, &refused) && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded))
 }
 
-// recentTokens are the latest tokens that a client has received, so that none of
-// them is taken for one whose response was lost.
-type recentTokens struct {
-	mu   sync.Mutex
-	ids  [256]string
-	next int
-}
-
-func (r *recentTokens) add(id string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.ids[r.next] = id
-	r.next = (r.next + 1) % len(r.ids)
-}
-
-func (r *recentTokens) has(id string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return slices.Contains(r.ids[:], id)
-}
-
-// endLostToken ends the token of a request that began then and whose response
-// was lost. Nothing in a token tells who made it (LXD 5.0.2, Incus 6.0.4), and
-// one of another program must not be ended. So it has to be a token for the same
-// image and of the same kind, made on the server since the request began, which
-// no response has told of and nobody has used between two looks. If there are
-// more such tokens than lost requests, all are left alone. What remains is a
-// request that the server has not seen, and another program's token of the same
-// few milliseconds that is not used at once: that token is ended.
+// endLostToken revokes the token of a request that began at began and whose
+// response was lost. A token does not contain who created it (LXD 5.0.2, Incus
+// 6.0.4), and those of other programs must not be revoked. So it revokes only a token
+// for the same image and of the same kind, which was created on the server since the
+// request began, which no response to this client has contained, and which was not
+// used between two lists of operations. If there are more such tokens than lost
+// requests, it revokes none. One case remains: if the server has not received the
+// request, and another program has created a token in the same few milliseconds and
+// not used it at once, that token is revoked.
 func (c *Client) endLostToken(ctx context.Context, req *request, image string, began time.Time) {
 	limit := tokenCleanup / 4
 	if ctx.Err() != nil {
@@ -139,12 +119,12 @@ func (c *Client) endLostToken(ctx context.Context, req *request, image string, b
 	}
 	ctx, cancel := outlast(ctx, tokenCleanup)
 	defer cancel()
-	// A second token tells the time by the server's clock.
+	// The creation time of a second token is the current time of the server's clock.
 	lost, now, received := 1, time.Time{}, time.Time{}
-	again := *req
-	again.noRetry = true
+	second := *req
+	second.noRetry = true
 	short, stop := context.WithTimeout(ctx, limit)
-	marker, err := c.start(short, &again, nil)
+	marker, err := c.start(short, &second, nil)
 	stop()
 	switch {
 	case err == nil:
@@ -159,14 +139,14 @@ func (c *Client) endLostToken(ctx context.Context, req *request, image string, b
 	}
 	var before []*Operation
 	for {
-		ops, ans, err := c.operations(ctx)
+		ops, resp, err := c.operations(ctx)
 		if err != nil {
 			left(err)
 			return
 		}
 		if now.IsZero() {
-			// Its Date has whole seconds only.
-			date, err := http.ParseTime(ans.date)
+			// The header Date has only whole seconds.
+			date, err := http.ParseTime(resp.date)
 			if err != nil {
 				left(err)
 				return
@@ -195,14 +175,14 @@ func (c *Client) endLostToken(ctx context.Context, req *request, image string, b
 			}
 		}
 		if err := retry.Sleep(ctx, tokenPause); err != nil {
-			left(fmt.Errorf("%d tokens may be it: %w", len(before), err))
+			left(fmt.Errorf("%d tokens may be the lost one: %w", len(before), err))
 			return
 		}
 	}
 }
 
-// isToken says whether an operation is a token that waits to be used, for an
-// image of that fingerprint: to upload it, or to read it.
+// isToken reports whether an operation is an unused token for the image with that
+// fingerprint: to upload it, or to read it.
 func (s *OperationStatus) isToken(image string, upload bool) bool {
 	_, forUpload := s.Metadata["properties"]
 	return s.Class == "token" && !s.Done() && forUpload == upload &&
@@ -212,19 +192,19 @@ func (s *OperationStatus) isToken(image string, upload bool) bool {
 		})
 }
 
-// Operation is the token's own.
+// Operation returns the token operation.
 func (s *Secret) Operation() *Operation { return s.op }
 
-// Revoke makes the secret useless, within the 5 seconds for which servers
-// remember its operation (LXD 5.0.2, Incus 6.0.4). Revoking one that was used,
-// and so is gone, is not an error.
+// Revoke invalidates the secret. It takes effect when the server forgets the
+// operation, at most 5 seconds later (LXD 5.0.2, Incus 6.0.4). Revoking a used
+// secret is not an error.
 func (s *Secret) Revoke(ctx context.Context) error {
 	err := s.op.Cancel(ctx)
 	var refused *Error
 	switch {
 	case err == nil, errors.Is(err, ErrNotFound):
 	case errors.As(err, &refused) && refused.StatusCode == http.StatusBadRequest:
-		// It is not running any more.
+		// The operation has finished.
 	default:
 		return err
 	}
@@ -232,9 +212,9 @@ func (s *Secret) Revoke(ctx context.Context) error {
 	return nil
 }
 
-// end revokes a secret whatever became of ctx, and tries again where that fails.
-// Where it has had its time, the next call does nothing: who ends a secret, for
-// certain, more than once must not wait for each.
+// end revokes a secret, even if ctx has ended, and retries for tokenCleanup. If that
+// has failed, later calls do nothing: a caller that calls it more than once must not
+// wait each time.
 func (s *Secret) end(caller context.Context) {
 	if s == nil || s.ended.Load() {
 		return
@@ -249,8 +229,8 @@ func (s *Secret) end(caller context.Context) {
 			return
 		}
 		var refused *Error
-		again := errors.Is(err, ErrUnavailable) || errors.Is(err, ErrBadResponse) || errors.As(err, &refused) && refused.StatusCode >= http.StatusInternalServerError
-		if !again || t.conns.isClosed() || retries.Pause(ctx, err) != nil {
+		transient := errors.Is(err, ErrUnavailable) || errors.Is(err, ErrBadResponse) || errors.As(err, &refused) && refused.StatusCode >= http.StatusInternalServerError
+		if !transient || t.conns.isClosed() || retries.Pause(ctx, err) != nil {
 			t.log.WarnContext(ctx, "lxd token is left on the server", "operation", s.op.ID(), "error", err)
 			if caller.Err() == nil {
 				s.ended.Store(true)
@@ -260,9 +240,9 @@ func (s *Secret) end(caller context.Context) {
 	}
 }
 
-// GetWithSecret reads a private image with a secret that [Image.Secret] made.
-// Export of the image that it gives uses the secret too. Servers end a secret
-// when the image is exported with it.
+// GetWithSecret reads a private image with a secret that [Image.Secret] created.
+// Export of the returned image uses the secret too. Servers invalidate a secret when
+// the image is exported with it.
 func (m *Images) GetWithSecret(ctx context.Context, fingerprint, secret string) (*Image, error) {
 	if err := checkFullFingerprint("fingerprint", fingerprint); err != nil {
 		return nil, err

@@ -48,15 +48,15 @@ func imageOf(t *testing.T, f *testkit.Fake) *lxd.Image {
 }
 
 // requireEarlier returns when a token is older than what a response may take:
-// one that is not cannot be told from one that is lost now.
+// one that is not cannot be distinguished from one that is lost now.
 func requireEarlier(t *testing.T, secret *lxd.Secret) {
 	t.Helper()
 	created := secret.Operation().Status().CreatedAt
 	require.Eventually(t, func() bool { return time.Since(created) > time.Second/2 }, patience, tick)
 }
 
-// loser is a proxy before a daemon's socket which loses the response of those
-// requests that it is told to. The daemon has done what they asked for.
+// loser is a proxy before a daemon's socket which loses the responses of selected
+// requests. The daemon has processed them.
 type loser struct {
 	endpoint string
 	lose     atomic.Pointer[func(*http.Request) bool]
@@ -118,9 +118,9 @@ func socketOf(s *testkit.Subject) string {
 	return s.Real.Socket
 }
 
-// TestLostTokens loses the responses that carry tokens, and those of ending
-// them, on the way from lxdtest and from real daemons. No token of the client's
-// own stays, and none of another program goes.
+// TestLostTokens loses the responses with tokens, and those of revoking them, of
+// lxdtest and of real daemons. No token of the client remains, and none of another
+// program is revoked.
 func TestLostTokens(t *testing.T) {
 	for _, s := range testkit.Subjects(t) {
 		if s.Fake != nil && s.Fake.Dialect() == lxdtest.LXD69 {
@@ -128,69 +128,78 @@ func TestLostTokens(t *testing.T) {
 			// the client does not look for a lost token.
 			continue
 		}
-		direct, twin := s.Client(t), s.Twin.Client(t)
-		info, err := direct.Server(t.Context())
-		require.NoError(t, err)
-		pushes := info.Has("images_push_relay")
-		atSource, atTarget := newLoser(t, socketOf(s)), newLoser(t, socketOf(s.Twin))
-		source, target := testkit.NewClient(t, atSource.endpoint, nil), testkit.NewClient(t, atTarget.endpoint, nil)
-		image := testkit.Upload(t, source, nil)
-		foreign, err := direct.Images.Get(t.Context(), image.Fingerprint)
-		require.NoError(t, err)
-		theirs, err := foreign.Secret(t.Context())
-		require.NoError(t, err)
-		requireEarlier(t, theirs)
-		before := tokens(t, direct, twin)
-		for name, test := range map[string]struct {
-			at   *loser
-			n    int64 // how many responses are lost
-			lose [2]string
-			mode lxd.CopyMode
-			fail bool
-		}{
-			"secret once":            {atSource, 1, [2]string{"POST", "/secret"}, "secret", true},
-			"secret always":          {atSource, 1000, [2]string{"POST", "/secret"}, "secret", true},
-			"pull once":              {atSource, 1, [2]string{"POST", "/secret"}, lxd.CopyPull, true},
-			"pull, then another way": {atSource, 1, [2]string{"POST", "/secret"}, lxd.CopyAuto, false},
-			"push once":              {atTarget, 1, [2]string{"POST", "/1.0/images"}, lxd.CopyPush, true},
-			"push always":            {atTarget, 1000, [2]string{"POST", "/1.0/images"}, lxd.CopyPush, true},
-		} {
-			if test.mode == lxd.CopyPush && !pushes {
-				continue
+		t.Run(s.Column, func(t *testing.T) {
+			if s.Fake != nil {
+				t.Parallel()
 			}
-			if test.n > 1 {
-				// Where no response arrives at all, the server's clock is known to a
-				// second only.
-				require.Eventually(t, func() bool { return time.Since(theirs.Operation().Status().CreatedAt) > 3*time.Second }, patience, tick)
-			}
-			for range testkit.Size(t, 1, 50) {
-				lost := test.at.lost.Load()
-				test.at.times(test.n, test.lose[0], test.lose[1])
-				var err error
-				if test.mode == "secret" {
-					_, err = image.Secret(t.Context())
-				} else {
-					var copied *lxd.Copied
-					if copied, err = image.Copy(t.Context(), target, &lxd.CopyOptions{Mode: test.mode, Wait: true}); err == nil {
-						require.NoError(t, copied.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
-					}
-				}
-				test.at.set(func(*http.Request) bool { return false })
-				if test.fail {
-					require.ErrorIs(t, err, lxd.ErrUnavailable, name)
-				} else {
-					require.NoError(t, err, name)
-				}
-				require.Greater(t, test.at.lost.Load(), lost, name)
-				require.Equal(t, before, tokens(t, direct, twin), "%s %s: only theirs is left", s.Column, name)
-			}
-		}
-		require.NoError(t, theirs.Operation().Cancel(t.Context()), "it was running")
+			loseTokens(t, s)
+		})
 	}
 }
 
-// TestTokenIsEndedAgain has the ending of a token fail in every way that passes.
-func TestTokenIsEndedAgain(t *testing.T) {
+func loseTokens(t *testing.T, s *testkit.Subject) {
+	t.Helper()
+	direct, twin := s.Client(t), s.Twin.Client(t)
+	atSource, atTarget := newLoser(t, socketOf(s)), newLoser(t, socketOf(s.Twin))
+	source, target := testkit.NewClient(t, atSource.endpoint, nil), testkit.NewClient(t, atTarget.endpoint, nil)
+	image := testkit.Upload(t, source, nil)
+	foreign, err := direct.Images.Get(t.Context(), image.Fingerprint)
+	require.NoError(t, err)
+	theirs, err := foreign.Secret(t.Context())
+	require.NoError(t, err)
+	requireEarlier(t, theirs)
+	before := tokens(t, direct, twin)
+	info, err := direct.Server(t.Context())
+	require.NoError(t, err)
+	for name, test := range map[string]struct {
+		at   *loser
+		n    int64 // how many responses are lost
+		lose [2]string
+		mode lxd.CopyMode
+		fail bool
+	}{
+		"secret once":            {atSource, 1, [2]string{"POST", "/secret"}, "secret", true},
+		"secret always":          {atSource, 1000, [2]string{"POST", "/secret"}, "secret", true},
+		"pull once":              {atSource, 1, [2]string{"POST", "/secret"}, lxd.CopyPull, true},
+		"pull, then another way": {atSource, 1, [2]string{"POST", "/secret"}, lxd.CopyAuto, false},
+		"push once":              {atTarget, 1, [2]string{"POST", "/1.0/images"}, lxd.CopyPush, true},
+		"push always":            {atTarget, 1000, [2]string{"POST", "/1.0/images"}, lxd.CopyPush, true},
+	} {
+		if test.mode == lxd.CopyPush && !info.Has("images_push_relay") {
+			continue
+		}
+		if test.n > 1 {
+			// Where no response arrives at all, the server's clock is known to a
+			// second only.
+			require.Eventually(t, func() bool { return time.Since(theirs.Operation().Status().CreatedAt) > 3*time.Second }, patience, tick)
+		}
+		for range testkit.Size(t, 1, 50) {
+			lost := test.at.lost.Load()
+			test.at.times(test.n, test.lose[0], test.lose[1])
+			var err error
+			if test.mode == "secret" {
+				_, err = image.Secret(t.Context())
+			} else {
+				var copied *lxd.Copied
+				if copied, err = image.Copy(t.Context(), target, &lxd.CopyOptions{Mode: test.mode, Wait: true}); err == nil {
+					require.NoError(t, copied.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
+				}
+			}
+			test.at.set(func(*http.Request) bool { return false })
+			if test.fail {
+				require.ErrorIs(t, err, lxd.ErrUnavailable, name)
+			} else {
+				require.NoError(t, err, name)
+			}
+			require.Greater(t, test.at.lost.Load(), lost, name)
+			require.Equal(t, before, tokens(t, direct, twin), "%s %s: only theirs is left", s.Column, name)
+		}
+	}
+	require.NoError(t, theirs.Operation().Cancel(t.Context()), "it was running")
+}
+
+// TestRevokingATokenIsRetried has revoking a token fail with each transient error.
+func TestRevokingATokenIsRetried(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]lxdtest.Fault{
 		"500":         lxdtest.Status(500, "database is locked").Times(1),
@@ -233,8 +242,8 @@ func TestTokenIsEndedAgain(t *testing.T) {
 	require.Empty(t, source.Tokens())
 }
 
-// TestTokenOutlivesAWait has a Wait given up while the other server has not used
-// the token yet. The next Wait completes the copy; the token is gone then.
+// TestTokenOutlivesAWait has a Wait cancelled before the other server has used the
+// token. The next Wait completes the copy; then no token remains.
 func TestTokenOutlivesAWait(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush} {
@@ -242,7 +251,7 @@ func TestTokenOutlivesAWait(t *testing.T) {
 			source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
 			target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
 			image := imageOf(t, source)
-			// Who holds the token, and who works with it.
+			// The server of the token, and the one that uses it.
 			holder, worker := source, target
 			if mode == lxd.CopyPush {
 				holder, worker = target, source
@@ -272,8 +281,8 @@ func TestTokenOutlivesAWait(t *testing.T) {
 	}
 }
 
-// TestTokenOfAnEndedCopy leaves no token where nobody can wait for the copy any
-// more, or the server has forgotten it.
+// TestTokenOfAnEndedCopy: no token remains if nobody can wait for the copy any more, or
+// the server has forgotten it.
 func TestTokenOfAnEndedCopy(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush} {
@@ -307,9 +316,9 @@ func TestTokenOfAnEndedCopy(t *testing.T) {
 	}
 }
 
-// TestForeignTokensStay has other programs make tokens for the same image while
-// a response is lost: they are not ended, and what is lost is found once they
-// are used.
+// TestForeignTokensStay has other programs create tokens for the same image while a
+// response is lost: they are not revoked, and the lost one is found once they are
+// used.
 func TestForeignTokensStay(t *testing.T) {
 	t.Parallel()
 	for _, used := range []bool{true, false} {
@@ -370,7 +379,7 @@ func TestForeignTokensStay(t *testing.T) {
 	}
 }
 
-// TestTokenOfAnotherKindStays has another program make a token to upload the
+// TestTokenOfAnotherKindStays has another program create a token to upload the
 // image while one to read it is lost.
 func TestTokenOfAnotherKindStays(t *testing.T) {
 	t.Parallel()
@@ -407,7 +416,7 @@ func TestTokenOfAnotherKindStays(t *testing.T) {
 // tokenUse is how long another program takes to use its token.
 const tokenUse = 300 * time.Millisecond
 
-// TestOwnTokensStay has a client make many tokens at once, one of which is lost.
+// TestOwnTokensStay has a client create many tokens at once, one of which is lost.
 func TestOwnTokensStay(t *testing.T) {
 	t.Parallel()
 	server := testkit.StartFake(t)
@@ -436,9 +445,9 @@ func TestOwnTokensStay(t *testing.T) {
 	}
 }
 
-// TestTokenThatCannotBeEnded is given up once: a copy ends its token in more
-// places than one, and must not wait in each.
-func TestTokenThatCannotBeEnded(t *testing.T) {
+// TestTokenThatCannotBeRevoked: a copy revokes its token in more than one place, and
+// must wait only once.
+func TestTokenThatCannotBeRevoked(t *testing.T) {
 	t.Parallel()
 	source, target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil), testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
 	var logged bytes.Buffer

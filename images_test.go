@@ -49,7 +49,7 @@ func TestGetImage(t *testing.T) {
 }
 
 // TestAmbiguousPrefix: a prefix of two images, or one that is too short for the
-// server, is told from a server that fails.
+// server, is distinguished from a server error.
 func TestAmbiguousPrefix(t *testing.T) {
 	t.Parallel()
 	eachDialect(t, func(t *testing.T, f *testkit.Fake) {

@@ -57,7 +57,7 @@ func TestLocalDaemon(t *testing.T) {
 }
 
 // TestLocalDaemonStaysTheSame does not change from one daemon to another, when
-// its socket may not be used, or is away for a moment.
+// its socket may not be used, or is missing for a moment.
 func TestLocalDaemonStaysTheSame(t *testing.T) {
 	for _, name := range []string{"LXD_SOCKET", "LXD_DIR", "INCUS_SOCKET", "INCUS_DIR"} {
 		t.Setenv(name, "")
@@ -118,7 +118,7 @@ func TestLocalDaemonStaysTheSame(t *testing.T) {
 		require.NoError(t, list(c))
 		require.Empty(t, l.Requests())
 	})
-	t.Run("away for a moment", func(t *testing.T) {
+	t.Run("missing for a moment", func(t *testing.T) {
 		m := &machine{}
 		c := open(m)
 		require.Equal(t, lxd.LXD, family(c))
@@ -133,7 +133,7 @@ func TestLocalDaemonStaysTheSame(t *testing.T) {
 	t.Run("found differently at once", func(t *testing.T) {
 		l.ForgetRequests()
 		i.ForgetRequests()
-		reached, goOn := make(chan struct{}), make(chan struct{})
+		reached, proceed := make(chan struct{}), make(chan struct{})
 		var looked atomic.Bool
 		c := testkit.NewClient(t, "", &lxd.Options{RetryTimeout: -1, Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 			if address == lxdPath && looked.CompareAndSwap(false, true) {
@@ -141,7 +141,7 @@ func TestLocalDaemonStaysTheSame(t *testing.T) {
 			}
 			if address == incusPath {
 				close(reached)
-				<-goOn
+				<-proceed
 			}
 			return dial(&machine{})(ctx, network, address)
 		}})
@@ -149,7 +149,7 @@ func TestLocalDaemonStaysTheSame(t *testing.T) {
 		go func() { first <- list(c) }()
 		<-reached
 		require.NoError(t, list(c)) // LXD is there meanwhile, and decides
-		close(goOn)
+		close(proceed)
 		require.NoError(t, <-first)
 		require.NotEmpty(t, l.Requests())
 		require.Empty(t, i.Requests())

@@ -11,7 +11,7 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-func TestOIDCErrorTellsTheProvider(t *testing.T) {
+func TestOIDCErrorContainsTheProvider(t *testing.T) {
 	t.Parallel()
 	for _, family := range []string{"X-LXD-OIDC-", "X-Incus-OIDC-"} {
 		server := bearerServer(t)

@@ -8,16 +8,13 @@ import (
 	"net/http"
 	"net/url"
 	"reflect"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 
-	"github.com/golxd/lxd/internal/ctxerr"
 	"github.com/golxd/lxd/internal/redact"
-	"github.com/golxd/lxd/internal/retry"
 	"github.com/golxd/lxd/internal/wire"
 )
 
@@ -26,18 +23,6 @@ const (
 	statusSuccess   = 200
 	statusFailure   = 400
 	statusCancelled = 401
-)
-
-const (
-	// waitTimeout is the server-side timeout of one wait request.
-	waitTimeout = 60 * time.Second
-	// waitSlack is how much later than that a response may arrive before the
-	// connection counts as dead.
-	waitSlack = 15 * time.Second
-	// reconnectTimeout is the retry timeout of a wait, instead of
-	// Options.RetryTimeout: a daemon with many instances takes that long to
-	// restart.
-	reconnectTimeout = time.Minute
 )
 
 // Operation is work that a server does in the background. It is safe for
@@ -217,142 +202,6 @@ func (o *Operation) fingerprint() string {
 	return strings.ToLower(fingerprint)
 }
 
-// Wait waits until the operation has finished. It returns nil if the operation
-// succeeded, and an [*OperationError] if it failed or was cancelled. If ctx ends,
-// Wait returns, but the operation continues; see Cancel. A lost connection is not
-// an outcome: Wait retries until ctx ends or a minute has passed without a
-// response, whatever Options.RetryTimeout is; a Retry-After of more than 10 minutes
-// is an error. If the server has forgotten the operation by then, Wait looks for
-// the operation's result on the server; if that does not determine the outcome, the
-// error matches [ErrOutcomeUnknown]. Wait may be called repeatedly and concurrently.
-func (o *Operation) Wait(ctx context.Context) error {
-	if finished, err := o.result(); finished {
-		return err
-	}
-	retries := retry.Policy{Timeout: reconnectTimeout}.Begin()
-	refusals := endless.Begin()
-	for {
-		began := time.Now()
-		err := o.read(ctx, strconv.Itoa(int(waitTimeout/time.Second)))
-		if err == nil {
-			if finished, err := o.result(); finished {
-				return err
-			}
-			retries.Progress()
-			refusals.Progress()
-			continue
-		}
-		if ctx.Err() != nil {
-			return o.interrupted(ctx)
-		}
-		series := retries
-		var refused *Error
-		switch {
-		case errors.As(err, &refused):
-			// On LXD 5.0.9 to 6.x and Incus 6.0.4 the response to a wait for
-			// an operation that fails, or to a wait that times out, is an error of
-			// any status, like that of a refused request. Only the operation
-			// itself distinguishes them.
-			running, rerr := o.afterRefusal(ctx, refused)
-			if !running {
-				return rerr
-			}
-			if rerr != nil {
-				err = rerr
-				break
-			}
-			// Most often the wait has timed out; if it was refused at once,
-			// repeating it must not become a busy loop.
-			retries.Progress()
-			if _, hasPause := refused.RetryAfter(); !hasPause && time.Since(began) > retry.MaxPause {
-				refusals.Progress()
-				continue
-			}
-			series = refusals
-		case errors.Is(err, ErrUnavailable) && retry.Transient(err):
-			// The server is unavailable, or the connection is dead.
-		case errors.Is(err, ErrUnavailable):
-			return o.lost(err)
-		default:
-			return err
-		}
-		if err := series.Pause(ctx, err); err != nil {
-			if ctx.Err() != nil {
-				return o.interrupted(ctx)
-			}
-			return o.lost(err)
-		}
-	}
-}
-
-// lost returns the error of a wait whose retries have failed.
-func (o *Operation) lost(err error) error {
-	return fmt.Errorf("wait for operation %s, which may still be running: %w", o.id, err)
-}
-
-// afterRefusal reads the operation after an error response to a wait. It returns
-// true and nil if the operation is running, true and an error if the server is
-// unavailable, and otherwise false and the outcome of the wait.
-func (o *Operation) afterRefusal(ctx context.Context, refused *Error) (running bool, err error) {
-	switch err := o.read(ctx, ""); {
-	case ctx.Err() != nil:
-		return false, o.interrupted(ctx)
-	case errors.Is(err, ErrNotFound):
-		return false, o.forgotten(ctx)
-	case errors.Is(err, ErrUnavailable):
-		return true, err
-	case err != nil:
-		return false, refused
-	}
-	finished, err := o.result()
-	if !finished {
-		return true, nil
-	}
-	var failed *OperationError
-	if errors.As(err, &failed) && failed.StatusCode == statusFailure && refused.StatusCode >= 400 && refused.StatusCode < 500 && refused.StatusCode != statusCancelled {
-		// The wait's status is the kind of failure, which the operation lacks.
-		o.mu.Lock()
-		o.state.ErrCode = refused.StatusCode
-		o.mu.Unlock()
-		_, err = o.result()
-	}
-	return false, err
-}
-
-// forgotten determines the outcome of an operation that the server has
-// forgotten.
-func (o *Operation) forgotten(ctx context.Context) error {
-	if o.settle != nil {
-		err := o.settle(ctx)
-		switch {
-		case err == nil:
-			o.mu.Lock()
-			o.state.Status, o.state.StatusCode = "Success", statusSuccess
-			o.mu.Unlock()
-			return nil
-		case ctx.Err() != nil:
-			return o.interrupted(ctx)
-		case !errors.Is(err, errUnsettled):
-			return err
-		}
-	}
-	return fmt.Errorf("the server has forgotten operation %s: %w", o.id, ErrOutcomeUnknown)
-}
-
-// errUnsettled is returned by settle functions if the server's state does not
-// determine the outcome.
-var errUnsettled = errors.New("cannot be determined")
-
-// interrupted returns the error of a wait that ctx ends.
-func (o *Operation) interrupted(ctx context.Context) error {
-	s := o.Status()
-	what := s.Description
-	if what == "" {
-		what = "an operation"
-	}
-	return fmt.Errorf("wait for operation %s (%s), which may still be running: %w", o.id, what, ctxerr.Of(ctx))
-}
-
 // Cancel asks the server to cancel the operation. It fails if the operation has
 // finished, or cannot be cancelled.
 func (o *Operation) Cancel(ctx context.Context) error {
@@ -370,7 +219,7 @@ func (c *Client) Operations(ctx context.Context) ([]*Operation, error) {
 	return ops, err
 }
 
-func (c *Client) operations(ctx context.Context) ([]*Operation, *answer, error) {
+func (c *Client) operations(ctx context.Context) ([]*Operation, *response, error) {
 	query := url.Values{"recursion": {"1"}}
 	for name, values := range c.query() {
 		query[name] = values
@@ -379,7 +228,7 @@ func (c *Client) operations(ctx context.Context) ([]*Operation, *answer, error) 
 	req := &request{method: http.MethodGet, path: path("operations"), query: query}
 	var ops []*Operation
 	var state wire.Operation
-	ans, err := c.t.call(ctx, req, &list{
+	resp, err := c.t.call(ctx, req, &list{
 		limit: maxList, grouped: true, size: int64(reflect.TypeFor[Operation]().Size()),
 		begin: func() { ops = nil },
 		element: func(dec *jsontext.Decoder) error {
@@ -388,7 +237,7 @@ func (c *Client) operations(ctx context.Context) ([]*Operation, *answer, error) 
 				return err
 			}
 			if err := checkOperation(&state, ""); err != nil {
-				return unfit(err)
+				return badElement(err)
 			}
 			ops = append(ops, c.operation(state, nil, nil))
 			return nil
@@ -397,7 +246,7 @@ func (c *Client) operations(ctx context.Context) ([]*Operation, *answer, error) 
 	if err != nil {
 		return nil, nil, err
 	}
-	return ops, ans, nil
+	return ops, resp, nil
 }
 
 // start sends a request whose response is an operation.

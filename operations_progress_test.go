@@ -19,8 +19,8 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// TestServerProgress sees what the server says of its own work: by events, and
-// by asking where the event stream breaks or cannot be had.
+// TestServerProgress receives the progress of the server: by events, and by reading
+// the operation if the event connection breaks or is not available.
 func TestServerProgress(t *testing.T) {
 	for name, fault := range map[string]*lxdtest.Fault{
 		"events":              nil,

@@ -12,8 +12,8 @@ import (
 	"github.com/golxd/lxd/internal/testkit"
 )
 
-// TestOptionsAreNotTouched also proves that New sends nothing.
-func TestOptionsAreNotTouched(t *testing.T) {
+// TestOptionsAreNotModified also proves that New sends nothing.
+func TestOptionsAreNotModified(t *testing.T) {
 	f := testkit.StartFake(t)
 	before := f.Accepted()
 	var requests atomic.Int32

@@ -16,9 +16,9 @@ type pending struct {
 	// beside an error, or nil if the image does not exist. After an error it may be
 	// called again. If finish is nil, the operation's outcome is the outcome.
 	finish finishFunc
-	// release frees what the work needed, such as a token, once the outcome is
-	// known. It may be called several times. It may be nil.
-	release func(context.Context)
+	// onRelease frees what the work needed, such as a token. It may be called
+	// several times. It may be nil.
+	onRelease func(context.Context)
 	// before is work that must be completed first; nil for none.
 	before *pending
 
@@ -54,7 +54,7 @@ func (p *pending) wait(ctx context.Context, image *Image, m *progress.Meter) err
 			return err
 		}
 	}
-	if done, err := p.completed(ctx, image); done || err != nil {
+	if done, err := p.isDone(ctx, image); done || err != nil {
 		return err
 	}
 	if m == nil {
@@ -66,7 +66,7 @@ func (p *pending) wait(ctx context.Context, image *Image, m *progress.Meter) err
 	var failed *OperationError
 	if failure != nil && !errors.As(failure, &failed) {
 		if errors.Is(failure, ErrOutcomeUnknown) {
-			p.giveUp(ctx)
+			p.release(ctx)
 		}
 		return failure
 	}
@@ -82,7 +82,7 @@ func (p *pending) wait(ctx context.Context, image *Image, m *progress.Meter) err
 	if p.finish != nil {
 		result, err = p.finish(ctx, failure, m)
 	}
-	p.giveUp(ctx)
+	p.release(ctx)
 	if result != nil {
 		image.replace(result)
 		m.Phase(PhaseServer, image.Size, image.Size)
@@ -100,7 +100,7 @@ func (p *pending) waitOperation(ctx context.Context, m *progress.Meter) error {
 }
 
 // completed reports whether the work has succeeded; if so, it updates image.
-func (p *pending) completed(ctx context.Context, image *Image) (bool, error) {
+func (p *pending) isDone(ctx context.Context, image *Image) (bool, error) {
 	if err := p.lock(ctx); err != nil {
 		return false, err
 	}
@@ -129,11 +129,11 @@ func (p *pending) lock(ctx context.Context) error {
 
 func (p *pending) unlock() { <-p.turn }
 
-// giveUp frees what the work needed. It is called when the outcome is known, or
+// release frees what the work needed. It is called when the outcome is known, or
 // when nobody will wait for it any more.
-func (p *pending) giveUp(ctx context.Context) {
-	if p.release != nil {
-		p.release(ctx)
+func (p *pending) release(ctx context.Context) {
+	if p.onRelease != nil {
+		p.onRelease(ctx)
 	}
 }
 

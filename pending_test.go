@@ -15,8 +15,8 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// begun is an image whose upload the server has accepted, with an alias that it
-// gets when it is waited for.
+// begun returns an image whose upload the server has accepted, with an alias that
+// Image.Wait creates.
 func begun(t *testing.T, f *testkit.Fake, opts *lxd.CreateOptions) *lxd.Image {
 	t.Helper()
 	opts.Aliases = []lxd.Alias{{Name: testkit.Unique("pending")}}
@@ -62,8 +62,8 @@ func TestWaitFromSeveralGoroutines(t *testing.T) {
 	require.Equal(t, 1, asked("POST", "/aliases"), "the alias is given once")
 }
 
-// TestWaitTellsAFailureAgain and does again what has failed.
-func TestWaitTellsAFailureAgain(t *testing.T) {
+// TestWaitReturnsAFailureAgain: it also repeats the work that has failed.
+func TestWaitReturnsAFailureAgain(t *testing.T) {
 	t.Parallel()
 	f := testkit.StartFake(t)
 	image := begun(t, f, &lxd.CreateOptions{})
@@ -83,8 +83,7 @@ func TestWaitTellsAFailureAgain(t *testing.T) {
 	}
 }
 
-// TestWaitEndsWithItsContext also where another goroutine waits; that one goes
-// on.
+// TestWaitEndsWithItsContext: even if another goroutine waits, which continues.
 func TestWaitEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	f := testkit.StartFake(t)
@@ -100,7 +99,7 @@ func TestWaitEndsWithItsContext(t *testing.T) {
 	require.Len(t, image.Aliases, 1)
 }
 
-func TestProgressGoesOnInWait(t *testing.T) {
+func TestProgressContinuesInWait(t *testing.T) {
 	t.Parallel()
 	f := testkit.StartFake(t)
 	var mu sync.Mutex
@@ -122,8 +121,8 @@ func TestProgressGoesOnInWait(t *testing.T) {
 	require.Len(t, phases, told, "what is done is not told again")
 }
 
-// TestRefreshKeepsWhatIsToBeDone of an upload that was not waited for.
-func TestRefreshKeepsWhatIsToBeDone(t *testing.T) {
+// TestRefreshKeepsPendingWork of an upload that was not waited for.
+func TestRefreshKeepsPendingWork(t *testing.T) {
 	t.Parallel()
 	f := testkit.StartFake(t)
 	image := begun(t, f, &lxd.CreateOptions{})

@@ -15,38 +15,41 @@ import (
 	"github.com/golxd/lxd/internal/retry"
 )
 
-// dialError marks the errors of making a connection.
+// dialError is an error of making a connection; no request was sent.
 type dialError struct {
 	err     error
-	reached bool // the server was connected to before
+	reached bool // an earlier connection succeeded
 }
 
 func (e *dialError) Error() string { return e.err.Error() }
 
 func (e *dialError) Unwrap() error { return e.err }
 
-// Transient has a socket that is missing come back where there was one: a
-// daemon that restarts makes its socket anew.
+// Transient reports whether a retry may succeed. A missing socket is transient
+// only if the server was reached before: a restarting daemon recreates its socket.
 func (e *dialError) Transient() bool {
 	return e.reached && errors.Is(e.err, os.ErrNotExist) || retry.Transient(e.err)
 }
 
-// connections makes the connections of a client, and keeps the open ones, so
-// that Close can end them.
+// connections makes the connections of a client, and keeps track of the open
+// ones, so that Close can close them.
 type connections struct {
 	dial dialFunc
-	// lazy has a connection made when it is first written to. Every unix
-	// connection must be: see netconn.Lazy.
+	// lazy connects at the first write. It must be set for unix sockets: see
+	// netconn.Lazy.
 	lazy bool
-	// reached says that the server was connected to before.
+	// reached is true once a connection has succeeded.
 	reached atomic.Bool
+
+	// shown has the fingerprint of the certificate of each address.
+	shown sync.Map
 
 	mu     sync.Mutex
 	open   map[net.Conn]struct{}
 	closed bool
 }
 
-// errClosed is what a request of a closed client returns.
+// errClosed is the error of a request of a closed client.
 var errClosed error = closedError{}
 
 type closedError struct{}
@@ -70,6 +73,8 @@ func (s *connections) secure(ctx context.Context, network, addr string, config *
 	if err != nil {
 		return nil, err
 	}
+	config = config.Clone()
+	config.ServerName = serverName(addr)
 	conn := netconn.TLS(c, config, closed)
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
@@ -77,7 +82,16 @@ func (s *connections) secure(ctx context.Context, network, addr string, config *
 		_ = conn.Close()
 		return nil, &dialError{err, true}
 	}
+	s.shown.Store(addr, certificateFingerprint(conn.ConnectionState().PeerCertificates[0].Raw))
 	return conn, nil
+}
+
+// shownAt returns the fingerprint of the certificate that the server at an
+// address has shown last; "" if none.
+func (s *connections) shownAt(addr string) string {
+	fingerprint, _ := s.shown.Load(addr)
+	text, _ := fingerprint.(string)
+	return text
 }
 
 // connect dials, now or at the first write. closed must be called when the
@@ -86,7 +100,7 @@ func (s *connections) connect(ctx context.Context, network, addr string) (c net.
 	dial := func(ctx context.Context) (net.Conn, error) {
 		c, err := s.dial(ctx, network, addr)
 		if err == nil && c == nil {
-			err = invalid("Options.Dial", "gave no connection and no error")
+			err = invalid("Options.Dial", "returned no connection and no error")
 		}
 		if err != nil {
 			return nil, &dialError{err, s.reached.Load()}
@@ -105,7 +119,7 @@ func (s *connections) connect(ctx context.Context, network, addr string) (c net.
 	return c, closed, nil
 }
 
-// add takes note of c and returns what to call when it is closed.
+// add records c as open, and returns the function to call when it is closed.
 func (s *connections) add(c net.Conn) (func(), error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -129,7 +143,7 @@ func (s *connections) isClosed() bool {
 	return s.closed
 }
 
-// closeAll closes the connections, also those in use, and refuses new ones.
+// closeAll closes all connections, even those in use; no new one can be made.
 func (s *connections) closeAll() {
 	s.mu.Lock()
 	open := s.open
@@ -140,16 +154,21 @@ func (s *connections) closeAll() {
 	}
 }
 
-// continueTimeout is how long an upload that can be sent once waits for the
-// server to want it. Every daemon says so as soon as it begins to read; a proxy
-// may not, and gets the content all the same.
+// continueTimeout is how long an upload of a one-shot reader waits for the
+// response "100 Continue". Daemons send it when they begin to read the body; a
+// proxy may not, so the content is sent after the timeout.
 const continueTimeout = 10 * time.Second
 
-// newPool makes the one connection pool of a client.
+// idleTimeout is how long an idle connection is kept: less than the 30 seconds
+// after which the daemons close it (LXD 5.0.2, Incus 6.0.4), as a request on a
+// connection that is being closed has no response.
+const idleTimeout = 25 * time.Second
+
+// newPool returns the connection pool of a client.
 func newPool(conns *connections, tlsConfig *tls.Config) *http.Transport {
 	pool := &http.Transport{
 		MaxIdleConnsPerHost:   64,
-		IdleConnTimeout:       90 * time.Second,
+		IdleConnTimeout:       idleTimeout,
 		TLSHandshakeTimeout:   dialTimeout,
 		ExpectContinueTimeout: continueTimeout,
 		DisableCompression:    true,
@@ -179,7 +198,8 @@ func newPool(conns *connections, tlsConfig *tls.Config) *http.Transport {
 
 type dialFunc = func(ctx context.Context, network, addr string) (net.Conn, error)
 
-// http1Only is faster for bulk than HTTP/2, which the daemons speak too.
+// http1Only selects HTTP/1.1: for large transfers it is faster than HTTP/2, which
+// the daemons also support.
 func http1Only() *http.Protocols {
 	p := new(http.Protocols)
 	p.SetHTTP1(true)

@@ -18,7 +18,7 @@ import (
 )
 
 // TestOneConnection counts what the server accepts. Time stands still in the
-// bubble: net/http gives up a connection whose request it has not seen the end
+// bubble: net/http closes a connection whose request it has not seen the end
 // of for 50 ms, which a loaded machine may need.
 func TestOneConnection(t *testing.T) {
 	for _, endpoint := range []string{"unix:///lxd", "https://lxd"} {
@@ -81,7 +81,7 @@ func (c brittleConn) Write(b []byte) (int, error) {
 }
 
 // TestIdleConnectionBreaks sends a POST on a connection that broke while it was
-// idle: the server has seen nothing of it, so it is sent again.
+// idle: the server has not received it, so it is sent again.
 func TestIdleConnectionBreaks(t *testing.T) {
 	t.Parallel()
 	f := testkit.StartFake(t)

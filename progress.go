@@ -6,7 +6,7 @@ import "github.com/golxd/lxd/internal/progress"
 const (
 	PhaseHash    = "hash"    // the client reads and hashes the content
 	PhaseSend    = "send"    // the client sends the content
-	PhaseServer  = "server"  // the server works
+	PhaseServer  = "server"  // the server works in the background
 	PhaseReceive = "receive" // the client receives the content
 	PhaseVerify  = "verify"  // the client hashes files on its disk
 )
@@ -25,7 +25,8 @@ type Progress struct {
 	Text string
 }
 
-// meter starts a meter that reports to a user's function; nil for none.
+// meter starts a meter that reports to the caller's function. It returns nil if
+// that is nil.
 func meter(phase string, total int64, report func(Progress)) *progress.Meter {
 	if report == nil {
 		return nil

@@ -22,12 +22,12 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// testProxy tunnels, over CONNECT or SOCKS5, whatever it is asked to.
+// testProxy tunnels every connection, over CONNECT or SOCKS5.
 type testProxy struct {
 	net.Listener
 	socks bool
 	auth  string // user:password that it wants, "" for none
-	code  int    // that it answers CONNECT with, 0 for 200
+	code  int    // the response to CONNECT; 0 means 200
 
 	work    sync.WaitGroup
 	mu      sync.Mutex

@@ -89,11 +89,11 @@ func (r *Registries) Create(ctx context.Context, registry Registry) error {
 // its successors with an operation.
 func (r *Registries) change(ctx context.Context, req *request) error {
 	req.expect = expectEither
-	ans, err := r.client.t.call(ctx, req, nil)
-	if err != nil || ans.Type == wire.TypeSync {
+	resp, err := r.client.t.call(ctx, req, nil)
+	if err != nil || resp.Type == wire.TypeSync {
 		return err
 	}
-	id, _, _ := strings.Cut(ans.Operation[strings.LastIndexByte(ans.Operation, '/')+1:], "?")
+	id, _, _ := strings.Cut(resp.Operation[strings.LastIndexByte(resp.Operation, '/')+1:], "?")
 	return r.client.operation(wire.Operation{ID: id}, nil, nil).Wait(ctx)
 }
 

@@ -13,8 +13,8 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// TestRegistriesByOperation: LXD's later versions make and delete registries in
-// the background.
+// TestRegistriesByOperation: later versions of LXD create and delete registries in the
+// background.
 func TestRegistriesByOperation(t *testing.T) {
 	t.Parallel()
 	outcome := `"status_code":200`

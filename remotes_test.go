@@ -19,17 +19,17 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// cliFolder is a configuration folder of a command line.
-type cliFolder struct{ dir string }
+// configDir is a configuration directory of a command line.
+type configDir struct{ dir string }
 
-func newCLIFolder(t *testing.T, config string) *cliFolder {
+func newConfigDir(t *testing.T, config string) *configDir {
 	t.Helper()
-	f := &cliFolder{t.TempDir()}
+	f := &configDir{t.TempDir()}
 	f.write(t, "config.yml", []byte(config))
 	return f
 }
 
-func (f *cliFolder) write(t *testing.T, name string, data []byte) string {
+func (f *configDir) write(t *testing.T, name string, data []byte) string {
 	t.Helper()
 	path := filepath.Join(f.dir, name)
 	require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o700))
@@ -82,24 +82,24 @@ aliases: {}
 `, server.URL(), server.Endpoint())
 }
 
-// remoteServer is a server, and a folder whose remotes lead to it.
-func remoteServer(t *testing.T, opts lxdtest.Options) (*lxdtest.Server, *cliFolder) {
+// remoteServer is a server, and a directory whose remotes point to it.
+func remoteServer(t *testing.T, opts lxdtest.Options) (*lxdtest.Server, *configDir) {
 	t.Helper()
 	opts.TLS = true
 	server := lxdtest.NewServer(&opts)
 	t.Cleanup(server.Close)
-	folder := newCLIFolder(t, configFor(server))
+	config := newConfigDir(t, configFor(server))
 	cert, key := testkit.NewKeyPair(t, nil)
 	require.NoError(t, server.Trust("cli", cert))
-	folder.write(t, "client.crt", cert)
-	folder.write(t, "client.key", key)
+	config.write(t, "client.crt", cert)
+	config.write(t, "client.key", key)
 	for _, name := range []string{"farm", "blue", "shop", "login"} {
-		folder.write(t, "servercerts/"+name+".crt", server.Certificate())
+		config.write(t, "servercerts/"+name+".crt", server.Certificate())
 	}
-	return server, folder
+	return server, config
 }
 
-func (f *cliFolder) remote(t *testing.T, name string, opts lxd.Options) *lxd.Client {
+func (f *configDir) remote(t *testing.T, name string, opts lxd.Options) *lxd.Client {
 	t.Helper()
 	opts.ConfigDir = f.dir
 	client, err := lxd.Remote(name, &opts)
@@ -108,8 +108,8 @@ func (f *cliFolder) remote(t *testing.T, name string, opts lxd.Options) *lxd.Cli
 	return client
 }
 
-// fails gives the error of a remote.
-func (f *cliFolder) fails(t *testing.T, name string, opts lxd.Options) (*lxd.RemoteError, error) {
+// fails returns the error of a remote.
+func (f *configDir) fails(t *testing.T, name string, opts lxd.Options) (*lxd.RemoteError, error) {
 	t.Helper()
 	opts.ConfigDir = f.dir
 	_, err := lxd.Remote(name, &opts)
@@ -118,11 +118,11 @@ func (f *cliFolder) fails(t *testing.T, name string, opts lxd.Options) (*lxd.Rem
 
 func TestRemoteIsTheCommandsOwn(t *testing.T) {
 	t.Parallel()
-	server, folder := remoteServer(t, lxdtest.Options{})
+	server, config := remoteServer(t, lxdtest.Options{})
 	server.AddProject("blue", true)
 
-	before := testkit.Tree(t, folder.dir)
-	farm := folder.remote(t, "", lxd.Options{})
+	before := testkit.Tree(t, config.dir)
+	farm := config.remote(t, "", lxd.Options{})
 	require.Equal(t, server.URL(), farm.Endpoint())
 	require.Equal(t, "default", farm.Project())
 	image := testkit.Upload(t, farm, nil)
@@ -130,30 +130,30 @@ func TestRemoteIsTheCommandsOwn(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, trusted)
 
-	blue := folder.remote(t, "blue:", lxd.Options{})
+	blue := config.remote(t, "blue:", lxd.Options{})
 	require.Equal(t, "blue", blue.Project())
 	_, err = blue.Images.Get(t.Context(), image.Fingerprint)
 	require.ErrorIs(t, err, lxd.ErrNotFound)
-	require.Equal(t, "red", folder.remote(t, "blue", lxd.Options{Project: "red"}).Project())
+	require.Equal(t, "red", config.remote(t, "blue", lxd.Options{Project: "red"}).Project())
 
-	socket := folder.remote(t, "socket", lxd.Options{})
+	socket := config.remote(t, "socket", lxd.Options{})
 	require.Equal(t, server.Endpoint(), socket.Endpoint())
 	_, err = socket.Images.Get(t.Context(), image.Fingerprint)
 	require.NoError(t, err)
 
-	local := folder.remote(t, "local", lxd.Options{})
+	local := config.remote(t, "local", lxd.Options{})
 	require.Equal(t, "the local daemon", local.Endpoint())
 	require.Equal(t, "mine", local.Project())
-	require.Equal(t, before, testkit.Tree(t, folder.dir), "files are read, never written")
+	require.Equal(t, before, testkit.Tree(t, config.dir), "files are read, never written")
 }
 
 func TestPublicRemoteOnlyReads(t *testing.T) {
 	t.Parallel()
-	server, folder := remoteServer(t, lxdtest.Options{})
+	server, config := remoteServer(t, lxdtest.Options{})
 	trusted := testkit.NewClient(t, server.Endpoint(), nil)
 	public := testkit.Upload(t, trusted, &lxd.CreateOptions{Public: true})
 	testkit.Upload(t, trusted, nil)
-	shop := folder.remote(t, "shop", lxd.Options{})
+	shop := config.remote(t, "shop", lxd.Options{})
 	images, err := shop.Images.All(t.Context(), nil)
 	require.NoError(t, err)
 	require.Len(t, images, 1)
@@ -164,22 +164,22 @@ func TestPublicRemoteOnlyReads(t *testing.T) {
 
 func TestRemoteThatCannotBeUsed(t *testing.T) {
 	t.Parallel()
-	_, folder := remoteServer(t, lxdtest.Options{})
-	refused, err := folder.fails(t, "fram", lxd.Options{})
+	_, config := remoteServer(t, lxdtest.Options{})
+	refused, err := config.fails(t, "fram", lxd.Options{})
 	require.ErrorIs(t, err, lxd.ErrNotFound)
 	require.Equal(t, "fram", refused.Name)
 	require.Contains(t, refused.Known, "farm")
 	require.ErrorContains(t, err, "alien, blue, farm")
 	require.ErrorContains(t, err, "lxc command")
 
-	refused, err = folder.fails(t, "images", lxd.Options{})
+	refused, err = config.fails(t, "images", lxd.Options{})
 	require.ErrorIs(t, err, lxd.ErrUnsupported)
 	require.Equal(t, lxd.SimplestreamsProtocol, refused.Info.Protocol)
 	require.Equal(t, "https://images.linuxcontainers.org", refused.Info.Address)
 	require.ErrorContains(t, err, "CreateFromSimplestreams")
 
 	for _, name := range []string{"old", "alien"} {
-		_, err = folder.fails(t, name, lxd.Options{})
+		_, err = config.fails(t, name, lxd.Options{})
 		require.ErrorIs(t, err, lxd.ErrUnsupported, name)
 	}
 }
@@ -195,65 +195,65 @@ func TestRemoteWithBrokenConfig(t *testing.T) {
 		"remotes:\n  farm:\n    public: perhaps\n":      3,
 		"remotes:\n- farm\n":                            2,
 	} {
-		folder := newCLIFolder(t, config)
-		broken, err := folder.fails(t, "farm", lxd.Options{})
+		dir := newConfigDir(t, config)
+		broken, err := dir.fails(t, "farm", lxd.Options{})
 		require.Equal(t, line, broken.Line, config)
-		require.Equal(t, filepath.Join(folder.dir, "config.yml"), broken.File)
+		require.Equal(t, filepath.Join(dir.dir, "config.yml"), broken.File)
 		require.ErrorContains(t, err, fmt.Sprintf("config.yml line %d: ", line))
-		_, err = lxd.Remotes(&lxd.RemotesOptions{ConfigDir: folder.dir})
+		_, err = lxd.Remotes(&lxd.RemotesOptions{ConfigDir: dir.dir})
 		require.Equal(t, line, testkit.ErrOf[*lxd.RemoteError](t, err).Line)
 	}
-	folder := newCLIFolder(t, "remotes: {farm: {addr: 'ftp://host', public: true}}")
-	_, err := folder.fails(t, "farm", lxd.Options{})
+	config := newConfigDir(t, "remotes: {farm: {addr: 'ftp://host', public: true}}")
+	_, err := config.fails(t, "farm", lxd.Options{})
 	require.ErrorIs(t, err, lxd.ErrInvalid)
 }
 
 func TestRemoteWithBadFiles(t *testing.T) {
 	t.Parallel()
-	server, folder := remoteServer(t, lxdtest.Options{})
-	key, crt := filepath.Join(folder.dir, "client.key"), filepath.Join(folder.dir, "client.crt")
+	server, config := remoteServer(t, lxdtest.Options{})
+	key, crt := filepath.Join(config.dir, "client.key"), filepath.Join(config.dir, "client.crt")
 	good, err := os.ReadFile(key)
 	require.NoError(t, err)
 
 	_, other := testkit.NewKeyPair(t, nil)
-	folder.write(t, "client.key", other)
-	bad, err := folder.fails(t, "farm", lxd.Options{})
+	config.write(t, "client.key", other)
+	bad, err := config.fails(t, "farm", lxd.Options{})
 	require.Equal(t, key, bad.File)
 	require.ErrorContains(t, err, key+" does not match "+crt)
 
-	folder.write(t, "client.key", []byte("no PEM"))
-	bad, err = folder.fails(t, "farm", lxd.Options{})
+	config.write(t, "client.key", []byte("no PEM"))
+	bad, err = config.fails(t, "farm", lxd.Options{})
 	require.Equal(t, key, bad.File)
 	require.ErrorContains(t, err, "no PEM key")
 
-	folder.write(t, "client.key", pem.EncodeToMemory(&pem.Block{
+	config.write(t, "client.key", pem.EncodeToMemory(&pem.Block{
 		Type: "EC PRIVATE KEY", Headers: map[string]string{"Proc-Type": "4,ENCRYPTED"}, Bytes: []byte("x"),
 	}))
-	_, err = folder.fails(t, "farm", lxd.Options{})
+	_, err = config.fails(t, "farm", lxd.Options{})
 	require.ErrorContains(t, err, "protected by a password")
 
 	require.NoError(t, os.Remove(key))
-	bad, err = folder.fails(t, "farm", lxd.Options{})
+	bad, err = config.fails(t, "farm", lxd.Options{})
 	require.ErrorIs(t, err, fs.ErrNotExist)
 	require.Equal(t, key, bad.File)
 	require.ErrorContains(t, err, "lxc remote add")
 
 	// The options' own certificate needs no files.
 	mine, mineKey := server.ClientCertificate()
-	testkit.Upload(t, folder.remote(t, "farm", lxd.Options{ClientCertificate: mine, ClientKey: mineKey}), nil)
+	testkit.Upload(t, config.remote(t, "farm", lxd.Options{ClientCertificate: mine, ClientKey: mineKey}), nil)
 
-	folder.write(t, "client.key", good)
-	folder.write(t, "servercerts/farm.crt", []byte("no PEM"))
-	_, err = folder.fails(t, "farm", lxd.Options{})
+	config.write(t, "client.key", good)
+	config.write(t, "servercerts/farm.crt", []byte("no PEM"))
+	_, err = config.fails(t, "farm", lxd.Options{})
 	require.ErrorIs(t, err, lxd.ErrInvalid)
 }
 
 func TestRemoteWithChangedServerCertificate(t *testing.T) {
 	t.Parallel()
-	_, folder := remoteServer(t, lxdtest.Options{})
+	_, config := remoteServer(t, lxdtest.Options{})
 	other, _ := testkit.NewKeyPair(t, nil)
-	folder.write(t, "servercerts/farm.crt", other)
-	client := folder.remote(t, "farm", lxd.Options{})
+	config.write(t, "servercerts/farm.crt", other)
+	client := config.remote(t, "farm", lxd.Options{})
 	_, err := client.Images.All(t.Context(), nil)
 	pin := testkit.ErrOf[*lxd.PinError](t, err)
 	block, _ := pem.Decode(other)
@@ -265,57 +265,57 @@ func TestRemoteWithChangedServerCertificate(t *testing.T) {
 // with "lxc remote add" in PKI mode, in the place of a stored one.
 func TestRemoteWithAuthority(t *testing.T) {
 	t.Parallel()
-	server, folder := remoteServer(t, lxdtest.Options{})
-	require.NoError(t, os.Remove(filepath.Join(folder.dir, "servercerts/farm.crt")))
-	_, err := folder.remote(t, "farm", lxd.Options{}).Images.All(t.Context(), nil)
+	server, config := remoteServer(t, lxdtest.Options{})
+	require.NoError(t, os.Remove(filepath.Join(config.dir, "servercerts/farm.crt")))
+	_, err := config.remote(t, "farm", lxd.Options{}).Images.All(t.Context(), nil)
 	require.ErrorIs(t, err, lxd.ErrUnavailable, "no system authority has issued it")
-	folder.write(t, "client.ca", server.Certificate())
-	_, err = folder.remote(t, "farm", lxd.Options{}).Images.All(t.Context(), nil)
+	config.write(t, "client.ca", server.Certificate())
+	_, err = config.remote(t, "farm", lxd.Options{}).Images.All(t.Context(), nil)
 	require.NoError(t, err)
-	folder.write(t, "client.ca", []byte("no PEM"))
-	bad, _ := folder.fails(t, "farm", lxd.Options{})
-	require.Equal(t, filepath.Join(folder.dir, "client.ca"), bad.File)
+	config.write(t, "client.ca", []byte("no PEM"))
+	bad, _ := config.fails(t, "farm", lxd.Options{})
+	require.Equal(t, filepath.Join(config.dir, "client.ca"), bad.File)
 }
 
 func TestRemoteWarnsOfAnExposedKey(t *testing.T) {
 	t.Parallel()
-	_, folder := remoteServer(t, lxdtest.Options{})
+	_, config := remoteServer(t, lxdtest.Options{})
 	var log bytes.Buffer
 	logger := slog.New(slog.NewTextHandler(&log, nil))
-	folder.remote(t, "farm", lxd.Options{Logger: logger})
+	config.remote(t, "farm", lxd.Options{Logger: logger})
 	require.Empty(t, log.String())
 	if runtime.GOOS == "windows" {
 		return // it has no such modes
 	}
-	require.NoError(t, os.Chmod(filepath.Join(folder.dir, "client.key"), 0o644))
-	folder.remote(t, "farm", lxd.Options{Logger: logger})
+	require.NoError(t, os.Chmod(filepath.Join(config.dir, "client.key"), 0o644))
+	config.remote(t, "farm", lxd.Options{Logger: logger})
 	require.Contains(t, log.String(), "level=WARN")
 	require.Contains(t, log.String(), "client.key")
 }
 
-// TestRemoteWithItsOwnClientCertificate is of Incus: clientcerts/<remote>.
+// TestRemoteWithItsOwnClientCertificate: Incus has clientcerts/<remote>.
 func TestRemoteWithItsOwnClientCertificate(t *testing.T) {
 	t.Parallel()
-	server, folder := remoteServer(t, lxdtest.Options{Dialect: lxdtest.Incus60})
+	server, config := remoteServer(t, lxdtest.Options{Dialect: lxdtest.Incus60})
 	server.Distrust()
-	require.False(t, testkit.Trusted(t, folder.remote(t, "farm", lxd.Options{})))
+	require.False(t, testkit.Trusted(t, config.remote(t, "farm", lxd.Options{})))
 	cert, key := testkit.NewKeyPair(t, nil)
 	require.NoError(t, server.Trust("farm", cert))
-	folder.write(t, "clientcerts/farm.crt", cert)
-	folder.write(t, "clientcerts/farm.key", key)
-	require.True(t, testkit.Trusted(t, folder.remote(t, "farm", lxd.Options{})))
-	require.False(t, testkit.Trusted(t, folder.remote(t, "blue", lxd.Options{})))
+	config.write(t, "clientcerts/farm.crt", cert)
+	config.write(t, "clientcerts/farm.key", key)
+	require.True(t, testkit.Trusted(t, config.remote(t, "farm", lxd.Options{})))
+	require.False(t, testkit.Trusted(t, config.remote(t, "blue", lxd.Options{})))
 }
 
 func TestRemoteWithOIDC(t *testing.T) {
 	t.Parallel()
-	_, folder := remoteServer(t, lxdtest.Options{Dialect: lxdtest.LXD69, BearerTokens: []string{"first", "second"}})
-	client := folder.remote(t, "login", lxd.Options{})
+	_, config := remoteServer(t, lxdtest.Options{Dialect: lxdtest.LXD69, BearerTokens: []string{"first", "second"}})
+	client := config.remote(t, "login", lxd.Options{})
 	_, err := client.Images.All(t.Context(), nil)
 	require.ErrorIs(t, err, lxd.ErrUnauthorized)
 	require.ErrorContains(t, err, "lxc image list login:")
 	save := func(token string, expiry time.Time) {
-		folder.write(t, "oidctokens/login.json", fmt.Appendf(nil,
+		config.write(t, "oidctokens/login.json", fmt.Appendf(nil,
 			`{"access_token":%q,"token_type":"Bearer","refresh_token":"r","expiry":%q,"IDTokenClaims":null,"IDToken":""}`, token, expiry.Format(time.RFC3339)))
 	}
 	for _, token := range []string{"first", "second"} {
@@ -326,15 +326,15 @@ func TestRemoteWithOIDC(t *testing.T) {
 	_, err = client.Trusted(t.Context())
 	require.ErrorIs(t, err, lxd.ErrUnauthorized)
 	require.ErrorContains(t, err, "expired")
-	folder.write(t, "oidctokens/login.json", []byte(`{}`))
+	config.write(t, "oidctokens/login.json", []byte(`{}`))
 	_, err = client.Trusted(t.Context())
 	require.ErrorContains(t, err, "contains no access token")
 }
 
 func TestRemotes(t *testing.T) {
 	t.Parallel()
-	server, folder := remoteServer(t, lxdtest.Options{})
-	remotes, err := lxd.Remotes(&lxd.RemotesOptions{ConfigDir: folder.dir})
+	server, config := remoteServer(t, lxdtest.Options{})
+	remotes, err := lxd.Remotes(&lxd.RemotesOptions{ConfigDir: config.dir})
 	require.NoError(t, err)
 	byName := map[string]lxd.RemoteInfo{}
 	for _, r := range remotes {
@@ -342,10 +342,10 @@ func TestRemotes(t *testing.T) {
 	}
 	require.Equal(t, lxd.RemoteInfo{
 		Name: "farm", Address: server.URL(), Protocol: "lxd", Project: "default", AuthType: "tls", Default: true,
-		Family: lxd.LXD, ConfigPath: folder.dir,
+		Family: lxd.LXD, ConfigPath: config.dir,
 	}, byName["farm"])
 	require.Equal(t, lxd.RemoteInfo{
-		Name: "local", Address: "unix://", Protocol: "lxd", Project: "mine", Static: true, Family: lxd.LXD, ConfigPath: folder.dir,
+		Name: "local", Address: "unix://", Protocol: "lxd", Project: "mine", Static: true, Family: lxd.LXD, ConfigPath: config.dir,
 	}, byName["local"])
 	require.True(t, byName["ubuntu"].Static)
 	require.Equal(t, lxd.SimplestreamsProtocol, byName["images"].Protocol)
@@ -416,7 +416,7 @@ func TestRemoteByEnvironment(t *testing.T) {
 	require.NoError(t, client.Close())
 }
 
-// TestRemoteWithoutAddress must not be the local daemon.
+// TestRemoteWithoutAddress: it is not the local daemon.
 func TestRemoteWithoutAddress(t *testing.T) {
 	f := testkit.StartFake(t)
 	t.Setenv("LXD_SOCKET", f.Socket())

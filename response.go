@@ -19,19 +19,19 @@ import (
 	"github.com/golxd/lxd/internal/wire"
 )
 
-// get reads one thing. hold says whether it is the one that was asked for.
-func get[T any](ctx context.Context, t *transport, req *request, hold func(*T) error) (*T, *answer, error) {
+// get reads one thing. check returns an error if it is not the requested one.
+func get[T any](ctx context.Context, t *transport, req *request, check func(*T) error) (*T, *response, error) {
 	thing := new(T)
-	req.check = func() error { return hold(thing) }
-	ans, err := t.call(ctx, req, thing)
+	req.check = func() error { return check(thing) }
+	resp, err := t.call(ctx, req, thing)
 	if err != nil {
 		return nil, nil, err
 	}
-	return thing, ans, nil
+	return thing, resp, nil
 }
 
-// getAll reads a list. hold says whether an element is such a thing.
-func getAll[T any](ctx context.Context, t *transport, req *request, hold func(*T) error) ([]T, error) {
+// getAll reads a list. check returns an error if an element is not such a thing.
+func getAll[T any](ctx context.Context, t *transport, req *request, check func(*T) error) ([]T, error) {
 	var all []T
 	_, err := t.call(ctx, req, &list{
 		limit: maxList, size: int64(reflect.TypeFor[T]().Size()),
@@ -43,8 +43,8 @@ func getAll[T any](ctx context.Context, t *transport, req *request, hold func(*T
 			if err := wire.UnmarshalElement(dec, thing); err != nil {
 				return err
 			}
-			if err := hold(thing); err != nil {
-				return unfit(err)
+			if err := check(thing); err != nil {
+				return badElement(err)
 			}
 			return nil
 		},
@@ -57,14 +57,15 @@ func getAll[T any](ctx context.Context, t *transport, req *request, hold func(*T
 
 // list is metadata that is read one element after another.
 type list struct {
-	limit   int64  // of the whole; 0 for one that is not kept
+	limit   int64  // of the whole list, in bytes of memory; 0 if elements are not kept
 	grouped bool   // {"name": [elements]}, not [elements]
-	size    int64  // in memory, of an element that is kept, beside what it holds
+	size    int64  // of an element's struct in memory, if elements are kept
 	begin   func() // called at the start of each attempt
 	element func(*jsontext.Decoder) error
 }
 
-// over is the list as the decoder takes it, with its elements bounded.
+// over returns the list in the form that wire.Decode takes, and sets the limits
+// of body for the list and for each element.
 func (l *list) over(body *boundedReader) any {
 	l.begin()
 	body.total = l.limit
@@ -85,18 +86,20 @@ func (l *list) over(body *boundedReader) any {
 	return wire.ElementFunc(each)
 }
 
-// unfit makes an ErrBadResponse of an element's fault.
-func unfit(err error) error { return fmt.Errorf("%w: %w", wire.ErrNotEnvelope, err) }
+// badElement returns the error for an element that fails its check; it becomes an
+// ErrBadResponse.
+func badElement(err error) error { return fmt.Errorf("%w: %w", wire.ErrNotEnvelope, err) }
 
-// readAnswer reads an envelope and makes an error of one that holds an error.
-func (t *transport) readAnswer(ctx context.Context, req *request, res *http.Response, metadata any) (*answer, error) {
+// readResponse reads an envelope. If it is an error, or not what req expects, it
+// returns an error.
+func (t *transport) readResponse(ctx context.Context, req *request, res *http.Response, metadata any) (*response, error) {
 	body := &boundedReader{r: res.Body, total: maxMetadata, one: maxMetadata}
 	switch m := metadata.(type) {
 	case nil:
 	case *list:
 		metadata = m.over(body)
 	default:
-		reflect.ValueOf(m).Elem().SetZero() // of what an attempt before has left
+		reflect.ValueOf(m).Elem().SetZero() // an earlier attempt may have filled it
 	}
 	success := res.StatusCode/100 == 2
 	if !success {
@@ -104,16 +107,15 @@ func (t *transport) readAnswer(ctx context.Context, req *request, res *http.Resp
 	}
 	env, err := wire.Decode(body, metadata)
 	if err != nil {
-		var yield *yieldStopped
 		switch {
-		case errors.As(err, &yield):
-			return nil, yield
+		case errors.Is(err, errIterationStopped):
+			return nil, errIterationStopped
 		case ctx.Err() != nil:
 			return nil, t.connectionError(ctx, req, err)
 		case errors.Is(err, ErrTooLarge):
 			return nil, t.badResponse(req, res, err)
 		case unavailable(res.StatusCode):
-			// A proxy, or a daemon on its way up or down, in words of its own.
+			// It is from a proxy, or from a daemon that is starting or stopping.
 			return nil, t.serverError(req, res, &wire.Envelope{Error: http.StatusText(res.StatusCode)})
 		case errors.Is(err, wire.ErrNotEnvelope):
 			return nil, t.badResponse(req, res, err)
@@ -129,9 +131,9 @@ func (t *transport) readAnswer(ctx context.Context, req *request, res *http.Resp
 	case !success || env.StatusCode >= http.StatusBadRequest:
 		return nil, t.badResponse(req, res, fmt.Errorf("a response of type %s with status %d", env.Type, max(res.StatusCode, env.StatusCode)))
 	case req.expect == expectSync && env.Type == wire.TypeAsync:
-		return nil, t.badResponse(req, res, errors.New("it is an operation, where a result was asked for"))
+		return nil, t.badResponse(req, res, errors.New("it is an operation, not a result"))
 	case req.expect == expectOperation && env.Type == wire.TypeSync:
-		return nil, t.badResponse(req, res, errors.New("it is a result, where an operation was asked for"))
+		return nil, t.badResponse(req, res, errors.New("it is a result, not an operation"))
 	}
 	if req.check != nil {
 		if err := req.check(); err != nil {
@@ -139,14 +141,14 @@ func (t *transport) readAnswer(ctx context.Context, req *request, res *http.Resp
 		}
 	}
 	readRest(res.Body)
-	return &answer{Envelope: *env, status: res.StatusCode, etag: res.Header.Get("ETag"), location: res.Header.Get("Location"), date: res.Header.Get("Date")}, nil
+	return &response{Envelope: *env, status: res.StatusCode, etag: res.Header.Get("ETag"), location: res.Header.Get("Location"), date: res.Header.Get("Date")}, nil
 }
 
-// restTimeout is how long the end of an answer is awaited.
+// restTimeout is how long readRest waits for the end of a response.
 const restTimeout = 100 * time.Millisecond
 
-// readRest reads the line end behind an envelope, so that the connection is
-// kept. A body that does not end costs the connection, and no more time.
+// readRest reads the line end after an envelope, so that the connection can be
+// reused. If the body does not end in restTimeout, the connection is closed.
 func readRest(body io.ReadCloser) {
 	defer time.AfterFunc(restTimeout, func() { _ = body.Close() }).Stop()
 	_, _ = io.Copy(io.Discard, io.LimitReader(body, 4<<10))
@@ -154,23 +156,24 @@ func readRest(body io.ReadCloser) {
 
 func (t *transport) serverError(req *request, res *http.Response, env *wire.Envelope) error {
 	e := &Error{StatusCode: env.ErrorCode, Method: req.method, Path: req.path, Message: env.Error}
-	// A failed wait of Incus 6.0.4 and LXD 5.21 has the HTTP status 200, and
-	// the true one in the envelope only.
+	// On Incus 6.0.4 and LXD 5.21 a failed wait has the HTTP status 200; only the
+	// envelope has the real one.
 	if e.StatusCode == 0 || (res.StatusCode >= 400 && e.StatusCode < 400) {
 		e.StatusCode = res.StatusCode
 	}
 	e.retryAfter = res.Header.Get("Retry-After")
 	switch e.StatusCode {
 	case http.StatusForbidden, http.StatusUnauthorized:
-		e.Hint = "the server does not trust this client for this call; give Options a client certificate or token that it trusts"
+		e.Hint = "the server does not trust this client for this call; set a client certificate or token in Options that it trusts"
 		if e.OIDC = oidcProvider(res.Header); e.OIDC != nil {
-			e.Hint = "the server wants a token of the OpenID Connect " + e.OIDC.String() + "; give it as Options.Token or TokenSource, or give a client certificate that it trusts"
+			e.Hint = "the server requires a token of the OpenID Connect " + e.OIDC.String() + "; set it as Options.Token or TokenSource, or set a client certificate that it trusts"
 		}
 	}
 	return e.without(req.hidden())
 }
 
-// badResponse says that res is not from an LXD server.
+// badResponse returns the error for a response that is not what an LXD or Incus
+// server sends.
 func (t *transport) badResponse(req *request, res *http.Response, err error) error {
 	e := &Error{StatusCode: res.StatusCode, Method: req.method, Path: req.path, kind: ErrBadResponse}
 	kind := res.Header.Get("Content-Type")
@@ -183,12 +186,12 @@ func (t *transport) badResponse(req *request, res *http.Response, err error) err
 		e.Hint = "redirects of the API are not followed; use the address of the daemon itself"
 	default:
 		e.Message = err.Error()
-		e.Hint = fmt.Sprintf("the content type is %q; is %s the address of an LXD or Incus daemon?", kind, t.endpoint)
+		e.Hint = fmt.Sprintf("the content type is %q; is %s the address of an LXD or Incus daemon?", kind, t.endpointOf(req))
 	}
 	return e.without(req.hidden())
 }
 
-// redirectTarget is where a redirect leads.
+// redirectTarget returns the URL of a redirect without secrets.
 func redirectTarget(res *http.Response) string {
 	if u, err := url.Parse(res.Header.Get("Location")); err == nil && u.Host != "" {
 		return redact.URL(u)
@@ -196,18 +199,18 @@ func redirectTarget(res *http.Response) string {
 	return "another path"
 }
 
-// unavailable says whether a status is that of a server, or of a proxy before
-// it, that cannot answer for the moment.
+// unavailable reports whether a status means that the server, or a proxy before
+// it, is temporarily unavailable.
 func unavailable(status int) bool {
 	transient, _ := retry.Status(status)
 	return transient
 }
 
-// boundedReader errors where a limit is passed, rather than truncate.
+// boundedReader returns an error when a limit is exceeded; it does not truncate.
 type boundedReader struct {
 	r     io.Reader
-	total int64 // left for the whole
-	one   int64 // left for the thing, or the element of a list, that is being read
+	total int64 // left for the whole response
+	one   int64 // left for the element of a list that is being read, or for the thing
 }
 
 func (b *boundedReader) Read(p []byte) (int, error) {
@@ -224,15 +227,21 @@ func (b *boundedReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// memoryOf estimates what JSON takes when it is decoded. Nearly every value is
-// followed by a comma.
+// memoryOf estimates the memory that JSON needs when it is decoded. Nearly every
+// value is followed by a comma.
 func memoryOf(data []byte) int64 {
 	return int64(len(data)) + valueCost*int64(bytes.Count(data, []byte{','}))
 }
 
-// yieldStopped carries the end of a range loop through the decoder.
-type yieldStopped struct{ err error }
+// errIterationStopped is what a list's element returns when the caller's range
+// loop has ended.
+var errIterationStopped = errors.New("iteration stopped")
 
-func (e *yieldStopped) Error() string { return "iteration stopped" }
-
-func (e *yieldStopped) Unwrap() error { return e.err }
+// response is the envelope of a response, with its status and headers.
+type response struct {
+	wire.Envelope
+	status   int
+	etag     string
+	location string
+	date     string
+}

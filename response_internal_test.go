@@ -11,8 +11,8 @@ import (
 	"github.com/golxd/lxd/internal/wire"
 )
 
-// TestKeptElementsCount: a list that is kept counts what its elements are made
-// of, beside their bytes; one that is not kept has no end.
+// TestKeptElementsCount: a list that is kept counts the memory of its elements beside
+// their bytes; one that is not kept has no limit.
 func TestKeptElementsCount(t *testing.T) {
 	t.Parallel()
 	for size, most := range map[int64]int{0: 62, 1000: 6} {

@@ -27,8 +27,8 @@ type canned struct {
 	body   func() io.Reader
 }
 
-// clientOf is a client whose every request gets one response, but for GET /1.0
-// where that is not what is tested.
+// clientOf returns a client whose every request gets one response, except GET /1.0
+// unless that is tested.
 func clientOf(t *testing.T, c canned) *lxd.Client {
 	t.Helper()
 	return testkit.NewClient(t, "unix:///nowhere", &lxd.Options{
@@ -119,8 +119,7 @@ var (
 	}
 )
 
-// TestResponsesOfTheWrongKind: none is a success, and none says that something
-// is not there.
+// TestResponsesOfTheWrongKind: none is a success, and none is an ErrNotFound.
 func TestResponsesOfTheWrongKind(t *testing.T) {
 	t.Parallel()
 	const operation = `{"type":"async","status_code":100,"operation":"/1.0/operations/x","metadata":{"id":"x","status_code":103}}`
@@ -209,15 +208,15 @@ func TestResponsesOfTheWrongKind(t *testing.T) {
 		_, err := c.Server(ctx)
 		require.ErrorIs(t, err, lxd.ErrBadResponse)
 	}
-	// A proxy whose server is away says so, whatever it sends.
+	// A proxy whose server is unavailable: any body is an ErrUnavailable.
 	for _, body := range []string{image, operation, "<html>"} {
 		_, err := clientOf(t, canned{502, text(body)}).Images.Get(ctx, oneFingerprint)
 		require.ErrorIs(t, err, lxd.ErrUnavailable)
 	}
 }
 
-// TestAnotherThingIsNotTaken: what comes back is what was asked for.
-func TestAnotherThingIsNotTaken(t *testing.T) {
+// TestAnotherThingIsRefused: a response must be the requested thing.
+func TestAnotherThingIsRefused(t *testing.T) {
 	t.Parallel()
 	metadata := func(s string) canned { return canned{200, text(`{"type":"sync","metadata":` + s + `}`)} }
 	image := `{"fingerprint":"` + otherFingerprint + `","name":"other","target":"` + otherFingerprint + `"}`
@@ -262,8 +261,8 @@ func TestAnotherThingIsNotTaken(t *testing.T) {
 	require.ErrorIs(t, ops[0].Wait(t.Context()), lxd.ErrBadResponse)
 }
 
-// rewriting is a server's client behind something that changes what it sends,
-// and what comes back.
+// rewriting returns a server's client whose requests and responses are changed on the
+// way.
 func rewriting(t *testing.T, endpoint string, request func(*http.Request), response func(*http.Request, []byte) []byte) *lxd.Client {
 	t.Helper()
 	return testkit.NewClient(t, endpoint, &lxd.Options{Transport: func(next http.RoundTripper) http.RoundTripper {
@@ -288,7 +287,7 @@ func rewriting(t *testing.T, endpoint string, request func(*http.Request), respo
 	}})
 }
 
-// TestFingerprintsInUpperCase: something on the way writes them so.
+// TestFingerprintsInUpperCase: in responses they are accepted, and made lower case.
 func TestFingerprintsInUpperCase(t *testing.T) {
 	t.Parallel()
 	s := testkit.StartFake(t)
@@ -344,7 +343,7 @@ func (r *repeater) Read(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// element is the smallest that each list takes.
+// element is the smallest element that each list accepts.
 var element = map[string]string{
 	"Images.All": `{"fingerprint":"` + oneFingerprint + `"}`, "Images.Each": `{"fingerprint":"` + oneFingerprint + `"}`,
 	"Aliases.All": `{"name":"a","target":"` + oneFingerprint + `"}`, "Registries.All": `{"name":"a"}`, "Operations": `{"id":"a"}`,
@@ -372,7 +371,7 @@ func allocated(call func()) (total, kept int64) {
 	return total, int64(after.HeapAlloc) - int64(before.HeapAlloc)
 }
 
-// TestListsAreOfElements feeds 8 MiB of what is no element to the lists.
+// TestListsAreOfElements sends 8 MiB of something other than elements.
 func TestListsAreOfElements(t *testing.T) {
 	for name, list := range lists {
 		for _, element := range []string{`{}`, `null`} {
@@ -386,7 +385,7 @@ func TestListsAreOfElements(t *testing.T) {
 	}
 }
 
-// TestMemoryOfLists feeds 8 MiB of the smallest elements.
+// TestMemoryOfLists sends 8 MiB of the smallest elements.
 func TestMemoryOfLists(t *testing.T) {
 	const size = 8 << 20
 	for name, list := range lists {
@@ -413,14 +412,14 @@ func (c counted) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// heavy is an element that no list keeps anything of, and that counts for more
-// than 6 MiB: what is not known is skipped.
+// heavy is an element of which no list keeps anything, and that counts for more than
+// 6 MiB: unknown fields are skipped.
 func heavy(element string) string {
 	return strings.TrimSuffix(element, "}") + `,"unknown":[` + strings.Repeat("1,", 100_000) + `1]}`
 }
 
-// TestListsAreBounded: as a whole, unless nothing is kept of them, and in each
-// element.
+// TestListsAreBounded: the whole is limited, unless its elements are not kept, and so is
+// each element.
 func TestListsAreBounded(t *testing.T) {
 	for name, list := range lists {
 		_, err := list(t.Context(), clientOf(t, listOf(name, heavy(element[name]), 64<<20)))
@@ -438,7 +437,7 @@ func TestListsAreBounded(t *testing.T) {
 			require.ErrorIs(t, err, lxd.ErrTooLarge, name)
 		}
 	}
-	// The list that tells whether a prefix is ambiguous.
+	// The list that shows whether a prefix is ambiguous.
 	var read atomic.Int64
 	c := testkit.NewClient(t, "unix:///nowhere", &lxd.Options{Transport: func(http.RoundTripper) http.RoundTripper {
 		return roundTripper(func(req *http.Request) (*http.Response, error) {
@@ -459,8 +458,8 @@ func TestListsAreBounded(t *testing.T) {
 	require.Less(t, total, int64(1<<20))
 }
 
-// TestManyValuesInOneThing: small values in a response take far more memory than
-// bytes.
+// TestManyValuesInOneThing: small values in a response need far more memory than
+// their bytes.
 func TestManyValuesInOneThing(t *testing.T) {
 	for _, member := range []string{"aliases", "profiles", "metadata", "unknown"} {
 		value := map[string]string{"aliases": "{}", "profiles": `""`, "metadata": "[]", "unknown": "1"}[member]
@@ -473,8 +472,8 @@ func TestManyValuesInOneThing(t *testing.T) {
 	}
 }
 
-// TestBodyThatDoesNotEnd: an envelope that came whole is a success soon, however
-// long the body is kept open.
+// TestBodyThatDoesNotEnd: a complete envelope is a success soon, however long the
+// body is kept open.
 func TestBodyThatDoesNotEnd(t *testing.T) {
 	t.Parallel()
 	for _, length := range []string{"", "1000000"} {
@@ -508,8 +507,8 @@ func (b *tracked) Close() error {
 	return b.ReadCloser.Close()
 }
 
-// TestResponsesAreClosed: successes, refusals and what is not understood, and
-// the response to an upload that nobody waits for any more.
+// TestResponsesAreClosed: successes, errors, invalid responses, and the response to an
+// upload that nobody waits for any more.
 func TestResponsesAreClosed(t *testing.T) {
 	t.Parallel()
 	s := testkit.StartFake(t)
@@ -565,7 +564,7 @@ func TestResponsesAreClosed(t *testing.T) {
 	require.Eventually(t, func() bool { return seen.Load() == before+1 && open.Load() == 0 }, 5*time.Second, time.Millisecond)
 }
 
-// TestMetadataIsBounded feeds answers without an end, each of a shape that
+// TestMetadataIsBounded sends responses without an end, each of a shape that
 // decodes, and looks at the memory.
 func TestMetadataIsBounded(t *testing.T) {
 	var sent atomic.Int64

@@ -8,11 +8,11 @@ import (
 	"github.com/golxd/lxd/internal/retry"
 )
 
-// retrying runs attempt until it succeeds, fails for good, or the retry policy
-// ends. The pauses obey ctx.
+// retrying calls attempt until it succeeds, its error is not retryable, or the
+// retry timeout has passed. It returns when ctx ends, even in a pause.
 func (t *transport) retrying(ctx context.Context, req *request, attempt func() error) error {
 	retries := t.retry.Begin()
-	lost := false // the response of an attempt that the server may have seen
+	lost := false // the server may have acted on an attempt whose response was lost
 	for {
 		switch {
 		case ctx.Err() != nil:
@@ -20,7 +20,7 @@ func (t *transport) retrying(ctx context.Context, req *request, attempt func() e
 		case t.conns.isClosed():
 			return t.connectionError(ctx, req, errClosed)
 		}
-		err := attempt()
+		err := t.onMembers(req, attempt)
 		if lost && req.method == http.MethodDelete && errors.Is(err, ErrNotFound) {
 			return errDeletedBefore
 		}
@@ -35,12 +35,13 @@ func (t *transport) retrying(ctx context.Context, req *request, attempt func() e
 	}
 }
 
-// errDeletedBefore says that a repeated DELETE found nothing any more.
+// errDeletedBefore means that a repeated DELETE got a 404, as an earlier attempt
+// has deleted the thing.
 var errDeletedBefore = errors.New("deleted by an earlier attempt")
 
-// retryable says whether a request that failed with err may be sent again: it
-// can be, the failure is transient, and either the server has not acted on it or
-// acting twice does no harm.
+// retryable reports whether a request that failed with err may be sent again: the
+// body allows it, the failure is transient, and either the server has not acted on
+// the request or acting twice does no harm.
 func (r *request) retryable(err error) bool {
 	if r.noRetry || (r.body != nil && !r.body.replayable()) {
 		return false
@@ -59,20 +60,20 @@ func (r *request) retryable(err error) bool {
 	case http.MethodPost:
 		return r.repeatable
 	case http.MethodPut:
-		// With If-Match the second would fail because the first succeeded.
+		// With If-Match the second attempt would fail if the first succeeded.
 		return r.header.Get("If-Match") == ""
 	}
 	return false
 }
 
-// neverSent says whether the server cannot have seen the request.
+// neverSent reports whether the server cannot have received the request.
 func neverSent(err error) bool {
 	var dial *dialError
 	return errors.As(err, &dial)
 }
 
-// maybeSeen says whether the server may have done what a request asked for
-// although it failed with err, which is transient: the response was lost.
+// maybeSeen reports whether the server may have acted on a request that failed
+// with err: the error is transient, and the response was lost.
 func maybeSeen(err error) bool {
 	if !retry.Transient(err) {
 		return false

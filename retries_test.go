@@ -26,7 +26,7 @@ import (
 // retryCase is a server in a bubble that has one image, with a client of it.
 type retryCase struct {
 	*lxdtest.Server
-	ctx         context.Context //nolint:containedctx // of the calls; it ends what would go on for ever
+	ctx         context.Context //nolint:containedctx // of the calls; it ends what would never end
 	client      *lxd.Client
 	data        []byte
 	image       *lxd.Image
@@ -72,7 +72,7 @@ func (r *retryCase) leave(err error) {
 
 func (r *retryCase) comeBack() { r.unreachable.Store(nil) }
 
-// retryPaths are calls that meet a failure in each place that retries.
+// retryPaths are calls that fail in each place that retries.
 var retryPaths = []struct {
 	name            string
 	method, pattern string // of the request that fails
@@ -135,7 +135,7 @@ var retryPaths = []struct {
 	}},
 }
 
-// TestNegativeRetryTimeoutNeverRetries meets one failure that would pass.
+// TestNegativeRetryTimeoutNeverRetries has one transient failure.
 func TestNegativeRetryTimeoutNeverRetries(t *testing.T) {
 	t.Parallel()
 	for _, path := range retryPaths {
@@ -160,7 +160,7 @@ func TestNegativeRetryTimeoutNeverRetries(t *testing.T) {
 	}
 }
 
-// TestRetryTimeout has failures that stay: the last attempt is at the end of the
+// TestRetryTimeout has failures that persist: the last attempt is at the end of the
 // timeout.
 func TestRetryTimeout(t *testing.T) {
 	t.Parallel()
@@ -186,8 +186,8 @@ func TestRetryTimeout(t *testing.T) {
 	}
 }
 
-// TestRetryAfter is obeyed up to 10 minutes; beyond, the error is returned at
-// once.
+// TestRetryAfter: the header is observed up to 10 minutes; beyond, the error is returned
+// at once.
 func TestRetryAfter(t *testing.T) {
 	t.Parallel()
 	for _, path := range retryPaths {
@@ -224,8 +224,8 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
-// TestDaemonIsAwayFor20Seconds makes every call while the daemon restarts: its
-// socket is there without a listener, or is not there.
+// TestDaemonIsAwayFor20Seconds makes every call while the daemon restarts: its socket
+// exists without a listener, or does not exist.
 func TestDaemonIsAwayFor20Seconds(t *testing.T) {
 	t.Parallel()
 	for name, errno := range map[string]error{"refused": syscall.ECONNREFUSED, "no socket": syscall.ENOENT} {
@@ -247,7 +247,7 @@ func TestDaemonIsAwayFor20Seconds(t *testing.T) {
 	}
 }
 
-// TestMissingSocket is not waited for where there never was one.
+// TestMissingSocket: it is retried only if there was one before.
 func TestMissingSocket(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -267,7 +267,7 @@ func TestMissingSocket(t *testing.T) {
 	})
 }
 
-// TestWaitOutlastsTheRetryTimeout: a wait has a minute, whatever the options say.
+// TestWaitOutlastsTheRetryTimeout: a wait is retried for a minute, with any options.
 func TestWaitOutlastsTheRetryTimeout(t *testing.T) {
 	t.Parallel()
 	for away, survives := range map[time.Duration]bool{50 * time.Second: true, 70 * time.Second: false} {
@@ -321,8 +321,8 @@ func TestEventsReconnectForEver(t *testing.T) {
 	})
 }
 
-// TestGatewayErrors: 502 and 504 are responses that were lost, so that only what
-// may be repeated is.
+// TestGatewayErrors: 502 and 504 mean that the response was lost, so only repeatable
+// requests are retried.
 func TestGatewayErrors(t *testing.T) {
 	t.Parallel()
 	for _, status := range []int{http.StatusBadGateway, http.StatusGatewayTimeout} {
@@ -348,7 +348,7 @@ func TestGatewayErrors(t *testing.T) {
 	}
 }
 
-// TestSourceRetries has the retry rules of a URL that the client reads.
+// TestSourceRetries: the retry rules of a URL that the client reads.
 func TestSourceRetries(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -386,7 +386,7 @@ func TestSourceRetries(t *testing.T) {
 	}
 }
 
-// TestRetryAfterTooLong asks a server that wants to be asked again in an hour.
+// TestRetryAfterTooLong has a server with a Retry-After of an hour.
 func TestRetryAfterTooLong(t *testing.T) {
 	t.Parallel()
 	f := testkit.StartFake(t)
@@ -396,8 +396,9 @@ func TestRetryAfterTooLong(t *testing.T) {
 	require.Equal(t, 1, busy.Fired())
 }
 
-// TestRetryStartsAfresh: nothing of a response that was cut is left in the next.
-func TestRetryStartsAfresh(t *testing.T) {
+// TestRetryDiscardsThePartialResponse: nothing of a partial response remains in the
+// next one.
+func TestRetryDiscardsThePartialResponse(t *testing.T) {
 	t.Parallel()
 	start := `{"type":"sync","metadata":{"fingerprint":"` + oneFingerprint + `","properties":{`
 	bodies := []io.Reader{

@@ -30,7 +30,7 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// textsOf is all that an error tells, with each error that it wraps.
+// textsOf returns all texts of an error, and of each error that it wraps.
 func textsOf(err error) []string {
 	var texts []string
 	for todo := []error{err}; len(todo) > 0; todo = todo[1:] {
@@ -48,7 +48,7 @@ func textsOf(err error) []string {
 	return texts
 }
 
-// parrot stands before a server and tells whoever asks all that it was sent.
+// parrot is a proxy before a server that repeats all that it was sent in its responses.
 type parrot struct {
 	next  http.RoundTripper
 	squad *squad
@@ -58,7 +58,7 @@ type parrot struct {
 // squad are the parrots of one test.
 type squad struct {
 	mu      sync.Mutex
-	manner  string // how they tell it; "" for not
+	manner  string // how they repeat it; "" for not at all
 	who     string // which of them does
 	begun   map[string]string
 	ended   map[string]bool // the tokens whose end was refused once, and then is not
@@ -72,7 +72,7 @@ func (s *squad) set(who, manner string) {
 	s.who, s.manner = who, manner
 }
 
-// manners are the ways of a parrot to tell.
+// manners are the kinds of response in which a parrot repeats secrets.
 var manners = []string{"refusal", "forbidden", "operation", "wait", "page", "redirect", "broken"}
 
 func (p *parrot) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -90,7 +90,7 @@ func (p *parrot) RoundTrip(r *http.Request) (*http.Response, error) {
 		s.spoken++
 	}
 	s.mu.Unlock()
-	answer := func(status int, header, value, body string) (*http.Response, error) {
+	respond := func(status int, header, value, body string) (*http.Response, error) {
 		if r.Body != nil {
 			_ = r.Body.Close()
 		}
@@ -111,29 +111,29 @@ func (p *parrot) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	switch {
 	case mine && r.Method == http.MethodDelete:
-		return answer(400, "X-A", "b", failure(400, words+before))
+		return respond(400, "X-A", "b", failure(400, words+before))
 	case mine && manner == "wait" && strings.HasSuffix(r.URL.Path, "/wait"):
-		return answer(200, "X-A", "b", failure(500, words+before))
+		return respond(200, "X-A", "b", failure(500, words+before))
 	case mine:
-		return answer(200, "X-A", "b", `{"type":"sync","metadata":`+state(id, 400, words+before)+`}`)
+		return respond(200, "X-A", "b", `{"type":"sync","metadata":`+state(id, 400, words+before)+`}`)
 	case !speaks:
 		return p.next.RoundTrip(r)
 	}
 	switch manner {
 	case "forbidden":
-		return answer(403, "X-LXD-OIDC-issuer", "https://provider", failure(403, words))
+		return respond(403, "X-LXD-OIDC-issuer", "https://provider", failure(403, words))
 	case "operation", "wait":
 		if r.Method == http.MethodPost && r.URL.Path != "/1.0/certificates" && r.URL.Path != "/1.0/image-registries" {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			id := fmt.Sprintf("00000000-0000-0000-0000-%012d", len(s.begun))
 			s.begun[id] = words
-			return answer(202, "X-A", "b", `{"type":"async","operation":"/1.0/operations/`+id+`","metadata":`+state(id, 103, words)+`}`)
+			return respond(202, "X-A", "b", `{"type":"async","operation":"/1.0/operations/`+id+`","metadata":`+state(id, 103, words)+`}`)
 		}
 	case "page":
-		return answer(200, "Content-Type", "text/html; of="+url.QueryEscape(words), "<html>"+words)
+		return respond(200, "Content-Type", "text/html; of="+url.QueryEscape(words), "<html>"+words)
 	case "redirect":
-		return answer(307, "Location", "https://user:"+url.QueryEscape(words)+"@elsewhere.invalid/?words="+url.QueryEscape(words), "")
+		return respond(307, "Location", "https://user:"+url.QueryEscape(words)+"@elsewhere.invalid/?words="+url.QueryEscape(words), "")
 	case "broken":
 		if r.Body != nil {
 			_ = r.Body.Close()
@@ -141,7 +141,7 @@ func (p *parrot) RoundTrip(r *http.Request) (*http.Response, error) {
 		// As a round tripper of the caller's that asks somebody else.
 		return nil, &url.Error{Op: "Post", URL: "https://collector.invalid/?key=own-s3cr3t", Err: errors.New(words)}
 	}
-	return answer(400, "X-A", "b", failure(400, words))
+	return respond(400, "X-A", "b", failure(400, words))
 }
 
 // passes says what reaches the server whatever the parrot is like: it tells no
@@ -156,7 +156,7 @@ func passes(r *http.Request, body string) bool {
 	return r.Method == http.MethodGet && r.URL.Query().Get("secret") == "" && !strings.HasSuffix(r.URL.Path, "/export")
 }
 
-// words are all that a request holds, in the forms that a server may write it.
+// words returns all that a request contains, in the forms in which a server may write it.
 func (p *parrot) words(r *http.Request) (words, body string) {
 	parts := []string{strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")}
 	for _, values := range r.URL.Query() {
@@ -220,7 +220,7 @@ func (p *parrot) keep(secret string) {
 	p.squad.secrets = append(p.squad.secrets, secret)
 }
 
-// ear hears what is told.
+// ear collects what the client reports.
 type ear struct {
 	log     *recorder
 	texts   []string
@@ -231,7 +231,7 @@ func (e *ear) tell(texts ...string) { e.texts = append(e.texts, texts...) }
 
 func (e *ear) err(err error) { e.tell(textsOf(err)...) }
 
-// operation hears all that there is to an operation.
+// operation collects everything of an operation.
 func (e *ear) operation(t *testing.T, op *lxd.Operation) {
 	t.Helper()
 	if op == nil {
@@ -245,7 +245,7 @@ func (e *ear) operation(t *testing.T, op *lxd.Operation) {
 	e.tell(fmt.Sprintf("%+v", status), fmt.Sprintf("%+v", op.Status()))
 }
 
-// image hears what becomes of one.
+// image collects everything of an image.
 func (e *ear) image(t *testing.T, image *lxd.Image, err error) {
 	t.Helper()
 	e.err(err)
@@ -256,7 +256,7 @@ func (e *ear) image(t *testing.T, image *lxd.Image, err error) {
 	}
 }
 
-// check fails for each secret that was heard.
+// check fails for each secret that was reported.
 func (e *ear) check(t *testing.T) {
 	t.Helper()
 	require.NotEmpty(t, e.texts)
@@ -278,7 +278,7 @@ func (e *ear) logger() *slog.Logger {
 	return slog.New(slog.NewTextHandler(e.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
-// secretURL is a URL of which no secret must be told.
+// secretURL is a URL with secrets.
 func secretURL(t *testing.T, raw string) string {
 	t.Helper()
 	u, err := url.Parse(raw)
@@ -287,9 +287,9 @@ func secretURL(t *testing.T, raw string) string {
 	return u.String()
 }
 
-// TestServersTellSecrets has each server speak about each secret that it is
-// sent, in each of its ways to speak.
-func TestServersTellSecrets(t *testing.T) {
+// TestSecretsInResponses has each server repeat each secret that it is sent, in each
+// kind of response.
+func TestSecretsInResponses(t *testing.T) {
 	t.Parallel()
 	const bearer, password = "bearer-s3cr3t+/=", `password-s3cr3t "&%`
 	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60} {
@@ -350,7 +350,7 @@ func TestServersTellSecrets(t *testing.T) {
 								copied = &lxd.Copied{}
 							}
 							ear.image(t, copied.Image, err)
-							for _, attempt := range copied.NotTaken {
+							for _, attempt := range copied.Failed {
 								ear.err(attempt.Err)
 							}
 							if there, err := to.Images.Get(t.Context(), fingerprint); err == nil {
@@ -398,9 +398,9 @@ func TestServersTellSecrets(t *testing.T) {
 	}
 }
 
-// TestSourcesTellSecrets has the server that an image is fetched from speak, and
-// the daemon that fetches it.
-func TestSourcesTellSecrets(t *testing.T) {
+// TestSecretsInErrorsOfSources has the server from which an image is fetched repeat
+// secrets, and the daemon that fetches it.
+func TestSecretsInErrorsOfSources(t *testing.T) {
 	t.Parallel()
 	ear := newEar()
 	elsewhere := "http://elsewhere.invalid/?signature=s3cr3t"
@@ -490,11 +490,11 @@ func TestSourcesTellSecrets(t *testing.T) {
 	ear.check(t)
 }
 
-// TestProxiesTellSecrets has a proxy speak about its user.
-func TestProxiesTellSecrets(t *testing.T) {
+// TestSecretsInErrorsOfProxies has a proxy repeat its user name and password.
+func TestSecretsInErrorsOfProxies(t *testing.T) {
 	t.Parallel()
 	ear := newEar()
-	for _, answer := range []string{"HTTP/1.1 407 %s %s %s\r\n\r\n", "%s %s %s\r\n\r\n"} {
+	for _, response := range []string{"HTTP/1.1 407 %s %s %s\r\n\r\n", "%s %s %s\r\n\r\n"} {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		require.NoError(t, err)
 		var work sync.WaitGroup
@@ -509,7 +509,7 @@ func TestProxiesTellSecrets(t *testing.T) {
 					given := strings.TrimPrefix(r.Header.Get("Proxy-Authorization"), "Basic ")
 					plain, _ := base64.StdEncoding.DecodeString(given)
 					user, password, _ := strings.Cut(string(plain), ":")
-					_, _ = fmt.Fprintf(conn, answer, user, url.QueryEscape(password), given)
+					_, _ = fmt.Fprintf(conn, response, user, url.QueryEscape(password), given)
 				}
 				_ = conn.Close()
 			}
@@ -541,8 +541,8 @@ func TestProxiesTellSecrets(t *testing.T) {
 	ear.check(t)
 }
 
-// TestAddressesAreNotTold refuses addresses with secrets in them.
-func TestAddressesAreNotTold(t *testing.T) {
+// TestSecretsInAddresses: addresses with secrets are refused.
+func TestSecretsInAddresses(t *testing.T) {
 	t.Parallel()
 	ear := newEar()
 	addresses := []string{
@@ -576,9 +576,9 @@ func TestAddressesAreNotTold(t *testing.T) {
 	ear.check(t)
 }
 
-// TestEventsTellSecrets has the socket of the events tell the token: in a
-// refusal, and in its last words.
-func TestEventsTellSecrets(t *testing.T) {
+// TestSecretsInEventConnections has the event connection repeat the token: in an error
+// response, and in its close message.
+func TestSecretsInEventConnections(t *testing.T) {
 	t.Parallel()
 	ear := newEar()
 	for _, accepts := range []bool{false, true} {
@@ -631,9 +631,9 @@ func (r *recorder) String() string {
 	return r.text.String()
 }
 
-// TestSecretsAreNotTold drives what handles secrets, with and without failures,
+// TestSecretsAreHidden drives what handles secrets, with and without failures,
 // and looks for them in all errors and log records.
-func TestSecretsAreNotTold(t *testing.T) {
+func TestSecretsAreHidden(t *testing.T) {
 	t.Parallel()
 	const bearer = "bearer-s3cr3t"
 	const password = "password-s3cr3t"
@@ -707,10 +707,10 @@ func TestSecretsAreNotTold(t *testing.T) {
 	}
 }
 
-// TestEventsOfOperationsTellSecrets has events repeat what the request of an
-// operation held, the URL that its source announced, and what tokens and
-// connections are known by.
-func TestEventsOfOperationsTellSecrets(t *testing.T) {
+// TestSecretsInOperationEvents has events repeat what the request of an
+// operation contained, the URL in its source's headers, and the secrets of tokens and
+// connections.
+func TestSecretsInOperationEvents(t *testing.T) {
 	t.Parallel()
 	imported := make(chan string, 1)
 	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

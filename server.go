@@ -137,7 +137,9 @@ func (c *Client) addresses(s *Server) []string {
 		}
 	}
 	if !c.t.unix {
-		add(c.t.base)
+		for _, base := range c.t.members.bases {
+			add(base)
+		}
 	}
 	for _, a := range s.Addresses {
 		host, _, err := net.SplitHostPort(a)

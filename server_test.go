@@ -16,8 +16,8 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// TestExtensionsAreNotTold: what a server does not tell, it does not lack.
-func TestExtensionsAreNotTold(t *testing.T) {
+// TestServerThatHidesItsExtensions: an extension that a server hides is not missing.
+func TestServerThatHidesItsExtensions(t *testing.T) {
 	t.Parallel()
 	server := lxdtest.NewServer(&lxdtest.Options{Dialect: lxdtest.Incus70, TLS: true})
 	t.Cleanup(server.Close)
@@ -42,13 +42,13 @@ func TestExtensionsAreNotTold(t *testing.T) {
 		copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Wait: true})
 		require.NoError(t, err)
 		require.Equal(t, 1, cut.Fired())
-		require.Equal(t, lxd.CopyRelay, copied.Mode, "%v", copied.NotTaken)
-		require.ErrorIs(t, copied.NotTaken[1].Err, lxd.ErrUnsupported)
+		require.Equal(t, lxd.CopyRelay, copied.Mode, "%v", copied.Failed)
+		require.ErrorIs(t, copied.Failed[1].Err, lxd.ErrUnsupported)
 		require.Empty(t, target.Tokens())
 	}
 }
 
-// untold makes a server one that tells its family to nobody.
+// untold makes a server hide its family.
 type untold struct{ next http.RoundTripper }
 
 func (u untold) RoundTrip(r *http.Request) (*http.Response, error) {

@@ -25,12 +25,11 @@ func (e *PinError) Error() string {
 // Transient is false: the server will show the same certificate again.
 func (e *PinError) Transient() bool { return false }
 
-// tlsConfig returns the configuration for an https endpoint. seen receives the
-// certificate of the server, once it is accepted.
-func (o *Options) tlsConfig(host string, seen func(*x509.Certificate)) (*tls.Config, error) {
+// tlsConfig returns the configuration for an https endpoint, without the name of
+// the server. seen receives the certificate of the server, once it is accepted.
+func (o *Options) tlsConfig(seen func(*x509.Certificate)) (*tls.Config, error) {
 	config := &tls.Config{
 		MinVersion:         tls.VersionTLS12,
-		ServerName:         host,
 		RootCAs:            o.RootCAs,
 		ClientSessionCache: tls.NewLRUClientSessionCache(32),
 	}

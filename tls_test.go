@@ -16,7 +16,7 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// TestTLSVersions: 1.3 where the server has it, 1.2 at the least.
+// TestTLSVersions: 1.3 if the server supports it, and at least 1.2.
 func TestTLSVersions(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {

@@ -58,7 +58,7 @@ func (t *traffic) note(list *[]int, n int) {
 	*list = append(*list, n)
 }
 
-// take gives what was noted, and forgets it.
+// take returns what was recorded, and forgets it.
 func (t *traffic) take() (reads, writes []int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -78,7 +78,7 @@ func fileOf(t *testing.T, data []byte) *os.File {
 }
 
 // TestKernelSendsFiles sees that what is in files does not pass through user
-// space on its way to a unix socket, whatever else is asked for, and that what
+// space on its way to a unix socket, with all other options, and that what
 // is not a file does.
 func TestKernelSendsFiles(t *testing.T) {
 	t.Parallel()
@@ -230,7 +230,7 @@ func (g *gate) Write(b []byte) (int, error) {
 }
 
 // TestFileThatChangesWhileItIsSent stops an upload in the middle, changes the
-// file, and lets it go on.
+// file, and lets it continue.
 func TestFileThatChangesWhileItIsSent(t *testing.T) {
 	t.Parallel()
 	const size = 6 << 20
@@ -243,20 +243,20 @@ func TestFileThatChangesWhileItIsSent(t *testing.T) {
 					t.Cleanup(s.Close)
 					endpoint, opts := s.Endpoint(), &lxd.Options{}
 					stopped := make(chan struct{})
-					var goOn func()
+					var proceed func()
 					if overTLS {
 						endpoint = s.URL()
 						opts.ClientCertificate, opts.ClientKey = s.ClientCertificate()
 						opts.ServerCertificate = s.Certificate()
 						open := make(chan struct{})
-						goOn = sync.OnceFunc(func() { close(open) })
+						proceed = sync.OnceFunc(func() { close(open) })
 						opts.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
 							c, err := new(net.Dialer).DialContext(ctx, network, address)
 							return &gate{Conn: c, left: 1 << 20, reached: stopped, open: open}, err
 						}
 					} else {
 						stalled := s.Inject(lxdtest.StallRequest(1<<20).On("POST", "/1.0/images"))
-						goOn = stalled.Release
+						proceed = stalled.Release
 						go func() {
 							for stalled.Fired() == 0 {
 								time.Sleep(exportTick)
@@ -264,7 +264,7 @@ func TestFileThatChangesWhileItIsSent(t *testing.T) {
 							close(stopped)
 						}()
 					}
-					defer goOn()
+					defer proceed()
 					client := testkit.NewClient(t, endpoint, opts)
 					data := lxdtest.UnifiedImage(name, size)
 					metadata, rootfs := lxdtest.SplitImage(name, size)
@@ -284,7 +284,7 @@ func TestFileThatChangesWhileItIsSent(t *testing.T) {
 					}()
 					<-stopped
 					require.NoError(t, os.Truncate(f.Name(), int64(len(data))+change))
-					goOn()
+					proceed()
 					require.ErrorIs(t, <-ended, lxd.ErrBodyChanged)
 					require.Empty(t, s.Images())
 				})

@@ -17,13 +17,13 @@ import (
 )
 
 const (
-	// maxMetadata bounds the answer to a call that is about one thing, and one
-	// element of a list.
+	// maxMetadata is the limit in bytes for a response that is not a list, and
+	// for one element of a list.
 	maxMetadata = 16 << 20
-	// maxList bounds the answer to a call that lists, if its elements are kept.
+	// maxList is the limit in bytes for a list whose elements are kept.
 	maxList = 512 << 20
-	// valueCost is what the bounds count for each value beside its bytes, so
-	// that they bound memory: the smallest values take it, such as {} in an
+	// valueCost is added to both counts for each value, so that they limit
+	// memory: even the smallest values need that much, such as {} in an
 	// operation's metadata (16 bytes for an interface, 48 for a map) or in an
 	// image's aliases (64).
 	valueCost = 64
@@ -32,10 +32,10 @@ const (
 )
 
 // transport sends requests to one server. It is shared by all clients that
-// InProject derives.
+// InProject returns.
 type transport struct {
-	endpoint string // as given, without secrets
-	base     string // "http://unix" or "https://host:port"
+	endpoint string // as New received it, without secrets
+	members  *members
 	unix     bool
 	http     http.RoundTripper
 	pool     *http.Transport
@@ -43,19 +43,19 @@ type transport struct {
 	token    func(context.Context) (string, error)
 	agent    string
 	retry    retry.Policy
-	stall    time.Duration // Options.StallTimeout; not positive for none
+	stall    time.Duration // Options.StallTimeout; zero or negative for none
 	log      *slog.Logger
 	conns    *connections
 	tls      *tls.Config                      // nil for none
-	peer     atomic.Pointer[x509.Certificate] // that the server showed last
+	peer     atomic.Pointer[x509.Certificate] // of the server, from the last handshake
 	tokens   recentTokens
 	secrets  recentSecrets
 }
 
-// pinned returns a transport to the same server, with connections of its own,
-// that must all show the certificate of this fingerprint, beside what else is
-// asked of one. Closing t closes them; release closes them before.
-func (t *transport) pinned(fingerprint string) (pinned *transport, release func()) {
+// pinned returns a transport to the same server with its own connections. On
+// each, the server must present the certificate with this fingerprint, and pass
+// the usual checks. Closing t closes them too; closeIdle closes the idle ones.
+func (t *transport) pinned(fingerprint string) (pinned *transport, closeIdle func()) {
 	config := t.tls.Clone()
 	config.ClientSessionCache = nil
 	verify := config.VerifyConnection
@@ -66,7 +66,7 @@ func (t *transport) pinned(fingerprint string) (pinned *transport, release func(
 		return verify(state)
 	}
 	pinned = &transport{
-		endpoint: t.endpoint, base: t.base, token: t.token, agent: t.agent, retry: t.retry, stall: t.stall, log: t.log, conns: t.conns, tls: config,
+		endpoint: t.endpoint, members: t.members, token: t.token, agent: t.agent, retry: t.retry, stall: t.stall, log: t.log, conns: t.conns, tls: config,
 		pool: newPool(t.conns, config),
 	}
 	pinned.http = pinned.pool
@@ -76,29 +76,33 @@ func (t *transport) pinned(fingerprint string) (pinned *transport, release func(
 	return pinned, pinned.pool.CloseIdleConnections
 }
 
-// call sends one request and decodes the one envelope that comes back, the
-// metadata straight into metadata: a pointer, a list, or nil to ignore it.
-func (t *transport) call(ctx context.Context, req *request, metadata any) (*answer, error) {
-	var ans *answer
+// call sends one request and decodes the envelope of the response. It decodes
+// the metadata into metadata, which is a pointer, a *list, or nil to ignore it.
+func (t *transport) call(ctx context.Context, req *request, metadata any) (*response, error) {
+	var decoded *response
 	err := t.retrying(ctx, req, func() error {
 		res, err := t.send(ctx, req)
 		if err != nil {
 			return err
 		}
 		defer func() { _ = res.Body.Close() }()
-		ans, err = t.readAnswer(ctx, req, res, metadata)
+		decoded, err = t.readResponse(ctx, req, res, metadata)
 		return err
 	})
-	return ans, err
+	return decoded, err
 }
 
-// stream sends one request, without a retry, and returns the response with its
-// body unread. Only the statuses 200 and 206 are a success.
+// stream sends one request, without retries, and returns the response with its
+// body unread. A status other than 200 and 206 is an error.
 func (t *transport) stream(ctx context.Context, req *request) (*http.Response, error) {
 	if t.conns.isClosed() {
 		return nil, t.connectionError(ctx, req, errClosed)
 	}
-	res, err := t.send(ctx, req)
+	var res *http.Response
+	err := t.onMembers(req, func() (err error) {
+		res, err = t.send(ctx, req)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -106,16 +110,26 @@ func (t *transport) stream(ctx context.Context, req *request) (*http.Response, e
 		return res, nil
 	}
 	defer func() { _ = res.Body.Close() }()
-	_, err = t.readAnswer(ctx, req, res, nil)
+	_, err = t.readResponse(ctx, req, res, nil)
 	if err == nil {
 		err = t.badResponse(req, res, fmt.Errorf("an export with the status %d", res.StatusCode))
 	}
 	return nil, err
 }
 
-// send makes one attempt. Where the server is silent for Options.StallTimeout,
-// that breaks the connection.
+// send makes one attempt. If the server is silent for Options.StallTimeout, the
+// connection breaks.
 func (t *transport) send(ctx context.Context, req *request) (*http.Response, error) {
+	base, err := t.address(ctx)
+	if err != nil {
+		return nil, err
+	}
+	req.base = base
+	return t.sendTo(ctx, req)
+}
+
+// sendTo makes one attempt at the member of req.base.
+func (t *transport) sendTo(ctx context.Context, req *request) (*http.Response, error) {
 	watched, watch := stall.New(ctx, cmp.Or(req.silence, t.stall))
 	hreq, err := t.httpRequest(watched, req)
 	if err != nil {
@@ -129,9 +143,12 @@ func (t *transport) send(ctx context.Context, req *request) (*http.Response, err
 	if err != nil {
 		err = stall.Cause(watched, err)
 		watch.Close()
+		if ctx.Err() == nil {
+			t.members.leave(req.base)
+		}
 		if req.body != nil {
-			// It may still be read from, which must not go on once it is opened
-			// again.
+			// net/http may still be reading it, which must stop before it is
+			// opened again.
 			req.body.discard()
 			if cause := req.body.cause(); cause != nil && ctx.Err() == nil {
 				return nil, fmt.Errorf("read the image: %w", cause)
@@ -142,17 +159,20 @@ func (t *transport) send(ctx context.Context, req *request) (*http.Response, err
 		return nil, err
 	}
 	res.Body = stall.Body(watched, watch, res.Body)
+	if unavailable(res.StatusCode) && res.StatusCode != http.StatusTooManyRequests {
+		t.members.leave(req.base)
+	}
 	if req.body != nil && res.StatusCode >= http.StatusBadRequest {
-		// Refused, perhaps before it was read.
+		// The request was refused, perhaps before the body was read to its end.
 		req.body.discard()
 	}
 	t.log.DebugContext(ctx, "lxd request", "method", req.method, "path", req.path, "status", res.StatusCode, "duration", time.Since(started))
 	return res, nil
 }
 
-// httpRequest opens the body, and puts it with the headers into a request.
+// httpRequest builds the request for one attempt, and opens the body.
 func (t *transport) httpRequest(ctx context.Context, req *request) (*http.Request, error) {
-	target := t.base + req.path
+	target := req.base + req.path
 	if len(req.query) > 0 {
 		target += "?" + req.query.Encode()
 	}
@@ -176,21 +196,22 @@ func (t *transport) httpRequest(ctx context.Context, req *request) (*http.Reques
 	return hreq, req.body.open(ctx, hreq)
 }
 
-// bearer asks for the bearer token.
+// bearer returns the bearer token.
 func (t *transport) bearer(ctx context.Context) (string, error) {
 	token, err := t.token(ctx)
 	switch {
 	case err != nil:
 		return "", fmt.Errorf("get the bearer token: %w", redact.Error(err))
 	case token == "":
-		return "", invalid("Options.TokenSource", "gave an empty token")
+		return "", invalid("Options.TokenSource", "returned an empty token")
 	}
 	return token, nil
 }
 
-// roundTrip sends a request. net/http waits for a body's Read even when ctx has
-// ended, and the Read of a caller's pipe or network file may block for ever:
-// where that may be, it is left alone, and comes to its end with the reader.
+// roundTrip sends a request. net/http waits for a body's Read even after the
+// context has ended, and the Read of a caller's pipe or network file may block
+// for ever. If mayBlock is set, roundTrip does not wait for that: the exchange
+// ends in the background, when the Read returns.
 func (t *transport) roundTrip(req *http.Request, mayBlock bool) (*http.Response, error) {
 	if !mayBlock {
 		return t.http.RoundTrip(req)
@@ -209,7 +230,7 @@ func (t *transport) roundTrip(req *http.Request, mayBlock bool) (*http.Response,
 		return r.res, r.err
 	case <-req.Context().Done():
 	}
-	// Most often it ends by itself, and leaves nothing to tidy up.
+	// It usually ends at once, and nothing is left in the background.
 	grace := time.NewTimer(blockedGrace)
 	defer grace.Stop()
 	select {

@@ -96,7 +96,7 @@ func TestTokenSourceThatFails(t *testing.T) {
 	require.Empty(t, server.Requests())
 }
 
-// TestTokenStaysWithItsServer answers with a redirect to a server that looks
+// TestTokenStaysWithItsServer responds with a redirect to a server that looks
 // out for tokens.
 func TestTokenStaysWithItsServer(t *testing.T) {
 	t.Parallel()

@@ -228,8 +228,8 @@ func (c *Client) Trust(ctx context.Context, token string) error {
 		problem = "the token expired at " + t.ExpiresAt.Format(time.RFC3339)
 	}
 	// The certificate of earlier connections says nothing about the next one.
-	pinned, release := c.t.pinned(t.Fingerprint)
-	defer release()
+	pinned, closeIdle := c.t.pinned(t.Fingerprint)
+	defer closeIdle()
 	err = c.join(ctx, pinned, post, &TrustError{Expires: t.ExpiresAt, Problem: problem})
 	var pin *PinError
 	if errors.As(err, &pin) {

@@ -66,7 +66,7 @@ func TestJoinTrustsTheServerOfTheToken(t *testing.T) {
 			require.True(t, info.Trusted)
 			testkit.Upload(t, client, nil)
 
-			t.Run("an own token again", func(t *testing.T) {
+			t.Run("its own token again", func(t *testing.T) {
 				// The server trusts the certificate: the token is not needed.
 				again, err := lxd.Join(t.Context(), token, opts)
 				require.NoError(t, err)
@@ -99,7 +99,7 @@ func TestJoinRefusesAnotherServer(t *testing.T) {
 		require.NotContains(t, r.Path, "certificates")
 	}
 
-	// A client that was told to trust the other one keeps the token, too.
+	// A client that trusts the other server does not send it the token either.
 	opts := testkit.Joiner(t)
 	opts.ServerCertificate = other.Certificate()
 	client := testkit.NewClient(t, other.URL(), opts)
@@ -117,7 +117,7 @@ func TestJoinRefusesAnotherServer(t *testing.T) {
 	testkit.ErrOf[*lxd.PinError](t, err)
 }
 
-func TestTrustTellsAnExpiredToken(t *testing.T) {
+func TestTrustWithAnExpiredToken(t *testing.T) {
 	t.Parallel()
 	server := lxdtest.NewServer(&lxdtest.Options{TLS: true, Dialect: lxdtest.Incus60})
 	defer server.Close()
@@ -132,7 +132,7 @@ func TestTrustTellsAnExpiredToken(t *testing.T) {
 	require.Equal(t, 403, testkit.ErrOf[*lxd.Error](t, err).StatusCode)
 }
 
-func TestTrustWithALostAnswer(t *testing.T) {
+func TestTrustWithALostResponse(t *testing.T) {
 	t.Parallel()
 	server := lxdtest.NewServer(&lxdtest.Options{TLS: true})
 	defer server.Close()

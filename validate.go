@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// holdFingerprint checks that a fingerprint in a response is a full SHA-256.
-func holdFingerprint(fingerprint string) error {
+// checkServerFingerprint checks that a fingerprint in a response is a full SHA-256.
+func checkServerFingerprint(fingerprint string) error {
 	if checkFullFingerprint("", fingerprint) != nil {
 		return fmt.Errorf("its fingerprint is %.80q, not a SHA-256", fingerprint)
 	}

@@ -1,6 +1,7 @@
 package testdaemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,21 +44,25 @@ type Options struct {
 	// Timeout is the longest time from the daemon's start to its first
 	// response. The default is 60 seconds.
 	Timeout time.Duration
+
+	host string // that it listens on; 127.0.0.1 if empty
 }
 
 // Daemon is a daemon. Its fields do not change, even by a restart.
 type Daemon struct {
-	Family Family
-	Dir    string // LXD_DIR or INCUS_DIR of the daemon
-	Socket string // path of its unix socket
-	URL    string // https address, without a path
+	Family  Family
+	Version string // that the daemon reports, such as "5.0.2"
+	Binary  string // its executable; empty if that is not known
+	Dir     string // LXD_DIR or INCUS_DIR of the daemon
+	Socket  string // path of its unix socket
+	URL     string // https address, without a path
 
 	ServerCertificate []byte // PEM
 	ClientCertificate []byte // PEM, trusted by the daemon
 	ClientKey         []byte // PEM
-	TrustPassword     string // empty for Incus, which has no passwords
+	TrustPassword     string // empty where there are none: Incus, LXD 6
 
-	binary  string
+	host    string
 	timeout time.Duration
 	client  *http.Client
 
@@ -86,7 +91,7 @@ func Start(ctx context.Context, family Family, opts *Options) (*Daemon, error) {
 		return nil, err
 	}
 	d := newDaemon(family, dir)
-	d.binary, d.timeout, d.owned = binary, o.Timeout, true
+	d.Binary, d.host, d.timeout, d.owned = binary, cmp.Or(o.host, "127.0.0.1"), o.Timeout, true
 	if err := d.setUp(ctx); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
@@ -126,8 +131,16 @@ func (d *Daemon) Close() error {
 	return killErr
 }
 
-// String returns the family and directory of the daemon.
-func (d *Daemon) String() string { return string(d.Family) + " in " + d.Dir }
+// Name returns the family and version, such as "LXD 5.0.2".
+func (d *Daemon) Name() string {
+	if d.Family == LXD {
+		return "LXD " + d.Version
+	}
+	return "Incus " + d.Version
+}
+
+// String returns the family, version and directory of the daemon.
+func (d *Daemon) String() string { return d.Name() + " in " + d.Dir }
 
 func newDaemon(family Family, dir string) *Daemon {
 	d := &Daemon{Family: family, Dir: dir, Socket: filepath.Join(dir, "unix.socket")}

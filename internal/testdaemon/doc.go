@@ -13,10 +13,12 @@
 //
 //	unix.socket      the daemon's socket
 //	test-url         its https URL, such as https://127.0.0.1:23456
+//	test-version     the version that it reports, such as 5.0.2
 //	test-server.crt  its certificate, PEM
 //	test-client.crt  a client certificate that it trusts, PEM
 //	test-client.key  the key of that certificate, PEM
-//	test-password    its trust password (LXD only)
+//	test-password    its trust password (LXD before 6 only)
+//	test-binary      its executable (optional; for tests that start daemons of the same kind)
 //	test-daemon.log  its log
 //
 // The package uses only net/http, so that it does not share bugs with the client

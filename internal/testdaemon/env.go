@@ -19,10 +19,12 @@ const (
 // The files that Start creates in a daemon's directory.
 const (
 	urlName         = "test-url"
+	versionName     = "test-version"
 	serverCertName  = "test-server.crt"
 	clientCertName  = "test-client.crt"
 	clientKeyName   = "test-client.key"
 	passwordName    = "test-password"
+	binaryName      = "test-binary"
 	listSeparator   = ","
 	privateFileMode = 0o600
 )
@@ -71,16 +73,18 @@ func openAll(family Family, list string) ([]*Daemon, error) {
 // open returns the daemon in a directory from the files that writeFiles wrote.
 func open(family Family, dir string) (*Daemon, error) {
 	d := newDaemon(family, dir)
-	var url, password []byte
+	var url, version, password, binary []byte
 	for name, dst := range map[string]*[]byte{
 		urlName:        &url,
+		versionName:    &version,
 		serverCertName: &d.ServerCertificate,
 		clientCertName: &d.ClientCertificate,
 		clientKeyName:  &d.ClientKey,
 		passwordName:   &password,
+		binaryName:     &binary,
 	} {
 		data, err := os.ReadFile(filepath.Join(dir, name))
-		if name == passwordName && errors.Is(err, fs.ErrNotExist) {
+		if (name == passwordName || name == binaryName) && errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
@@ -90,15 +94,21 @@ func open(family Family, dir string) (*Daemon, error) {
 	}
 	d.URL = strings.TrimSpace(string(url))
 	d.TrustPassword = strings.TrimSpace(string(password))
+	d.Version = strings.TrimSpace(string(version))
+	d.Binary = strings.TrimSpace(string(binary))
 	return d, nil
 }
 
 func (d *Daemon) writeFiles() error {
 	files := map[string][]byte{
 		urlName:        []byte(d.URL + "\n"),
+		versionName:    []byte(d.Version + "\n"),
 		serverCertName: d.ServerCertificate,
 		clientCertName: d.ClientCertificate,
 		clientKeyName:  d.ClientKey,
+	}
+	if d.Binary != "" {
+		files[binaryName] = []byte(d.Binary + "\n")
 	}
 	if d.TrustPassword != "" {
 		files[passwordName] = []byte(d.TrustPassword + "\n")

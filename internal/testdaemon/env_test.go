@@ -33,6 +33,7 @@ func TestFromEnv(t *testing.T) {
 		require.Equal(t, want.Family, got.Family)
 		require.Equal(t, want.Dir, got.Dir)
 		require.Equal(t, want.URL, got.URL)
+		require.Equal(t, want.Version, got.Version)
 		require.Equal(t, want.ServerCertificate, got.ServerCertificate)
 		require.Equal(t, want.ClientCertificate, got.ClientCertificate)
 		require.Equal(t, want.ClientKey, got.ClientKey)
@@ -65,7 +66,7 @@ func writeTestDir(t *testing.T, family Family) *Daemon {
 	t.Helper()
 	d := newDaemon(family, t.TempDir())
 	var err error
-	d.URL = "https://127.0.0.1:1234"
+	d.URL, d.Version = "https://127.0.0.1:1234", "5.0.2"
 	d.ServerCertificate, _, err = newClientPair()
 	require.NoError(t, err)
 	d.ClientCertificate, d.ClientKey, err = newClientPair()

@@ -107,7 +107,7 @@ func (f *fakeDaemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "GET /1.0":
 		f.respond(w, map[string]any{
 			"config":      f.config,
-			"environment": map[string]any{"certificate": f.pem},
+			"environment": map[string]any{"certificate": f.pem, "server_version": "5.0.2"},
 		})
 	case "PATCH /1.0":
 		var body struct {

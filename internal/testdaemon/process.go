@@ -44,7 +44,7 @@ func findBinary(family Family, given string) (string, error) {
 // command returns the command that starts the daemon.
 func (d *Daemon) command(log io.Writer) *exec.Cmd {
 	//nolint:noctx // The daemon outlives the context of its start.
-	cmd := exec.Command(d.binary, "--group", "root", "--logfile", filepath.Join(d.Dir, logName))
+	cmd := exec.Command(d.Binary, "--group", "root", "--logfile", filepath.Join(d.Dir, logName))
 	cmd.Env = d.environ(os.Environ())
 	cmd.Dir = d.Dir
 	cmd.Stdout, cmd.Stderr = log, log
@@ -80,7 +80,7 @@ func (d *Daemon) start(ctx context.Context) error {
 	defer log.Close()
 	process, err := startProcess(d.command(log))
 	if err != nil {
-		return fmt.Errorf("testdaemon: start %s: %w", d.binary, err)
+		return fmt.Errorf("testdaemon: start %s: %w", d.Binary, err)
 	}
 	d.process = process
 	ctx, cancel := context.WithTimeout(ctx, d.timeout)

@@ -16,6 +16,7 @@ import (
 	"math/big"
 	mathrand "math/rand/v2"
 	"net"
+	"net/http"
 	"strconv"
 	"time"
 )
@@ -31,17 +32,14 @@ func (d *Daemon) setUp(ctx context.Context) error {
 	if err := d.listenTLS(ctx); err != nil {
 		return err
 	}
-	if err := d.readServerCertificate(ctx); err != nil {
+	if err := d.readServer(ctx); err != nil {
 		return err
 	}
 	if err := d.trustClient(ctx); err != nil {
 		return err
 	}
-	if d.Family == LXD {
-		d.TrustPassword = rand.Text()
-		if err := d.SetConfig(ctx, map[string]string{"core.trust_password": d.TrustPassword}); err != nil {
-			return err
-		}
+	if err := d.setTrustPassword(ctx); err != nil {
+		return err
 	}
 	ready, cancel := context.WithTimeout(ctx, d.timeout)
 	defer cancel()
@@ -62,7 +60,7 @@ func (d *Daemon) listenTLS(ctx context.Context) error {
 	var err error
 	for range 5 {
 		var address string
-		if address, err = freeAddress(ctx); err != nil {
+		if address, err = freeAddress(ctx, d.host); err != nil {
 			return err
 		}
 		if err = d.SetConfig(ctx, map[string]string{"core.https_address": address}); err == nil {
@@ -76,12 +74,12 @@ func (d *Daemon) listenTLS(ctx context.Context) error {
 // freeAddress returns an address whose port is below the range that the kernel
 // uses for outgoing connections, so that it is still free when a daemon
 // restarts.
-func freeAddress(ctx context.Context) (string, error) {
+func freeAddress(ctx context.Context, host string) (string, error) {
 	const lowest, highest = 12000, 32000
 	var listen net.ListenConfig
 	var err error
 	for range 100 {
-		address := net.JoinHostPort("127.0.0.1", strconv.Itoa(lowest+mathrand.IntN(highest-lowest)))
+		address := net.JoinHostPort(host, strconv.Itoa(lowest+mathrand.IntN(highest-lowest)))
 		var listener net.Listener
 		if listener, err = listen.Listen(ctx, "tcp", address); err != nil {
 			continue
@@ -93,19 +91,40 @@ func freeAddress(ctx context.Context) (string, error) {
 	return "", fmt.Errorf("testdaemon: no free port: %w", err)
 }
 
-func (d *Daemon) readServerCertificate(ctx context.Context) error {
+// readServer reads the daemon's certificate and version.
+func (d *Daemon) readServer(ctx context.Context) error {
 	var info struct {
 		Environment struct {
 			Certificate string `json:"certificate"`
+			Version     string `json:"server_version"`
 		} `json:"environment"`
 	}
 	if err := d.Do(ctx, "GET", "/1.0", nil, &info); err != nil {
 		return err
 	}
-	if info.Environment.Certificate == "" {
-		return errors.New("testdaemon: the daemon does not report its certificate")
+	if info.Environment.Certificate == "" || info.Environment.Version == "" {
+		return errors.New("testdaemon: the daemon does not report its certificate and version")
 	}
-	d.ServerCertificate = []byte(info.Environment.Certificate)
+	d.ServerCertificate, d.Version = []byte(info.Environment.Certificate), info.Environment.Version
+	return nil
+}
+
+// setTrustPassword sets one on an LXD that has the setting: LXD 6 refuses it with
+// 400.
+func (d *Daemon) setTrustPassword(ctx context.Context) error {
+	if d.Family != LXD {
+		return nil
+	}
+	password := rand.Text()
+	err := d.SetConfig(ctx, map[string]string{"core.trust_password": password})
+	var refusal *Error
+	switch {
+	case errors.As(err, &refusal) && refusal.Code == http.StatusBadRequest:
+		return nil
+	case err != nil:
+		return err
+	}
+	d.TrustPassword = password
 	return nil
 }
 

@@ -46,7 +46,7 @@ func NewKeyPair(t *testing.T, opts *lxd.KeyPairOptions) (cert, key []byte) {
 	return cert, key
 }
 
-// Joiner is the options of a client that no server knows yet.
+// Joiner returns the options of a client that no server trusts yet.
 func Joiner(t *testing.T) *lxd.Options {
 	t.Helper()
 	cert, key := NewKeyPair(t, nil)

@@ -86,7 +86,7 @@ func CopySource(t *testing.T, c *lxd.Client, split bool) *lxd.Image {
 	return image
 }
 
-// RequireCopy fails where a copy, or what its server says of it, is not like the image.
+// RequireCopy fails if a copy, or its state on the server, differs from the image.
 func RequireCopy(t *testing.T, image *lxd.Image, copied *lxd.Copied) {
 	t.Helper()
 	read, err := copied.Client().Images.Get(t.Context(), image.Fingerprint)
@@ -110,7 +110,7 @@ func RequireCopy(t *testing.T, image *lxd.Image, copied *lxd.Copied) {
 // ExportPattern is the path of an export, for lxdtest.Fault.On.
 const ExportPattern = "/1.0/images/*/export"
 
-// RequireExported fails unless the directory holds exactly these files of the
+// RequireExported fails unless the directory contains exactly these files of the
 // image.
 func RequireExported(t *testing.T, dir string, files *lxd.ExportedFiles, want ...[]byte) {
 	t.Helper()

@@ -88,7 +88,7 @@ func leftBehind(temp string, before []string) []string {
 	return leaked
 }
 
-// goroutines gives the stacks of those that no test should leave.
+// goroutines returns the stacks of those that no test should leave.
 func goroutines() []string {
 	buffer := make([]byte, 4<<20)
 	buffer = buffer[:runtime.Stack(buffer, true)]

@@ -2,6 +2,7 @@ package testkit
 
 import (
 	"context"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -38,19 +39,17 @@ func Subjects(t *testing.T) []*Subject {
 	}
 	lxds, incuses, err := testdaemon.FromEnv()
 	require.NoError(t, err)
-	for _, daemons := range [][]*testdaemon.Daemon{lxds, incuses} {
-		if len(daemons) == 0 {
-			continue
+	var names []string // in their order
+	byName := map[string][]*Subject{}
+	for _, d := range slices.Concat(lxds, incuses) {
+		if len(byName[d.Name()]) == 0 {
+			names = append(names, d.Name())
 		}
-		require.Len(t, daemons, 2, "the suite copies between two daemons of a kind")
-		pair := [2]*Subject{}
-		for n, d := range daemons {
-			name := "LXD 5.0.2"
-			if d.Family == testdaemon.Incus {
-				name = "Incus 6.0.4"
-			}
-			pair[n] = &Subject{Column: name, Family: lxd.Family(d.Family), Real: d}
-		}
+		byName[d.Name()] = append(byName[d.Name()], &Subject{Column: d.Name(), Family: lxd.Family(d.Family), Real: d})
+	}
+	for _, name := range names {
+		pair := byName[name]
+		require.Len(t, pair, 2, "%s: the suite copies between two daemons of one kind and version", name)
 		pair[0].Twin, pair[1].Twin = pair[1], pair[0]
 		subjects = append(subjects, pair[0])
 	}
@@ -133,7 +132,7 @@ func (s *Subject) AddInstance(t *testing.T) string {
 	return name
 }
 
-// RequireNoTokens fails where a token is left on a daemon.
+// RequireNoTokens fails if a token remains on a daemon.
 func RequireNoTokens(t *testing.T, s *Subject) {
 	t.Helper()
 	operations, err := s.Client(t).Operations(context.Background())

@@ -14,13 +14,13 @@ import (
 	"github.com/golxd/lxd/internal/testkit"
 )
 
-// command runs lxc or incus with a configuration folder of its own.
-func command(t *testing.T, folder string, args ...string) {
+// command runs lxc or incus with its own configuration directory.
+func command(t *testing.T, dir string, args ...string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	cmd.Env = append(os.Environ(), "LXD_CONF="+folder, "INCUS_CONF="+folder)
+	cmd.Env = append(os.Environ(), "LXD_CONF="+dir, "INCUS_CONF="+dir)
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s", out)
 }
@@ -48,21 +48,21 @@ func TestRealRemotes(t *testing.T) {
 	for family, daemons := range realDaemons(t) {
 		t.Run(string(family), func(t *testing.T) {
 			t.Parallel()
-			ctx, folder := t.Context(), t.TempDir()
+			ctx, dir := t.Context(), t.TempDir()
 			names := []string{"one", "two"}
 			require.GreaterOrEqual(t, len(daemons), len(names))
 			for n, name := range names {
 				if family == lxd.LXD {
-					command(t, folder, "lxc", "remote", "add", name, daemons[n].URL, "--accept-certificate", "--password="+daemons[n].TrustPassword)
+					command(t, dir, "lxc", "remote", "add", name, daemons[n].URL, "--accept-certificate", "--password="+daemons[n].TrustPassword)
 					continue
 				}
 				token, err := daemons[n].JoinToken(ctx, testkit.Unique("remote"))
 				require.NoError(t, err)
-				command(t, folder, "incus", "remote", "add", name, token)
+				command(t, dir, "incus", "remote", "add", name, token)
 			}
-			options := lxd.Options{Family: family, ConfigDir: folder}
-			before := testkit.Tree(t, folder)
-			remotes, err := lxd.Remotes(&lxd.RemotesOptions{Family: family, ConfigDir: folder})
+			options := lxd.Options{Family: family, ConfigDir: dir}
+			before := testkit.Tree(t, dir)
+			remotes, err := lxd.Remotes(&lxd.RemotesOptions{Family: family, ConfigDir: dir})
 			require.NoError(t, err)
 			require.Subset(t, testkit.RemoteNames(remotes), []string{"images", "local", "one", "two"})
 			clients := make([]*lxd.Client, len(names))
@@ -81,7 +81,7 @@ func TestRealRemotes(t *testing.T) {
 			images, err := clients[1].Images.All(ctx, nil)
 			require.NoError(t, err)
 			require.NotEmpty(t, images)
-			require.Equal(t, before, testkit.Tree(t, folder))
+			require.Equal(t, before, testkit.Tree(t, dir))
 		})
 	}
 }

@@ -104,7 +104,7 @@ func testCreateUnified(t *testing.T, s *subject) {
 	require.WithinDuration(t, time.Now(), image.UploadedAt, time.Minute)
 	require.Equal(t, 2024, image.CreatedAt.UTC().Year())
 
-	// A reader that tells no length, and one whose length is told.
+	// A reader of unknown length, and one with CreateOptions.Size.
 	for _, size := range []int64{0, int64(len(data))} {
 		require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
 		image, err = c.Images.Create(t.Context(), testkit.OneShotReader{Reader: bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true, Size: size})
@@ -579,7 +579,7 @@ func testExportTo(t *testing.T, s *subject) {
 	require.NoError(t, err)
 	require.Len(t, entries, 3, "nothing else is left")
 
-	// Over several connections, where the content has parts.
+	// Over several connections, if the content has parts.
 	dir = t.TempDir()
 	files, err := image.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Connections: 3})
 	require.NoError(t, err)
@@ -917,7 +917,7 @@ func testCopyAuto(t *testing.T, s *subject) {
 	require.NoError(t, err)
 	testkit.DeleteAfter(t, copied.Image)
 	require.Equal(t, lxd.CopyPull, copied.Mode)
-	require.Empty(t, copied.NotTaken)
+	require.Empty(t, copied.Failed)
 	testkit.RequireCopy(t, image, copied)
 }
 

@@ -90,7 +90,7 @@ func exportAll(ctx context.Context, c *faultCase) error {
 			err = export.Next()
 		}
 	}
-	if err != io.EOF { //nolint:errorlint // Next must give io.EOF itself
+	if err != io.EOF { //nolint:errorlint // Next must return io.EOF itself
 		return err
 	}
 	require.Equal(c.t, c.fingerprint, lxdtest.Fingerprint(got.Bytes()))
@@ -250,13 +250,13 @@ func (s *memorySource) dial(ctx context.Context, _, _ string) (net.Conn, error) 
 // fault is a row of the fault table.
 type fault struct {
 	name string
-	// of makes the fault for a transfer; ok is false where it has no meaning.
+	// of makes the fault for a transfer; ok is false if it does not apply.
 	of func(*transfer) (f lxdtest.Fault, ok bool)
 	// heal is when a lasting fault ends, 0 for never.
 	heal time.Duration
 	// late injects it once the event socket is open.
 	late bool
-	// cancel has the caller give up after two seconds.
+	// cancel has the caller cancel after two seconds.
 	cancel bool
 	wants  map[string]string // outcomes by transfer; "" is for the others
 }
@@ -279,9 +279,9 @@ func only(which func(*transfer) bool, of func(*transfer) (lxdtest.Fault, bool)) 
 	}
 }
 
-func sends(t *transfer) bool    { return t.sends }
-func exports(t *transfer) bool  { return t.pattern == testkit.ExportPattern }
-func answered(t *transfer) bool { return t.name != "events" }
+func sends(t *transfer) bool       { return t.sends }
+func exports(t *transfer) bool     { return t.pattern == testkit.ExportPattern }
+func hasResponse(t *transfer) bool { return t.name != "events" }
 func works(t *transfer) bool {
 	return t.sends || t.name == "URL import" || t.name == "wait"
 }
@@ -291,8 +291,8 @@ func splitExport(t *transfer) bool   { return exports(t) && t.split }
 // hearsEvents are the transfers that listen.
 func hearsEvents(t *transfer) bool { return t.name == "events" || t.name == "URL import" }
 
-// inAnswer is where a fault of the answer's body strikes.
-func inAnswer(f func(int64) lxdtest.Fault, times int) func(*transfer) (lxdtest.Fault, bool) {
+// inResponse selects the offset of a fault in the response's body.
+func inResponse(f func(int64) lxdtest.Fault, times int) func(*transfer) (lxdtest.Fault, bool) {
 	return func(t *transfer) (lxdtest.Fault, bool) {
 		at := int64(100)
 		if exports(t) {
@@ -322,7 +322,7 @@ const (
 func outcomeOf(c *faultCase, tr *transfer, err error) string {
 	var fingerprint *lxd.FingerprintError
 	var operation *lxd.OperationError
-	var answer *lxd.Error
+	var refused *lxd.Error
 	switch {
 	case err == nil:
 		requests, ranges := 0, 0
@@ -355,7 +355,7 @@ func outcomeOf(c *faultCase, tr *transfer, err error) string {
 		return failed
 	case errors.Is(err, lxd.ErrUnavailable):
 		return away
-	case errors.As(err, &answer):
+	case errors.As(err, &refused):
 		return refusal
 	}
 	return unexpected
@@ -368,7 +368,7 @@ func (c *faultCase) struck(tr *transfer) *lxdtest.Server {
 	return c.from
 }
 
-// matchesPath holds a path against a pattern in which * is one segment.
+// matchesPath reports whether a path matches a pattern in which * is one segment.
 func matchesPath(pattern, path string) bool {
 	want, got := strings.Split(pattern, "/"), strings.Split(path, "/")
 	if len(want) != len(got) {
@@ -423,7 +423,7 @@ func (c *faultCase) close() {
 	require.NoError(c.t, c.source.Server.Close()) // closes the source too
 }
 
-// runFault plays one cell and gives its outcome.
+// runFault plays one cell and returns its outcome.
 func runFault(t *testing.T, tr *transfer, f *fault, injection lxdtest.Fault) string {
 	c := newFaultCase(t, tr)
 	defer c.close()
@@ -500,7 +500,7 @@ func (c *faultCase) requireSettled(tr *transfer, f *fault, err error) {
 		require.Equal(c.t, c.fingerprint, lxdtest.Fingerprint(files...))
 	}
 	for _, image := range images {
-		// Whatever the client was told, what is there is whole.
+		// Whatever the client returned, what exists is complete.
 		require.Equal(c.t, c.fingerprint, image.Fingerprint, "an image that nobody sent")
 	}
 	if tr.oneShot {
@@ -515,7 +515,7 @@ func (c *faultCase) requireSettled(tr *transfer, f *fault, err error) {
 }
 
 // TestFaults plays every fault that lxdtest has against every transfer, and
-// holds the outcomes against the table and its document.
+// compares the outcomes with the table and its document.
 func TestFaults(t *testing.T) {
 	outcomes := make(map[[2]string]string)
 	for _, f := range faults {
@@ -551,14 +551,14 @@ func TestFaults(t *testing.T) {
 }
 
 // TestContextEndsAPause ends the context while a call waits to try again after
-// a fault that stays: the error tells of the context and its cause.
+// a fault that persists: the error wraps the context's error and its cause.
 func TestContextEndsAPause(t *testing.T) {
 	const limit = time.Millisecond // no pause is as short, and all else takes no time in a bubble
 	for _, f := range []fault{
 		{name: "503", of: aimed(lxdtest.Unavailable(), 0)},
 		{name: "429", of: aimed(lxdtest.TooManyRequests(faultPause), 0)},
 		{name: "reset before headers", of: aimed(lxdtest.Reset(), 0)},
-		{name: "reset within the answer", of: only(answered, inAnswer(lxdtest.CutResponse, 0))},
+		{name: "reset within the response", of: only(hasResponse, inResponse(lxdtest.CutResponse, 0))},
 		{name: "reset within the upload", of: only(sends, aimed(lxdtest.CutRequest(faultAt), 0))},
 	} {
 		for _, tr := range transfers {
@@ -587,14 +587,14 @@ func TestContextEndsAPause(t *testing.T) {
 	}
 }
 
-// TestContextEndsAStall has the caller give up two seconds after the server has
+// TestContextEndsAStall has the caller cancel two seconds after the server has
 // fallen silent, in every phase of each transfer.
 func TestContextEndsAStall(t *testing.T) {
 	for _, f := range []fault{
 		{name: "stall before headers", of: aimed(lxdtest.StallHeaders(), 0), cancel: true},
-		{name: "stall within the answer", of: only(answered, inAnswer(lxdtest.StallResponse, 0)), cancel: true},
+		{name: "stall within the response", of: only(hasResponse, inResponse(lxdtest.StallResponse, 0)), cancel: true},
 		{name: "stall within the upload", of: only(sends, aimed(lxdtest.StallRequest(faultAt), 0)), cancel: true},
-		{name: "half-open", of: only(answered, inAnswer(lxdtest.HalfOpen, 0)), cancel: true},
+		{name: "half-open", of: only(hasResponse, inResponse(lxdtest.HalfOpen, 0)), cancel: true},
 	} {
 		for _, tr := range transfers {
 			injection, ok := f.of(&tr)
@@ -653,7 +653,7 @@ What becomes of each transfer when it meets each fault that lxdtest can inject.
 Written by ` + "`go test ./test/faults -run TestFaults -update`" + ` and checked by the test, which plays every cell,
 looks at the server afterwards (no token, no operation left, no image that is not whole,
 no one-shot body sent twice, nothing under a final name). Where a server stalls, Options.StallTimeout is a minute,
-the default. A caller who gives up during a stall has control again within a second (TestContextEndsAStall).
+the default. A caller who cancels during a stall has control again within a second (TestContextEndsAStall).
 
 - *succeeds*: the fault does no harm. *sent again*: the request, body and all, went out anew.
   *resumed*: the rest was asked for with a Range request.
@@ -678,7 +678,7 @@ var faults = []fault{
 		"URL import":             away,
 		"events":                 succeeds,
 	}},
-	{name: "reset within the answer", of: only(answered, inAnswer(lxdtest.CutResponse, 1)), wants: map[string]string{"": again,
+	{name: "reset within the response", of: only(hasResponse, inResponse(lxdtest.CutResponse, 1)), wants: map[string]string{"": again,
 		"upload, one-shot":       once,
 		"split upload, one-shot": once,
 		"export":                 resumed,
@@ -700,7 +700,7 @@ var faults = []fault{
 		"upload, one-shot":       once,
 		"split upload, one-shot": once,
 	}},
-	{name: "stall within the answer", of: only(answered, inAnswer(lxdtest.StallResponse, 1)), wants: map[string]string{"": again,
+	{name: "stall within the response", of: only(hasResponse, inResponse(lxdtest.StallResponse, 1)), wants: map[string]string{"": again,
 		"upload, one-shot":       once,
 		"split upload, one-shot": once,
 		"export":                 resumed,
@@ -713,7 +713,7 @@ var faults = []fault{
 		"upload, one-shot":       once,
 		"split upload, one-shot": once,
 	}},
-	{name: "half-open", of: only(answered, inAnswer(lxdtest.HalfOpen, 1)), wants: map[string]string{"": again,
+	{name: "half-open", of: only(hasResponse, inResponse(lxdtest.HalfOpen, 1)), wants: map[string]string{"": again,
 		"upload, one-shot":       once,
 		"split upload, one-shot": once,
 		"export":                 resumed,
@@ -722,7 +722,7 @@ var faults = []fault{
 		"relay, source":          resumed,
 		"URL import":             away,
 	}},
-	{name: "half-open for good", of: only(answered, inAnswer(lxdtest.HalfOpen, 0)), wants: map[string]string{"": away,
+	{name: "half-open for good", of: only(hasResponse, inResponse(lxdtest.HalfOpen, 0)), wants: map[string]string{"": away,
 		"upload, one-shot":       once,
 		"split upload, one-shot": once,
 		"export":                 resumed,
@@ -736,12 +736,12 @@ var faults = []fault{
 		"wait": again,
 	}},
 	{name: "429 with Retry-After", of: aimed(lxdtest.TooManyRequests(faultPause), 1), wants: map[string]string{"": again}},
-	{name: "slow loris", of: only(answered, aimed(lxdtest.SlowLoris(time.Millisecond), 1)), wants: map[string]string{"": succeeds}},
+	{name: "slow loris", of: only(hasResponse, aimed(lxdtest.SlowLoris(time.Millisecond), 1)), wants: map[string]string{"": succeeds}},
 	{name: "early response 507", of: only(sends, aimed(lxdtest.EarlyResponse(faultAt, 507, "disk full"), 1)), wants: map[string]string{"": refusal}},
 	{name: "cut multipart", of: only(splitExport, aimed(lxdtest.TruncateRootfs(faultAt), 1)), wants: map[string]string{"": corrupt,
 		"split relay, source": failed,
 	}},
-	{name: "flipped byte", of: only(exports, inAnswer(lxdtest.Corrupt, 1)), wants: map[string]string{"": corrupt,
+	{name: "flipped byte", of: only(exports, inResponse(lxdtest.Corrupt, 1)), wants: map[string]string{"": corrupt,
 		"relay, source":       failed,
 		"split relay, source": failed,
 	}},

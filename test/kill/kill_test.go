@@ -31,7 +31,7 @@ const envSeed = "LXD_TEST_SEED"
 const killSize = 16 << 20
 
 // TestKill kills real daemons in the middle of each transfer, starts them
-// again, and compares the client's answer with what the daemon has.
+// again, and compares what the client returned with what the daemon has.
 func TestKill(t *testing.T) {
 	lxds, incuses, err := testdaemon.FromEnv()
 	require.NoError(t, err)
@@ -64,7 +64,7 @@ type killing struct {
 	name string
 	// within is how long after its beginning the daemon is killed at most.
 	within time.Duration
-	// begin prepares the transfer, and gives it and the fingerprint of its
+	// begin prepares the transfer, and returns it and the fingerprint of its
 	// image.
 	begin func(t *testing.T, d *testdaemon.Daemon, c *lxd.Client) (run func(context.Context) error, fingerprint string)
 	// there says that the image was there before.
@@ -148,7 +148,7 @@ var killings = []killing{
 	}},
 }
 
-// slowWriter takes what it is given in its own time.
+// slowWriter writes slowly.
 type slowWriter struct{}
 
 func (slowWriter) Write(p []byte) (int, error) {
@@ -186,7 +186,7 @@ func (k *killing) play(t *testing.T, d *testdaemon.Daemon, delay time.Duration) 
 		require.True(t, is, "a success without the image")
 	}
 	if is {
-		// Whatever the client was told, what is there is whole.
+		// Whatever the client returned, what exists is complete.
 		image, err := fresh.Images.Get(ctx, fingerprint)
 		require.NoError(t, err)
 		export, err := image.Export(ctx, nil)

@@ -7,7 +7,7 @@ import (
 	"github.com/golxd/lxd/internal/testkit"
 )
 
-// TestMain fails where a test leaves something behind.
+// TestMain fails if a test leaves something behind.
 func TestMain(m *testing.M) {
 	os.Exit(testkit.Run(m))
 }

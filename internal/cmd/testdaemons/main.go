@@ -1,8 +1,8 @@
 // Command testdaemons runs a command with real LXD and Incus daemons.
 //
-//	testdaemons [-lxd N] [-incus N] -- command [argument…]
+//	testdaemons [-lxd N[=BINARY]]… [-incus N[=BINARY]]… -- command [argument…]
 //
-// It starts N daemons of each family in new directories, runs the command with
+// A flag may be repeated, for daemons of several versions. It starts N daemons of each in new directories, runs the command with
 // these directories in LXD_TEST_LXD_DIRS and LXD_TEST_INCUS_DIRS (see package
 // testdaemon), kills the daemons, removes their directories and exits with the
 // command's code. SIGINT and SIGTERM are forwarded to the command; the daemons
@@ -18,6 +18,8 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -32,16 +34,46 @@ func main() {
 	os.Exit(code)
 }
 
-func run() (code int, err error) {
-	lxd := flag.Int("lxd", 0, "number of LXD daemons to start")
-	incus := flag.Int("incus", 0, "number of Incus daemons to start")
-	flag.Usage = func() {
-		fmt.Fprintln(flag.CommandLine.Output(), "usage: testdaemons [-lxd N] [-incus N] -- command [argument…]")
-		flag.PrintDefaults()
+// daemons are the options of the daemons to start.
+type daemons struct {
+	families []testdaemon.Family
+	options  []*testdaemon.Options
+}
+
+// flag returns what the flag of a family does with its value: "2", or
+// "2=/path/of/incusd".
+func (d *daemons) flag(family testdaemon.Family) func(string) error {
+	return func(value string) error {
+		count, binary, _ := strings.Cut(value, "=")
+		n, err := strconv.Atoi(count)
+		if err != nil || n < 0 || n > maxDaemons {
+			return fmt.Errorf("%q is not a number of daemons from 0 to %d", count, maxDaemons)
+		}
+		for range n {
+			d.families = append(d.families, family)
+			d.options = append(d.options, &testdaemon.Options{Binary: binary})
+		}
+		return nil
 	}
-	flag.Parse()
-	if flag.NArg() == 0 || *lxd < 0 || *incus < 0 {
-		flag.Usage()
+}
+
+// maxDaemons bounds the value of a flag.
+const maxDaemons = 16
+
+func run() (code int, err error) {
+	var wanted daemons
+	flags := flag.NewFlagSet("testdaemons", flag.ContinueOnError)
+	flags.Func("lxd", "number of LXD daemons to start, `N[=BINARY]`; may be repeated", wanted.flag(testdaemon.LXD))
+	flags.Func("incus", "number of Incus daemons to start, `N[=BINARY]`; may be repeated", wanted.flag(testdaemon.Incus))
+	flags.Usage = func() {
+		fmt.Fprintln(flags.Output(), "usage: testdaemons [-lxd N[=BINARY]]… [-incus N[=BINARY]]… -- command [argument…]")
+		flags.PrintDefaults()
+	}
+	if err := flags.Parse(os.Args[1:]); err != nil {
+		return 2, nil //nolint:nilerr // the flag set has printed it
+	}
+	if flags.NArg() == 0 {
+		flags.Usage()
 		return 2, nil
 	}
 
@@ -58,7 +90,7 @@ func run() (code int, err error) {
 		}
 	}()
 
-	daemons, err := startAll(ctx, *lxd, *incus)
+	daemons, err := startAll(ctx, &wanted)
 	defer func() {
 		if closeErr := closeAll(daemons); closeErr != nil {
 			err = errors.Join(err, closeErr)
@@ -72,21 +104,17 @@ func run() (code int, err error) {
 	for _, d := range daemons {
 		fmt.Fprintf(os.Stderr, "testdaemons: %s at %s, pid %d\n", d, d.URL, d.PID())
 	}
-	return runCommand(signals, flag.Args(), testdaemon.Environ(daemons...))
+	return runCommand(signals, flags.Args(), testdaemon.Environ(daemons...))
 }
 
 // startAll starts the daemons concurrently. On an error it also returns those
 // that did start.
-func startAll(ctx context.Context, lxd, incus int) ([]*testdaemon.Daemon, error) {
-	started := make([]*testdaemon.Daemon, lxd+incus)
-	errs := make([]error, lxd+incus)
+func startAll(ctx context.Context, wanted *daemons) ([]*testdaemon.Daemon, error) {
+	started := make([]*testdaemon.Daemon, len(wanted.families))
+	errs := make([]error, len(wanted.families))
 	var group sync.WaitGroup
-	for i := range started {
-		family := testdaemon.LXD
-		if i >= lxd {
-			family = testdaemon.Incus
-		}
-		group.Go(func() { started[i], errs[i] = testdaemon.Start(ctx, family, nil) })
+	for i, family := range wanted.families {
+		group.Go(func() { started[i], errs[i] = testdaemon.Start(ctx, family, wanted.options[i]) })
 	}
 	group.Wait()
 	var daemons []*testdaemon.Daemon

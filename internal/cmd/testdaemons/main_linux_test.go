@@ -27,6 +27,9 @@ func TestExitCode(t *testing.T) {
 		{[]string{"--", "no-such-command"}, 127},
 		{[]string{}, 2},
 		{[]string{"-lxd", "-1", "--", "true"}, 2},
+		{[]string{"-incus", "two", "--", "true"}, 2},
+		{[]string{"-incus", "0=/no/such/daemon", "-incus", "0", "--", "true"}, 0},
+		{[]string{"-incus", "1=/no/such/daemon", "--", "true"}, 1},
 	} {
 		cmd := exec.Command(os.Args[0], test.args...)
 		cmd.Env = append(os.Environ(), "TESTDAEMONS_MAIN=1")

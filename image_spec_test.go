@@ -43,7 +43,7 @@ func bareImage(t *testing.T, split bool) (image, rootfs []byte) {
 	return file(metadata), nil
 }
 
-// bareWays are the ways to make an image with properties of one whose
+// bareWays are the calls that create an image with properties from one whose
 // metadata.yaml has none.
 var bareWays = map[string]func(t *testing.T, s *testkit.Subject, n int, want map[string]string) (*lxd.Image, error){
 	"create": func(t *testing.T, s *testkit.Subject, n int, want map[string]string) (*lxd.Image, error) {
@@ -113,8 +113,8 @@ func copyBare(t *testing.T, s *testkit.Subject, mode lxd.CopyMode, n int, want m
 	return got.Image, nil
 }
 
-// TestPropertiesOfBareImages gives properties to images whose metadata.yaml has
-// none, which ends every daemon where the upload itself carries them.
+// TestPropertiesOfBareImages sets properties of images whose metadata.yaml has
+// none, which crashes every daemon if the upload itself contains them.
 func TestPropertiesOfBareImages(t *testing.T) {
 	for _, s := range testkit.Subjects(t) {
 		for name, way := range bareWays {
@@ -146,7 +146,7 @@ func TestPropertiesOfBareImages(t *testing.T) {
 	}
 }
 
-// TestLargeProperties go where a header could not.
+// TestLargeProperties sets properties that are too large for a header.
 func TestLargeProperties(t *testing.T) {
 	large := map[string]string{"large": strings.Repeat("x", 2<<20)}
 	for _, s := range testkit.Subjects(t) {
@@ -159,8 +159,8 @@ func TestLargeProperties(t *testing.T) {
 	}
 }
 
-// TestPropertiesComeBeforeNames has nobody find an image by its name before it
-// has its properties, whoever sends it.
+// TestPropertiesComeBeforeNames: nobody finds an image by its name before it has its
+// properties.
 func TestPropertiesComeBeforeNames(t *testing.T) {
 	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60} {
 		source, target := testkit.StartFake(t), testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect}, nil)
@@ -220,9 +220,9 @@ func TestPropertiesComeBeforeNames(t *testing.T) {
 	}
 }
 
-// TestLostAnswersKeepProperties loses the response of each request in turn that
+// TestLostResponsesKeepProperties loses the response of each request in turn that
 // an upload with properties makes.
-func TestLostAnswersKeepProperties(t *testing.T) {
+func TestLostResponsesKeepProperties(t *testing.T) {
 	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60} {
 		for _, ifExists := range []lxd.IfExists{lxd.UseExisting, lxd.ErrorIfExists} {
 			for _, fault := range []lxdtest.Fault{

@@ -18,22 +18,22 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// TestKindOfFailureStays has a daemon that tells the kind of a failure when it
-// is waited for, and not in the operation, as Incus 6.0.4 does.
+// TestKindOfFailureStays has a daemon that reports the kind of a failure in the
+// response to the wait, and not in the operation, as Incus 6.0.4 does.
 func TestKindOfFailureStays(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		answer := `{"type":"sync","metadata":{}}`
+		body := `{"type":"sync","metadata":{}}`
 		switch {
 		case r.Method == http.MethodPost:
 			w.WriteHeader(http.StatusAccepted)
-			answer = `{"type":"async","metadata":{"id":"op1","status_code":103}}`
+			body = `{"type":"async","metadata":{"id":"op1","status_code":103}}`
 		case r.URL.Path == "/1.0/operations/op1/wait":
-			answer = `{"type":"error","error":"Instance not found","error_code":404}`
+			body = `{"type":"error","error":"Instance not found","error_code":404}`
 		case r.URL.Path == "/1.0/operations/op1":
-			answer = `{"type":"sync","metadata":{"id":"op1","status_code":400,"err":"Instance not found"}}`
+			body = `{"type":"sync","metadata":{"id":"op1","status_code":400,"err":"Instance not found"}}`
 		}
-		_, _ = io.WriteString(w, answer)
+		_, _ = io.WriteString(w, body)
 	}))
 	t.Cleanup(server.Close)
 	client := testkit.NewClient(t, "unix:///dialed", &lxd.Options{Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -49,9 +49,9 @@ func TestKindOfFailureStays(t *testing.T) {
 	require.ErrorIs(t, err, lxd.ErrNotFound)
 }
 
-// TestWaitIsNotPutOff asks a server that wants to be asked again tomorrow: that is an
-// error at once.
-func TestWaitIsNotPutOff(t *testing.T) {
+// TestWaitWithLongRetryAfter has a server with a Retry-After of a day: the error is
+// returned at once.
+func TestWaitWithLongRetryAfter(t *testing.T) {
 	t.Parallel()
 	for _, pattern := range []string{"/1.0/operations/**", "/1.0/operations/*/wait"} {
 		t.Run(pattern, func(t *testing.T) {

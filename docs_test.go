@@ -1,0 +1,62 @@
+package lxd_test
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// TestArchitecturePage: the files, directories, tests and functions in backticks on
+// docs/architecture.md exist.
+func TestArchitecturePage(t *testing.T) {
+	t.Parallel()
+	var source, tests strings.Builder
+	require.NoError(t, filepath.WalkDir(".", func(name string, _ fs.DirEntry, err error) error {
+		if err != nil || filepath.Ext(name) != ".go" {
+			return err
+		}
+		text, err := os.ReadFile(name)
+		if strings.HasSuffix(name, "_test.go") {
+			tests.Write(text)
+		} else {
+			source.Write(text)
+		}
+		return err
+	}))
+	page, err := os.ReadFile("docs/architecture.md")
+	require.NoError(t, err)
+	method := regexp.MustCompile(`^(\w+)\.(\w+)$`)
+	declares := func(pattern string, names ...any) bool {
+		return regexp.MustCompile(`(?m)` + fmt.Sprintf(pattern, names...)).MatchString(source.String())
+	}
+	checked := 0
+	for _, quoted := range regexp.MustCompile("`[^`\n]+`").FindAllString(string(page), -1) {
+		name := strings.Trim(quoted, "`")
+		parts := method.FindStringSubmatch(name)
+		var exists bool
+		switch {
+		case strings.HasSuffix(name, ".go") || regexp.MustCompile(`^(internal|test|lxdtest|simplestreams)/`).MatchString(name):
+			found, err := filepath.Glob(name)
+			require.NoError(t, err)
+			exists = len(found) > 0
+		case strings.HasPrefix(name, "Test"):
+			exists = regexp.MustCompile(`(?m)^func ` + name + `\(`).MatchString(tests.String())
+		case parts != nil:
+			// A method or a field of a type, or a name of a package.
+			exists = declares(`^func \(\w+ \*?%s\) %s\(`, parts[1], parts[2]) ||
+				declares(`^type %s struct \{\n(?:\s.*\n|\n)*?\s+%s\b`, parts[1], parts[2]) ||
+				declares(`^package %s$`, parts[1]) && declares(`^(func|type) %s\b`, parts[2])
+		default:
+			continue
+		}
+		checked++
+		require.True(t, exists, "docs/architecture.md names %s, which does not exist", quoted)
+	}
+	require.Greater(t, checked, 100)
+}

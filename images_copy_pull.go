@@ -1,0 +1,77 @@
+package lxd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/golxd/lxd/internal/progress"
+	"github.com/golxd/lxd/internal/wire"
+)
+
+// pull makes the target fetch the image, from the first address that works.
+func (j *copyJob) pull(ctx context.Context) (*Image, error) {
+	from, err := j.source.client.serverInfo(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	to, err := j.target.serverInfo(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	addresses := j.source.client.addresses(from)
+	if len(addresses) == 0 {
+		return nil, fmt.Errorf("the source does not listen on the network (core.https_address): %w", ErrUnsupported)
+	}
+	return j.pullFrom(ctx, addresses, from, to)
+}
+
+// pullFrom tries the first address, and the next one if the target cannot fetch the
+// image from it.
+func (j *copyJob) pullFrom(ctx context.Context, addresses []string, from, to *Server) (*Image, error) {
+	source := &wire.ImageSource{
+		Type: "image", Mode: "pull", Server: addresses[0], Protocol: to.daemon().Name, Fingerprint: j.source.Fingerprint,
+		Certificate: j.source.client.certificate(from), ImageType: string(j.source.Type),
+	}
+	if j.source.Project != "default" {
+		if err := to.need("pull an image from a project", "image_source_project"); err != nil {
+			return nil, err
+		}
+		source.Project = j.source.Project
+	}
+	var secret *Secret
+	if !j.source.Public {
+		var err error
+		if secret, err = j.source.Secret(ctx); err != nil {
+			return nil, err
+		}
+		source.Secret = secret.Value
+	}
+	image, err := j.target.Images.importImage(ctx, &wire.ImagePost{Source: source}, &j.spec, j.settle)
+	if err != nil {
+		secret.end(ctx)
+		if len(addresses) > 1 && ctx.Err() == nil && errors.Is(err, ErrUnavailable) {
+			return j.pullFrom(ctx, addresses[1:], from, to)
+		}
+		return nil, err
+	}
+	image.pending.onRelease = secret.end
+	image.pending.then(func(ctx context.Context, image *Image, err error, m *progress.Meter) (*Image, error) {
+		secret.end(ctx)
+		var failed *OperationError
+		if err == nil || len(addresses) == 1 || ctx.Err() != nil || !errors.As(err, &failed) {
+			return image, err
+		}
+		next, nerr := j.pullFrom(ctx, addresses[1:], from, to)
+		if nerr == nil {
+			if nerr = next.pending.wait(ctx, next, m); nerr != nil {
+				next.pending.release(ctx)
+			}
+		}
+		if nerr != nil {
+			return nil, errors.Join(fmt.Errorf("from %s: %w", addresses[0], err), nerr)
+		}
+		return next, nil
+	})
+	return image, nil
+}

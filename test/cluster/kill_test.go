@@ -1,0 +1,233 @@
+package cluster_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testdaemon"
+	"github.com/golxd/lxd/internal/testkit"
+	"github.com/golxd/lxd/lxdtest"
+)
+
+// envSeed repeats the random points of an earlier run.
+const envSeed = "LXD_TEST_SEED"
+
+// killSize is the size of an image that is transferred while a member is killed.
+const killSize = 8 << 20
+
+// memberKill is a transfer during which the member that it uses is killed.
+type memberKill struct {
+	name string
+	// within is how long after the start of the transfer the member is killed at
+	// most.
+	within time.Duration
+	// prepare returns the transfer by a client of all members, and the fingerprint
+	// of its image.
+	prepare func(t *testing.T, c *lxd.Client, members []*testdaemon.Daemon) (run func(context.Context) error, fingerprint string)
+	// errs are the errors that the transfer may return besides nil.
+	errs []error
+	// exists says that the image exists whatever the transfer returns.
+	exists bool
+}
+
+// kills are the transfers. Those without errs must survive the death of a member.
+var kills = []memberKill{
+	{name: "upload", within: 200 * time.Millisecond, errs: []error{lxd.ErrOutcomeUnknown}, prepare: func(t *testing.T, c *lxd.Client, _ []*testdaemon.Daemon) (func(context.Context) error, string) {
+		data := testkit.Unified(t, killSize)
+		return func(ctx context.Context) error {
+			_, err := c.Images.Create(ctx, bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
+			return err
+		}, lxdtest.Fingerprint(data)
+	}},
+	{name: "one-shot upload", within: 200 * time.Millisecond, errs: []error{lxd.ErrNotReplayable, lxd.ErrOutcomeUnknown, lxd.ErrUnavailable}, prepare: func(t *testing.T, c *lxd.Client, _ []*testdaemon.Daemon) (func(context.Context) error, string) {
+		data := testkit.Unified(t, killSize)
+		return func(ctx context.Context) error {
+			_, err := c.Images.Create(ctx, testkit.OneShotReader{Reader: bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true})
+			return err
+		}, lxdtest.Fingerprint(data)
+	}},
+	{name: "export", within: 150 * time.Millisecond, exists: true, prepare: func(t *testing.T, c *lxd.Client, members []*testdaemon.Daemon) (func(context.Context) error, string) {
+		data := testkit.Unified(t, killSize)
+		image, err := c.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
+		require.NoError(t, err)
+		// The other members have the content too, once they were asked for it.
+		for _, d := range members[1:] {
+			there, err := clientOf(t, d).Images.Get(t.Context(), image.Fingerprint)
+			require.NoError(t, err)
+			// A member that was restarted shortly before may not send it to them yet.
+			require.Eventually(t, func() bool {
+				export, err := there.Export(t.Context(), nil)
+				if err != nil {
+					return false
+				}
+				_, err = io.Copy(io.Discard, export)
+				return errors.Join(err, export.Close()) == nil
+			}, time.Minute, 100*time.Millisecond)
+		}
+		return func(ctx context.Context) error {
+			export, err := image.Export(ctx, nil)
+			if err != nil {
+				return err
+			}
+			n, err := io.Copy(slowWriter{}, export)
+			if err == nil && n != int64(len(data)) {
+				err = fmt.Errorf("success with %d of %d bytes", n, len(data))
+			}
+			return errors.Join(err, export.Close())
+		}, image.Fingerprint
+	}},
+	{name: "wait", within: 500 * time.Millisecond, errs: []error{lxd.ErrOutcomeUnknown}, prepare: func(t *testing.T, c *lxd.Client, _ []*testdaemon.Daemon) (func(context.Context) error, string) {
+		data := testkit.Unified(t, 1<<20)
+		image, err := c.Images.CreateFromURL(t.Context(), slowSource(t, data, 20*time.Millisecond), &lxd.CreateFromURLOptions{Via: lxd.ViaServer})
+		require.NoError(t, err)
+		return image.Wait, lxdtest.Fingerprint(data)
+	}},
+	{name: "copy", within: 200 * time.Millisecond, errs: []error{lxd.ErrOutcomeUnknown}, prepare: func(t *testing.T, c *lxd.Client, _ []*testdaemon.Daemon) (func(context.Context) error, string) {
+		source := testkit.StartFake(t)
+		fingerprint, err := source.AddImage(testkit.Unified(t, killSize), nil)
+		require.NoError(t, err)
+		image, err := source.Client.Images.Get(t.Context(), fingerprint)
+		require.NoError(t, err)
+		return func(ctx context.Context) error {
+			_, err := image.Copy(ctx, c, &lxd.CopyOptions{Mode: lxd.CopyRelay, Wait: true})
+			return err
+		}, fingerprint
+	}},
+	{name: "events", within: 200 * time.Millisecond, exists: true, prepare: func(t *testing.T, c *lxd.Client, members []*testdaemon.Daemon) (func(context.Context) error, string) {
+		image, err := c.Images.Create(t.Context(), bytes.NewReader(testkit.Unified(t, 1<<10)), &lxd.CreateOptions{Wait: true})
+		require.NoError(t, err)
+		return func(ctx context.Context) error {
+			ctx, cancel := context.WithCancel(ctx)
+			changed := make(chan error, 1)
+			go func() { changed <- changeUntil(ctx, clientOf(t, members[1]), image.Fingerprint) }()
+			err := eventsAfterBreak(ctx, c)
+			cancel()
+			return errors.Join(err, <-changed)
+		}, image.Fingerprint
+	}},
+}
+
+// changeUntil makes and deletes an alias over and over, until ctx ends.
+func changeUntil(ctx context.Context, c *lxd.Client, fingerprint string) error {
+	name := testkit.Unique("event")
+	for ctx.Err() == nil {
+		err := c.Aliases.Create(ctx, lxd.Alias{Name: name, Target: fingerprint})
+		if err == nil {
+			err = c.Aliases.Delete(ctx, name)
+		}
+		if err != nil && ctx.Err() == nil {
+			return err
+		}
+	}
+	// It may have ended between the two.
+	if err := c.Aliases.Delete(context.WithoutCancel(ctx), name); !errors.Is(err, lxd.ErrNotFound) {
+		return err
+	}
+	return nil
+}
+
+// eventsAfterBreak returns when the connection has broken and events have come on
+// the next one.
+func eventsAfterBreak(ctx context.Context, c *lxd.Client) error {
+	connections, events := 0, 0
+	for event, err := range c.Events(ctx, &lxd.EventsOptions{Types: []lxd.EventType{lxd.EventLifecycle}}) {
+		switch {
+		case err != nil:
+			return err
+		case event.Type == lxd.EventConnected:
+			connections, events = connections+1, 0
+		default:
+			events++
+		}
+		if connections == 2 && events == 3 {
+			return nil
+		}
+	}
+	return errors.New("the loop ended without an error")
+}
+
+// slowWriter makes an export last.
+type slowWriter struct{}
+
+func (slowWriter) Write(p []byte) (int, error) {
+	time.Sleep(2 * time.Millisecond)
+	return len(p), nil
+}
+
+// memberAway is how long a killed member does not run: longer than the others
+// need to elect a leader.
+const memberAway = 8 * time.Second
+
+// TestKillMember kills the member that a client of all members uses, at a random
+// point of each transfer.
+func TestKillMember(t *testing.T) {
+	seed := rand.Uint64()
+	if text := os.Getenv(envSeed); text != "" {
+		var err error
+		seed, err = strconv.ParseUint(text, 10, 64)
+		require.NoError(t, err, envSeed)
+	}
+	t.Logf("the seed is %s=%d", envSeed, seed)
+	onClusters(t, func(t *testing.T, members []*testdaemon.Daemon) {
+		random := rand.New(rand.NewPCG(seed, 0))
+		for round := range testkit.Size(t, 1, 10) {
+			for _, k := range kills {
+				delay := time.Duration(random.Int64N(int64(k.within)))
+				t.Run(fmt.Sprintf("%s, round %d", k.name, round), func(t *testing.T) {
+					k.play(t, members, delay)
+				})
+			}
+		}
+	})
+}
+
+func (k *memberKill) play(t *testing.T, members []*testdaemon.Daemon, delay time.Duration) {
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	run, fingerprint := k.prepare(t, clientOf(t, members...), members)
+	outcome := make(chan error, 1)
+	go func() { outcome <- run(ctx) }()
+	time.Sleep(delay)
+	require.NoError(t, members[0].Kill())
+	restarted := make(chan error, 1)
+	restart := time.AfterFunc(memberAway, func() { restarted <- members[0].Restart(ctx) })
+	defer restart.Stop()
+	err := <-outcome
+	t.Logf("killed after %v: %v", delay, err)
+	require.NoError(t, <-restarted)
+	require.NoError(t, ctx.Err(), "it hangs")
+	if err != nil {
+		require.True(t, k.allows(err), "%T: %v", err, err)
+	}
+	rest := clientOf(t, members[1], members[2])
+	is, ierr := rest.Images.Exists(ctx, fingerprint)
+	require.NoError(t, ierr)
+	if err == nil || k.exists {
+		require.True(t, is, "a success without the image")
+	}
+	if is {
+		image, err := rest.Images.Get(ctx, fingerprint)
+		require.NoError(t, err)
+		require.NoError(t, image.Delete(ctx, &lxd.DeleteOptions{Wait: true}))
+	}
+}
+
+func (k *memberKill) allows(err error) bool {
+	for _, allowed := range k.errs {
+		if errors.Is(err, allowed) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,245 @@
+package lxd
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/golxd/lxd/internal/content"
+	"github.com/golxd/lxd/internal/progress"
+)
+
+// upload is one call that sends an image to a server. It is the request's body.
+type upload struct {
+	images           *Images
+	content          *content.Content
+	fingerprint      string // known in advance, or ""
+	ifExists         IfExists
+	hash             bool // compute the fingerprint while sending, and require it of the server
+	completeExisting bool // apply all of spec to an existing image, not only the aliases
+	spec             imageSpec
+	meter            *progress.Meter
+	report           func(Progress) // for a later Image.Wait; nil for none
+
+	body     *content.Body // of the last attempt; nil before the first
+	attempts int           // how often it was opened
+	// When the first attempt began, and when the server accepted the last.
+	began, accepted time.Time
+}
+
+func (u *upload) run(ctx context.Context, wait bool) (*Image, error) {
+	c := u.images.client
+	if u.fingerprint != "" {
+		existing, err := u.images.Get(ctx, u.fingerprint)
+		if err == nil {
+			return u.useExisting(ctx, existing)
+		}
+		if !errors.Is(err, ErrNotFound) {
+			return nil, err
+		}
+	}
+	if !u.spec.reuse {
+		if err := c.Aliases.checkFree(ctx, u.spec.aliases, u.fingerprint); err != nil {
+			return nil, err
+		}
+	}
+	server, err := c.serverInfo(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	if err := u.spec.checkSupported(server); err != nil {
+		return nil, err
+	}
+	u.meter.Phase(PhaseSend, 0, u.content.Size())
+	req := &request{
+		method: http.MethodPost, path: path("images"), query: c.query(), header: u.spec.headers(server, u.fingerprint), body: u, repeatable: true,
+	}
+	op, err := c.start(ctx, req, u.settle)
+	if err != nil {
+		if u.body != nil {
+			u.body.Discard(ctx)
+		}
+		if errors.Is(err, ErrUnavailable) && ctx.Err() == nil && !u.content.Replayable() && u.content.Used() {
+			err = fmt.Errorf("%w: %w", ErrNotReplayable, err)
+		}
+		return nil, err
+	}
+	u.accepted = time.Now()
+	if u.body != nil {
+		u.body.Finish(ctx)
+	}
+	image := u.spec.image(c, u.fingerprint)
+	image.Size = max(u.content.SourceSize(), 0)
+	if u.hash {
+		sum, err := u.body.Fingerprint(ctx)
+		if err != nil {
+			u.body.Discard(ctx)
+			return nil, fmt.Errorf("hash the image: %w", err)
+		}
+		image.Fingerprint = sum
+	}
+	image.pending = newPending(op, u.content.SourceSize(), func(ctx context.Context, failure error, _ *progress.Meter) (*Image, error) {
+		return u.finish(ctx, op, failure)
+	})
+	image.pending.report = u.report
+	if !wait {
+		return image, nil
+	}
+	return imageIfUploaded(image, image.pending.wait(ctx, image, u.meter))
+}
+
+// open begins an attempt to send the content.
+func (u *upload) open(ctx context.Context, hreq *http.Request) error {
+	body, err := u.content.Open(ctx, content.Options{Sent: u.meter.Counter(), Hash: u.hash})
+	if err != nil {
+		return err
+	}
+	if u.body != nil {
+		u.body.Discard(ctx)
+	}
+	u.body = body
+	if u.attempts++; u.attempts == 1 {
+		u.began = time.Now()
+	}
+	u.meter.Phase(PhaseSend, 0, u.content.Size())
+	hreq.Body, hreq.ContentLength = body, u.content.Size()
+	if hreq.ContentLength == 0 {
+		hreq.Body = http.NoBody
+	}
+	hreq.Header.Set("Content-Type", u.content.Type)
+	if !u.content.Replayable() {
+		// It can be sent only once, so the server must accept the headers first.
+		hreq.Header.Set("Expect", "100-continue")
+	}
+	return nil
+}
+
+func (u *upload) replayable() bool { return u.content.Replayable() || !u.content.Used() }
+
+// mayBlock returns true: the reader is the caller's.
+func (u *upload) mayBlock() bool { return true }
+
+func (u *upload) cause() error { return u.body.Err() }
+
+func (u *upload) discard() { _ = u.body.Close() }
+
+// useExisting returns the image that the server already has.
+func (u *upload) useExisting(ctx context.Context, image *Image) (*Image, error) {
+	if u.ifExists == ErrorIfExists {
+		return nil, fmt.Errorf("image %s: %w", image.Fingerprint, ErrExists)
+	}
+	err := error(nil)
+	if u.completeExisting {
+		image, err = u.spec.complete(ctx, u.images, nil, image.Fingerprint)
+	} else {
+		err = image.assign(ctx, u.spec.aliases, u.spec.reuse)
+	}
+	if err != nil {
+		return nil, err
+	}
+	u.meter.Phase(PhaseSend, image.Size, image.Size)
+	return image, nil
+}
+
+// settle determines the outcome of an operation that the server has forgotten: it
+// looks for the image.
+func (u *upload) settle(ctx context.Context) error {
+	fingerprint, err := u.contentFingerprint(ctx)
+	if err != nil {
+		return errUnsettled
+	}
+	_, err = u.images.Get(ctx, fingerprint)
+	if errors.Is(err, ErrNotFound) {
+		return fmt.Errorf("the server has forgotten the operation, and has no image %s: %w", fingerprint, ErrOutcomeUnknown)
+	}
+	return err
+}
+
+// contentFingerprint returns the fingerprint of what was sent.
+func (u *upload) contentFingerprint(ctx context.Context) (string, error) {
+	switch {
+	case u.hash && u.body != nil:
+		return u.body.Fingerprint(ctx)
+	case u.fingerprint != "":
+		return u.fingerprint, nil
+	case u.content.Replayable():
+		return u.content.HashAhead(ctx, nil)
+	}
+	return "", errUnsettled
+}
+
+// finish does the client's work after the operation has finished.
+func (u *upload) finish(ctx context.Context, op *Operation, failure error) (*Image, error) {
+	reported := op.fingerprint()
+	if failure != nil {
+		return u.afterFailure(ctx, op, reported, failure)
+	}
+	want := u.fingerprint
+	if u.hash || reported == "" {
+		// An operation without a fingerprint was probably forgotten.
+		sum, err := u.contentFingerprint(ctx)
+		if err != nil {
+			return nil, err
+		}
+		reported, want = cmp.Or(reported, sum), cmp.Or(want, sum)
+		if reported == want {
+			want = sum
+		}
+	}
+	created, err := u.images.createdFingerprint(ctx, op, reported, want)
+	if err != nil {
+		return nil, err
+	}
+	return u.spec.complete(ctx, u.images, op, created)
+}
+
+// afterFailure determines why the operation has failed: the image already exists,
+// the content has another fingerprint, or something else.
+func (u *upload) afterFailure(ctx context.Context, op *Operation, reported string, failure error) (*Image, error) {
+	want := u.fingerprint
+	if u.hash && want == "" && reported != "" {
+		var err error
+		if want, err = u.body.Fingerprint(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if want != "" && reported != "" && reported != want {
+		return nil, &FingerprintError{Want: want, Got: reported, Err: failure}
+	}
+	if reported != "" && !errors.Is(failure, ErrCancelled) {
+		existing, err := u.images.Get(ctx, reported)
+		if err == nil && u.createdEarlier(existing, op) {
+			return u.spec.complete(ctx, u.images, op, reported)
+		}
+		if err == nil {
+			return u.useExisting(ctx, existing)
+		}
+	}
+	if u.fingerprint != "" && (u.hash || u.content.Replayable()) {
+		// Only the server's text says that the fingerprint is wrong, so compare.
+		got, err := u.sentFingerprint(ctx)
+		if err == nil && got != u.fingerprint {
+			return nil, &FingerprintError{Want: u.fingerprint, Got: got, Err: failure}
+		}
+	}
+	return nil, failure
+}
+
+// createdEarlier reports whether the existing image was created by an earlier
+// attempt of this upload, whose response was lost. It compares times of the server's
+// clock, which op contains.
+func (u *upload) createdEarlier(existing *Image, op *Operation) bool {
+	return u.attempts > 1 && !existing.UploadedAt.Before(op.Status().CreatedAt.Add(-u.accepted.Sub(u.began)))
+}
+
+// sentFingerprint returns the fingerprint of what was sent, even if another one was
+// required.
+func (u *upload) sentFingerprint(ctx context.Context) (string, error) {
+	if u.hash {
+		return u.body.Fingerprint(ctx)
+	}
+	return u.content.HashAhead(ctx, nil)
+}
