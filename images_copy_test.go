@@ -21,9 +21,19 @@ import (
 // the environment names them, on real daemons.
 func TestCopyBetweenFamilies(t *testing.T) {
 	subjects := testkit.Subjects(t)
-	pairs := map[string][2]*testkit.Subject{"lxdtest": {subjects[0], subjects[2]}}
-	if len(subjects) == 5 {
-		pairs["real"] = [2]*testkit.Subject{subjects[3], subjects[4]}
+	first := map[string]*testkit.Subject{}
+	for _, s := range subjects {
+		kind := string(s.Family)
+		if s.Real != nil {
+			kind += " real"
+		}
+		if first[kind] == nil {
+			first[kind] = s
+		}
+	}
+	pairs := map[string][2]*testkit.Subject{"lxdtest": {first["lxd"], first["incus"]}}
+	if first["lxd real"] != nil && first["incus real"] != nil {
+		pairs["real"] = [2]*testkit.Subject{first["lxd real"], first["incus real"]}
 	}
 	for name, pair := range pairs {
 		for _, overTLS := range []bool{false, true} {

@@ -34,7 +34,7 @@ type importTarget struct {
 // the environment names.
 func onImportTargets(t *testing.T, test func(t *testing.T, target *importTarget)) {
 	t.Helper()
-	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60} {
+	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60, lxdtest.Incus70} {
 		t.Run("lxdtest "+dialect.String(), func(t *testing.T) {
 			t.Parallel()
 			test(t, importFake(t, dialect, nil))
@@ -52,13 +52,19 @@ func onImportTargets(t *testing.T, test func(t *testing.T, target *importTarget)
 	}
 }
 
+// importFake starts a server without images. One of LXD69 has image registries,
+// as an LXD with that extension, and so fetches through them alone.
 func importFake(t *testing.T, dialect lxdtest.Dialect, opts *lxd.Options) *importTarget {
 	t.Helper()
 	if opts == nil {
 		opts = importOptions()
 	}
-	f := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect}, opts)
+	server := &lxdtest.Options{Dialect: dialect}
 	takes := dialect != lxdtest.LXD69
+	if !takes {
+		server.WithExtensions = []string{"image_registries"}
+	}
+	f := testkit.StartFakeWith(t, server, opts)
 	return &importTarget{client: f.Client, family: lxd.Family(dialect.Family()), fake: f.Server, takesURLs: takes, takesStreams: takes}
 }
 

@@ -42,7 +42,7 @@ func TestRegistriesByOperation(t *testing.T) {
 
 func TestRegistries(t *testing.T) {
 	t.Parallel()
-	f := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: lxdtest.LXD69}, nil)
+	f := testkit.StartFakeWith(t, &lxdtest.Options{WithExtensions: []string{"image_registries"}}, nil)
 	want := lxd.Registry{Name: "web/1", Description: "the web", Protocol: "simplestreams", Config: map[string]string{"url": "https://images.example.net"}}
 	require.NoError(t, f.Client.Registries.Create(t.Context(), want))
 	require.ErrorIs(t, f.Client.Registries.Create(t.Context(), want), lxd.ErrExists)

@@ -19,7 +19,7 @@ import (
 // TestServerThatHidesItsExtensions: an extension that a server hides is not missing.
 func TestServerThatHidesItsExtensions(t *testing.T) {
 	t.Parallel()
-	server := lxdtest.NewServer(&lxdtest.Options{Dialect: lxdtest.Incus60, TLS: true, HideFromUntrusted: true})
+	server := lxdtest.NewServer(&lxdtest.Options{Dialect: lxdtest.Incus70, TLS: true})
 	t.Cleanup(server.Close)
 	opts := testkit.Joiner(t)
 	opts.ServerCertificate = server.Certificate()

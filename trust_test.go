@@ -316,7 +316,7 @@ func TestJoinSendsTheTokenAsTheServerWantsIt(t *testing.T) {
 		"LXD 6.9":     {lxdtest.Options{Dialect: lxdtest.LXD69}, lxd.LXD, "trust_token"},
 		"Incus 6.0.4": {lxdtest.Options{Dialect: lxdtest.Incus60}, lxd.Incus, "trust_token"},
 		"Incus 0.1":   {lxdtest.Options{Dialect: lxdtest.Incus60, WithoutExtensions: []string{"instances_lxcfs_per_instance"}}, lxd.Incus, "trust_token"},
-		"Incus 7":     {lxdtest.Options{Dialect: lxdtest.Incus60, HideFromUntrusted: true}, "", "trust_token"},
+		"Incus 7.0.2": {lxdtest.Options{Dialect: lxdtest.Incus70}, "", "trust_token"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -2,11 +2,14 @@ package lxdtest
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // aliasKey names an alias.
@@ -44,7 +47,18 @@ func (s *Server) renderAlias(a *alias) aliasJSON {
 }
 
 // aliasETag returns the ETag of an alias; the caller holds the lock.
-func (s *Server) aliasETag(a *alias) string { return etagOf(s.renderAlias(a)) }
+func (s *Server) aliasETag(a *alias) string {
+	out := s.renderAlias(a)
+	if s.traits.aliasETagByName {
+		return etagOf(struct {
+			Name        string `json:"name"`
+			Description string `json:"description"`
+			Type        string `json:"type"`
+			Target      string `json:"target"`
+		}{out.Name, out.Description, out.Type, out.Target})
+	}
+	return etagOf(out)
+}
 
 // sortedAliases returns the aliases of a project by name; the caller holds the
 // lock.
@@ -62,8 +76,11 @@ func (s *Server) sortedAliases(project string) []*alias {
 // aliasURL returns the URL of an alias, for responses.
 func (s *Server) aliasURL(key aliasKey) string {
 	name := url.PathEscape(key.name)
-	if s.traits.escapesTwice {
+	switch {
+	case s.traits.escapesTwice:
 		name = url.PathEscape(name)
+	case s.traits.plainAliasURLs:
+		name = key.name
 	}
 	if key.project != defaultProject {
 		return "/1.0/images/aliases/" + name + "?project=" + url.QueryEscape(key.project)
@@ -118,6 +135,9 @@ func (s *Server) serveAlias(w http.ResponseWriter, r *http.Request, name string)
 	var out aliasJSON
 	err := s.withLock(func() error {
 		a, err := s.findAlias(r, name)
+		if errors.Is(err, errNoAlias) && s.traits.hidesMissing {
+			return errNotFound
+		}
 		if err != nil {
 			return err
 		}
@@ -141,7 +161,10 @@ func (s *Server) serveCreateAlias(w http.ResponseWriter, r *http.Request) error 
 		return err
 	}
 	if post.Name == "" || post.Target == nil || *post.Target == "" {
-		return statusErrorf(http.StatusBadRequest, "name and target are required")
+		return statusErrorf(http.StatusBadRequest, "%s", s.traits.texts.fields)
+	}
+	if err := s.checkAliasName(post.Name); err != nil {
+		return err
 	}
 	s.mu.Lock()
 	key, err := s.createAlias(r, post)
@@ -163,7 +186,7 @@ func (s *Server) createAlias(r *http.Request, post aliasPost) (aliasKey, error) 
 	}
 	key := aliasKey{project, post.Name}
 	if s.aliases[key] != nil {
-		return key, aliasExists(post.Name)
+		return key, s.aliasExists(post.Name)
 	}
 	img, err := s.findImage(project, *post.Target)
 	if err != nil {
@@ -177,8 +200,33 @@ func (s *Server) createAlias(r *http.Request, post aliasPost) (aliasKey, error) 
 	return key, nil
 }
 
-func aliasExists(name string) error {
-	return statusErrorf(http.StatusConflict, "Alias %q already exists", name)
+func (s *Server) aliasExists(name string) error {
+	return statusErrorf(http.StatusConflict, "Alias "+s.traits.texts.quote+" already exists", name)
+}
+
+// checkAliasName refuses a name that the dialect does not allow in a new alias.
+// Incus 7.0.2 accepts any in the header of an upload and in a pull.
+func (s *Server) checkAliasName(name string) error {
+	if !s.traits.checksAliases {
+		return nil
+	}
+	alphanumeric := func(c byte) bool {
+		return '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
+	}
+	why := ""
+	switch at := strings.IndexAny(name, "$?&+\"'`*"); {
+	case len(name) > 64:
+		why = "Maximum name length is 64 characters"
+	case strings.ContainsFunc(name, unicode.IsSpace):
+		why = "Name cannot contain white space"
+	case at >= 0:
+		why = fmt.Sprintf("Name contains invalid character %q", name[at:at+1])
+	case name == "" || !alphanumeric(name[0]) || !alphanumeric(name[len(name)-1]):
+		why = "Names must start and end with an alphanumeric character"
+	default:
+		return nil
+	}
+	return statusErrorf(http.StatusBadRequest, "Invalid image alias name: %s", why)
 }
 
 // servePutAlias replaces the target and description of an alias.
@@ -229,7 +277,7 @@ func (s *Server) changeAlias(w http.ResponseWriter, r *http.Request, name string
 	s.mu.Lock()
 	a, err := s.findAlias(r, name)
 	if err == nil {
-		err = checkETag(r, s.aliasETag(a))
+		err = s.checkETag(r, s.aliasETag(a))
 	}
 	var img *image
 	if err == nil && change.Target != nil {
@@ -258,6 +306,15 @@ func (s *Server) serveRenameAlias(w http.ResponseWriter, r *http.Request, name s
 	if err := readJSON(r, &post); err != nil {
 		return err
 	}
+	if err := s.checkAliasName(post.Name); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	slow := s.fireFault(kindSlowRename)
+	s.mu.Unlock()
+	if slow != nil && !slow.pause(r.Context()) {
+		return r.Context().Err()
+	}
 	s.mu.Lock()
 	location, project, err := s.renameAlias(r, name, post.Name)
 	s.mu.Unlock()
@@ -278,7 +335,7 @@ func (s *Server) renameAlias(r *http.Request, from, to string) (location, projec
 	key := aliasKey{project, to}
 	if s.aliases[key] != nil {
 		// The daemons check this first, even if the old name does not exist.
-		return "", "", aliasExists(to)
+		return "", "", s.aliasExists(to)
 	}
 	a, err := s.findAlias(r, from)
 	if err != nil {

@@ -2,6 +2,7 @@ package lxdtest
 
 import (
 	"net/url"
+	"strings"
 	"testing"
 	"testing/synctest"
 
@@ -14,6 +15,9 @@ func TestAliasNames(t *testing.T) {
 		c := newClient(t, s)
 		one, two := add(t, s, "1", nil), add(t, s, "2", nil)
 		for _, name := range []string{"plain", "a/b", "a//b", "a b", "a?b", "a#b", "50%25", "日本", "..", "a/../b"} {
+			if d == Incus70 && strings.ContainsAny(name, " ?日.") && name != "a/../b" {
+				continue
+			}
 			path := "/1.0/images/aliases/" + url.PathEscape(name)
 			made := c.do("POST", "/1.0/images/aliases", map[string]any{"name": name, "target": one, "description": "d"})
 			require.Equal(t, 201, made.HTTP, name)
@@ -34,6 +38,33 @@ func TestAliasNames(t *testing.T) {
 		require.Equal(t, 404, c.do("POST", "/1.0/images/aliases", map[string]any{"name": "x", "target": "nope-nope-nope"}).HTTP)
 		require.Equal(t, 400, c.do("POST", "/1.0/images/aliases", map[string]any{"name": "x"}).HTTP)
 	})
+}
+
+// TestRefusedAliasNames uses names whose errors were seen on Incus 7.0.2.
+func TestRefusedAliasNames(t *testing.T) {
+	s := newTestServer(t, &Options{Dialect: Incus70, InMemory: true})
+	c := newClient(t, s)
+	image := add(t, s, "1", nil)
+	const ends = "Names must start and end with an alphanumeric character"
+	for name, want := range map[string]string{
+		"a b": "Name cannot contain white space", "a\tb": "Name cannot contain white space",
+		"-a": ends, "a-": ends, "é": ends, "aé": ends, "/x": ends, "a$": `Name contains invalid character "$"`,
+		"a?b": `Name contains invalid character "?"`, "a&b": `Name contains invalid character "&"`,
+		"a+b": `Name contains invalid character "+"`, "a'b": `Name contains invalid character "'"`,
+		`a"b`: `Name contains invalid character "\""`, "a`b": "Name contains invalid character \"`\"",
+		"a*b": `Name contains invalid character "*"`, strings.Repeat("a", 65): "Maximum name length is 64 characters",
+	} {
+		got := c.do("POST", "/1.0/images/aliases", map[string]any{"name": name, "target": image})
+		require.Equal(t, 400, got.HTTP, name)
+		require.Equal(t, "Invalid image alias name: "+want, got.Error, name)
+	}
+	for _, name := range []string{"x/y", "x//y", "x/../y", strings.Repeat("a", 64), "a#b", "a%b", "a:b", "a@b", "a,b", "a(b", "a|b", "a;b", "aéb", `a\b`} {
+		require.Equal(t, 201, c.do("POST", "/1.0/images/aliases", map[string]any{"name": name, "target": image}).HTTP, name)
+	}
+	renamed := c.do("POST", "/1.0/images/aliases/a%23b", map[string]any{"name": "no way"})
+	require.Equal(t, "Invalid image alias name: Name cannot contain white space", renamed.Error)
+	c.upload(UnifiedImage("2", 0), "X-Incus-aliases", "alias=header+name")
+	require.Contains(t, s.Aliases(), "header name")
 }
 
 func TestPatchAlias(t *testing.T) {

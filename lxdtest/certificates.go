@@ -103,12 +103,12 @@ func (s *Server) serveAddCertificate(w http.ResponseWriter, r *http.Request) err
 		return err
 	}
 	trusted := s.trusts(r)
-	if post.Token {
+	if post.Token && s.has("certificate_token") {
 		if !trusted {
 			return errForbidden
 		}
 		s.mu.Lock()
-		response := s.render(s.newTrustOperation(post.Name, post.Projects))
+		response := s.render(s.newTrustOperation(r, post.Name, post.Projects))
 		s.mu.Unlock()
 		writeOperation(w, response)
 		return nil
@@ -207,7 +207,10 @@ func (s *Server) clientCertificate(r *http.Request, post certificatePost) (*x509
 		}
 		return cert, nil
 	}
-	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+	if r.TLS == nil {
+		return nil, statusErrorf(http.StatusBadRequest, "Can't use TLS data on non-TLS link")
+	}
+	if len(r.TLS.PeerCertificates) == 0 {
 		return nil, statusErrorf(http.StatusBadRequest, "No client certificate provided")
 	}
 	return r.TLS.PeerCertificates[0], nil

@@ -15,11 +15,13 @@
 // from and to other servers, whether lxdtest's or not. It has no networks or
 // storage, and only as much of instances as publishing needs (AddInstance).
 //
-// Options.Dialect selects the daemon to imitate: LXD50, LXD69 or Incus60. They
-// differ in headers, in extensions, in what they refuse, and in the form of a
-// failed wait. A daemon's oddities are reproduced too: LXD50 ignores the
-// profiles of an upload, Incus60 ignores the X-LXD-* headers, and both crash on
-// an upload with properties that uses a token without properties. Every dialect
+// Options.Dialect selects the daemon to imitate: LXD40, LXD50, LXD69, Incus60 or
+// Incus70. They differ in headers, in extensions, in what they tell untrusted
+// clients, in what they refuse and in which words, in the fields of operations,
+// and in the form of a failed wait. A daemon's oddities are reproduced too: LXD40
+// and LXD50 ignore the profiles of an upload, Incus60 and Incus70 ignore the
+// X-LXD-* headers, and LXD50, Incus60 and Incus70 crash on an upload with
+// properties that uses a token without properties. Every dialect
 // crashes on an upload with a properties header if the image's metadata.yaml
 // has no properties. Crashed reports a crash; Restart restarts the server.
 //
@@ -79,6 +81,15 @@
 //	ForgetOperations     operations forgotten as soon as they end
 //	StallOperations      operations that keep running until Release
 //
+// These are not failures: real daemons behave like this in ordinary use, and the
+// documentation of each says which.
+//
+//	StallImages          an image that does not exist yet when its operation names it
+//	StallUpdates         updates with the same If-Match that all succeed
+//	LoseInsert           an upload that fails because another one was faster
+//	CacheStreams         a simplestreams index that is up to an hour old
+//	SlowRename           an alias whose renaming takes long
+//
 // Restart and Shutdown affect the whole server: addresses and images are kept,
 // operations and secrets are lost.
 //
@@ -102,8 +113,9 @@
 //
 // # Fidelity
 //
-// The package's tests replay requests recorded with LXD 5.0.2 and Incus 6.0.4
-// and require the recorded responses, events included. With -tags clients, the
+// The package's tests replay requests recorded with LXD 4.0.13, 5.0.2, 6.9, Incus
+// 6.0.4, 7.0.2 and 7.3 (which Incus70 imitates too, but for its extensions) and
+// require the recorded responses, events included. With -tags clients, the
 // lxc and incus commands and pylxd run against it.
 //
 // # Differences from the daemons
@@ -111,6 +123,6 @@
 // Tarballs compressed with xz, lzma or zstd are recognized by their first bytes
 // alone: their metadata is not read, and the image is a container for x86_64.
 // Published images are compressed with gzip or not at all. Images are not
-// refreshed automatically, and expired ones are not deleted. The extensions of
-// LXD69 are those that matter to images, not all of that version.
+// refreshed automatically, and expired ones are not deleted. What no recording
+// shows of LXD40 and LXD69 is as in LXD50.
 package lxdtest

@@ -180,19 +180,23 @@ func (s *Server) publishOperation(op *operation) {
 	s.publish(&event{Type: "operation", Metadata: s.render(op), Project: op.project})
 }
 
+// requestorOf returns the client of a request.
+func requestorOf(r *http.Request) *requestorJSON {
+	if r.TLS == nil {
+		return &requestorJSON{Username: "root", Protocol: "unix", Address: "@"}
+	}
+	requestor := &requestorJSON{Protocol: "tls", Address: r.RemoteAddr}
+	if len(r.TLS.PeerCertificates) > 0 {
+		requestor.Username = certFingerprint(r.TLS.PeerCertificates[0])
+	}
+	return requestor
+}
+
 // publishLifecycle publishes a lifecycle event of an image or an alias.
 func (s *Server) publishLifecycle(r *http.Request, action, source, project string, context map[string]any) {
 	lifecycle := lifecycleJSON{Action: action, Source: source, Context: context}
 	if r != nil {
-		lifecycle.Requestor = &requestorJSON{Username: "root", Protocol: "unix", Address: "@"}
-		if r.TLS != nil {
-			lifecycle.Requestor.Protocol = "tls"
-			lifecycle.Requestor.Address = r.RemoteAddr
-			lifecycle.Requestor.Username = ""
-			if len(r.TLS.PeerCertificates) > 0 {
-				lifecycle.Requestor.Username = certFingerprint(r.TLS.PeerCertificates[0])
-			}
-		}
+		lifecycle.Requestor = requestorOf(r)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -1,6 +1,7 @@
 package lxdtest
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -40,6 +41,11 @@ const (
 	kindDropEvents
 	kindForget
 	kindStallOperation
+	kindStallImage
+	kindStallUpdate
+	kindLoseInsert
+	kindCacheStreams
+	kindSlowRename
 )
 
 // Fault is a failure to inject with Server.Inject. On and Times restrict where
@@ -204,6 +210,42 @@ func ForgetOperations() Fault { return Fault{name: "forget operations", kind: ki
 // Remove. Meanwhile their status is running.
 func StallOperations() Fault { return Fault{name: "stall operations", kind: kindStallOperation} }
 
+// The faults below are what real daemons do in ordinary use. They are faults
+// because most tests are better off without them.
+
+// StallImages makes an upload, import, copy or publication store its image only
+// after Injection.Release or Remove. Until then the image does not exist, although
+// its operation, which runs, names it (LXD 4.0 to 6.9, Incus 6.0). Incus 7.0.2
+// names it only once it exists.
+func StallImages() Fault { return Fault{name: "stall images", kind: kindStallImage} }
+
+// StallUpdates makes a PUT or PATCH of an image pause between its check of
+// If-Match and its write until Injection.Release or Remove, so that updates at the
+// same time overwrite each other and all succeed. In LXD 5.0.2, 6.9, Incus 6.0.4
+// and 7.0.2 that pause is short, but long enough for about half of the updates of
+// four clients at once to be lost. PUT of an alias has no such pause.
+func StallUpdates() Fault { return Fault{name: "stall updates", kind: kindStallUpdate} }
+
+// LoseInsert makes an upload, import, copy or publication find that another
+// upload of the same content stored the image at the same moment. The image
+// exists, without the attributes that this request sets, and the operation fails
+// and does not name it: "UNIQUE constraint failed: images.project_id,
+// images.fingerprint" (LXD 5.0.2, Incus 6.0.4; LXD40 and LXD69 say so too, for want
+// of a record) or "Image record already exists" (Incus 7.0.2).
+func LoseInsert() Fault { return Fault{name: "lose insert", kind: kindLoseInsert} }
+
+// CacheStreams makes the server keep what it reads from a simplestreams server for
+// an hour, for imports and refreshes alike, as LXD 5.0.2, 6.9, Incus 6.0.4 and
+// 7.0.2 do: a version published in the meantime is not found. Fired counts the
+// reads from the cache. Remove empties the cache.
+func CacheStreams() Fault { return Fault{name: "cache streams", kind: kindCacheStreams} }
+
+// SlowRename makes the renaming of an alias take that long. In LXD 5.0.2 it takes
+// 10 seconds.
+func SlowRename(pause time.Duration) Fault {
+	return Fault{name: "slow rename", kind: kindSlowRename, pause: pause}
+}
+
 // Injection is an injected fault.
 type Injection struct {
 	fault  Fault
@@ -235,6 +277,9 @@ func (i *Injection) Remove() {
 		return
 	}
 	i.removed = true
+	if i.fault.kind == kindCacheStreams {
+		clear(s.streams)
+	}
 	s.faults = slices.DeleteFunc(s.faults, func(other *Injection) bool { return other == i })
 	if i.fault.kind != kindRefuse {
 		return
@@ -357,13 +402,28 @@ func abort(r *http.Request) {
 	panic(http.ErrAbortHandler)
 }
 
-// wait blocks until a fault is released. It returns false if the client
-// disconnects or the server stops first.
-func (i *Injection) wait(r *http.Request) bool {
+// wait blocks until a fault is released. It returns false if ctx, which is that
+// of a request or an operation, ends first.
+func (i *Injection) wait(ctx context.Context) bool {
 	select {
 	case <-i.released:
 		return true
-	case <-r.Context().Done():
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// pause blocks for the fault's pause or until it is removed. It returns false if
+// ctx ends first.
+func (i *Injection) pause(ctx context.Context) bool {
+	timer := time.NewTimer(i.fault.pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-i.released:
+		return true
+	case <-ctx.Done():
 		return false
 	}
 }

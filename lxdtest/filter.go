@@ -21,7 +21,7 @@ func badFilter(why string) error { return daemonErrorf("Invalid filter: %s", why
 
 // parseFilter parses a filter as the daemons do and returns a function that
 // reports whether an image matches it. A value is a regular expression that
-// must match the whole field, ignoring case.
+// must match the whole field, ignoring case; LXD 4.0.13 compares it literally.
 func (s *Server) parseFilter(text string) (func(imageJSON) (bool, error), error) {
 	words, err := filterWords(text)
 	if err != nil {
@@ -64,8 +64,9 @@ func (s *Server) parseFilter(text string) (func(imageJSON) (bool, error), error)
 			// LXD 5.0.2 accepts an unknown operator and matches nothing.
 			c.value, c.equal = "\x00", true
 		}
-		c.regex, err = regexp.Compile("(?i)^(?:" + c.value + ")$")
-		if err != nil {
+		if s.traits.literalFilter {
+			c.regex = regexp.MustCompile("^" + regexp.QuoteMeta(c.value) + "$")
+		} else if c.regex, err = regexp.Compile("(?i)^(?:" + c.value + ")$"); err != nil {
 			// An invalid expression is compared literally.
 			c.regex = regexp.MustCompile("(?i)^" + regexp.QuoteMeta(c.value) + "$")
 		}

@@ -44,7 +44,8 @@ type updateSource struct {
 	Protocol    string `json:"protocol"`
 	Server      string `json:"server"`
 	ImageType   string `json:"image_type"`
-	Registry    string `json:"image_registry,omitempty"`
+	// Only LXD 6.9 has this field.
+	Registry *string `json:"image_registry,omitempty"`
 }
 
 // imageJSON is an image on the wire.
@@ -66,6 +67,7 @@ type imageJSON struct {
 	LastUsedAt   time.Time         `json:"last_used_at"`
 	UploadedAt   time.Time         `json:"uploaded_at"`
 	Project      string            `json:"project,omitempty"`
+	Locations    []string          `json:"locations,omitempty"`
 }
 
 // imageAliasJSON is an alias inside an image.
@@ -107,6 +109,9 @@ func (s *Server) renderImageWith(img *image, aliases []imageAliasJSON) imageJSON
 	}
 	if s.traits.imageProject {
 		out.Project = img.key.project
+	}
+	if s.traits.imageLocations {
+		out.Locations = []string{"none"}
 	}
 	out.Aliases = append(out.Aliases, aliases...)
 	return out
@@ -170,8 +175,13 @@ func (s *Server) visibleImage(r *http.Request, name string) (*image, error) {
 		return nil, err
 	}
 	img, err := s.findImage(project, name)
-	if errors.Is(err, errNoImage) && s.traits.family == "incus" {
-		return nil, statusErrorf(http.StatusNotFound, "Image %q not found", name)
+	if errors.Is(err, errNoImage) {
+		switch {
+		case s.traits.hidesMissing:
+			return nil, errNotFound
+		case s.traits.family == "incus":
+			return nil, s.traits.noImageNamed(name)
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -179,7 +189,10 @@ func (s *Server) visibleImage(r *http.Request, name string) (*image, error) {
 	if s.trusts(r) || img.public || s.secretAllows(r.URL.Query().Get("secret"), img) {
 		return img, nil
 	}
-	return nil, statusErrorf(http.StatusNotFound, "Image %q not found", name)
+	if s.traits.hidesMissing {
+		return nil, errNotFound
+	}
+	return nil, s.traits.noImageNamed(name)
 }
 
 // secretAllows reports whether a secret gives access to the image, and marks it
@@ -207,7 +220,7 @@ func (s *Server) serveImages(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	all := query.Get("all-projects") == "true" && s.has("images_all_projects")
-	if all && query.Get("project") != "" {
+	if all && query.Get("project") != "" && s.traits.refusesAllOfProject {
 		return statusErrorf(http.StatusBadRequest, "Cannot specify a project when requesting all projects")
 	}
 	var found []imageJSON
@@ -302,11 +315,18 @@ func (s *Server) serveSecret(w http.ResponseWriter, r *http.Request, name string
 		s.mu.Unlock()
 		return err
 	}
-	op := s.addOperation("token", "Image download token", project,
-		map[string][]string{"images": {"/1.0/images/" + img.key.fingerprint}},
-		map[string]any{"secret": newSecret()})
-	op.mayCancel = true
-	response := s.render(op)
+	token := task{
+		description: "Image download token",
+		project:     project,
+		resources:   map[string][]string{"images": {"/1.0/images/" + img.key.fingerprint}},
+		entity:      imageURL(img.key),
+		metadata:    map[string]any{"secret": newSecret()},
+		mayCancel:   true,
+	}
+	if s.traits.storesOperations {
+		token.metadata["fingerprint"] = img.key.fingerprint
+	}
+	response := s.render(s.addOperation("token", token, r))
 	s.mu.Unlock()
 	s.publishLifecycle(r, "image-secret-created", imageURL(img.key), project, nil)
 	writeOperation(w, response)

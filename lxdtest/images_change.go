@@ -2,6 +2,7 @@ package lxdtest
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"net/http"
 	"os"
@@ -64,7 +65,7 @@ func (s *Server) changeImage(w http.ResponseWriter, r *http.Request, name string
 		img, err = s.findImage(project, name)
 	}
 	if err == nil {
-		err = checkETag(r, imageETag(img))
+		err = s.checkETag(r, imageETag(img))
 	}
 	s.mu.Unlock()
 	if err != nil {
@@ -76,9 +77,20 @@ func (s *Server) changeImage(w http.ResponseWriter, r *http.Request, name string
 		return err
 	}
 	s.mu.Lock()
+	if s.images[img.key] == img {
+		err = s.checkETag(r, imageETag(img))
+	}
+	if stall := s.fireFault(kindStallUpdate); stall != nil && err == nil {
+		s.mu.Unlock()
+		if !stall.wait(r.Context()) {
+			return r.Context().Err()
+		}
+		s.mu.Lock()
+	}
 	if s.images[img.key] != img {
 		err = errNoImage
-	} else if err = checkETag(r, imageETag(img)); err == nil {
+	}
+	if err == nil {
 		err = s.checkPublic(project, put.Public != nil && *put.Public)
 	}
 	if err == nil {
@@ -124,14 +136,22 @@ func (s *Server) serveDeleteImage(w http.ResponseWriter, r *http.Request, name s
 		img, err = s.findImage(project, name)
 	}
 	s.mu.Unlock()
-	if err != nil {
+	key := imageKey{project, name}
+	switch {
+	case img != nil:
+		key = img.key
+	case !errors.Is(err, errNoImage):
+		return err
+	case s.traits.hidesMissing:
+		return statusErrorf(http.StatusNotFound, "Failed checking project %q image feature: %v", project, err)
+	case !s.traits.deletesLater:
 		return err
 	}
-	key := img.key
-	s.startTask(w, task{
+	s.startTask(w, r, task{
 		description: "Deleting image",
 		project:     projectParam(r),
 		resources:   map[string][]string{"images": {"/1.0/images/" + key.fingerprint}},
+		entity:      imageURL(key),
 		run: func(_ context.Context, op *operation) error {
 			if err := s.deleteImage(op, img); err != nil {
 				return err
@@ -150,7 +170,7 @@ func (s *Server) deleteImage(op *operation, img *image) error {
 	if op != nil && op.dropped {
 		return errRestarted
 	}
-	if s.images[img.key] != img {
+	if img == nil || s.images[img.key] != img {
 		return errNoImage
 	}
 	delete(s.images, img.key)

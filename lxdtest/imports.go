@@ -60,10 +60,7 @@ func (s *Server) serveCreateFrom(w http.ResponseWriter, r *http.Request, project
 	if err != nil {
 		return err
 	}
-	if source.Mode == "push" {
-		if !s.has("images_push_relay") {
-			return errBadSource
-		}
+	if source.Mode == "push" && s.has("images_push_relay") {
 		return s.servePushToken(w, r, project, post)
 	}
 	var run func(ctx context.Context, op *operation) (*image, error)
@@ -90,7 +87,7 @@ func (s *Server) serveCreateFrom(w http.ResponseWriter, r *http.Request, project
 	default:
 		return errBadSource
 	}
-	s.startTask(w, task{
+	s.startTask(w, r, task{
 		description: "Downloading image",
 		project:     projectParam(r),
 		run: func(ctx context.Context, op *operation) error {
@@ -162,7 +159,7 @@ func (s *Server) importURL(ctx context.Context, r *http.Request, op *operation, 
 		u.discard()
 		return nil, daemonErrorf("Hash mismatch for %q: %s != %s", location, u.fingerprint, fingerprint)
 	}
-	return s.storeDownload(r, op, u, project, post, nil)
+	return s.storeDownload(ctx, r, op, u, project, post, nil)
 }
 
 // existing returns the image of a project with a fingerprint or a prefix of it,
@@ -207,7 +204,7 @@ func (p *imagesPost) overrides() bool {
 // override sets the requested attributes on an existing image; the caller holds
 // the lock.
 func (s *Server) override(img *image, post imagesPost) error {
-	if post.Profiles != nil {
+	if post.Profiles != nil && !s.traits.dropsProfiles {
 		if err := s.checkProfiles(img.key.project, post.Profiles); err != nil {
 			return err
 		}
@@ -241,7 +238,7 @@ func (s *Server) override(img *image, post imagesPost) error {
 // storeDownload adds a downloaded image to the store. The attributes in info,
 // which is what the source reports, take precedence over the image's metadata;
 // info may be nil.
-func (s *Server) storeDownload(r *http.Request, op *operation, u *upload, project string, post imagesPost, info *imageJSON) (*image, error) {
+func (s *Server) storeDownload(ctx context.Context, r *http.Request, op *operation, u *upload, project string, post imagesPost, info *imageJSON) (*image, error) {
 	spec := imageSpec{
 		project: project, public: post.Public, autoUpdate: post.AutoUpdate, filename: post.Filename,
 		properties: post.Properties, profiles: post.Profiles, expires: post.ExpiresAt,
@@ -262,7 +259,21 @@ func (s *Server) storeDownload(r *http.Request, op *operation, u *upload, projec
 		u.discard()
 		return s.useExisting(op, img, post)
 	}
-	if err := s.store(r, op, u, spec); err != nil {
+	if s.traits.dropsProfiles {
+		spec.profiles = nil
+	}
+	if err := s.withLock(func() error { return s.checkProfiles(project, spec.profiles) }); err != nil {
+		// The daemons store the image before they set what was requested.
+		spec.profiles, spec.properties, spec.filename, spec.autoUpdate = nil, nil, "", false
+		if !post.ExpiresAt.IsZero() {
+			spec.expires = time.Time{}
+		}
+		if err := s.store(ctx, r, nil, u, spec); err != nil {
+			return nil, err
+		}
+		return nil, err
+	}
+	if err := s.store(ctx, r, op, u, spec); err != nil {
 		return nil, err
 	}
 	img := s.existing(project, u.fingerprint)
@@ -289,7 +300,7 @@ func (s *Server) importImage(ctx context.Context, r *http.Request, op *operation
 			return s.useExisting(op, img, post)
 		}
 	}
-	if source.Server == "" {
+	if source.Server == "" && source.Mode != "push" {
 		return nil, errNoImage
 	}
 	if source.Protocol == "simplestreams" {

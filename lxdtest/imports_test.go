@@ -38,7 +38,7 @@ func imageServer(t *testing.T, family Dialect, file []byte, change map[string]st
 
 func TestImportFromURL(t *testing.T) {
 	file := UnifiedImage("web", 5000)
-	for _, d := range []Dialect{LXD50, Incus60} {
+	for _, d := range []Dialect{LXD40, LXD50, Incus60, Incus70} {
 		s := newTestServer(t, &Options{Dialect: d, InMemory: true})
 		c := newClient(t, s)
 		from := func(url string) *apiResponse {
@@ -165,7 +165,7 @@ func TestRefreshReplacesImage(t *testing.T) {
 
 func TestRegistries(t *testing.T) {
 	web, unified, _, _ := streamServer(t, "lxd")
-	s := newTestServer(t, &Options{Dialect: LXD69, InMemory: true})
+	s := newTestServer(t, &Options{Dialect: LXD69, InMemory: true, WithExtensions: []string{"image_registries"}})
 	c := newClient(t, s)
 	s.AddRegistry("reg", web.URL)
 	require.Equal(t, 201, c.do("POST", "/1.0/image-registries", map[string]any{
@@ -205,7 +205,7 @@ func TestPublish(t *testing.T) {
 			require.Equal(t, name, img.Properties["from"])
 		}
 		require.Equal(t, "Cannot export a running instance as an image", c.failure(publish("instance", "busy")))
-		if d == LXD50 {
+		if d == LXD40 || d == LXD50 {
 			require.Equal(t, 404, publish("instance", "none").HTTP)
 		} else {
 			require.Contains(t, c.failure(publish("instance", "none")), "Instance not found")

@@ -8,16 +8,18 @@ import (
 
 // infoJSON is the metadata of GET /1.0.
 type infoJSON struct {
-	Config         map[string]any   `json:"config,omitempty"`
-	APIExtensions  []string         `json:"api_extensions"`
-	APIStatus      string           `json:"api_status"`
-	APIVersion     string           `json:"api_version"`
-	Auth           string           `json:"auth"`
-	Public         bool             `json:"public"`
-	AuthMethods    []string         `json:"auth_methods"`
-	AuthUserName   string           `json:"auth_user_name,omitempty"`
-	AuthUserMethod string           `json:"auth_user_method,omitempty"`
-	Environment    *environmentJSON `json:"environment,omitempty"`
+	Config        any      `json:"config,omitempty"`
+	APIExtensions []string `json:"api_extensions"`
+	APIStatus     string   `json:"api_status"`
+	APIVersion    string   `json:"api_version"`
+	Auth          string   `json:"auth"`
+	Public        bool     `json:"public"`
+	AuthMethods   []string `json:"auth_methods"`
+	// Only LXD 6.9 has this field.
+	ClientCertificate *bool            `json:"client_certificate,omitempty"`
+	AuthUserName      string           `json:"auth_user_name,omitempty"`
+	AuthUserMethod    string           `json:"auth_user_method,omitempty"`
+	Environment       *environmentJSON `json:"environment,omitempty"`
 }
 
 // environmentJSON is the part of GET /1.0 for trusted clients.
@@ -56,9 +58,19 @@ func (s *Server) serveInfo(w http.ResponseWriter, r *http.Request) error {
 	if s.traits.bearer {
 		info.AuthMethods = append(info.AuthMethods, "bearer")
 	}
+	if s.traits.storesOperations {
+		presented := r.TLS != nil && len(r.TLS.PeerCertificates) > 0
+		info.ClientCertificate = &presented
+	}
 	if !s.trusts(r) {
-		if s.opts.HideFromUntrusted {
+		if s.traits.hidesInfo {
 			info.APIExtensions = nil
+		}
+		switch {
+		case s.traits.family == "incus":
+			info.Config = map[string]any{}
+		case s.traits.storesOperations:
+			info.Config = map[string]any(nil)
 		}
 		writeSync(w, info)
 		return nil
@@ -71,13 +83,14 @@ func (s *Server) serveInfo(w http.ResponseWriter, r *http.Request) error {
 		return errNoProject
 	}
 	info.Auth = "trusted"
-	info.Config = map[string]any{}
+	config := map[string]any{}
 	if s.address != "" {
-		info.Config["core.https_address"] = s.address
+		config["core.https_address"] = s.address
 	}
 	if s.traits.password && s.opts.TrustPassword != "" {
-		info.Config["core.trust_password"] = true
+		config["core.trust_password"] = true
 	}
+	info.Config = config
 	if s.has("auth_user") {
 		info.AuthUserName, info.AuthUserMethod = "root", "unix"
 		if r.TLS != nil {

@@ -72,13 +72,13 @@ func (s *Server) apply(in *requestFaults, i *Injection, w http.ResponseWriter, r
 		in.lost = true
 		out.lost = true
 	case kindStallHeaders:
-		if !i.wait(r) {
+		if !i.wait(r.Context()) {
 			in.responded = true
 		}
 	case kindStallBody:
 		out.stallAt, out.stall = f.bytes, i
 	case kindStallRequest:
-		r.Body = &brokenBody{ReadCloser: r.Body, left: f.bytes, broken: func() { i.wait(r) }}
+		r.Body = &brokenBody{ReadCloser: r.Body, left: f.bytes, broken: func() { i.wait(r.Context()) }}
 	case kindHalfOpen:
 		out.freezeAt, out.stall = f.bytes, i
 	case kindSlowLoris:
@@ -287,7 +287,7 @@ func (w *faultyWriter) breakHere() {
 		abort(w.request)
 	case w.stallAt:
 		w.stallAt = -1
-		if !w.stall.wait(w.request) {
+		if !w.stall.wait(w.request.Context()) {
 			panic(http.ErrAbortHandler)
 		}
 	case w.freezeAt:

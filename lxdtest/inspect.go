@@ -286,7 +286,7 @@ func (s *Server) AddImage(file []byte, opts *AddOptions) (fingerprint string, er
 	if err != nil {
 		return "", fmt.Errorf("lxdtest: add image: %w", err)
 	}
-	if err := s.store(nil, nil, u, spec); err != nil {
+	if err := s.store(s.ctx, nil, nil, u, spec); err != nil {
 		return "", fmt.Errorf("lxdtest: add image: %w", err)
 	}
 	img := s.existing(spec.project, u.fingerprint)

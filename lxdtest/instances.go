@@ -109,13 +109,18 @@ func (s *Server) serveInstances(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+var errNoInstance = statusErrorf(http.StatusNotFound, "Instance not found")
+
 // serveInstance handles GET of one instance or snapshot.
 func (s *Server) serveInstance(w http.ResponseWriter, r *http.Request, name string) error {
 	s.mu.Lock()
 	found := s.instances[instanceKey{projectParam(r), name}]
 	s.mu.Unlock()
+	if found == nil && s.traits.checksInstanceLater {
+		return statusErrorf(http.StatusNotFound, s.traits.texts.instance, name, projectParam(r), errNoInstance)
+	}
 	if found == nil {
-		return statusErrorf(http.StatusNotFound, "Instance not found")
+		return errNoInstance
 	}
 
 	out := found.render()
@@ -124,7 +129,8 @@ func (s *Server) serveInstance(w http.ResponseWriter, r *http.Request, name stri
 }
 
 // preparePublish returns the instance to publish, or nil. If it does not exist,
-// LXD 5.0.2 refuses the request; in the other daemons the operation fails.
+// LXD 4.0.13 and 5.0.2 refuse the request; in the other daemons the operation
+// fails.
 func (s *Server) preparePublish(r *http.Request, source *imagesSource) (*instance, error) {
 	if source.Name == "" {
 		return nil, nil
@@ -132,8 +138,8 @@ func (s *Server) preparePublish(r *http.Request, source *imagesSource) (*instanc
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	found := s.instances[instanceKey{projectParam(r), source.Name}]
-	if found == nil && s.traits.family == "lxd" && !s.traits.waitFailsAsError {
-		return nil, statusErrorf(http.StatusNotFound, "Instance not found")
+	if found == nil && !s.traits.checksInstanceLater {
+		return nil, errNoInstance
 	}
 	return found, nil
 }
@@ -147,7 +153,7 @@ func (s *Server) publishInstance(ctx context.Context, r *http.Request, op *opera
 	case source.Type == "snapshot" && !strings.Contains(source.Name, "/"):
 		return nil, daemonErrorf("Not a snapshot")
 	case from == nil:
-		return nil, statusErrorf(http.StatusNotFound, "Failed to fetch instance %q in project %q: Instance not found", source.Name, projectParam(r))
+		return nil, statusErrorf(http.StatusNotFound, s.traits.texts.instance, source.Name, projectParam(r), errNoInstance)
 	case from.running:
 		return nil, daemonErrorf("Cannot export a running instance as an image")
 	}
@@ -159,7 +165,7 @@ func (s *Server) publishInstance(ctx context.Context, r *http.Request, op *opera
 		return nil, err
 	}
 	progress := "create_image_from_instance_pack_progress"
-	if s.traits.family == "lxd" && !s.traits.waitFailsAsError {
+	if !s.traits.checksInstanceLater {
 		progress = "create_image_from_container_pack_progress"
 	}
 	s.setMetadata(op, map[string]any{
@@ -174,7 +180,7 @@ func (s *Server) publishInstance(ctx context.Context, r *http.Request, op *opera
 		project: project, public: post.Public, autoUpdate: post.AutoUpdate, filename: post.Filename,
 		properties: post.Properties, profiles: post.Profiles, expires: post.ExpiresAt, setExpiry: true,
 	}
-	if err := s.store(r, op, u, spec); err != nil {
+	if err := s.store(ctx, r, op, u, spec); err != nil {
 		return nil, err
 	}
 	img := s.existing(project, u.fingerprint)

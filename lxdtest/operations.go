@@ -3,6 +3,7 @@ package lxdtest
 import (
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -46,6 +47,7 @@ type operation struct {
 	mayCancel   bool
 	err         string
 	errCode     int
+	requestor   *requestorJSON // nil if unknown
 
 	done    chan struct{} // closed at the end
 	cancel  context.CancelFunc
@@ -68,6 +70,11 @@ type operationJSON struct {
 	MayCancel   bool                `json:"may_cancel"`
 	Err         string              `json:"err"`
 	Location    string              `json:"location"`
+
+	// Only LXD 6.9 has these fields.
+	ErrCode    *int           `json:"err_code,omitempty"`
+	ChildCount *int           `json:"child_count,omitempty"`
+	Requestor  *requestorJSON `json:"requestor,omitempty"`
 }
 
 // render copies the operation for the wire; the caller holds the lock.
@@ -76,21 +83,53 @@ func (s *Server) render(op *operation) operationJSON {
 	if resources == nil && s.traits.emptyResources {
 		resources = map[string][]string{}
 	}
-	return operationJSON{
+	out := operationJSON{
 		ID: op.id, Class: op.class, Description: op.description,
 		CreatedAt: op.created, UpdatedAt: op.updated,
 		Status: statusNames[op.status], StatusCode: op.status,
 		Resources: resources, Metadata: maps.Clone(op.metadata),
 		MayCancel: op.mayCancel, Err: op.err, Location: "none",
 	}
+	if out.Metadata == nil && s.traits.emptyMetadata {
+		out.Metadata = map[string]any{}
+	}
+	if s.traits.storesOperations {
+		code := op.errCode
+		out.ErrCode, out.ChildCount, out.Requestor = &code, new(int), op.requestor
+		out.Resources, out.MayCancel = map[string][]string{}, true
+	}
+	return out
 }
 
-// uuid returns a random UUID of version 4.
-func uuid() string {
+// renderStored copies the operation for GET of it and of all; the caller holds
+// the lock. LXD 6.9 reads them from its database, which has neither progress nor
+// the name of a requestor on the unix socket.
+func (s *Server) renderStored(op *operation) operationJSON {
+	out := s.render(op)
+	if !s.traits.storesOperations {
+		return out
+	}
+	maps.DeleteFunc(out.Metadata, func(key string, _ any) bool {
+		return key == "progress" || strings.HasSuffix(key, "_progress")
+	})
+	if out.Requestor != nil {
+		out.Requestor = &requestorJSON{Protocol: out.Requestor.Protocol}
+	}
+	return out
+}
+
+// uuid returns a random UUID of version 4 or, as LXD 6.9 has them for
+// operations, one of version 7, which begins with the time.
+func (s *Server) uuid() string {
 	var b [16]byte
 	// The system's random source does not fail.
 	_, _ = rand.Read(b[:])
 	b[6] = b[6]&0x0f | 0x40
+	if s.traits.storesOperations {
+		b[6] = b[6]&0x0f | 0x70
+		milliseconds := binary.BigEndian.AppendUint64(nil, uint64(s.now().UnixMilli()))
+		copy(b[:6], milliseconds[2:])
+	}
 	b[8] = b[8]&0x3f | 0x80
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
@@ -106,17 +145,29 @@ func newSecret() string {
 var errRestarted = errors.New("the server was restarted")
 
 // addOperation registers a running operation; the caller holds the lock.
-func (s *Server) addOperation(class, description, project string, resources map[string][]string, metadata map[string]any) *operation {
+// r may be nil.
+func (s *Server) addOperation(class string, task task, r *http.Request) *operation {
 	now := s.now()
 	op := &operation{
-		id: uuid(), class: class, description: description, project: project,
-		created: now, updated: now, status: statusRunning,
-		resources: resources, metadata: metadata, done: make(chan struct{}),
+		id: s.uuid(), class: class, description: task.description, project: task.project,
+		created: now, updated: now, resources: task.resources, mayCancel: task.mayCancel,
+		metadata: task.metadata, done: make(chan struct{}),
+	}
+	if s.traits.storesOperations && task.entity != "" {
+		op.metadata = maps.Clone(op.metadata)
+		if op.metadata == nil {
+			op.metadata = map[string]any{}
+		}
+		op.metadata["entity_url"] = task.entity
+	}
+	if r != nil {
+		op.requestor = requestorOf(r)
 	}
 	s.operations[op.id] = op
-	// Like the daemons it publishes two events: pending and running.
-	op.status = statusPending
-	s.publishOperation(op)
+	if !s.traits.storesOperations {
+		op.status = statusPending
+		s.publishOperation(op)
+	}
 	op.status = statusRunning
 	s.publishOperation(op)
 	return op
@@ -125,12 +176,14 @@ func (s *Server) addOperation(class, description, project string, resources map[
 // startTask runs a task in the background as an operation and responds with it.
 // The task's context ends when the operation is cancelled and when the
 // server stops or restarts. If the task returns an error, the operation fails.
-func (s *Server) startTask(w http.ResponseWriter, task task) {
+func (s *Server) startTask(w http.ResponseWriter, r *http.Request, task task) {
 	s.mu.Lock()
-	op := s.addOperation("task", task.description, task.project, task.resources, task.metadata)
+	if task.entity == "" {
+		task.entity = projectURL(task.project)
+	}
+	op := s.addOperation("task", task, r)
 	ctx, cancel := context.WithCancel(s.runCtx)
 	op.cancel = cancel
-	op.mayCancel = task.mayCancel
 	response := s.render(op)
 	stall := s.fireFault(kindStallOperation)
 	started := make(chan struct{})
@@ -139,10 +192,7 @@ func (s *Server) startTask(w http.ResponseWriter, task task) {
 		// The daemons' response has the state before the work.
 		<-started
 		if stall != nil {
-			select {
-			case <-stall.released:
-			case <-ctx.Done():
-			}
+			stall.wait(ctx)
 		}
 		err := task.run(ctx, op)
 		s.finish(op, err)
@@ -157,6 +207,7 @@ type task struct {
 	description string
 	project     string
 	resources   map[string][]string
+	entity      string // the entity_url; the default is the project's
 	metadata    map[string]any
 	mayCancel   bool
 	run         func(ctx context.Context, op *operation) error
@@ -196,8 +247,10 @@ func (s *Server) setFinal(op *operation, metadata map[string]any) {
 		return
 	}
 	s.mu.Lock()
-	if secret, ok := op.metadata["secret"]; ok {
-		metadata["secret"] = secret
+	for _, kept := range []string{"secret", "entity_url"} {
+		if value, ok := op.metadata[kept]; ok {
+			metadata[kept] = value
+		}
 	}
 	op.metadata = nil
 	s.mu.Unlock()
@@ -214,6 +267,7 @@ func (s *Server) finish(op *operation, err error) {
 	case err == nil:
 		s.end(op, statusSuccess)
 	default:
+		err = s.traits.refusal(err)
 		op.err = err.Error()
 		op.errCode = errorEnvelope(err).ErrorCode
 		s.end(op, statusFailure)
@@ -231,6 +285,9 @@ func (s *Server) end(op *operation, status int) {
 	s.publishOperation(op)
 	if s.opts.ForgetAfter < 0 || s.fire(kindForget) {
 		delete(s.operations, op.id)
+		return
+	}
+	if s.opts.ForgetAfter == 0 {
 		return
 	}
 	op.forget = time.AfterFunc(s.opts.ForgetAfter, func() {
@@ -298,7 +355,7 @@ func (s *Server) serveOperations(w http.ResponseWriter, r *http.Request) error {
 		}
 		status := strings.ToLower(statusNames[op.status])
 		if full {
-			groups[status] = append(groups[status], s.render(op))
+			groups[status] = append(groups[status], s.renderStored(op))
 		} else {
 			groups[status] = append(groups[status], "/1.0/operations/"+op.id)
 		}
@@ -328,15 +385,8 @@ func (s *Server) serveOperation(w http.ResponseWriter, _ *http.Request, id strin
 		return err
 	}
 	s.mu.Lock()
-	response := s.render(op)
+	response := s.renderStored(op)
 	s.mu.Unlock()
-	if s.traits.hidesProgress {
-		for key := range response.Metadata {
-			if key == "progress" || strings.HasSuffix(key, "_progress") {
-				delete(response.Metadata, key)
-			}
-		}
-	}
 	writeSync(w, response)
 	return nil
 }
@@ -370,7 +420,7 @@ func (s *Server) serveWait(w http.ResponseWriter, r *http.Request, id string) er
 	if text := r.URL.Query().Get("timeout"); text != "" {
 		n, err := strconv.Atoi(text)
 		if err != nil {
-			return statusErrorf(http.StatusBadRequest, "strconv.Atoi: parsing %q: invalid syntax", text)
+			return daemonErrorf("strconv.Atoi: parsing %q: invalid syntax", text)
 		}
 		timeout = n
 	}
@@ -416,6 +466,8 @@ func (s *Server) serveWait(w http.ResponseWriter, r *http.Request, id string) er
 			response = errorEnvelope(context.DeadlineExceeded)
 		case op.status == statusFailure:
 			response = errorEnvelope(statusErrorf(op.errCode, "%s", op.err))
+		case op.status == statusCancelled && s.traits.storesOperations:
+			response = errorEnvelope(context.Canceled)
 		}
 	}
 	s.mu.Unlock()

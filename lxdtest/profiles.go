@@ -23,7 +23,7 @@ func (s *Server) checkProfiles(project string, names []string) error {
 	p := s.profileProject(project)
 	for _, name := range names {
 		if _, ok := p.profiles[name]; !ok {
-			return daemonErrorf("Profile '%s' doesn't exist", name)
+			return daemonErrorf(s.traits.texts.profile, name)
 		}
 	}
 	return nil
@@ -82,7 +82,7 @@ func (s *Server) serveProfile(w http.ResponseWriter, r *http.Request, name strin
 	err := s.withLock(func() error {
 		p := s.profileProject(projectParam(r))
 		if _, ok := p.profiles[name]; !ok {
-			return statusErrorf(http.StatusNotFound, "Profile not found")
+			return statusErrorf(http.StatusNotFound, "Fetch profile: Profile not found")
 		}
 		out = renderProfile(p, name)
 		return nil

@@ -26,7 +26,13 @@ type projectJSON struct {
 	UsedBy      []string          `json:"used_by"`
 }
 
-var errNoProject = statusErrorf(http.StatusNotFound, "Project not found")
+var (
+	errNoProject = statusErrorf(http.StatusNotFound, "Project not found")
+	errNoImages  = statusErrorf(http.StatusNotFound, "Check if project has images: fetch project: Project not found")
+)
+
+// projectURL returns the URL of a project, for responses.
+func projectURL(name string) string { return "/1.0/projects/" + name }
 
 // familyName returns the family as the daemons write it in descriptions.
 func (s *Server) familyName() string {
@@ -58,7 +64,7 @@ func (p *project) feature(name string) bool { return isTrue(p.config["features."
 func (s *Server) imageProject(r *http.Request) (string, error) {
 	p := s.projects[projectParam(r)]
 	if p == nil {
-		return "", statusErrorf(http.StatusNotFound, "Check if project has images: fetch project: Project not found")
+		return "", errNoImages
 	}
 	if !p.feature("images") {
 		return defaultProject, nil

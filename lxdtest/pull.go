@@ -76,14 +76,18 @@ func (s *Server) pull(ctx context.Context, r *http.Request, op *operation, proje
 		}
 		return nil, daemonErrorf("Image fingerprint doesn't match. Got %s expected %s", u.fingerprint, info.Fingerprint)
 	}
-	info.UpdateSource = nil
-	if requested != info.Fingerprint {
-		info.UpdateSource = &updateSource{
-			Alias: requested, Certificate: source.Certificate, Protocol: source.Protocol,
-			Server: source.Server,
-		}
+	// Even a fingerprint, which has no newer image, is a source.
+	info.UpdateSource = s.newUpdateSource(source, requested, info.Type)
+	return s.storeDownload(ctx, r, op, u, project, post, &info)
+}
+
+// newUpdateSource returns where an image of this type was downloaded from.
+func (s *Server) newUpdateSource(source imagesSource, alias, kind string) *updateSource {
+	from := &updateSource{Alias: alias, Certificate: source.Certificate, Protocol: source.Protocol, Server: source.Server}
+	if s.traits.imageTypeOfSource {
+		from.ImageType, from.Registry = kind, &source.Registry
 	}
-	return s.storeDownload(r, op, u, project, post, &info)
+	return from
 }
 
 // fetchExport downloads an export: one file or a form with two.
@@ -113,14 +117,15 @@ func (s *Server) serveRefresh(w http.ResponseWriter, r *http.Request, name strin
 	if err != nil {
 		return err
 	}
-	s.startTask(w, task{
+	s.startTask(w, r, task{
 		description: "Refreshing image",
 		project:     projectParam(r),
+		entity:      imageURL(img.key),
 		run: func(ctx context.Context, op *operation) error {
 			fresh, err := s.refresh(ctx, r, op, img)
 			if err != nil {
 				code := errorEnvelope(err).ErrorCode
-				return statusErrorf(code, "Failed to update image %q in project %q: %v", img.key.fingerprint, img.key.project, err)
+				return statusErrorf(code, s.traits.texts.refresh, img.key.fingerprint, img.key.project, s.traits.refusal(err))
 			}
 			s.setFinal(op, map[string]any{"refreshed": fresh != img})
 			return nil
@@ -144,7 +149,10 @@ func (s *Server) refresh(ctx context.Context, r *http.Request, op *operation, im
 	}
 	post.Source = &imagesSource{
 		Type: "image", Mode: "pull", Alias: source.Alias, Certificate: source.Certificate,
-		Protocol: source.Protocol, Server: source.Server, ImageType: img.kind, Registry: source.Registry,
+		Protocol: source.Protocol, Server: source.Server, ImageType: img.kind,
+	}
+	if source.Registry != nil {
+		post.Source.Registry = *source.Registry
 	}
 	fresh, err := s.importImage(ctx, r, op, img.key.project, post)
 	if err != nil || fresh == img {

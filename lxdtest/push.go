@@ -16,15 +16,24 @@ import (
 
 // servePushToken creates a secret with which another server can upload an image.
 // The requested attributes are stored in the token operation.
-func (s *Server) servePushToken(w http.ResponseWriter, _ *http.Request, project string, post imagesPost) error {
-	s.mu.Lock()
-	op := s.addOperation("token", "Image download token", project,
-		map[string][]string{"images": {"/1.0/images/" + post.Source.Fingerprint}},
-		map[string]any{
+func (s *Server) servePushToken(w http.ResponseWriter, r *http.Request, project string, post imagesPost) error {
+	token := task{
+		description: "Image download token",
+		project:     project,
+		resources:   map[string][]string{"images": {"/1.0/images/" + post.Source.Fingerprint}},
+		entity:      projectURL(project),
+		metadata: map[string]any{
 			"aliases": post.Aliases, "expires_at": post.ExpiresAt, "properties": post.Properties,
 			"public": post.Public, "secret": newSecret(),
-		})
-	op.mayCancel = true
+		},
+		mayCancel: true,
+	}
+	if s.traits.storesOperations {
+		token.description = "Image upload token"
+		token.metadata["fingerprint"] = post.Source.Fingerprint
+	}
+	s.mu.Lock()
+	op := s.addOperation("token", token, r)
 	op.push = true
 	response := s.render(op)
 	s.mu.Unlock()
@@ -81,7 +90,7 @@ type exportPost struct {
 // servePush starts an operation that uploads an image to another server.
 func (s *Server) servePush(w http.ResponseWriter, r *http.Request, name string) error {
 	if !s.has("images_push_relay") {
-		return statusErrorf(http.StatusNotImplemented, "not implemented")
+		return errNotImplemented
 	}
 	s.mu.Lock()
 	project, err := s.imageProject(r)
@@ -109,7 +118,7 @@ func (s *Server) servePush(w http.ResponseWriter, r *http.Request, name string) 
 	if err := s.getJSON(r.Context(), client, base+"/1.0", &ignored); err != nil {
 		return err
 	}
-	s.startTask(w, task{
+	s.startTask(w, r, task{
 		description: "Downloading image",
 		project:     projectParam(r),
 		run: func(ctx context.Context, _ *operation) error {

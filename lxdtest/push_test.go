@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -27,7 +28,7 @@ func TestPullCopies(t *testing.T) {
 			}})
 		}
 		certificate := string(source.Certificate())
-		require.Contains(t, c.failure(pull(split, "", certificate)), "not found")
+		require.Contains(t, strings.ToLower(c.failure(pull(split, "", certificate))), "not found")
 		require.Contains(t, c.failure(pull(split, "", "")), "x509")
 		token := newClient(t, source).do("POST", "/1.0/images/"+split+"/secret", nil)
 		secret := token.field("metadata").(map[string]any)["secret"].(string)
@@ -41,6 +42,41 @@ func TestPullCopies(t *testing.T) {
 		source.Shutdown()
 		done := c.wait(pull(split, "", certificate))
 		require.Equal(t, split, done.field("metadata").(map[string]any)["fingerprint"])
+	})
+}
+
+// TestPullWithoutProfile pulls an image for a profile that does not exist, as it was
+// tried with LXD 5.0.2, Incus 6.0.4 and 7.0.2.
+func TestPullWithoutProfile(t *testing.T) {
+	eachDialect(t, func(t *testing.T, d Dialect) {
+		source := newTestServer(t, &Options{Dialect: d, TLS: true})
+		target := newTestServer(t, &Options{Dialect: d, InMemory: true})
+		fingerprint := add(t, source, "x", &AddOptions{Public: true})
+		c := newClient(t, target)
+		pulled := c.do("POST", "/1.0/images", map[string]any{
+			"profiles": []string{"nothing"}, "properties": map[string]string{"a": "b"}, "filename": "f", "public": true,
+			"aliases": []map[string]string{{"name": "al"}}, "expires_at": "2030-01-02T03:04:05Z",
+			"source": map[string]string{
+				"type": "image", "mode": "pull", "protocol": d.Family(), "server": source.URL(),
+				"fingerprint": fingerprint, "certificate": string(source.Certificate()),
+			},
+		})
+		ignored := d == LXD40 || d == LXD50
+		if ignored {
+			c.wait(pulled)
+		} else {
+			require.Equal(t, fmt.Sprintf(d.traits().texts.profile, "nothing"), c.failure(pulled))
+		}
+		img, ok := target.Image(fingerprint)
+		require.True(t, ok, "the image stays")
+		require.Equal(t, []string{"default"}, img.Profiles)
+		require.True(t, img.Public)
+		require.Equal(t, ignored, img.Properties["a"] == "b")
+		require.Equal(t, ignored, img.Filename == "f")
+		require.Equal(t, ignored, !img.ExpiresAt.IsZero())
+		require.Equal(t, ignored, len(img.Aliases) == 1)
+		from := c.do("GET", "/1.0/images/"+fingerprint, nil).field("update_source").(map[string]any)
+		require.Equal(t, fingerprint, from["alias"])
 	})
 }
 
@@ -59,6 +95,10 @@ func TestPushCopies(t *testing.T) {
 	eachDialect(t, func(t *testing.T, d Dialect) {
 		source := newTestServer(t, &Options{Dialect: d, InMemory: true})
 		target := newTestServer(t, &Options{Dialect: d, TLS: true})
+		if !source.has("images_push_relay") {
+			require.Equal(t, 501, newClient(t, source).do("POST", "/1.0/images/"+add(t, source, "u", nil)+"/export", map[string]any{}).HTTP)
+			return
+		}
 		c := newClient(t, source)
 		meta, root := SplitImage("x", 40_000)
 		split, err := source.AddImage(meta, &AddOptions{Rootfs: root})
@@ -134,7 +174,7 @@ func imageWithMetadata(t *testing.T, metadata string) []byte {
 }
 
 func TestTokenWithoutPropertiesCrash(t *testing.T) {
-	for d, crashes := range map[Dialect]bool{LXD50: true, LXD69: false, Incus60: true} {
+	for d, crashes := range map[Dialect]bool{LXD50: true, LXD69: false, Incus60: true, Incus70: true} {
 		s := newTestServer(t, &Options{Dialect: d})
 		file := UnifiedImage("x", 0)
 		prefix := d.traits().uploadHeader

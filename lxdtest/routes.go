@@ -27,7 +27,7 @@ func (s *Server) handler() http.Handler {
 			return
 		}
 		if err := s.route(w, r); err != nil {
-			writeError(w, err)
+			writeError(w, s.traits.refusal(err))
 		}
 	})
 }
@@ -61,7 +61,7 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request) error {
 	}
 	found, ok := methods[r.Method]
 	if !ok {
-		return statusErrorf(http.StatusNotImplemented, "not implemented")
+		return errNotImplemented
 	}
 	if !s.trusts(r) {
 		// A client that sends this header wants an error, not the public view.

@@ -40,17 +40,13 @@ type Options struct {
 	// dialect.
 	WithoutExtensions []string
 
-	// WithExtensions are API extensions to add to those of the dialect.
+	// WithExtensions are API extensions to add to those of the dialect. With
+	// image_registries, which no dialect has, the server has image registries.
 	WithExtensions []string
 
-	// HideFromUntrusted makes GET /1.0 omit the version and return null
-	// extensions to clients that the server does not trust, as Incus 7 does. By
-	// default such clients see the extensions of the dialect.
-	HideFromUntrusted bool
-
-	// ForgetAfter is how long a finished operation can still be requested.
-	// The default is 5 seconds, as in the daemons; if negative, operations are
-	// forgotten at once.
+	// ForgetAfter is how long a finished operation can still be requested. The
+	// default is that of the daemons: 5 seconds, or with LXD69 as long as the
+	// server runs. If negative, operations are forgotten at once.
 	ForgetAfter time.Duration
 
 	// PingInterval is the time between two pings on an event socket. The default
@@ -123,6 +119,7 @@ type Server struct {
 	aliases    map[aliasKey]*alias
 	instances  map[instanceKey]*instance
 	registries map[string]*registry
+	streams    map[string]cachedStream // by URL; used by CacheStreams
 	operations map[string]*operation
 	hub        hub
 }
@@ -145,14 +142,12 @@ func newServer(opts *Options) (*Server, error) {
 		aliases:    map[aliasKey]*alias{},
 		instances:  map[instanceKey]*instance{},
 		registries: map[string]*registry{},
+		streams:    map[string]cachedStream{},
 		operations: map[string]*operation{},
 		log:        log.New(io.Discard, "", 0),
 	}
 	if opts != nil {
 		s.opts = *opts
-	}
-	if s.opts.ForgetAfter == 0 {
-		s.opts.ForgetAfter = 5 * time.Second
 	}
 	if s.opts.PingInterval <= 0 {
 		s.opts.PingInterval = 10 * time.Second
@@ -164,6 +159,9 @@ func newServer(opts *Options) (*Server, error) {
 		s.opts.Dial = (&net.Dialer{}).DialContext
 	}
 	s.traits = s.opts.Dialect.traits()
+	if s.opts.ForgetAfter == 0 && !s.traits.storesOperations {
+		s.opts.ForgetAfter = 5 * time.Second
+	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.addDefaultProject()
 

@@ -125,7 +125,7 @@ func newTestServer(t *testing.T, opts *Options) *Server {
 
 func eachDialect(t *testing.T, test func(t *testing.T, d Dialect)) {
 	t.Helper()
-	for _, d := range []Dialect{LXD50, LXD69, Incus60} {
+	for _, d := range []Dialect{LXD40, LXD50, LXD69, Incus60, Incus70} {
 		t.Run(strings.ReplaceAll(d.String(), " ", ""), func(t *testing.T) { test(t, d) })
 	}
 }

@@ -68,9 +68,41 @@ type streamImage struct {
 	names       []string
 }
 
-// readStream returns the images that a simplestreams server offers, the newest
-// version of each product first.
+// streamCacheTime is how long the daemons keep what they read from a simplestreams
+// server.
+const streamCacheTime = time.Hour
+
+// cachedStream is what a simplestreams server offered at a time.
+type cachedStream struct {
+	images []streamImage
+	at     time.Time
+}
+
+// readStream returns the images that a simplestreams server offers, or with
+// CacheStreams those that it offered within the last hour.
 func (s *Server) readStream(ctx context.Context, client *http.Client, base string) ([]streamImage, error) {
+	s.mu.Lock()
+	cached, ok := s.streams[base]
+	hit := ok && s.now().Sub(cached.at) < streamCacheTime && s.fire(kindCacheStreams)
+	s.mu.Unlock()
+	if hit {
+		return cached.images, nil
+	}
+	images, err := s.fetchIndex(ctx, client, base)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if slices.ContainsFunc(s.faults, func(i *Injection) bool { return i.fault.kind == kindCacheStreams }) {
+		s.streams[base] = cachedStream{images, s.now()}
+	}
+	return images, nil
+}
+
+// fetchIndex reads the images that a simplestreams server offers, the newest
+// version of each product first.
+func (s *Server) fetchIndex(ctx context.Context, client *http.Client, base string) ([]streamImage, error) {
 	var index streamIndex
 	if err := s.getStreamFile(ctx, client, base+"/streams/v1/index.json", &index); err != nil {
 		return nil, err
@@ -284,12 +316,9 @@ func (s *Server) importStream(ctx context.Context, r *http.Request, op *operatio
 		alias = source.Fingerprint
 	}
 	if alias != chosen.fingerprint {
-		info.UpdateSource = &updateSource{
-			Alias: alias, Certificate: source.Certificate, Protocol: "simplestreams",
-			Server: source.Server, Registry: source.Registry,
-		}
+		info.UpdateSource = s.newUpdateSource(source, alias, chosen.kind)
 	}
-	img, err := s.storeDownload(r, op, u, project, post, &info)
+	img, err := s.storeDownload(ctx, r, op, u, project, post, &info)
 	if err != nil {
 		return nil, err
 	}

@@ -103,6 +103,9 @@ func (s *Server) ClientCertificate() (cert, key []byte) {
 	return slices.Clone(pair.cert), slices.Clone(pair.key)
 }
 
+// joinTokenExpiry is how long the join tokens of LXD 6.9 are valid.
+const joinTokenExpiry = 15 * 24 * time.Hour
+
 // joinToken is the content of a trust token, which is base64 of JSON.
 type joinToken struct {
 	ClientName  string    `json:"client_name"`
@@ -116,7 +119,7 @@ type joinToken struct {
 // once.
 func (s *Server) NewTrustToken(clientName string) string {
 	s.mu.Lock()
-	op := s.newTrustOperation(clientName, nil)
+	op := s.newTrustOperation(nil, clientName, nil)
 	secret, _ := op.metadata["secret"].(string)
 	s.mu.Unlock()
 	data, err := json.Marshal(joinToken{
@@ -128,20 +131,28 @@ func (s *Server) NewTrustToken(clientName string) string {
 	return base64.StdEncoding.EncodeToString(data)
 }
 
-// newTrustOperation creates the operation of a trust token; the caller holds the
-// lock.
-func (s *Server) newTrustOperation(clientName string, projects []string) *operation {
+// newTrustOperation creates the operation of a trust token; r may be nil. The
+// caller holds the lock.
+func (s *Server) newTrustOperation(r *http.Request, clientName string, projects []string) *operation {
 	if projects == nil {
 		projects = []string{}
 	}
-	op := s.addOperation("token", "Executing operation", defaultProject, nil, map[string]any{
-		"addresses":   s.addresses(),
-		"fingerprint": s.cert.fingerprint(),
-		"request":     map[string]any{"name": clientName, "type": "client", "projects": projects, "token": true},
-		"secret":      newSecret(),
-	})
-	op.mayCancel = true
-	return op
+	token := task{
+		description: "Executing operation",
+		project:     defaultProject,
+		metadata: map[string]any{
+			"addresses":   s.addresses(),
+			"fingerprint": s.cert.fingerprint(),
+			"request":     map[string]any{"name": clientName, "type": "client", "projects": projects, "token": true},
+			"secret":      newSecret(),
+		},
+		mayCancel: true,
+	}
+	if s.traits.storesOperations {
+		token.description = "Certificate add token"
+		token.metadata["expiresAt"] = s.now().Add(joinTokenExpiry)
+	}
+	return s.addOperation("token", token, r)
 }
 
 // addresses returns the addresses on which https listens.

@@ -281,12 +281,12 @@ func (s *Server) serveCreate(w http.ResponseWriter, r *http.Request) error {
 	if token != nil {
 		metadata = map[string]any{"secret": newSecret()}
 	}
-	s.startTask(w, task{
+	s.startTask(w, r, task{
 		description: "Downloading image",
 		project:     projectParam(r),
 		metadata:    metadata,
-		run: func(_ context.Context, op *operation) error {
-			if err := s.store(r, op, received, spec); err != nil {
+		run: func(ctx context.Context, op *operation) error {
+			if err := s.store(ctx, r, op, received, spec); err != nil {
 				return err
 			}
 			img := s.existing(project, received.fingerprint)
@@ -303,7 +303,7 @@ func (s *Server) serveCreate(w http.ResponseWriter, r *http.Request) error {
 
 // store adds an upload to the store as an image; on errors it discards the
 // upload.
-func (s *Server) store(r *http.Request, op *operation, u *upload, spec imageSpec) (err error) {
+func (s *Server) store(ctx context.Context, r *http.Request, op *operation, u *upload, spec imageSpec) (err error) {
 	defer func() {
 		if err != nil {
 			u.discard()
@@ -313,7 +313,7 @@ func (s *Server) store(r *http.Request, op *operation, u *upload, spec imageSpec
 		return u.invalid
 	}
 	if spec.fingerprint != "" && spec.fingerprint != u.fingerprint {
-		return fmt.Errorf("fingerprints don't match, got %s expected %s", u.fingerprint, spec.fingerprint)
+		return daemonErrorf(s.traits.texts.hash, u.fingerprint, spec.fingerprint)
 	}
 	found, err := readMetadata(u.metadata, s.now())
 	if err != nil {
@@ -322,6 +322,13 @@ func (s *Server) store(r *http.Request, op *operation, u *upload, spec imageSpec
 	if spec.propertiesFromHeader && found.noProperties && spec.replaceProperties == nil {
 		s.crashWith("assignment to entry in nil map: an upload with properties of an image whose metadata.yaml has none")
 		return errRestarted
+	}
+	s.mu.Lock()
+	lost := op != nil && s.fire(kindLoseInsert)
+	s.mu.Unlock()
+	if lost {
+		// The other request set nothing.
+		spec = imageSpec{project: spec.project}
 	}
 	img := &image{
 		key:          imageKey{spec.project, u.fingerprint},
@@ -364,18 +371,43 @@ func (s *Server) store(r *http.Request, op *operation, u *upload, spec imageSpec
 	if img.profiles == nil {
 		img.profiles = []string{"default"}
 	}
-	return s.commit(r, op, img)
+	if lost {
+		if err := s.commit(ctx, r, nil, img); err != nil {
+			return err
+		}
+		u.metadata, u.rootfs = "", "" // they are the image's
+		return daemonErrorf("%s", s.traits.texts.insert)
+	}
+	return s.commit(ctx, r, op, img)
 }
 
-// commit adds an image to the store and publishes an event.
-func (s *Server) commit(r *http.Request, op *operation, img *image) error {
-	s.setFinal(op, map[string]any{"fingerprint": img.key.fingerprint, "size": fmt.Sprint(img.size)})
+// commit adds an image to the store and publishes an event. op is nil if that is
+// not the work of an operation.
+func (s *Server) commit(ctx context.Context, r *http.Request, op *operation, img *image) error {
+	name := func() {
+		s.setFinal(op, map[string]any{"fingerprint": img.key.fingerprint, "size": fmt.Sprint(img.size)})
+	}
+	if !s.traits.namesImageLast {
+		name()
+	}
+	s.mu.Lock()
+	var stall *Injection
+	if op != nil {
+		stall = s.fireFault(kindStallImage)
+	}
+	s.mu.Unlock()
+	if stall != nil && !stall.wait(ctx) {
+		return ctx.Err()
+	}
 	s.mu.Lock()
 	err := s.checkNew(img)
 	if err == nil {
 		err = s.addImage(op, img)
 	}
 	s.mu.Unlock()
+	if s.traits.namesImageLast && (err == nil || errors.Is(err, errDuplicate)) {
+		name()
+	}
 	if err != nil {
 		return err
 	}

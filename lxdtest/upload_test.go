@@ -1,6 +1,7 @@
 package lxdtest
 
 import (
+	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
@@ -66,7 +67,7 @@ func TestFailedUploads(t *testing.T) {
 			"EOF":                                       raw(nil),
 			"Invalid instance type":                     raw(meta),
 			"Invalid multipart image":                   split([]string{"rootfs", "metadata"}, root, meta),
-			"fingerprints don't match, got " + Fingerprint(UnifiedImage("y", 0)) + " expected abc": raw(UnifiedImage("y", 0), prefix+"fingerprint", "abc"),
+			fmt.Sprintf(d.traits().texts.hash, Fingerprint(UnifiedImage("y", 0)), "abc"): raw(UnifiedImage("y", 0), prefix+"fingerprint", "abc"),
 		} {
 			require.Equal(t, want, c.failure(got))
 		}
@@ -110,7 +111,7 @@ func TestHeadersOfTheOtherFamilyAreIgnored(t *testing.T) {
 
 func TestUploadProfiles(t *testing.T) {
 	query := url.Values{"profile": {"extra", "default"}}.Encode()
-	for d, want := range map[Dialect][]string{LXD50: {"default"}, LXD69: {"extra", "default"}, Incus60: {"extra", "default"}} {
+	for d, want := range map[Dialect][]string{LXD50: {"default"}, LXD69: {"extra", "default"}, Incus60: {"extra", "default"}, Incus70: {"extra", "default"}} {
 		s := newTestServer(t, &Options{Dialect: d, InMemory: true})
 		s.AddProfile("extra")
 		newClient(t, s).upload(UnifiedImage("a", 0), d.traits().uploadHeader+"profiles", query)

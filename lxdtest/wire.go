@@ -40,11 +40,12 @@ func statusErrorf(code int, format string, args ...any) error {
 func daemonErrorf(format string, args ...any) error { return fmt.Errorf(format, args...) }
 
 var (
-	errNotFound  = statusErrorf(http.StatusNotFound, "not found")
-	errForbidden = statusErrorf(http.StatusForbidden, "not authorized")
-	errNoImage   = statusErrorf(http.StatusNotFound, "Image not found")
-	errAmbiguous = statusErrorf(http.StatusInternalServerError, "More than one image matches")
-	errNoAlias   = statusErrorf(http.StatusNotFound, "Image alias not found")
+	errNotFound       = statusErrorf(http.StatusNotFound, "not found")
+	errForbidden      = statusErrorf(http.StatusForbidden, "not authorized")
+	errNoImage        = statusErrorf(http.StatusNotFound, "Image not found")
+	errNotImplemented = statusErrorf(http.StatusNotImplemented, "not implemented")
+	errAmbiguous      = statusErrorf(http.StatusInternalServerError, "More than one image matches")
+	errNoAlias        = statusErrorf(http.StatusNotFound, "Image alias not found")
 )
 
 // writeJSON responds with one JSON value. As in the daemons, net/http sets the
@@ -113,14 +114,14 @@ func etagOf(value any) string {
 }
 
 // checkETag compares the If-Match of a request with the ETag of the resource.
-func checkETag(r *http.Request, etag string) error {
+func (s *Server) checkETag(r *http.Request, etag string) error {
 	want := r.Header.Get("If-Match")
 	if want == "" {
 		return nil
 	}
 	want = strings.Trim(strings.TrimPrefix(want, "W/"), `"`)
 	if want != etag {
-		return statusErrorf(http.StatusPreconditionFailed, "ETag doesn't match: %s vs %s", etag, want)
+		return statusErrorf(http.StatusPreconditionFailed, s.traits.texts.etag, etag, want)
 	}
 	return nil
 }

@@ -71,7 +71,7 @@ func CopySource(t *testing.T, c *lxd.Client, split bool) *lxd.Image {
 	t.Helper()
 	o := &lxd.CreateOptions{
 		Wait: true, Filename: "source.tar.gz", Properties: map[string]string{"os": "changed", "with space": "a & b"},
-		ExpiresAt: time.Date(2036, 1, 2, 3, 4, 5, 0, time.UTC), Aliases: []lxd.Alias{{Name: Unique("copy/a"), Description: "one"}, {Name: Unique("copy b")}},
+		ExpiresAt: time.Date(2036, 1, 2, 3, 4, 5, 0, time.UTC), Aliases: []lxd.Alias{{Name: Unique("copy/a"), Description: "one"}, {Name: Unique("copy#b")}},
 	}
 	data := io.Reader(bytes.NewReader(Unified(t, 200_000)))
 	if split {

@@ -22,12 +22,12 @@ type Subject struct {
 	Twin   *Subject           // another daemon of the same kind
 }
 
-// Subjects are the three dialects of lxdtest, and the real daemons that the
+// Subjects are the dialects of lxdtest, and the real daemons that the
 // environment names: two of each kind, for copies.
 func Subjects(t *testing.T) []*Subject {
 	t.Helper()
 	var subjects []*Subject
-	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60} {
+	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD40, lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60, lxdtest.Incus70} {
 		pair := [2]*Subject{}
 		for n := range pair {
 			server := lxdtest.NewServer(&lxdtest.Options{Dialect: dialect, TLS: true})

@@ -137,7 +137,7 @@ func testCreateAttributes(t *testing.T, s *subject) {
 	c := s.Client(t)
 	profile := s.AddProfile(t)
 	expires := time.Date(2031, 2, 3, 4, 5, 6, 0, time.UTC)
-	first, second := testkit.Unique("alias/a b"), testkit.Unique("alias?")
+	first, second := testkit.Unique("alias/a#b"), testkit.Unique("alias%")
 	image := testkit.Upload(t, c, &lxd.CreateOptions{
 		Public: true, Filename: "größe.tar.gz", Properties: map[string]string{"os": "Över & out=1", "kind": "a b+c"},
 		Profiles: []string{profile, "default"}, ExpiresAt: expires,
@@ -313,6 +313,13 @@ func testAll(t *testing.T, s *subject) {
 			test.opts.Properties["mark"] = mark
 			images, err := c.Images.All(t.Context(), &test.opts)
 			require.NoError(t, err)
+			if s.filtersLiterally() && (name == "space" || name == "meta") {
+				// The client escapes the values for servers that take them as
+				// regular expressions.
+				require.Empty(t, images)
+				s.results.set(s.Column, "Images.All", "finds no property whose value has a character that is special in a regular expression")
+				return
+			}
 			require.ElementsMatch(t, test.want, testkit.Fingerprints(images))
 		})
 	}
@@ -730,9 +737,15 @@ func testOddAliases(t *testing.T, s *subject) {
 			odd[n] += suffix
 		}
 	}
-	for _, name := range odd {
-		require.NoError(t, one.SetAlias(t.Context(), name, "about "+name), name)
-	}
+	odd = slices.DeleteFunc(odd, func(name string) bool {
+		err := one.SetAlias(t.Context(), name, "about "+name)
+		if refused := s.refusesAlias(name); refused {
+			require.ErrorContains(t, err, "Invalid image alias name", name)
+			return true
+		}
+		require.NoError(t, err, name)
+		return false
+	})
 	read, err := c.Images.Get(t.Context(), one.Fingerprint)
 	require.NoError(t, err)
 	require.Len(t, read.Aliases, len(odd))
@@ -764,9 +777,6 @@ func testRefresh(t *testing.T, s *subject) {
 		Versions: []streamstest.Version{{Serial: "20240101", Family: "both", Unified: testkit.Unified(t, 0)}},
 	}}, nil))
 	t.Cleanup(source.Close)
-	if info, _ := c.Server(t.Context()); info.Has("image_registries") {
-		s.Fake.AddRegistry(testkit.Unique("registry"), source.URL)
-	}
 	alias := testkit.Unique("rolling")
 	image, err = c.Images.CreateFromSimplestreams(t.Context(), source.URL, "rolling", &lxd.CreateFromSimplestreamsOptions{
 		Via: lxd.ViaServer, AutoUpdate: true, Wait: true, Aliases: []lxd.Alias{{Name: alias}},
@@ -788,7 +798,13 @@ func testDelete(t *testing.T, s *subject) {
 		require.NoError(t, image.Wait(t.Context()))
 		_, err := c.Images.Get(t.Context(), image.Fingerprint)
 		require.ErrorIs(t, err, lxd.ErrNotFound)
-		require.ErrorIs(t, image.Delete(t.Context(), nil), lxd.ErrNotFound)
+		err = image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true})
+		if s.deletesLater() {
+			testkit.ErrOf[*lxd.OperationError](t, err)
+			s.results.set(s.Column, "Image.Delete", "an image that is gone is an OperationError without a sentinel")
+			continue
+		}
+		require.ErrorIs(t, err, lxd.ErrNotFound)
 	}
 }
 
@@ -826,6 +842,10 @@ func testCopyMode(t *testing.T, s *subject, mode lxd.CopyMode) {
 				require.NoError(t, image.Update(t.Context(), nil))
 			}
 			copied, err := image.Copy(t.Context(), target, &lxd.CopyOptions{Mode: mode, Wait: wait})
+			if mode == lxd.CopyPush && !s.pushes(t) {
+				s.unsupported(t, err, "images_push_relay")
+				return
+			}
 			require.NoError(t, err)
 			require.NoError(t, copied.Wait(t.Context()))
 			testkit.DeleteAfter(t, copied.Image)
@@ -904,6 +924,9 @@ func testCopyAuto(t *testing.T, s *subject) {
 func testCopyProject(t *testing.T, s *subject) {
 	from, to := s.Client(t).InProject(s.AddProject(t)), s.Twin.Client(t).InProject(s.Twin.AddProject(t))
 	for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush, lxd.CopyRelay} {
+		if mode == lxd.CopyPush && !s.pushes(t) {
+			continue
+		}
 		image := testkit.CopySource(t, from, false)
 		copied, err := image.Copy(t.Context(), to, &lxd.CopyOptions{Mode: mode, Wait: true})
 		require.NoError(t, err, mode)
@@ -1029,7 +1052,11 @@ func testUntrusted(t *testing.T, s *subject) {
 	info, err := stranger.Server(t.Context())
 	require.NoError(t, err)
 	require.False(t, info.Trusted)
-	require.Equal(t, s.Family, info.Family, "known without trust")
+	if s.hidesInfo() {
+		require.Empty(t, info.Family)
+	} else {
+		require.Equal(t, s.Family, info.Family, "known without trust")
+	}
 	read, err := stranger.Images.Get(t.Context(), public.Fingerprint)
 	require.NoError(t, err)
 	require.Equal(t, mark, read.Properties["mark"])

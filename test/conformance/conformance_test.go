@@ -4,6 +4,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -30,6 +31,36 @@ func (s *subject) unsupported(t *testing.T, err error, why string) {
 	require.ErrorIs(t, err, lxd.ErrUnsupported)
 	require.ErrorContains(t, err, why)
 	s.results.set(s.Column, strings.TrimPrefix(strings.Split(t.Name(), "/")[len(strings.Split(t.Name(), "/"))-1], "/"), "ErrUnsupported: "+why)
+}
+
+// is says whether the daemon, real or not, is one of these: "LXD 4.0".
+func (s *subject) is(daemon string) bool {
+	return strings.HasPrefix(strings.TrimPrefix(s.Column, "lxdtest "), daemon)
+}
+
+// filtersLiterally says whether filters compare values as they are.
+func (s *subject) filtersLiterally() bool { return s.is("LXD 4.") }
+
+// deletesLater says whether deleting what is gone fails as an operation.
+func (s *subject) deletesLater() bool { return s.is("LXD 4.") }
+
+// hidesInfo says whether a stranger is not told which daemon it is.
+func (s *subject) hidesInfo() bool { return s.is("Incus 7.") }
+
+// incus7Alias matches the names that Incus 7 allows.
+var incus7Alias = regexp.MustCompile("^[0-9A-Za-z]([^\\s$?&+\"'`*]{0,62}[0-9A-Za-z])?$")
+
+// refusesAlias says whether the daemon refuses an alias of that name.
+func (s *subject) refusesAlias(name string) bool {
+	return s.is("Incus 7.") && !incus7Alias.MatchString(name)
+}
+
+// pushes says whether the daemon can push an image and be pushed one.
+func (s *subject) pushes(t *testing.T) bool {
+	t.Helper()
+	info, err := s.Client(t).Server(t.Context())
+	require.NoError(t, err)
+	return info.Has("images_push_relay")
 }
 
 // conformanceTable is what every call did on every daemon.
@@ -75,7 +106,7 @@ func (c *conformanceTable) markdown() string {
 func (c *conformanceTable) check(t *testing.T) {
 	t.Helper()
 	if *update {
-		require.Len(t, c.columns, 5, "the table needs both real daemons")
+		require.Len(t, c.columns, 7, "the table needs both real daemons")
 		require.NoError(t, os.MkdirAll(filepath.Dir(conformanceDoc), 0o755))
 		require.NoError(t, os.WriteFile(conformanceDoc, []byte(c.markdown()), 0o644))
 		return
