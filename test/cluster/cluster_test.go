@@ -27,12 +27,7 @@ func onClusters(t *testing.T, test func(t *testing.T, members []*testdaemon.Daem
 	t.Helper()
 	lxds, incuses, err := testdaemon.FromEnv()
 	require.NoError(t, err)
-	seen := map[string]bool{}
-	for _, d := range append(lxds, incuses...) {
-		if seen[d.Name()] {
-			continue
-		}
-		seen[d.Name()] = true
+	for _, d := range testdaemon.Distinct(append(lxds, incuses...)) {
 		t.Run(d.Name(), func(t *testing.T) {
 			t.Parallel()
 			test(t, testdaemon.NewCluster(t, d.Family, 3, &testdaemon.Options{Binary: d.Binary}))
