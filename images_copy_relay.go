@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"mime"
 	"net/http"
-	"strings"
 	"sync"
 
 	"github.com/golxd/lxd/internal/formname"
@@ -76,31 +74,27 @@ func (r *relayBody) open(ctx context.Context, hreq *http.Request) (err error) {
 	if err != nil {
 		return err
 	}
-	mediaType, size := src.Response().Header.Get("Content-Type"), src.Size()
-	kind, params, err := mime.ParseMediaType(mediaType)
-	if err != nil || (kind != "application/octet-stream" && !strings.HasPrefix(kind, "multipart/")) {
+	split, boundary, err := src.form()
+	if err != nil {
 		_ = src.Close()
-		return r.image.client.t.badResponse(src.req, src.Response(), errors.New("it is not an image"))
+		return err
 	}
 	var body io.ReadCloser = src
-	if kind != "application/octet-stream" {
-		// A form cannot be requested from an offset.
-		src.NoResume()
-		if r.filename != "" {
-			// The target takes the image's filename from that of the rootfs.
-			body = struct {
-				io.Reader
-				io.Closer
-			}{formname.Rename(src, params["boundary"], r.filename), src}
-			size = -1
-		}
+	size := src.Size()
+	if split && r.filename != "" {
+		// The target takes the image's filename from that of the rootfs.
+		body = struct {
+			io.Reader
+			io.Closer
+		}{formname.Rename(src, boundary, r.filename), src}
+		size = -1
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.reader, r.err = &relayReader{ctx, cancel, r, src, body}, nil
 	r.meter.Phase(PhaseSend, 0, max(r.image.Size, size))
 	hreq.Body, hreq.ContentLength = r.reader, size
-	hreq.Header.Set("Content-Type", mediaType)
+	hreq.Header.Set("Content-Type", src.Header().Get("Content-Type"))
 	return nil
 }
 

@@ -100,7 +100,7 @@ func (t *transport) stream(ctx context.Context, req *request) (*http.Response, e
 	}
 	var res *http.Response
 	err := t.onMembers(req, func() (err error) {
-		res, err = t.send(ctx, req)
+		res, err = t.send(ctx, req) //nolint:bodyclose // The caller does, or it is done below.
 		return err
 	})
 	if err != nil {

@@ -102,8 +102,11 @@ func Start(ctx context.Context, o Options) (*Reader, error) {
 	return r, nil
 }
 
-// Response is the first response; its body must not be used.
-func (r *Reader) Response() *http.Response { return r.first }
+// Status returns the status of the first response.
+func (r *Reader) Status() int { return r.first.StatusCode }
+
+// Header returns the header of the first response.
+func (r *Reader) Header() http.Header { return r.first.Header }
 
 // Size of the whole content in bytes, or -1 where nobody tells.
 func (r *Reader) Size() int64 { return r.o.Size }
