@@ -156,7 +156,7 @@ func (s *source) probe(ctx context.Context, target *Server) (fingerprint string,
 			}
 		}
 		return err
-	})
+	}, nil)
 	if err != nil {
 		return "", err
 	}
