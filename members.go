@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/golxd/lxd/internal/wire"
 )
@@ -122,4 +124,25 @@ func (t *transport) onMembers(req *request, attempt func() error) error {
 		return errs[0]
 	}
 	return errors.Join(errs...)
+}
+
+// memberBody is the body of a member's response. If it breaks, the member is left,
+// so that the rest is requested from the next one.
+type memberBody struct {
+	io.ReadCloser
+	leave  func()
+	closed atomic.Bool
+}
+
+func (b *memberBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && err != io.EOF && !b.closed.Load() {
+		b.leave()
+	}
+	return n, err
+}
+
+func (b *memberBody) Close() error {
+	b.closed.Store(true)
+	return b.ReadCloser.Close()
 }

@@ -173,6 +173,27 @@ func TestMembersTakeOver(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, fingerprint, lxdtest.Fingerprint(append(half, rest...)))
 	})
+	t.Run("in an export that stalls", func(t *testing.T) {
+		t.Parallel()
+		c := newCluster(t)
+		_, err := c.AddImage(data, nil)
+		require.NoError(t, err)
+		cert, key := c.ClientCertificate()
+		client := testkit.NewClient(t, c.client.Endpoint(), &lxd.Options{
+			ClientCertificate: cert, ClientKey: key, ServerCertificate: c.Certificate(), StallTimeout: 200 * time.Millisecond,
+		})
+		image, err := client.Images.Get(t.Context(), fingerprint)
+		require.NoError(t, err)
+		stalled := c.Inject(lxdtest.StallResponse(1<<20).On("GET", "/1.0/images/"+fingerprint+"/export").Times(1))
+		defer stalled.Release()
+		export, err := image.Export(t.Context(), nil)
+		require.NoError(t, err)
+		defer export.Close()
+		got, err := io.ReadAll(export)
+		require.NoError(t, err)
+		require.Equal(t, fingerprint, lxdtest.Fingerprint(got))
+		require.NotZero(t, c.second.connections(), "the first member responds, but sends nothing")
+	})
 	t.Run("in a wait", func(t *testing.T) {
 		t.Parallel()
 		c := newCluster(t)

@@ -158,7 +158,12 @@ func (t *transport) sendTo(ctx context.Context, req *request) (*http.Response, e
 		t.log.DebugContext(ctx, "lxd request failed", "method", req.method, "path", req.path, "error", err, "duration", time.Since(started))
 		return nil, err
 	}
-	res.Body = stall.Body(watched, watch, res.Body)
+	base := req.base
+	res.Body = &memberBody{ReadCloser: stall.Body(watched, watch, res.Body), leave: func() {
+		if ctx.Err() == nil {
+			t.members.leave(base)
+		}
+	}}
 	if unavailable(res.StatusCode) && res.StatusCode != http.StatusTooManyRequests {
 		t.members.leave(req.base)
 	}
