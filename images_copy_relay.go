@@ -12,6 +12,7 @@ import (
 
 	"github.com/golxd/lxd/internal/formname"
 	"github.com/golxd/lxd/internal/progress"
+	"github.com/golxd/lxd/internal/retry"
 )
 
 // relay streams the image through this client: the body of the source's response is
@@ -74,7 +75,7 @@ func (r *relayBody) open(ctx context.Context, hreq *http.Request) (err error) {
 	}()
 	src, err := r.image.content(ctx, 0, 0)
 	if err != nil {
-		return err
+		return retry.Permanent(err) // it was retried
 	}
 	mediaType, size := src.Response().Header.Get("Content-Type"), src.Size()
 	kind, params, err := mime.ParseMediaType(mediaType)
