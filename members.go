@@ -53,6 +53,14 @@ func (m *members) leave(base string) {
 	}
 }
 
+// leaveUnavailable leaves the member at base if it has responded that it is
+// unavailable. A 429 is about the client, whatever the member.
+func (m *members) leaveUnavailable(base string, status int) {
+	if unavailable(status) && status != http.StatusTooManyRequests {
+		m.leave(base)
+	}
+}
+
 // isChecked reports whether base is known to be an address of the server. The
 // only address is.
 func (m *members) isChecked(base string) bool {
@@ -89,23 +97,39 @@ func (t *transport) address(ctx context.Context) (string, error) {
 	if t.members.isChecked(base) {
 		return base, nil
 	}
+	if err := t.checkMember(ctx, base); err != nil {
+		return "", &checkError{err}
+	}
+	return base, nil
+}
+
+// checkError is an error of checking a member: the request itself was not sent.
+type checkError struct{ err error }
+
+func (e *checkError) Error() string { return e.err.Error() }
+
+func (e *checkError) Unwrap() error { return e.err }
+
+// checkMember checks that the server at an address is the one at the addresses
+// before.
+func (t *transport) checkMember(ctx context.Context, base string) error {
 	req := &request{method: http.MethodGet, path: "/1.0", base: base}
 	res, err := t.sendTo(ctx, req)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer func() { _ = res.Body.Close() }()
 	var server wire.Server
 	req.check = func() error { return checkServer(&server) }
 	if _, err := t.readResponse(ctx, req, res, &server); err != nil {
-		return "", err
+		return err
 	}
 	is := &identity{base: base, reported: server.Environment.CertificateFingerprint, shown: t.conns.shownAt(strings.TrimPrefix(base, "https://"))}
 	if err := t.members.check(is); err != nil {
 		t.members.leave(base)
-		return "", err
+		return err
 	}
-	return base, nil
+	return nil
 }
 
 // onMembers makes an attempt at a request. If no connection to the current member

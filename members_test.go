@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
@@ -288,6 +290,72 @@ func TestUnavailableMember(t *testing.T) {
 	_, err = c.client.Images.All(t.Context(), nil)
 	require.NoError(t, err)
 	require.NotZero(t, c.second.connections())
+}
+
+// TestFailedCheckOfAMember breaks the connection of the request that checks a
+// member: the request of the call was not sent, so that it is sent later, and its
+// response is that of a first attempt.
+func TestFailedCheckOfAMember(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	fingerprint, err := c.AddImage(testkit.Unified(t, 0), nil)
+	require.NoError(t, err)
+	for name, call := range map[string]func(*lxd.Client) error{
+		"DELETE": func(client *lxd.Client) error {
+			if err := client.Aliases.Delete(t.Context(), "missing"); err == nil || !errors.Is(err, lxd.ErrNotFound) {
+				return fmt.Errorf("deleting a missing alias: %w", err)
+			}
+			return nil
+		},
+		"POST": func(client *lxd.Client) error {
+			return client.Aliases.Create(t.Context(), lxd.Alias{Name: "alias", Target: fingerprint})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cert, key := c.ClientCertificate()
+			client := testkit.NewClient(t, c.client.Endpoint(), &lxd.Options{ClientCertificate: cert, ClientKey: key, ServerCertificate: c.Certificate()})
+			check := c.Inject(lxdtest.Reset().On("GET", "/1.0").Times(1))
+			require.NoError(t, call(client))
+			require.Equal(t, 1, check.Fired())
+		})
+	}
+}
+
+// TestEventsLeaveAnUnavailableMember: it responds to everything else.
+func TestEventsLeaveAnUnavailableMember(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	_, err := c.client.Images.All(t.Context(), nil)
+	require.NoError(t, err)
+	c.Inject(lxdtest.Unavailable().On("GET", "/1.0/events").Times(1))
+	for _, err := range c.client.Events(t.Context(), nil) {
+		require.NoError(t, err)
+		break
+	}
+	require.NotZero(t, c.second.connections())
+}
+
+// TestMembersAreUsedAtOnce has many calls lose a member at the same time, and then
+// the client closed.
+func TestMembersAreUsedAtOnce(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	var calls sync.WaitGroup
+	for range 16 {
+		calls.Go(func() {
+			for range 10 {
+				_, err := c.client.Images.All(t.Context(), nil)
+				assert.NoError(t, err)
+			}
+		})
+	}
+	c.first.kill()
+	calls.Wait()
+	for range 8 {
+		calls.Go(func() { _, _ = c.client.Images.All(t.Context(), nil) })
+	}
+	require.NoError(t, c.client.Close())
+	calls.Wait()
 }
 
 // TestTwoServersAreNotMixed gives a client the addresses of two servers: it works

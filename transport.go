@@ -137,7 +137,7 @@ func (t *transport) sendTo(ctx context.Context, req *request) (*http.Response, e
 		return nil, err
 	}
 	started := time.Now()
-	exchange := newExchange(watch, hreq)
+	exchange, hreq := newExchange(watch, hreq)
 	res, err := t.roundTrip(hreq, req.body != nil && req.body.mayBlock())
 	exchange.responded()
 	if err != nil {
@@ -164,9 +164,7 @@ func (t *transport) sendTo(ctx context.Context, req *request) (*http.Response, e
 			t.members.leave(base)
 		}
 	}}
-	if unavailable(res.StatusCode) && res.StatusCode != http.StatusTooManyRequests {
-		t.members.leave(req.base)
-	}
+	t.members.leaveUnavailable(req.base, res.StatusCode)
 	if req.body != nil && res.StatusCode >= http.StatusBadRequest {
 		// The request was refused, perhaps before the body was read to its end.
 		req.body.discard()
