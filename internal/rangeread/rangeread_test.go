@@ -195,9 +195,12 @@ func TestValidators(t *testing.T) {
 		etag, date, ifRange string
 		resumes             bool
 	}{
-		"none":     {},
-		"etag":     {etag: `"a"`, date: "Mon, 02 Jan 2006 15:04:05 GMT", ifRange: `"a"`, resumes: true},
-		"weak":     {etag: `W/"a"`, resumes: true},
+		"none": {},
+		"etag": {etag: `"a"`, date: "Mon, 02 Jan 2006 15:04:05 GMT", ifRange: `"a"`, resumes: true},
+		"weak": {etag: `W/"a"`},
+		"weak and modified": {
+			etag: `W/"a"`, date: "Mon, 02 Jan 2006 15:04:05 GMT", ifRange: "Mon, 02 Jan 2006 15:04:05 GMT", resumes: true,
+		},
 		"modified": {date: "Mon, 02 Jan 2006 15:04:05 GMT", ifRange: "Mon, 02 Jan 2006 15:04:05 GMT", resumes: true},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -238,10 +241,13 @@ func TestRefusesOtherContent(t *testing.T) {
 		opts   func(*Options)
 		want   error
 	}{
-		"another range":     {script: []step{cut, {change: header("bytes 3-6/7")}}, want: ErrRange},
-		"a shorter range":   {script: []step{cut, {change: header("bytes 4-5/7")}}, want: ErrRange},
-		"another length":    {script: []step{cut, {change: header("bytes 4-7/8")}}, want: ErrChanged},
-		"no range":          {script: []step{cut, {change: header("nonsense")}}, want: ErrRange},
+		"another range":   {script: []step{cut, {change: header("bytes 3-6/7")}}, want: ErrRange},
+		"a shorter range": {script: []step{cut, {change: header("bytes 4-5/7")}}, want: ErrRange},
+		"another length":  {script: []step{cut, {change: header("bytes 4-7/8")}}, want: ErrChanged},
+		"no range":        {script: []step{cut, {change: header("nonsense")}}, want: ErrRange},
+		"a range of what": {script: []step{
+			{after: 4, broken: errCut, change: func(r *http.Response) { r.ContentLength = -1 }}, {change: header("bytes 4-5/*")},
+		}, want: ErrRange},
 		"a part of all":     {script: []step{{change: func(r *http.Response) { r.StatusCode = http.StatusPartialContent }}}, want: ErrRange},
 		"range ignored":     {script: []step{cut, {change: func(r *http.Response) { r.StatusCode = http.StatusOK }}}, want: ErrNoRange},
 		"not the size":      {opts: func(o *Options) { o.Size = 8 }, want: ErrChanged},
