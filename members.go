@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strings"
+	"net/url"
 	"sync"
 	"sync/atomic"
 
@@ -124,7 +124,11 @@ func (t *transport) checkMember(ctx context.Context, base string) error {
 	if _, err := t.readResponse(ctx, req, res, &server); err != nil {
 		return err
 	}
-	is := &identity{base: base, reported: server.Environment.CertificateFingerprint, shown: t.conns.shownAt(strings.TrimPrefix(base, "https://"))}
+	at, err := url.Parse(base) // it escapes the zone of an IPv6 address
+	if err != nil {
+		return err
+	}
+	is := &identity{base: base, reported: server.Environment.CertificateFingerprint, shown: t.conns.shownAt(at.Host)}
 	if err := t.members.check(is); err != nil {
 		t.members.leave(base)
 		return err

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -356,6 +357,39 @@ func TestMembersAreUsedAtOnce(t *testing.T) {
 	}
 	require.NoError(t, c.client.Close())
 	calls.Wait()
+}
+
+// TestMembersWithZones has IPv6 addresses with zones, and a client that the server
+// does not trust: the certificates show that they are of one server.
+func TestMembersWithZones(t *testing.T) {
+	t.Parallel()
+	server := lxdtest.NewServer(&lxdtest.Options{TLS: true})
+	t.Cleanup(server.Close)
+	client := testkit.NewClient(t, "https://[fe80::1%25eth0],https://[fe80::2%25eth0]", &lxd.Options{
+		ServerCertificate: server.Certificate(), PublicOnly: true,
+		Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			var dialer net.Dialer
+			return dialer.DialContext(ctx, network, strings.TrimPrefix(server.URL(), "https://"))
+		},
+	})
+	_, err := client.Images.All(t.Context(), nil)
+	require.NoError(t, err)
+	server.Inject(lxdtest.Unavailable().Times(1))
+	_, err = client.Images.All(t.Context(), nil)
+	require.NoError(t, err)
+}
+
+// TestFailedReaderIsNotTheMembers: the member that an upload was sent to is kept
+// when its reader fails.
+func TestFailedReaderIsNotTheMembers(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	broken := errors.New("broken")
+	_, err := c.client.Images.Create(t.Context(), io.MultiReader(bytes.NewReader(testkit.Unified(t, 1<<20)), iotest.ErrReader(broken)), nil)
+	require.ErrorIs(t, err, broken)
+	_, err = c.client.Images.All(t.Context(), nil)
+	require.NoError(t, err)
+	require.Zero(t, c.second.connections())
 }
 
 // TestTwoServersAreNotMixed gives a client the addresses of two servers: it works

@@ -143,9 +143,6 @@ func (t *transport) sendTo(ctx context.Context, req *request) (*http.Response, e
 	if err != nil {
 		err = stall.Cause(watched, err)
 		watch.Close()
-		if ctx.Err() == nil {
-			t.members.leave(req.base)
-		}
 		if req.body != nil {
 			// net/http may still be reading it, which must stop before it is
 			// opened again.
@@ -153,6 +150,9 @@ func (t *transport) sendTo(ctx context.Context, req *request) (*http.Response, e
 			if cause := req.body.cause(); cause != nil && ctx.Err() == nil {
 				return nil, fmt.Errorf("read the image: %w", cause)
 			}
+		}
+		if ctx.Err() == nil {
+			t.members.leave(req.base)
 		}
 		err = t.connectionError(ctx, req, err)
 		t.log.DebugContext(ctx, "lxd request failed", "method", req.method, "path", req.path, "error", err, "duration", time.Since(started))
