@@ -10,6 +10,7 @@ import (
 
 	"github.com/golxd/lxd/internal/formname"
 	"github.com/golxd/lxd/internal/progress"
+	"github.com/golxd/lxd/internal/retry"
 )
 
 // relay streams the image through this client: the body of the source's response is
@@ -72,7 +73,7 @@ func (r *relayBody) open(ctx context.Context, hreq *http.Request) (err error) {
 	}()
 	src, err := r.image.content(ctx, 0, 0)
 	if err != nil {
-		return err
+		return retry.Permanent(err) // it was retried
 	}
 	split, boundary, err := src.form()
 	if err != nil {
