@@ -167,6 +167,10 @@ func (s *Server) methods(path string) map[string]endpoint {
 		case 1:
 			return map[string]endpoint{"GET": {with(s.serveCertificate, rest[0]), false}, "DELETE": {with(s.serveDeleteCertificate, rest[0]), false}}
 		}
+	case "auth":
+		if s.has("access_management_tls") && len(rest) == 2 && rest[0] == "identities" && rest[1] == "tls" {
+			return map[string]endpoint{"POST": {s.serveAddIdentity, true}}
+		}
 	case "image-registries":
 		if !s.has("image_registries") {
 			return nil

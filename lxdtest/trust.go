@@ -113,6 +113,37 @@ type joinToken struct {
 	Addresses   []string  `json:"addresses"`
 	Secret      string    `json:"secret"`
 	ExpiresAt   time.Time `json:"expires_at"`
+	Type        string    `json:"type,omitempty"`
+}
+
+// encode returns the text of the token.
+func (t joinToken) encode() string {
+	data, err := json.Marshal(t)
+	if err != nil {
+		panic(fmt.Sprintf("lxdtest: cannot write a token: %v", err))
+	}
+	return base64.StdEncoding.EncodeToString(data)
+}
+
+// identityType is the type of the identity that a token is for, if it is not for a
+// trusted certificate.
+const identityType = "Client certificate"
+
+// NewIdentityToken returns the token of a new TLS identity, as "lxc auth identity
+// create tls/NAME" prints it. It is for dialects with such identities: LXD69. The
+// server accepts it only at /1.0/auth/identities/tls.
+func (s *Server) NewIdentityToken(name string) string {
+	if !s.has("access_management_tls") {
+		panic("lxdtest: the dialect has no TLS identities")
+	}
+	secret := newSecret()
+	s.trustMu.Lock()
+	s.identities[secret] = name
+	s.trustMu.Unlock()
+	return joinToken{
+		ClientName: name, Fingerprint: s.cert.fingerprint(), Addresses: s.addresses(), Secret: secret,
+		ExpiresAt: s.now().Add(joinTokenExpiry), Type: identityType,
+	}.encode()
 }
 
 // NewTrustToken returns a token with which one client can add its certificate,
@@ -122,13 +153,9 @@ func (s *Server) NewTrustToken(clientName string) string {
 	op := s.newTrustOperation(nil, clientName, nil)
 	secret, _ := op.metadata["secret"].(string)
 	s.mu.Unlock()
-	data, err := json.Marshal(joinToken{
+	return joinToken{
 		ClientName: clientName, Fingerprint: s.cert.fingerprint(), Addresses: s.addresses(), Secret: secret,
-	})
-	if err != nil {
-		panic(fmt.Sprintf("lxdtest: cannot write a token: %v", err))
-	}
-	return base64.StdEncoding.EncodeToString(data)
+	}.encode()
 }
 
 // newTrustOperation creates the operation of a trust token; r may be nil. The
