@@ -177,7 +177,7 @@ func (a *Aliases) checkFree(ctx context.Context, aliases []Alias, fingerprint st
 	for _, want := range aliases {
 		existing, err := a.Get(ctx, want.Name)
 		switch {
-		case errors.Is(err, ErrNotFound):
+		case isMissing(err):
 		case err != nil:
 			return err
 		case fingerprint == "" || existing.Target != fingerprint:

@@ -22,6 +22,11 @@ var (
 	// instance does not exist, or that this client may not see it.
 	ErrNotFound = errors.New("not found")
 
+	// ErrProjectNotFound says that the client's project does not exist. Every error
+	// that matches it also matches ErrNotFound. LXD 6.5 responds to a list in such a
+	// project with 200 and no images, which is returned as it is.
+	ErrProjectNotFound = errors.New("project not found")
+
 	// ErrExists says that the image or alias already exists.
 	ErrExists = errors.New("already exists")
 

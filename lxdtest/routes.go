@@ -63,10 +63,10 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request) error {
 	if !ok {
 		return errNotImplemented
 	}
-	if !s.trusts(r) {
+	if !s.allows(r) {
 		// A client that sends this header wants an error, not the public view.
-		if r.Header.Get(s.traits.uploadHeader+"authenticated") != "" || !found.public {
-			return errForbidden
+		if !found.public || (!s.trusts(r) && r.Header.Get(s.traits.uploadHeader+"authenticated") != "") {
+			return s.refuseProject(r)
 		}
 	}
 	return found.serve(w, r)

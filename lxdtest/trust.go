@@ -42,8 +42,39 @@ func (s *Server) trusts(r *http.Request) bool {
 	return slices.ContainsFunc(s.trusted, func(t *trust) bool { return t.fingerprint == fingerprint })
 }
 
+// allows reports whether the server trusts the client for the request's project: a
+// restricted certificate is trusted only for some.
+func (s *Server) allows(r *http.Request) bool {
+	if !s.trusts(r) {
+		return false
+	}
+	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+		return true
+	}
+	project := projectParam(r)
+	if name, ok := strings.CutPrefix(r.URL.Path, projectURL("")); ok {
+		project = name
+	}
+	fingerprint := certFingerprint(r.TLS.PeerCertificates[0])
+	s.trustMu.Lock()
+	defer s.trustMu.Unlock()
+	return !slices.ContainsFunc(s.trusted, func(t *trust) bool {
+		return t.fingerprint == fingerprint && t.restricted && !slices.Contains(t.projects, project)
+	})
+}
+
+// refuseProject returns the error for a client that is trusted, but not for the
+// project.
+func (s *Server) refuseProject(r *http.Request) error {
+	if s.traits.family != "incus" || !s.trusts(r) {
+		return errForbidden
+	}
+	return statusErrorf(http.StatusForbidden, "User does not have permission for project %q", projectParam(r))
+}
+
 // Trust adds a PEM certificate to the client certificates that the server trusts.
-func (s *Server) Trust(name string, certificate []byte) error {
+// With projects it is restricted to these.
+func (s *Server) Trust(name string, certificate []byte, projects ...string) error {
 	block, _ := pem.Decode(certificate)
 	if block == nil {
 		return fmt.Errorf("lxdtest: no PEM certificate")
@@ -52,7 +83,7 @@ func (s *Server) Trust(name string, certificate []byte) error {
 	if err != nil {
 		return fmt.Errorf("lxdtest: certificate: %w", err)
 	}
-	return s.addTrust(name, cert, nil)
+	return s.addTrust(name, cert, projects)
 }
 
 var errTrusted = statusErrorf(http.StatusConflict, "Certificate already in trust store")
