@@ -82,7 +82,8 @@ func (a *Aliases) get(ctx context.Context, name string) (Alias, string, error) {
 }
 
 // Create creates an alias; Name and Target must be set. If the name is taken, the
-// error matches [ErrExists].
+// error matches [ErrExists]. If the response is lost, Create looks whether the alias
+// was created.
 func (a *Aliases) Create(ctx context.Context, alias Alias) error {
 	if err := checkAlias("Alias.Name", alias.Name); err != nil {
 		return err
@@ -90,9 +91,29 @@ func (a *Aliases) Create(ctx context.Context, alias Alias) error {
 	if err := checkFingerprint("Alias.Target", alias.Target); err != nil {
 		return err
 	}
+	alias.Target = strings.ToLower(alias.Target)
+	err := a.post(ctx, alias)
+	if err == nil || !maybeSeen(err) {
+		return err
+	}
+	existing, gerr := a.Get(ctx, alias.Name)
+	if isMissing(gerr) && a.client.t.retry.Timeout >= 0 {
+		if err = a.post(ctx, alias); errors.Is(err, ErrExists) {
+			// The first request has arrived later.
+			existing, gerr = a.Get(ctx, alias.Name)
+		}
+	}
+	if err != nil && gerr == nil && existing.Target == alias.Target && existing.Description == alias.Description {
+		return nil
+	}
+	return err
+}
+
+// post sends the request that creates an alias.
+func (a *Aliases) post(ctx context.Context, alias Alias) error {
 	_, err := a.client.t.call(ctx, &request{
 		method: http.MethodPost, path: a.path(), query: a.client.query(),
-		body: &jsonBody{wire.Alias{Name: alias.Name, Description: alias.Description, Target: strings.ToLower(alias.Target), Type: string(alias.Type)}},
+		body: &jsonBody{wire.Alias{Name: alias.Name, Description: alias.Description, Target: alias.Target, Type: string(alias.Type)}},
 	}, nil)
 	return err
 }
@@ -177,7 +198,7 @@ func (a *Aliases) checkFree(ctx context.Context, aliases []Alias, fingerprint st
 	for _, want := range aliases {
 		existing, err := a.Get(ctx, want.Name)
 		switch {
-		case errors.Is(err, ErrNotFound):
+		case isMissing(err):
 		case err != nil:
 			return err
 		case fingerprint == "" || existing.Target != fingerprint:

@@ -153,7 +153,8 @@ func (c *Client) Project() string {
 func (c *Client) Endpoint() string { return c.t.endpoint }
 
 // Close closes all connections of this client and of its InProject clients,
-// even those in use. Every later call fails with [ErrUnavailable].
+// even those in use. Every later call fails with an error that matches
+// [ErrUnavailable] and net.ErrClosed.
 func (c *Client) Close() error {
 	c.t.conns.closeAll()
 	c.t.pool.CloseIdleConnections()

@@ -40,7 +40,9 @@ type Image struct {
 	LastUsedAt   time.Time `json:"last_used_at"` // zero: never
 	// Profiles are the default profiles of instances created from the image.
 	Profiles []string `json:"profiles"`
-	// Project is the image's project.
+	// Project is the project that has the image. For a client of a project that
+	// shares the images of the default project (features.images=false) it is
+	// "default", and Client().Project() is the client's.
 	Project      string            `json:"project"`
 	Properties   map[string]string `json:"properties"`
 	Public       bool              `json:"public"`
@@ -91,8 +93,6 @@ func (i *Image) bind(c *Client) *Image {
 	i.client = c
 	if i.Project == "" {
 		i.Project = c.Project()
-	} else if i.Project != c.Project() {
-		i.client = c.InProject(i.Project)
 	}
 	i.read = i.attributes().sum()
 	return i
@@ -111,8 +111,9 @@ func (i *Image) checkResponse(want string) error {
 	return nil
 }
 
-// Client returns the client that the image's methods use. Its project is that of
-// the image.
+// Client returns the client that the image's methods use. Its project is the one
+// that the image was read or created in; with ListOptions.AllProjects, that of the
+// image.
 func (i *Image) Client() *Client { return i.client }
 
 // replace replaces all fields by those of the image with, which was read later.

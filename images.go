@@ -90,7 +90,8 @@ func (m *Images) GetByAlias(ctx context.Context, alias string) (*Image, error) {
 }
 
 // Exists reports whether there is an image with that fingerprint (or unique
-// prefix), or an alias of that name.
+// prefix), or an alias of that name. If the project does not exist, the error
+// matches [ErrProjectNotFound]; if this client may not use it, [ErrForbidden].
 func (m *Images) Exists(ctx context.Context, fingerprintOrAlias string) (bool, error) {
 	if fingerprintOrAlias == "" {
 		return false, invalid("fingerprintOrAlias", "is empty")
@@ -102,13 +103,19 @@ func (m *Images) Exists(ctx context.Context, fingerprintOrAlias string) (bool, e
 		}
 		// It may also be an alias, such as "ace"; and some servers refuse short
 		// prefixes.
-		if !errors.Is(err, ErrNotFound) && !(errors.Is(err, ErrAmbiguous) && len(fingerprintOrAlias) < 12) {
+		if !isMissing(err) && !(errors.Is(err, ErrAmbiguous) && len(fingerprintOrAlias) < 12) {
 			return false, err
 		}
 	}
 	_, err := m.client.Aliases.Get(ctx, fingerprintOrAlias)
-	if errors.Is(err, ErrNotFound) {
+	if isMissing(err) {
 		return false, nil
 	}
 	return err == nil, err
+}
+
+// isMissing reports whether an image or alias does not exist in a project that does,
+// and that this client may use.
+func isMissing(err error) bool {
+	return errors.Is(err, ErrNotFound) && !errors.Is(err, ErrProjectNotFound) && !errors.Is(err, ErrForbidden)
 }

@@ -107,7 +107,11 @@ func (m *Images) list(ctx context.Context, opts *ListOptions, limit int64, begin
 				return badElement(err)
 			}
 			private = private || !image.Public
-			if o.match(image.bind(c)) && !yield(image) {
+			image.bind(c)
+			if o.AllProjects && image.Project != c.Project() {
+				image.client = c.InProject(image.Project)
+			}
+			if o.match(image) && !yield(image) {
 				return errIterationStopped
 			}
 			return nil

@@ -81,15 +81,21 @@ func (t *transport) pinned(fingerprint string) (pinned *transport, closeIdle fun
 func (t *transport) call(ctx context.Context, req *request, metadata any) (*response, error) {
 	var decoded *response
 	err := t.retrying(ctx, req, func() error {
-		res, err := t.send(ctx, req)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = res.Body.Close() }()
-		decoded, err = t.readResponse(ctx, req, res, metadata)
+		var err error
+		decoded, err = t.attempt(ctx, req, metadata)
 		return err
 	})
-	return decoded, err
+	return decoded, t.explainRefusal(ctx, req, err)
+}
+
+// attempt sends one request once, and decodes the response as call does.
+func (t *transport) attempt(ctx context.Context, req *request, metadata any) (*response, error) {
+	res, err := t.send(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = res.Body.Close() }()
+	return t.readResponse(ctx, req, res, metadata)
 }
 
 // stream sends one request, without retries, and returns the response with its
@@ -114,7 +120,7 @@ func (t *transport) stream(ctx context.Context, req *request) (*http.Response, e
 	if err == nil {
 		err = t.badResponse(req, res, fmt.Errorf("an export with the status %d", res.StatusCode))
 	}
-	return nil, err
+	return nil, t.explainRefusal(ctx, req, err)
 }
 
 // send makes one attempt. If the server is silent for Options.StallTimeout, the
