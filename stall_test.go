@@ -100,7 +100,7 @@ func TestStalledDial(t *testing.T) {
 		},
 		"JSON": func(t *testing.T, c *lxd.Client) error {
 			t.Helper()
-			return c.Aliases.Create(t.Context(), lxd.Alias{Name: "alias", Target: lxdtest.Fingerprint(data)})
+			return c.Aliases.Rename(t.Context(), "alias", "other")
 		},
 		"upload": func(t *testing.T, c *lxd.Client) error {
 			t.Helper()
