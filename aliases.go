@@ -37,6 +37,9 @@ func (a *Aliases) path(name ...string) string {
 
 // All returns all aliases.
 func (a *Aliases) All(ctx context.Context) ([]Alias, error) {
+	if err := a.check(ctx); err != nil {
+		return nil, err
+	}
 	query := url.Values{"recursion": {"1"}}
 	for name, values := range a.client.query() {
 		query[name] = values
@@ -65,6 +68,9 @@ func (a *Alias) check(want string) error {
 // Get returns one alias. If there is none of that name, the error matches
 // [ErrNotFound].
 func (a *Aliases) Get(ctx context.Context, name string) (Alias, error) {
+	if err := a.check(ctx); err != nil {
+		return Alias{}, err
+	}
 	alias, _, err := a.get(ctx, name)
 	return alias, err
 }
@@ -85,6 +91,9 @@ func (a *Aliases) get(ctx context.Context, name string) (Alias, string, error) {
 // error matches [ErrExists]. If the response is lost, Create looks whether the alias
 // was created.
 func (a *Aliases) Create(ctx context.Context, alias Alias) error {
+	if err := a.check(ctx); err != nil {
+		return err
+	}
 	if err := checkAlias("Alias.Name", alias.Name); err != nil {
 		return err
 	}
@@ -122,6 +131,12 @@ func (a *Aliases) post(ctx context.Context, alias Alias) error {
 // Description or Target. If somebody else changes the alias in between, nothing
 // is written and the error matches [ErrConflict].
 func (a *Aliases) Update(ctx context.Context, name string, fn func(*Alias)) error {
+	if err := a.check(ctx); err != nil {
+		return err
+	}
+	if fn == nil {
+		return invalid("fn", "is nil")
+	}
 	alias, etag, err := a.get(ctx, name)
 	if err != nil {
 		return err
@@ -148,6 +163,9 @@ func (a *Aliases) put(ctx context.Context, name string, alias Alias, etag string
 // Set creates an alias, or replaces the target and description of an existing
 // one.
 func (a *Aliases) Set(ctx context.Context, alias Alias) error {
+	if err := a.check(ctx); err != nil {
+		return err
+	}
 	if err := checkAlias("Alias.Name", alias.Name); err != nil {
 		return err
 	}
@@ -168,6 +186,9 @@ func (a *Aliases) Set(ctx context.Context, alias Alias) error {
 // Rename changes the name of an alias. If the new name is taken, the error matches
 // [ErrExists].
 func (a *Aliases) Rename(ctx context.Context, name, newName string) error {
+	if err := a.check(ctx); err != nil {
+		return err
+	}
 	if err := checkAlias("alias", name); err != nil {
 		return err
 	}
@@ -182,6 +203,9 @@ func (a *Aliases) Rename(ctx context.Context, name, newName string) error {
 
 // Delete deletes an alias, not the image.
 func (a *Aliases) Delete(ctx context.Context, name string) error {
+	if err := a.check(ctx); err != nil {
+		return err
+	}
 	if err := checkAlias("alias", name); err != nil {
 		return err
 	}

@@ -114,7 +114,12 @@ func (i *Image) checkResponse(want string) error {
 // Client returns the client that the image's methods use. Its project is the one
 // that the image was read or created in; with ListOptions.AllProjects, that of the
 // image.
-func (i *Image) Client() *Client { return i.client }
+func (i *Image) Client() *Client {
+	if i == nil {
+		return nil
+	}
+	return i.client
+}
 
 // replace replaces all fields by those of the image with, which was read later.
 // It keeps the pending work.

@@ -23,6 +23,9 @@ type Images struct {
 // [ErrNotFound]; if the prefix is not unique, [ErrAmbiguous]; if the server
 // returns another image than the requested one, [ErrBadResponse].
 func (m *Images) Get(ctx context.Context, fingerprint string) (*Image, error) {
+	if err := m.check(ctx); err != nil {
+		return nil, err
+	}
 	image, _, err := m.get(ctx, fingerprint, nil)
 	return image, err
 }
@@ -82,6 +85,9 @@ func (m *Images) prefixError(ctx context.Context, prefix string, err error) erro
 
 // GetByAlias reads the image that an alias points to.
 func (m *Images) GetByAlias(ctx context.Context, alias string) (*Image, error) {
+	if err := m.check(ctx); err != nil {
+		return nil, err
+	}
 	a, err := m.client.Aliases.Get(ctx, alias)
 	if err != nil {
 		return nil, err
@@ -93,6 +99,9 @@ func (m *Images) GetByAlias(ctx context.Context, alias string) (*Image, error) {
 // prefix), or an alias of that name. If the project does not exist, the error
 // matches [ErrProjectNotFound]; if this client may not use it, [ErrForbidden].
 func (m *Images) Exists(ctx context.Context, fingerprintOrAlias string) (bool, error) {
+	if err := m.check(ctx); err != nil {
+		return false, err
+	}
 	if fingerprintOrAlias == "" {
 		return false, invalid("fingerprintOrAlias", "is empty")
 	}

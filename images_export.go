@@ -61,6 +61,9 @@ type Export struct {
 // response are progress. A split image cannot be resumed; the error is then a
 // [*FingerprintError] that wraps the cause.
 func (i *Image) Export(ctx context.Context, opts *ExportOptions) (*Export, error) {
+	if err := checkContext(ctx); err != nil {
+		return nil, err
+	}
 	if err := i.check(); err != nil {
 		return nil, err
 	}

@@ -46,6 +46,9 @@ type ListOptions struct {
 // that needs more than 512 MiB of memory, about 100,000 images, it matches
 // [ErrTooLarge]; use Each.
 func (m *Images) All(ctx context.Context, opts *ListOptions) ([]*Image, error) {
+	if err := m.check(ctx); err != nil {
+		return nil, err
+	}
 	var images []*Image
 	err := m.list(ctx, opts, maxList, func(*request) { images = []*Image{} }, func(image *Image) bool {
 		images = append(images, image)
@@ -68,6 +71,10 @@ func (m *Images) Each(ctx context.Context, opts *ListOptions) iter.Seq2[*Image, 
 		o.Properties = maps.Clone(opts.Properties)
 	}
 	return func(yield func(*Image, error) bool) {
+		if err := m.check(ctx); err != nil {
+			yield(nil, err)
+			return
+		}
 		var current *request
 		err := m.list(ctx, &o, 0, func(req *request) { current = req }, func(image *Image) bool {
 			current.noRetry = true // a retry would yield the same images again

@@ -28,6 +28,9 @@ type Secret struct {
 // be revoked, as servers keep it for ever. If the response with a secret is lost,
 // Secret looks for it among the server's operations and revokes it.
 func (i *Image) Secret(ctx context.Context) (*Secret, error) {
+	if err := checkContext(ctx); err != nil {
+		return nil, err
+	}
 	if err := i.check(); err != nil {
 		return nil, err
 	}
@@ -202,6 +205,9 @@ func (s *Secret) Operation() *Operation { return s.op }
 // operation, at most 5 seconds later (LXD 5.0.2, Incus 6.0.4). Revoking a used
 // secret is not an error.
 func (s *Secret) Revoke(ctx context.Context) error {
+	if err := s.check(ctx); err != nil {
+		return err
+	}
 	err := s.op.Cancel(ctx)
 	var refused *Error
 	switch {
@@ -247,6 +253,9 @@ func (s *Secret) end(caller context.Context) {
 // Export of the returned image uses the secret too. Servers invalidate a secret when
 // the image is exported with it.
 func (m *Images) GetWithSecret(ctx context.Context, fingerprint, secret string) (*Image, error) {
+	if err := m.check(ctx); err != nil {
+		return nil, err
+	}
 	if err := checkFullFingerprint("fingerprint", fingerprint); err != nil {
 		return nil, err
 	}

@@ -79,6 +79,9 @@ func (t *transport) pinned(fingerprint string) (pinned *transport, closeIdle fun
 // call sends one request and decodes the envelope of the response. It decodes
 // the metadata into metadata, which is a pointer, a *list, or nil to ignore it.
 func (t *transport) call(ctx context.Context, req *request, metadata any) (*response, error) {
+	if err := checkContext(ctx); err != nil {
+		return nil, err
+	}
 	var decoded *response
 	err := t.retrying(ctx, req, func() error {
 		var err error

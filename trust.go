@@ -128,6 +128,9 @@ func parseJoinToken(token string) (*secretToken, error) {
 // not used up. If the server does not accept the token, the error is a
 // [*TrustError]; if another server is at the address, a [*PinError].
 func Join(ctx context.Context, token string, opts *Options) (*Client, error) {
+	if err := checkContext(ctx); err != nil {
+		return nil, err
+	}
 	t, err := parseJoinToken(token)
 	if err != nil {
 		return nil, err
@@ -215,6 +218,9 @@ func probe(ctx context.Context, endpoint string, o Options) error {
 // Trusted reports whether the server trusts this client. Unlike [Client.Server]
 // it always asks the server.
 func (c *Client) Trusted(ctx context.Context) (bool, error) {
+	if err := c.check(ctx); err != nil {
+		return false, err
+	}
 	info, err := c.serverInfo(ctx, true)
 	if err != nil {
 		return false, err
@@ -230,6 +236,9 @@ func (c *Client) Trusted(ctx context.Context) (bool, error) {
 // trusts the client, Trust succeeds and the token is not used up. If the token has
 // been used or revoked, or has expired, the error is a [*TrustError].
 func (c *Client) Trust(ctx context.Context, token string) error {
+	if err := c.check(ctx); err != nil {
+		return err
+	}
 	t, err := parseJoinToken(token)
 	if err != nil {
 		return err
@@ -279,6 +288,9 @@ type TrustPasswordOptions struct {
 // which certificate it has. If the server already trusts the client,
 // TrustPassword succeeds.
 func (c *Client) TrustPassword(ctx context.Context, password string, opts *TrustPasswordOptions) error {
+	if err := c.check(ctx); err != nil {
+		return err
+	}
 	if password == "" {
 		return invalid("password", "is empty")
 	}
