@@ -219,7 +219,19 @@ func transferSlowly(t *testing.T, wrap func(http.RoundTripper) http.RoundTripper
 	defer func() { require.NoError(t, client.Close()) }()
 	data := testkit.Unified(t, 8<<20) // more than is read ahead
 	began := time.Now()
-	image, err := client.Images.Create(t.Context(), pausing{r: bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true})
+	for _, again := range []bool{false, true} {
+		reader := bytes.NewReader(testkit.Unified(t, 8<<20))
+		var slow io.Reader = pausing{r: reader}
+		if again { // is sent without "Expect: 100-continue"
+			slow = struct {
+				io.Reader
+				io.Seeker
+			}{slow, reader}
+		}
+		_, err := client.Images.Create(t.Context(), slow, &lxd.CreateOptions{Wait: true})
+		require.NoError(t, err)
+	}
+	image, err := client.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
 	require.NoError(t, err)
 	export, err := image.Export(t.Context(), nil)
 	require.NoError(t, err)
