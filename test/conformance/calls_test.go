@@ -507,7 +507,8 @@ func testFromInstanceSplit(t *testing.T, s *subject) {
 	for _, name := range []string{instance, instance + "/snap0"} {
 		alias := testkit.Unique("split")
 		image, err := c.Images.CreateFromInstance(t.Context(), name, &lxd.CreateFromInstanceOptions{
-			Split: true, Filename: alias, Aliases: []lxd.Alias{{Name: alias}}, Compression: "none", Wait: true,
+			Split: true, Filename: alias, Properties: map[string]string{"description": "of " + name}, Aliases: []lxd.Alias{{Name: alias}},
+			Compression: "none", Wait: true,
 		})
 		if !s.splits(t) {
 			s.unsupported(t, err, "instance_publish_split")
