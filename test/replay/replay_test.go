@@ -150,7 +150,7 @@ var calls = map[string]call{
 	"operation-cancelled":       {name: "Operation.Cancel", run: cancel},
 	"token-cancelled":           {name: "Operation.Cancel", run: cancel},
 	"operation-wait-not-found":  {name: "Operation.Wait", run: wait},
-	"operation-wait-cancelled":  {name: "Operation.Wait", run: wait},
+	"operation-wait-cancelled":  {name: "Operation.Cancel, then Wait", run: cancelAndWait},
 	"token-wait-cancelled":      {name: "Operation.Wait", run: wait},
 	"token-wait-timeout":        {name: "Operation.Wait", run: waitShortly},
 	"wait-timeout":              {name: "Operation.Wait", run: waitShortly},
@@ -365,6 +365,14 @@ func cancel(ctx context.Context, p *player, c *lxd.Client) (any, error) {
 
 func wait(ctx context.Context, p *player, c *lxd.Client) (any, error) {
 	return "done", p.operation(c).Wait(ctx)
+}
+
+func cancelAndWait(ctx context.Context, p *player, c *lxd.Client) (any, error) {
+	op := p.operation(c)
+	if err := op.Cancel(ctx); err != nil {
+		return nil, err
+	}
+	return "done", op.Wait(ctx)
 }
 
 // waitShortly waits for an operation that does not end.
