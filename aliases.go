@@ -37,6 +37,9 @@ func (a *Aliases) path(name ...string) string {
 
 // All returns all aliases.
 func (a *Aliases) All(ctx context.Context) ([]Alias, error) {
+	if err := a.check(ctx); err != nil {
+		return nil, err
+	}
 	query := url.Values{"recursion": {"1"}}
 	for name, values := range a.client.query() {
 		query[name] = values
@@ -65,6 +68,9 @@ func (a *Alias) check(want string) error {
 // Get returns one alias. If there is none of that name, the error matches
 // [ErrNotFound].
 func (a *Aliases) Get(ctx context.Context, name string) (Alias, error) {
+	if err := a.check(ctx); err != nil {
+		return Alias{}, err
+	}
 	alias, _, err := a.get(ctx, name)
 	return alias, err
 }
@@ -82,17 +88,41 @@ func (a *Aliases) get(ctx context.Context, name string) (Alias, string, error) {
 }
 
 // Create creates an alias; Name and Target must be set. If the name is taken, the
-// error matches [ErrExists].
+// error matches [ErrExists]. If the response is lost, Create looks whether the alias
+// was created.
 func (a *Aliases) Create(ctx context.Context, alias Alias) error {
+	if err := a.check(ctx); err != nil {
+		return err
+	}
 	if err := checkAlias("Alias.Name", alias.Name); err != nil {
 		return err
 	}
 	if err := checkFingerprint("Alias.Target", alias.Target); err != nil {
 		return err
 	}
+	alias.Target = strings.ToLower(alias.Target)
+	err := a.post(ctx, alias)
+	if err == nil || !maybeSeen(err) {
+		return err
+	}
+	existing, gerr := a.Get(ctx, alias.Name)
+	if isMissing(gerr) && a.client.t.retry.Timeout >= 0 {
+		if err = a.post(ctx, alias); errors.Is(err, ErrExists) {
+			// The first request has arrived later.
+			existing, gerr = a.Get(ctx, alias.Name)
+		}
+	}
+	if err != nil && gerr == nil && existing.Target == alias.Target && existing.Description == alias.Description {
+		return nil
+	}
+	return err
+}
+
+// post sends the request that creates an alias.
+func (a *Aliases) post(ctx context.Context, alias Alias) error {
 	_, err := a.client.t.call(ctx, &request{
 		method: http.MethodPost, path: a.path(), query: a.client.query(),
-		body: &jsonBody{wire.Alias{Name: alias.Name, Description: alias.Description, Target: strings.ToLower(alias.Target), Type: string(alias.Type)}},
+		body: &jsonBody{wire.Alias{Name: alias.Name, Description: alias.Description, Target: alias.Target, Type: string(alias.Type)}},
 	}, nil)
 	return err
 }
@@ -101,6 +131,12 @@ func (a *Aliases) Create(ctx context.Context, alias Alias) error {
 // Description or Target. If somebody else changes the alias in between, nothing
 // is written and the error matches [ErrConflict].
 func (a *Aliases) Update(ctx context.Context, name string, fn func(*Alias)) error {
+	if err := a.check(ctx); err != nil {
+		return err
+	}
+	if fn == nil {
+		return invalid("fn", "is nil")
+	}
 	alias, etag, err := a.get(ctx, name)
 	if err != nil {
 		return err
@@ -127,6 +163,9 @@ func (a *Aliases) put(ctx context.Context, name string, alias Alias, etag string
 // Set creates an alias, or replaces the target and description of an existing
 // one.
 func (a *Aliases) Set(ctx context.Context, alias Alias) error {
+	if err := a.check(ctx); err != nil {
+		return err
+	}
 	if err := checkAlias("Alias.Name", alias.Name); err != nil {
 		return err
 	}
@@ -147,6 +186,9 @@ func (a *Aliases) Set(ctx context.Context, alias Alias) error {
 // Rename changes the name of an alias. If the new name is taken, the error matches
 // [ErrExists].
 func (a *Aliases) Rename(ctx context.Context, name, newName string) error {
+	if err := a.check(ctx); err != nil {
+		return err
+	}
 	if err := checkAlias("alias", name); err != nil {
 		return err
 	}
@@ -161,6 +203,9 @@ func (a *Aliases) Rename(ctx context.Context, name, newName string) error {
 
 // Delete deletes an alias, not the image.
 func (a *Aliases) Delete(ctx context.Context, name string) error {
+	if err := a.check(ctx); err != nil {
+		return err
+	}
 	if err := checkAlias("alias", name); err != nil {
 		return err
 	}
@@ -177,7 +222,7 @@ func (a *Aliases) checkFree(ctx context.Context, aliases []Alias, fingerprint st
 	for _, want := range aliases {
 		existing, err := a.Get(ctx, want.Name)
 		switch {
-		case errors.Is(err, ErrNotFound):
+		case isMissing(err):
 		case err != nil:
 			return err
 		case fingerprint == "" || existing.Target != fingerprint:

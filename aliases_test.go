@@ -230,3 +230,32 @@ func TestTakenAliases(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, two.Fingerprint, again.Fingerprint)
 }
+
+// TestLostResponsesToAliases: an alias that was created is not an error.
+func TestLostResponsesToAliases(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFake(t)
+	image, other := testkit.Upload(t, f.Client, nil), testkit.Upload(t, f.Client, nil)
+	lost := f.Inject(lxdtest.LoseResponse().On("POST", "/1.0/images/aliases").Times(1))
+	require.NoError(t, f.Client.Aliases.Create(t.Context(), lxd.Alias{Name: "made", Target: strings.ToUpper(image.Fingerprint), Description: "d"}))
+	require.EqualValues(t, 1, lost.Fired())
+
+	// A request that did not arrive is sent again.
+	lost = f.Inject(lxdtest.Reset().On("POST", "/1.0/images/aliases").Times(1))
+	require.NoError(t, image.AddAlias(t.Context(), "again", ""))
+	require.EqualValues(t, 1, lost.Fired())
+	alias, err := f.Client.Aliases.Get(t.Context(), "again")
+	require.NoError(t, err)
+	require.Equal(t, image.Fingerprint, alias.Target)
+
+	// Another's alias is not this call's.
+	f.Inject(lxdtest.LoseResponse().On("POST", "/1.0/images/aliases").Times(1))
+	require.Error(t, other.AddAlias(t.Context(), "made", ""))
+
+	// Without retries the client only looks.
+	strict := testkit.NewClient(t, f.Endpoint(), &lxd.Options{RetryTimeout: -1})
+	f.Inject(lxdtest.LoseResponse().On("POST", "/1.0/images/aliases").Times(1))
+	require.NoError(t, strict.Aliases.Create(t.Context(), lxd.Alias{Name: "looked", Target: image.Fingerprint}))
+	f.Inject(lxdtest.Reset().On("POST", "/1.0/images/aliases").Times(1))
+	require.ErrorIs(t, strict.Aliases.Create(t.Context(), lxd.Alias{Name: "gone", Target: image.Fingerprint}), lxd.ErrUnavailable)
+}

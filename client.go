@@ -137,6 +137,9 @@ func newClient(t *transport, server *serverCache, project string, public bool) *
 // InProject returns a client for another project of the same server, over the
 // same connections. Closing either closes both.
 func (c *Client) InProject(project string) *Client {
+	if c.t == nil {
+		return &Client{}
+	}
 	return newClient(c.t, c.server, project, c.public)
 }
 
@@ -150,11 +153,20 @@ func (c *Client) Project() string {
 
 // Endpoint returns the server's address as this client uses it, such as
 // "unix:///var/lib/lxd/unix.socket" or "https://10.0.0.7:8443".
-func (c *Client) Endpoint() string { return c.t.endpoint }
+func (c *Client) Endpoint() string {
+	if c.t == nil {
+		return ""
+	}
+	return c.t.endpoint
+}
 
 // Close closes all connections of this client and of its InProject clients,
-// even those in use. Every later call fails with [ErrUnavailable].
+// even those in use. Every later call fails with an error that matches
+// [ErrUnavailable] and net.ErrClosed.
 func (c *Client) Close() error {
+	if c == nil || c.t == nil {
+		return c.check(context.Background())
+	}
 	c.t.conns.closeAll()
 	c.t.pool.CloseIdleConnections()
 	return nil

@@ -40,8 +40,8 @@
 // start is not. The pauses double from 100 ms to 5 s, with jitter, and the last
 // attempt is made when the time is up. A Retry-After header lengthens the
 // pause, up to 10 minutes, once even beyond the timeout; if it asks for more,
-// the error is returned at once. The errors have a method Transient that
-// reports whether the same call may succeed later.
+// the error is returned at once. [IsTransient] reports whether the same call may
+// succeed later.
 //
 // The statuses 429 and 503 are retried, and connections that cannot be made. A
 // missing unix socket is retried only after the client has reached the daemon

@@ -22,6 +22,11 @@ var (
 	// instance does not exist, or that this client may not see it.
 	ErrNotFound = errors.New("not found")
 
+	// ErrProjectNotFound says that the client's project does not exist. Every error
+	// that matches it also matches ErrNotFound. LXD 6.5 responds to a list in such a
+	// project with 200 and no images, which is returned as it is.
+	ErrProjectNotFound = errors.New("project not found")
+
 	// ErrExists says that the image or alias already exists.
 	ErrExists = errors.New("already exists")
 
@@ -34,7 +39,8 @@ var (
 	ErrAmbiguous = errors.New("fingerprint prefix is ambiguous or too short")
 
 	// ErrForbidden says that the server does not trust this client, or does
-	// not allow it to make this call.
+	// not allow it to make this call, or that this user may not use the server's
+	// unix socket.
 	ErrForbidden = errors.New("forbidden")
 
 	// ErrUnauthorized says that the credentials are missing, wrong or expired.
@@ -46,7 +52,8 @@ var (
 	ErrUnsupported = errors.New("not supported by the server")
 
 	// ErrUnavailable says that the server could not be reached, broke the
-	// connection, or is starting or shutting down.
+	// connection, or is starting or shutting down. [IsTransient] distinguishes
+	// what may pass from what lasts.
 	ErrUnavailable = errors.New("server unavailable")
 
 	// ErrBadResponse says that the response was not one of the LXD API, or not
@@ -79,6 +86,21 @@ var (
 	// an io.Seeker such as a file.
 	ErrNotReplayable = errors.New("the reader cannot be sent again")
 )
+
+// IsTransient reports whether the call that failed with err may succeed when it is
+// made again later, with nothing changed: the server could not be reached, the
+// connection broke, or the status is 429, 502, 503 or 504. It is false for a
+// failure that lasts until somebody changes something, such as a closed client,
+// an untrusted certificate, a [*PinError], no permission or bad input, for any other
+// refusal of the server, for the end of a context, and for nil. The first error in
+// err's chain that has a method Transient decides.
+//
+// This package has then already retried for Options.RetryTimeout, unless the call
+// may have taken effect: see the section Retries.
+func IsTransient(err error) bool {
+	var marked interface{ Transient() bool }
+	return errors.As(err, &marked) && marked.Transient()
+}
 
 // Error is an error response of the server.
 type Error struct {
@@ -182,14 +204,17 @@ func invalid(field, format string, args ...any) error {
 }
 
 // ConnectionError says that no response arrived: the server could not be
-// reached, or the connection broke. It matches [ErrUnavailable], and wraps the
-// cause.
+// reached, or the connection broke. It matches [ErrUnavailable], also
+// [ErrForbidden] if this user may not use the unix socket, and wraps the cause:
+// net.ErrClosed if the client is closed, [*PinError], or that of the network.
 type ConnectionError struct {
 	Endpoint string // as in Client.Endpoint
 	Method   string
 	Path     string
 	Hint     string // what to do about it; may be empty
 	Err      error
+
+	kind error // another sentinel; may be nil
 }
 
 // Error returns the request, the endpoint, the cause and the hint.
@@ -204,8 +229,11 @@ func (e *ConnectionError) Error() string {
 // Unwrap returns the cause.
 func (e *ConnectionError) Unwrap() error { return e.Err }
 
-// Is matches [ErrUnavailable].
-func (e *ConnectionError) Is(target error) bool { return target == ErrUnavailable }
+// Is matches [ErrUnavailable], and ErrForbidden for a unix socket that this user
+// may not use.
+func (e *ConnectionError) Is(target error) bool {
+	return target == ErrUnavailable || (e.kind != nil && target == e.kind)
+}
 
 // Transient reports whether the same call may succeed later. It is false for a
 // failure that lasts until somebody changes something: no permission, no socket

@@ -1,9 +1,11 @@
 package lxd_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"syscall"
 	"testing"
@@ -168,4 +170,61 @@ func TestErrorSaysWhenToRetry(t *testing.T) {
 	_, err = f.Client.Images.All(t.Context(), nil)
 	_, ok = testkit.ErrOf[*lxd.Error](t, err).RetryAfter()
 	require.False(t, ok)
+}
+
+// TestIsTransient distinguishes what lasts from what may pass.
+func TestIsTransient(t *testing.T) {
+	t.Parallel()
+	server := lxdtest.NewServer(&lxdtest.Options{TLS: true})
+	t.Cleanup(server.Close)
+	dial := func(err error) *lxd.Options {
+		return &lxd.Options{RetryTimeout: -1, Dial: func(context.Context, string, string) (net.Conn, error) { return nil, err }}
+	}
+	closed := testkit.NewClient(t, server.Endpoint(), nil)
+	require.NoError(t, closed.Close())
+	for name, test := range map[string]struct {
+		client    *lxd.Client
+		transient bool
+		also      error
+	}{
+		"closed client":     {closed, false, net.ErrClosed},
+		"wrong pin":         {testkit.NewClient(t, server.URL(), &lxd.Options{ServerFingerprint: oneFingerprint}), false, nil},
+		"unknown authority": {testkit.NewClient(t, server.URL(), nil), false, nil},
+		"socket permission": {testkit.NewClient(t, "unix:///run/x", dial(syscall.EACCES)), false, lxd.ErrForbidden},
+		"firewall":          {testkit.NewClient(t, "https://127.0.0.1", dial(syscall.EPERM)), false, syscall.EPERM},
+		"missing socket":    {testkit.NewClient(t, "unix:///run/x", dial(syscall.ENOENT)), false, nil},
+		"refused":           {testkit.NewClient(t, "unix:///run/x", dial(syscall.ECONNREFUSED)), true, nil},
+		"broken":            {testkit.NewClient(t, "unix:///run/x", dial(io.ErrUnexpectedEOF)), true, nil},
+	} {
+		_, err := test.client.Images.Get(t.Context(), oneFingerprint)
+		require.ErrorIs(t, err, lxd.ErrUnavailable, name)
+		require.Equal(t, test.transient, lxd.IsTransient(err), "%s: %v", name, err)
+		require.Equal(t, test.also == lxd.ErrForbidden, errors.Is(err, lxd.ErrForbidden), name)
+		if test.also != nil {
+			require.ErrorIs(t, err, test.also, name)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := testkit.NewClient(t, server.Endpoint(), nil).Images.Get(ctx, oneFingerprint)
+	require.False(t, lxd.IsTransient(err))
+	require.False(t, lxd.IsTransient(nil))
+	require.True(t, lxd.IsTransient(fmt.Errorf("wrapped: %w", &lxd.Error{StatusCode: 503})))
+}
+
+// TestCallsBrokenByClose: a call whose connection Close breaks says so.
+func TestCallsBrokenByClose(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFake(t)
+	stalled := f.Inject(lxdtest.StallHeaders())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- f.Client.Aliases.Create(context.Background(), lxd.Alias{Name: "x", Target: oneFingerprint})
+	}()
+	require.Eventually(t, func() bool { return stalled.Fired() == 1 }, 10*time.Second, time.Millisecond)
+	require.NoError(t, f.Client.Close())
+	err := <-ended
+	require.ErrorIs(t, err, net.ErrClosed)
+	require.ErrorIs(t, err, lxd.ErrUnavailable)
+	require.False(t, lxd.IsTransient(err))
 }

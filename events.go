@@ -107,6 +107,10 @@ func (c *Client) Events(ctx context.Context, opts *EventsOptions) iter.Seq2[Even
 		o.Types = slices.Clone(opts.Types)
 	}
 	return func(yield func(Event, error) bool) {
+		if err := c.check(ctx); err != nil {
+			yield(Event{}, err)
+			return
+		}
 		retries := c.t.retry.Begin()
 		for {
 			req := c.eventsRequest(&o)
@@ -211,6 +215,7 @@ func (c *Client) dialEvents(ctx context.Context, req *request) (*websocket.Conn,
 	}
 	if res != nil {
 		defer func() { _ = res.Body.Close() }()
+		t.members.leaveUnavailable(base, res.StatusCode)
 		if !errors.Is(err, websocket.ErrBadHandshake) {
 			return nil, t.connectionError(ctx, req, err)
 		}

@@ -6,9 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
-	"os"
 	"syscall"
 
 	"github.com/golxd/lxd/internal/ctxerr"
@@ -21,6 +21,9 @@ func (t *transport) connectionError(ctx context.Context, req *request, err error
 		return fmt.Errorf("%s %s: %w", req.method, req.path, cause)
 	}
 	cause := err
+	if t.conns.isClosed() && !errors.Is(err, errClosed) {
+		err = fmt.Errorf("%w: %w", errClosed, err)
+	}
 	if errors.Is(err, io.EOF) {
 		// io.EOF would tell the caller that the content ended.
 		err = fmt.Errorf("the connection was closed: %w", io.ErrUnexpectedEOF)
@@ -32,7 +35,11 @@ func (t *transport) connectionError(ctx context.Context, req *request, err error
 	if errors.As(cause, &dial) && !neverSent(err) {
 		err = &dialError{err, dial.reached}
 	}
-	return &ConnectionError{Endpoint: t.endpointOf(req), Method: req.method, Path: req.path, Hint: t.hint(err), Err: err}
+	failed := &ConnectionError{Endpoint: t.endpointOf(req), Method: req.method, Path: req.path, Hint: t.hint(err), Err: err}
+	if t.unix && errors.Is(err, fs.ErrPermission) {
+		failed.kind = ErrForbidden
+	}
+	return failed
 }
 
 // endpointOf is the address that a request was sent to last.
@@ -58,9 +65,9 @@ func (t *transport) hint(err error) string {
 		return "the proxy requires a user name and password; put them into its URL"
 	case errors.As(err, &proxy):
 		return "is the proxy (Options.Proxy, HTTPS_PROXY) right, or is this server missing in NO_PROXY?"
-	case t.unix && errors.Is(err, os.ErrPermission):
+	case t.unix && errors.Is(err, fs.ErrPermission):
 		return "this user may not use the socket; add it to the group that may (lxd, incus or incus-admin) and log in again, or run as root"
-	case t.unix && errors.Is(err, os.ErrNotExist):
+	case t.unix && errors.Is(err, fs.ErrNotExist):
 		return "there is no socket; is the daemon installed and running, and is this its path (LXD_DIR, LXD_SOCKET, INCUS_DIR, INCUS_SOCKET)?"
 	case t.unix && errors.Is(err, syscall.ECONNREFUSED):
 		return "no daemon listens on the socket; start it (systemctl start lxd or incus, or snap start lxd)"

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/golxd/lxd/internal/progress"
 )
 
 // ImageType is the type of the instances that an image is for.
@@ -38,7 +40,9 @@ type Image struct {
 	LastUsedAt   time.Time `json:"last_used_at"` // zero: never
 	// Profiles are the default profiles of instances created from the image.
 	Profiles []string `json:"profiles"`
-	// Project is the image's project.
+	// Project is the project that has the image. For a client of a project that
+	// shares the images of the default project (features.images=false) it is
+	// "default", and Client().Project() is the client's.
 	Project      string            `json:"project"`
 	Properties   map[string]string `json:"properties"`
 	Public       bool              `json:"public"`
@@ -94,8 +98,6 @@ func (i *Image) bind(c *Client) *Image {
 	i.client = c
 	if i.Project == "" {
 		i.Project = c.Project()
-	} else if i.Project != c.Project() {
-		i.client = c.InProject(i.Project)
 	}
 	i.read = i.attributes().sum()
 	return i
@@ -114,9 +116,15 @@ func (i *Image) checkResponse(want string) error {
 	return nil
 }
 
-// Client returns the client that the image's methods use. Its project is that of
-// the image.
-func (i *Image) Client() *Client { return i.client }
+// Client returns the client that the image's methods use. Its project is the one
+// that the image was read or created in; with ListOptions.AllProjects, that of the
+// image.
+func (i *Image) Client() *Client {
+	if i == nil {
+		return nil
+	}
+	return i.client
+}
 
 // replace replaces all fields by those of the image with, which was read later.
 // It keeps the pending work.
@@ -198,7 +206,13 @@ func (i *Image) Delete(ctx context.Context, opts *DeleteOptions) error {
 	if i.pending != nil {
 		i.pending.release(ctx) // nobody can wait for it any more
 	}
-	i.pending = newPending(op, -1, nil)
+	i.pending = newPending(op, -1, func(ctx context.Context, failure error, _ *progress.Meter) (*Image, error) {
+		if failure != nil && i.settleDeletion(ctx) == nil {
+			// It was gone before (LXD 4.0), or somebody else has deleted it meanwhile.
+			failure = fmt.Errorf("image %s: %w: %w", i.Fingerprint, ErrNotFound, failure)
+		}
+		return nil, failure
+	})
 	if opts == nil || !opts.Wait {
 		return nil
 	}

@@ -35,7 +35,7 @@ func TestImageOfAServer(t *testing.T) {
 	image = get(`,"project":"other","type":"virtual-machine"`)
 	require.Equal(t, lxd.VirtualMachine, image.Type)
 	require.Equal(t, "other", image.Project)
-	require.Equal(t, "other", image.Client().Project(), "its methods act on its own project")
+	require.Equal(t, "default", image.Client().Project(), "its methods stay in the client's project, which may share the other's images")
 }
 
 func TestUpdateImage(t *testing.T) {

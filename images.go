@@ -23,6 +23,9 @@ type Images struct {
 // [ErrNotFound]; if the prefix is not unique, [ErrAmbiguous]; if the server
 // returns another image than the requested one, [ErrBadResponse].
 func (m *Images) Get(ctx context.Context, fingerprint string) (*Image, error) {
+	if err := m.check(ctx); err != nil {
+		return nil, err
+	}
 	image, _, err := m.get(ctx, fingerprint, nil)
 	return image, err
 }
@@ -114,6 +117,9 @@ func (m *Images) prefixError(ctx context.Context, prefix string, err error) erro
 
 // GetByAlias reads the image that an alias points to.
 func (m *Images) GetByAlias(ctx context.Context, alias string) (*Image, error) {
+	if err := m.check(ctx); err != nil {
+		return nil, err
+	}
 	a, err := m.client.Aliases.Get(ctx, alias)
 	if err != nil {
 		return nil, err
@@ -122,8 +128,12 @@ func (m *Images) GetByAlias(ctx context.Context, alias string) (*Image, error) {
 }
 
 // Exists reports whether there is an image with that fingerprint (or unique
-// prefix), or an alias of that name.
+// prefix), or an alias of that name. If the project does not exist, the error
+// matches [ErrProjectNotFound]; if this client may not use it, [ErrForbidden].
 func (m *Images) Exists(ctx context.Context, fingerprintOrAlias string) (bool, error) {
+	if err := m.check(ctx); err != nil {
+		return false, err
+	}
 	if fingerprintOrAlias == "" {
 		return false, invalid("fingerprintOrAlias", "is empty")
 	}
@@ -134,13 +144,19 @@ func (m *Images) Exists(ctx context.Context, fingerprintOrAlias string) (bool, e
 		}
 		// It may also be an alias, such as "ace"; and some servers refuse short
 		// prefixes.
-		if !errors.Is(err, ErrNotFound) && !(errors.Is(err, ErrAmbiguous) && len(fingerprintOrAlias) < 12) {
+		if !isMissing(err) && !(errors.Is(err, ErrAmbiguous) && len(fingerprintOrAlias) < 12) {
 			return false, err
 		}
 	}
 	_, err := m.client.Aliases.Get(ctx, fingerprintOrAlias)
-	if errors.Is(err, ErrNotFound) {
+	if isMissing(err) {
 		return false, nil
 	}
 	return err == nil, err
+}
+
+// isMissing reports whether an image or alias does not exist in a project that does,
+// and that this client may use.
+func isMissing(err error) bool {
+	return errors.Is(err, ErrNotFound) && !errors.Is(err, ErrProjectNotFound) && !errors.Is(err, ErrForbidden)
 }

@@ -85,6 +85,9 @@ type CopyAttempt struct {
 // image's aliases, properties, profiles, expiry, filename, AutoUpdate and Public,
 // unless the options set others. If the target has the image, no content is sent.
 func (i *Image) Copy(ctx context.Context, target *Client, opts *CopyOptions) (*Copied, error) {
+	if err := checkContext(ctx); err != nil {
+		return nil, err
+	}
 	if err := i.check(); err != nil {
 		return nil, err
 	}
@@ -109,7 +112,7 @@ func (i *Image) Copy(ctx context.Context, target *Client, opts *CopyOptions) (*C
 		j.meter.Phase(PhaseServer, existing.Size, existing.Size)
 		j.copied.Image = existing
 		return j.copied, nil
-	case !errors.Is(err, ErrNotFound):
+	case !isMissing(err):
 		return nil, err
 	}
 	if !o.ReuseAliases {
@@ -130,6 +133,9 @@ func (i *Image) Copy(ctx context.Context, target *Client, opts *CopyOptions) (*C
 func (o *CopyOptions) check(target *Client) error {
 	if target == nil {
 		return invalid("target", "is nil")
+	}
+	if err := target.check(context.Background()); err != nil {
+		return err
 	}
 	switch o.Mode {
 	case CopyAuto, CopyPull, CopyPush, CopyRelay:

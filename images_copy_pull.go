@@ -33,11 +33,12 @@ func (j *copyJob) pullFrom(ctx context.Context, addresses []string, from, to *Se
 		Type: "image", Mode: "pull", Server: addresses[0], Protocol: to.daemon().Name, Fingerprint: j.source.Fingerprint,
 		Certificate: j.source.client.certificate(from), ImageType: string(j.source.Type),
 	}
-	if j.source.Project != "default" {
+	// Not Image.Project: a project may share the images of the default one.
+	if project := j.source.client.Project(); project != "default" {
 		if err := to.need("pull an image from a project", "image_source_project"); err != nil {
 			return nil, err
 		}
-		source.Project = j.source.Project
+		source.Project = project
 	}
 	var secret *Secret
 	if !j.source.Public {

@@ -104,6 +104,9 @@ type CreateOptions struct {
 // and Image.Wait completes it. If the image was created but an alias was not,
 // Create returns both the Image and the error.
 func (m *Images) Create(ctx context.Context, image io.Reader, opts *CreateOptions) (*Image, error) {
+	if err := m.check(ctx); err != nil {
+		return nil, err
+	}
 	var o CreateOptions
 	if opts != nil {
 		o = *opts
@@ -146,7 +149,7 @@ func (o *CreateOptions) check(image io.Reader) error {
 	case isNil(image):
 		return invalid("image", "is nil")
 	case o.Rootfs != nil && isNil(o.Rootfs):
-		return invalid("CreateOptions.Rootfs", "is a nil *os.File")
+		return invalid("CreateOptions.Rootfs", "is a nil %T", o.Rootfs)
 	case o.Size < 0:
 		return invalid("CreateOptions.Size", "is negative")
 	case o.RootfsSize < 0:

@@ -61,6 +61,9 @@ type Export struct {
 // response are progress. A split image cannot be resumed; the error is then a
 // [*FingerprintError] that wraps the cause.
 func (i *Image) Export(ctx context.Context, opts *ExportOptions) (*Export, error) {
+	if err := checkContext(ctx); err != nil {
+		return nil, err
+	}
 	if err := i.check(); err != nil {
 		return nil, err
 	}
@@ -110,7 +113,7 @@ func (e *Export) open(offset int64) error {
 	if err != nil {
 		return err
 	}
-	if err := e.accept(src, offset); err != nil {
+	if err := e.accept(src); err != nil {
 		_ = src.Close()
 		return err
 	}

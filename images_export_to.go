@@ -83,6 +83,9 @@ type ExportedFiles struct {
 // not enough, the error wraps syscall.ENOSPC, or for a quota syscall.EDQUOT, and
 // nothing of that file was written.
 func (i *Image) ExportTo(ctx context.Context, dir string, opts *ExportToOptions) (*ExportedFiles, error) {
+	if err := checkContext(ctx); err != nil {
+		return nil, err
+	}
 	if err := i.check(); err != nil {
 		return nil, err
 	}

@@ -90,6 +90,9 @@ type CreateFromSimplestreamsOptions struct {
 // those of its own family (Incus 6.0.4 ignores lxd.tar.xz); if there are none, the
 // client uses those of the other family.
 func (m *Images) CreateFromSimplestreams(ctx context.Context, server, alias string, opts *CreateFromSimplestreamsOptions) (*Image, error) {
+	if err := m.check(ctx); err != nil {
+		return nil, err
+	}
 	var o CreateFromSimplestreamsOptions
 	if opts != nil {
 		o = *opts

@@ -80,6 +80,9 @@ type CreateFromURLOptions struct {
 // error. Redirects are followed, but from https to http only if Fingerprint is set.
 // A user name and password in the URL are used, and are not sent to another host.
 func (m *Images) CreateFromURL(ctx context.Context, imageURL string, opts *CreateFromURLOptions) (*Image, error) {
+	if err := m.check(ctx); err != nil {
+		return nil, err
+	}
 	var o CreateFromURLOptions
 	if opts != nil {
 		o = *opts

@@ -44,6 +44,9 @@ type CreateFromInstanceOptions struct {
 // an image. The instance must be stopped, except to publish a snapshot. The Image
 // has its fingerprint when the operation has finished.
 func (m *Images) CreateFromInstance(ctx context.Context, instance string, opts *CreateFromInstanceOptions) (*Image, error) {
+	if err := m.check(ctx); err != nil {
+		return nil, err
+	}
 	var o CreateFromInstanceOptions
 	if opts != nil {
 		o = *opts

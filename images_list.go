@@ -50,6 +50,9 @@ type ListOptions struct {
 // that needs more than 512 MiB of memory, about 100,000 images, it matches
 // [ErrTooLarge]; use Each.
 func (m *Images) All(ctx context.Context, opts *ListOptions) ([]*Image, error) {
+	if err := m.check(ctx); err != nil {
+		return nil, err
+	}
 	var images []*Image
 	err := m.list(ctx, opts, maxList, func(*request) { images = []*Image{} }, func(image *Image) bool {
 		images = append(images, image)
@@ -72,6 +75,10 @@ func (m *Images) Each(ctx context.Context, opts *ListOptions) iter.Seq2[*Image, 
 		o.Properties, o.AccessEntitlements = maps.Clone(opts.Properties), slices.Clone(opts.AccessEntitlements)
 	}
 	return func(yield func(*Image, error) bool) {
+		if err := m.check(ctx); err != nil {
+			yield(nil, err)
+			return
+		}
 		var current *request
 		err := m.list(ctx, &o, 0, func(req *request) { current = req }, func(image *Image) bool {
 			current.noRetry = true // a retry would yield the same images again
@@ -117,7 +124,11 @@ func (m *Images) list(ctx context.Context, opts *ListOptions, limit int64, begin
 				return badElement(err)
 			}
 			private = private || !image.Public
-			if o.match(image.bind(c)) && !yield(image) {
+			image.bind(c)
+			if o.AllProjects && image.Project != c.Project() {
+				image.client = c.InProject(image.Project)
+			}
+			if o.match(image) && !yield(image) {
 				return errIterationStopped
 			}
 			return nil
@@ -193,30 +204,20 @@ func (o *ListOptions) query(c *Client) url.Values {
 	return q
 }
 
-// filterClause returns one condition in the server's filter language, in which
-// values are regular expressions. ok is false if the language cannot express it
-// safely. Such a condition can be left out, as match checks every image anyway: the
+// filterClause returns one condition in the server's filter language. Its values
+// are regular expressions for most daemons, and literal for LXD 4.0, 5.0.0 and 5.1.
+// ok is false if the language cannot express the condition safely for all of them.
+// Such a condition can be left out, as match checks every image anyway: the
 // server's filter only makes the response smaller.
 func filterClause(field, value string) (clause string, ok bool) {
-	if value == "" || strings.ContainsAny(field, " \"\\") || strings.ContainsAny(value, "\"\\^") {
+	special := func(r rune) bool { return r < ' ' || strings.ContainsRune("\"\\^.+*?()|[]{}$", r) }
+	if value == "" || strings.ContainsAny(field, " \"\\") || strings.ContainsFunc(value, special) {
 		return "", false
 	}
-	var b strings.Builder
-	for _, r := range value {
-		switch {
-		case r < ' ':
-			return "", false
-		case strings.ContainsRune(".+*?()|[]{}$", r):
-			b.WriteString("[" + string(r) + "]") // a backslash would have to be escaped for two parsers
-		default:
-			b.WriteRune(r)
-		}
+	if strings.Contains(value, " ") {
+		value = `"` + value + `"` // without a space, the quotes fail to parse
 	}
-	quoted := b.String()
-	if strings.Contains(quoted, " ") {
-		quoted = `"` + quoted + `"` // without a space, the quotes fail to parse
-	}
-	return field + " eq " + quoted, true
+	return field + " eq " + value, true
 }
 
 func (o *ListOptions) match(i *Image) bool {

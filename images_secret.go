@@ -28,6 +28,9 @@ type Secret struct {
 // be revoked, as servers keep it for ever. If the response with a secret is lost,
 // Secret looks for it among the server's operations and revokes it.
 func (i *Image) Secret(ctx context.Context) (*Secret, error) {
+	if err := checkContext(ctx); err != nil {
+		return nil, err
+	}
 	if err := i.check(); err != nil {
 		return nil, err
 	}
@@ -185,11 +188,14 @@ func (c *Client) endLostToken(ctx context.Context, req *request, image string, b
 // fingerprint: to upload it, or to read it.
 func (s *OperationStatus) isToken(image string, upload bool) bool {
 	_, forUpload := s.Metadata["properties"]
-	return s.Class == "token" && !s.Done() && forUpload == upload &&
-		slices.ContainsFunc(s.Resources["images"], func(resource string) bool {
-			name, _, _ := strings.Cut(resource, "?")
-			return strings.HasSuffix(name, "/"+image)
-		})
+	if s.Class != "token" || s.Done() || forUpload != upload {
+		return false
+	}
+	// LXD 6.9 names no resources.
+	return s.Metadata["fingerprint"] == image || slices.ContainsFunc(s.Resources["images"], func(resource string) bool {
+		name, _, _ := strings.Cut(resource, "?")
+		return strings.HasSuffix(name, "/"+image)
+	})
 }
 
 // Operation returns the token operation.
@@ -199,6 +205,9 @@ func (s *Secret) Operation() *Operation { return s.op }
 // operation, at most 5 seconds later (LXD 5.0.2, Incus 6.0.4). Revoking a used
 // secret is not an error.
 func (s *Secret) Revoke(ctx context.Context) error {
+	if err := s.check(ctx); err != nil {
+		return err
+	}
 	err := s.op.Cancel(ctx)
 	var refused *Error
 	switch {
@@ -244,6 +253,9 @@ func (s *Secret) end(caller context.Context) {
 // Export of the returned image uses the secret too. Servers invalidate a secret when
 // the image is exported with it.
 func (m *Images) GetWithSecret(ctx context.Context, fingerprint, secret string) (*Image, error) {
+	if err := m.check(ctx); err != nil {
+		return nil, err
+	}
 	if err := checkFullFingerprint("fingerprint", fingerprint); err != nil {
 		return nil, err
 	}

@@ -128,6 +128,9 @@ func statusOf(s *wire.Operation) OperationStatus {
 // Refresh reads the operation's state from the server. Servers forget an operation
 // some seconds after it has finished; the error then matches [ErrNotFound].
 func (o *Operation) Refresh(ctx context.Context) (OperationStatus, error) {
+	if err := o.check(ctx); err != nil {
+		return OperationStatus{}, err
+	}
 	if err := o.read(ctx, ""); err != nil {
 		return o.Status(), err
 	}
@@ -210,6 +213,9 @@ func (o *Operation) fingerprint() string {
 // Cancel asks the server to cancel the operation. It fails if the operation has
 // finished, or cannot be cancelled.
 func (o *Operation) Cancel(ctx context.Context) error {
+	if err := o.check(ctx); err != nil {
+		return err
+	}
 	_, err := o.client.t.call(ctx, &request{method: http.MethodDelete, path: path("operations", o.id), query: o.query, secrets: o.secrets}, nil)
 	if err != nil && !errors.Is(err, errDeletedBefore) {
 		return err
@@ -223,6 +229,9 @@ func (o *Operation) Cancel(ctx context.Context) error {
 // Operations returns the operations of this client's project that the server
 // knows: the running ones and those that finished in the last seconds.
 func (c *Client) Operations(ctx context.Context) ([]*Operation, error) {
+	if err := c.check(ctx); err != nil {
+		return nil, err
+	}
 	ops, _, err := c.operations(ctx)
 	return ops, err
 }

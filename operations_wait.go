@@ -33,6 +33,9 @@ const (
 // the operation's result on the server; if that does not determine the outcome, the
 // error matches [ErrOutcomeUnknown]. Wait may be called repeatedly and concurrently.
 func (o *Operation) Wait(ctx context.Context) error {
+	if err := o.check(ctx); err != nil {
+		return err
+	}
 	if finished, err := o.result(); finished {
 		return err
 	}

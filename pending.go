@@ -156,5 +156,8 @@ func (i *Image) Wait(ctx context.Context) error {
 	if i == nil || i.pending == nil {
 		return nil
 	}
+	if err := checkContext(ctx); err != nil {
+		return err
+	}
 	return i.pending.wait(ctx, i, nil)
 }

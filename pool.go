@@ -56,6 +56,8 @@ type closedError struct{}
 
 func (closedError) Error() string { return "the client is closed" }
 
+func (closedError) Is(target error) bool { return target == net.ErrClosed }
+
 func (closedError) Transient() bool { return false }
 
 // plain returns a connection without TLS.

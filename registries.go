@@ -34,6 +34,9 @@ func (r *Registries) need(ctx context.Context) error {
 
 // All returns all registries.
 func (r *Registries) All(ctx context.Context) ([]Registry, error) {
+	if err := r.check(ctx); err != nil {
+		return nil, err
+	}
 	if err := r.need(ctx); err != nil {
 		return nil, err
 	}
@@ -56,6 +59,9 @@ func (r *Registry) check(want string) error {
 // Get returns one registry. If there is none of that name, the error matches
 // [ErrNotFound].
 func (r *Registries) Get(ctx context.Context, name string) (*Registry, error) {
+	if err := r.check(ctx); err != nil {
+		return nil, err
+	}
 	if name == "" {
 		return nil, invalid("registry", "is empty")
 	}
@@ -69,6 +75,9 @@ func (r *Registries) Get(ctx context.Context, name string) (*Registry, error) {
 
 // Create creates a registry; Name, Protocol and Config["url"] must be set.
 func (r *Registries) Create(ctx context.Context, registry Registry) error {
+	if err := r.check(ctx); err != nil {
+		return err
+	}
 	switch {
 	case registry.Name == "":
 		return invalid("Registry.Name", "is empty")
@@ -99,6 +108,9 @@ func (r *Registries) change(ctx context.Context, req *request) error {
 
 // Delete deletes a registry, not the images that came from it.
 func (r *Registries) Delete(ctx context.Context, name string) error {
+	if err := r.check(ctx); err != nil {
+		return err
+	}
 	if name == "" {
 		return invalid("registry", "is empty")
 	}

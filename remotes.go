@@ -26,7 +26,7 @@ const SimplestreamsProtocol = "simplestreams"
 // RemoteInfo is a remote of the lxc or incus command line.
 type RemoteInfo struct {
 	Name     string
-	Address  string // such as "unix://" or "https://10.0.0.7:8443"; as configured, even with a user name in it
+	Address  string // such as "unix://" or "https://10.0.0.7:8443"; several are separated by commas (Incus 7); as configured, even with a user name in it
 	Protocol string // "lxd", "incus" or "simplestreams"
 	Project  string // that commands on it work in; "" for the default one
 	AuthType string // "tls", "oidc" or "" for none
@@ -87,6 +87,9 @@ func (e *RemoteError) Unwrap() error { return e.Err }
 // built-in ones are included. $LXC_REMOTE or $INCUS_REMOTE names the default
 // remote, $LXD_PROJECT or $INCUS_PROJECT the project.
 //
+// If the remote has several addresses (Incus 7), the client has all of them, and
+// begins with the last one that has worked for the command line; see [New].
+//
 // The options take precedence over the configuration. A public remote implies
 // [Options.PublicOnly]. For a remote of auth type "oidc" the client sends the
 // access token that the command line has stored; this package does not renew it.
@@ -125,7 +128,7 @@ func Remote(name string, opts *Options) (*Client, error) {
 		return e
 	}
 	switch {
-	case r.Addr == "":
+	case len(r.Addresses()) == 0:
 		return nil, fail(config.Dir, errors.New("the configuration has no address for it"))
 	case r.Protocol == SimplestreamsProtocol:
 		return nil, fail("", fmt.Errorf("%w: %s is a simplestreams server, which only serves images; use package simplestreams or Images.CreateFromSimplestreams", ErrUnsupported, redact.URL(r.Addr)))
@@ -141,7 +144,7 @@ func Remote(name string, opts *Options) (*Client, error) {
 		o.Project = r.Project
 	}
 	o.PublicOnly = o.PublicOnly || r.Public
-	endpoint := r.Addr
+	endpoint := strings.Join(r.Addresses(), ",")
 	if strings.HasPrefix(endpoint, "unix:") {
 		if endpoint == "unix:" || endpoint == "unix://" {
 			endpoint = ""

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -425,4 +426,45 @@ func TestRemoteWithoutAddress(t *testing.T) {
 	_, err := lxd.Remote("farm", &lxd.Options{ConfigDir: dir})
 	testkit.ErrOf[*lxd.RemoteError](t, err)
 	require.ErrorContains(t, err, "no address")
+}
+
+// TestRemoteWithSeveralAddresses has a remote of Incus 7, one of whose addresses
+// does not respond.
+func TestRemoteWithSeveralAddresses(t *testing.T) {
+	t.Parallel()
+	server := lxdtest.NewServer(&lxdtest.Options{TLS: true, Dialect: lxdtest.Incus70})
+	t.Cleanup(server.Close)
+	dead, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	gone := "https://" + dead.Addr().String()
+	require.NoError(t, dead.Close())
+	for _, test := range []struct{ last, first, second string }{
+		{"", gone, server.URL()},
+		{server.URL(), server.URL(), gone},
+		{"https://10.0.0.1:8443", gone, server.URL()},
+	} {
+		f := newConfigDir(t, fmt.Sprintf(`remotes:
+  farm:
+    addr: %s, %s
+    last_working_address: %s
+    protocol: incus
+    public: false
+`, gone, server.URL(), test.last))
+		cert, key := server.ClientCertificate()
+		f.write(t, "client.crt", cert)
+		f.write(t, "client.key", key)
+		f.write(t, "servercerts/farm.crt", server.Certificate())
+		client, err := lxd.Remote("farm", &lxd.Options{Family: lxd.Incus, ConfigDir: f.dir})
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, client.Close()) })
+		require.Equal(t, test.first+","+test.second, client.Endpoint())
+		require.True(t, testkit.Trusted(t, client))
+	}
+	remotes, err := lxd.Remotes(&lxd.RemotesOptions{Family: lxd.Incus, ConfigDir: newConfigDir(t, "remotes:\n  farm:\n    addr: https://a,https://b\n").dir})
+	require.NoError(t, err)
+	for _, r := range remotes {
+		if r.Name == "farm" {
+			require.Equal(t, "https://a,https://b", r.Address)
+		}
+	}
 }

@@ -2,6 +2,7 @@ package lxd
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"reflect"
+	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -170,6 +172,53 @@ func (t *transport) serverError(req *request, res *http.Response, env *wire.Enve
 		}
 	}
 	return e.without(req.hidden())
+}
+
+// explainRefusal finds out whether the server has refused a request because of its
+// project, and adds that to err. The responses differ between daemons, and those
+// of LXD 6.9 do not say it, so it asks for the project: one request more after a
+// refusal.
+func (t *transport) explainRefusal(ctx context.Context, req *request, err error) error {
+	var e *Error
+	if !errors.As(err, &e) || e.kind != nil || !strings.HasPrefix(req.path, path("images")) {
+		return err
+	}
+	ask := func(at string, metadata any) (status int) {
+		_, err := t.attempt(ctx, &request{method: http.MethodGet, path: at, secrets: req.hidden()}, metadata)
+		var refused *Error
+		if errors.As(err, &refused) && refused.kind == nil {
+			return refused.StatusCode
+		}
+		if err != nil {
+			return 0 // unknown
+		}
+		return http.StatusOK
+	}
+	project, status := req.query.Get("project"), http.StatusOK
+	switch e.StatusCode {
+	case http.StatusForbidden:
+	case http.StatusNotFound, http.StatusBadRequest: // 400: Incus 6.0.4, for a list
+		if project == "" || project == "default" {
+			return err // the default project exists
+		}
+		status = ask(path("projects", project), nil)
+	default:
+		return err
+	}
+	var server wire.Server
+	switch {
+	case status == http.StatusNotFound && e.StatusCode == http.StatusNotFound:
+		e.kind, e.Hint = ErrProjectNotFound, fmt.Sprintf("there is no project %q", project)
+	case e.StatusCode != http.StatusForbidden && status != http.StatusForbidden:
+	case ask("/1.0", &server) == http.StatusOK && server.Auth == "trusted":
+		// Also a daemon that responds 404 means that the client may not use it.
+		e.kind = ErrForbidden
+		e.Hint = fmt.Sprintf("the server trusts this client, but it may not use project %q in this way; see Client.InProject", cmp.Or(project, "default"))
+		if status == http.StatusForbidden {
+			e.Hint = fmt.Sprintf("the server trusts this client, but it may not use project %q, if there is one; see Client.InProject", project)
+		}
+	}
+	return err
 }
 
 // badResponse returns the error for a response that is not what an LXD or Incus

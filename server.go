@@ -67,6 +67,9 @@ type serverCache struct {
 // needed, and again after Trust. As long as the server does not trust this
 // client's certificate or token, each call reads it again.
 func (c *Client) Server(ctx context.Context) (*Server, error) {
+	if err := c.check(ctx); err != nil {
+		return nil, err
+	}
 	s, err := c.serverInfo(ctx, false)
 	if err != nil {
 		return nil, err
@@ -80,6 +83,9 @@ func (c *Client) Server(ctx context.Context) (*Server, error) {
 }
 
 func (c *Client) serverInfo(ctx context.Context, again bool) (*Server, error) {
+	if err := checkContext(ctx); err != nil {
+		return nil, err
+	}
 	select {
 	case c.server.turn <- struct{}{}:
 	case <-ctx.Done():

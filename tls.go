@@ -8,6 +8,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 )
 
@@ -32,6 +33,18 @@ func (o *Options) tlsConfig(seen func(*x509.Certificate)) (*tls.Config, error) {
 		MinVersion:         tls.VersionTLS12,
 		RootCAs:            o.RootCAs,
 		ClientSessionCache: tls.NewLRUClientSessionCache(32),
+	}
+	for _, option := range []struct {
+		field string
+		pem   []byte
+	}{
+		{"Options.ClientCertificate", o.ClientCertificate},
+		{"Options.ClientKey", o.ClientKey},
+		{"Options.ServerCertificate", o.ServerCertificate},
+	} {
+		if isPath(option.pem) {
+			return nil, invalid(option.field, "is a path; give the file's content")
+		}
 	}
 	switch {
 	case len(o.ClientCertificate) > 0 && len(o.ClientKey) > 0:
@@ -85,6 +98,22 @@ func checkPin(state tls.ConnectionState, want string) error {
 		return &PinError{Want: want, Got: got}
 	}
 	return nil
+}
+
+// isPath reports whether data is the path of a PEM file, not its content.
+func isPath(data []byte) bool {
+	text := strings.TrimSpace(string(data))
+	if text == "" || len(text) > 4096 || strings.ContainsAny(text, "\n\x00") || strings.Contains(text, "-----") {
+		return false
+	}
+	if strings.ContainsAny(text, `/\`) {
+		return true
+	}
+	switch filepath.Ext(text) {
+	case ".crt", ".pem", ".key", ".cer", ".cert":
+		return true
+	}
+	return false
 }
 
 func parseCertificate(data []byte) (*x509.Certificate, error) {

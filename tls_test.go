@@ -62,3 +62,22 @@ func TestPins(t *testing.T) {
 	require.ErrorAs(t, err, &unknown)
 	require.Empty(t, server.Requests())
 }
+
+// TestPathsInPlaceOfPEM: the options are the content of the files.
+func TestPathsInPlaceOfPEM(t *testing.T) {
+	t.Parallel()
+	cert, key := testkit.NewKeyPair(t, nil)
+	for field, opts := range map[string]*lxd.Options{
+		"Options.ClientCertificate": {ClientCertificate: []byte("/root/client.crt"), ClientKey: key},
+		"Options.ClientKey":         {ClientCertificate: cert, ClientKey: []byte("client.key\n")},
+		"Options.ServerCertificate": {ServerCertificate: []byte(`C:\Users\x\server`)},
+	} {
+		_, err := lxd.New("https://10.0.0.7:8443", opts)
+		require.ErrorIs(t, err, lxd.ErrInvalid)
+		refused := testkit.ErrOf[*lxd.InputError](t, err)
+		require.Equal(t, field, refused.Field)
+		require.Equal(t, "is a path; give the file's content", refused.Problem)
+	}
+	_, err := lxd.New("https://10.0.0.7:8443", &lxd.Options{ServerCertificate: []byte("nonsense")})
+	require.ErrorContains(t, err, "is not a PEM certificate")
+}

@@ -79,17 +79,26 @@ func (t *transport) pinned(fingerprint string) (pinned *transport, closeIdle fun
 // call sends one request and decodes the envelope of the response. It decodes
 // the metadata into metadata, which is a pointer, a *list, or nil to ignore it.
 func (t *transport) call(ctx context.Context, req *request, metadata any) (*response, error) {
+	if err := checkContext(ctx); err != nil {
+		return nil, err
+	}
 	var decoded *response
 	err := t.retrying(ctx, req, func() error {
-		res, err := t.send(ctx, req)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = res.Body.Close() }()
-		decoded, err = t.readResponse(ctx, req, res, metadata)
+		var err error
+		decoded, err = t.attempt(ctx, req, metadata)
 		return err
 	})
-	return decoded, err
+	return decoded, t.explainRefusal(ctx, req, err)
+}
+
+// attempt sends one request once, and decodes the response as call does.
+func (t *transport) attempt(ctx context.Context, req *request, metadata any) (*response, error) {
+	res, err := t.send(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = res.Body.Close() }()
+	return t.readResponse(ctx, req, res, metadata)
 }
 
 // stream sends one request, without retries, and returns the response with its
@@ -100,7 +109,7 @@ func (t *transport) stream(ctx context.Context, req *request) (*http.Response, e
 	}
 	var res *http.Response
 	err := t.onMembers(req, func() (err error) {
-		res, err = t.send(ctx, req)
+		res, err = t.send(ctx, req) //nolint:bodyclose // The caller does, or it is done below.
 		return err
 	})
 	if err != nil {
@@ -114,7 +123,7 @@ func (t *transport) stream(ctx context.Context, req *request) (*http.Response, e
 	if err == nil {
 		err = t.badResponse(req, res, fmt.Errorf("an export with the status %d", res.StatusCode))
 	}
-	return nil, err
+	return nil, t.explainRefusal(ctx, req, err)
 }
 
 // send makes one attempt. If the server is silent for Options.StallTimeout, the
@@ -137,15 +146,12 @@ func (t *transport) sendTo(ctx context.Context, req *request) (*http.Response, e
 		return nil, err
 	}
 	started := time.Now()
-	exchange := newExchange(watch, hreq)
+	exchange, hreq := newExchange(watch, hreq)
 	res, err := t.roundTrip(hreq, req.body != nil && req.body.mayBlock())
 	exchange.responded()
 	if err != nil {
 		err = stall.Cause(watched, err)
 		watch.Close()
-		if ctx.Err() == nil {
-			t.members.leave(req.base)
-		}
 		if req.body != nil {
 			// net/http may still be reading it, which must stop before it is
 			// opened again.
@@ -154,14 +160,20 @@ func (t *transport) sendTo(ctx context.Context, req *request) (*http.Response, e
 				return nil, fmt.Errorf("read the image: %w", cause)
 			}
 		}
+		if ctx.Err() == nil {
+			t.members.leave(req.base)
+		}
 		err = t.connectionError(ctx, req, err)
 		t.log.DebugContext(ctx, "lxd request failed", "method", req.method, "path", req.path, "error", err, "duration", time.Since(started))
 		return nil, err
 	}
-	res.Body = stall.Body(watched, watch, res.Body)
-	if unavailable(res.StatusCode) && res.StatusCode != http.StatusTooManyRequests {
-		t.members.leave(req.base)
-	}
+	base := req.base
+	res.Body = &memberBody{ReadCloser: stall.Body(watched, watch, res.Body), leave: func() {
+		if ctx.Err() == nil {
+			t.members.leave(base)
+		}
+	}}
+	t.members.leaveUnavailable(req.base, res.StatusCode)
 	if req.body != nil && res.StatusCode >= http.StatusBadRequest {
 		// The request was refused, perhaps before the body was read to its end.
 		req.body.discard()

@@ -43,7 +43,8 @@ func (e *TrustError) Is(target error) bool { return target == ErrForbidden }
 
 // JoinToken is a token with which a client can make a server trust it. It comes
 // from the server's administrator: "lxc config trust add --name …" and "incus
-// config trust add …" print one as text. It can be used once.
+// config trust add …" print one as text, "lxc auth identity create tls/…" too (LXD
+// 6.9). It can be used once.
 type JoinToken struct {
 	ClientName  string    // the server's name for the client
 	Fingerprint string    // SHA-256 of the server's certificate
@@ -57,44 +58,62 @@ const maxToken = 64 << 10
 // ParseJoinToken parses the text of a token; white space in and around it is
 // ignored. The result does not contain the token's secret.
 func ParseJoinToken(token string) (*JoinToken, error) {
-	t, _, err := parseJoinToken(token)
-	return t, err
+	t, err := parseJoinToken(token)
+	if err != nil {
+		return nil, err
+	}
+	return &t.JoinToken, nil
 }
 
-// parseJoinToken also returns the text without white space.
-func parseJoinToken(token string) (t *JoinToken, text string, err error) {
-	text = strings.Join(strings.Fields(token), "")
+// secretToken is a token with what only the server needs.
+type secretToken struct {
+	JoinToken
+
+	text     string // without white space
+	identity bool   // it is for an identity (LXD 6.9), not for a trusted certificate
+}
+
+// identityType is the type in the token of an identity (LXD 6.9). Those of other
+// tokens have none.
+const identityType = "Client certificate"
+
+func parseJoinToken(token string) (*secretToken, error) {
+	text := strings.Join(strings.Fields(token), "")
 	var content struct {
 		ClientName  string    `json:"client_name"`
 		Fingerprint string    `json:"fingerprint"`
 		Addresses   []string  `json:"addresses"`
 		Secret      string    `json:"secret"`
 		ExpiresAt   time.Time `json:"expires_at"`
+		Type        string    `json:"type"`
 	}
 	switch {
 	case text == "":
-		return nil, "", invalid("token", "is empty")
+		return nil, invalid("token", "is empty")
 	case len(text) > maxToken:
-		return nil, "", invalid("token", "is longer than %d characters", maxToken)
+		return nil, invalid("token", "is longer than %d characters", maxToken)
 	}
 	data, err := base64.StdEncoding.DecodeString(text)
 	if err != nil {
-		return nil, "", invalid("token", "is not base64; was all of it copied?")
+		return nil, invalid("token", "is not base64; was all of it copied?")
 	}
 	// The decoder's error may contain part of the secret.
 	if json.Unmarshal(data, &content) != nil || content.Secret == "" {
-		return nil, "", invalid("token", "is not a join token of a server")
+		return nil, invalid("token", "is not a join token of a server")
 	}
 	fingerprint := strings.ToLower(content.Fingerprint)
 	if raw, err := hex.DecodeString(fingerprint); err != nil || len(raw) != 32 {
-		return nil, "", invalid("token", "does not contain the fingerprint of a server")
+		return nil, invalid("token", "does not contain the fingerprint of a server")
 	}
-	t = &JoinToken{ClientName: content.ClientName, Fingerprint: fingerprint, Addresses: content.Addresses}
+	t := &secretToken{
+		JoinToken: JoinToken{ClientName: content.ClientName, Fingerprint: fingerprint, Addresses: content.Addresses},
+		text:      text, identity: strings.HasPrefix(content.Type, identityType),
+	}
 	// Servers write the year 1 for never (Incus 6.0.4).
 	if content.ExpiresAt.Year() > 1970 {
 		t.ExpiresAt = content.ExpiresAt
 	}
-	return t, text, nil
+	return t, nil
 }
 
 // Join returns a client for the server that issued a token, after making the
@@ -109,7 +128,10 @@ func parseJoinToken(token string) (t *JoinToken, text string, err error) {
 // not used up. If the server does not accept the token, the error is a
 // [*TrustError]; if another server is at the address, a [*PinError].
 func Join(ctx context.Context, token string, opts *Options) (*Client, error) {
-	t, _, err := parseJoinToken(token)
+	if err := checkContext(ctx); err != nil {
+		return nil, err
+	}
+	t, err := parseJoinToken(token)
 	if err != nil {
 		return nil, err
 	}
@@ -196,6 +218,9 @@ func probe(ctx context.Context, endpoint string, o Options) error {
 // Trusted reports whether the server trusts this client. Unlike [Client.Server]
 // it always asks the server.
 func (c *Client) Trusted(ctx context.Context) (bool, error) {
+	if err := c.check(ctx); err != nil {
+		return false, err
+	}
 	info, err := c.serverInfo(ctx, true)
 	if err != nil {
 		return false, err
@@ -211,7 +236,10 @@ func (c *Client) Trusted(ctx context.Context) (bool, error) {
 // trusts the client, Trust succeeds and the token is not used up. If the token has
 // been used or revoked, or has expired, the error is a [*TrustError].
 func (c *Client) Trust(ctx context.Context, token string) error {
-	t, text, err := parseJoinToken(token)
+	if err := c.check(ctx); err != nil {
+		return err
+	}
+	t, err := parseJoinToken(token)
 	if err != nil {
 		return err
 	}
@@ -219,9 +247,13 @@ func (c *Client) Trust(ctx context.Context, token string) error {
 	if err != nil || info.Trusted {
 		return err
 	}
-	post := &wire.CertificatePost{Type: "client", TrustToken: text}
-	if info.daemon().TokenIsPassword(info.Extensions) {
-		post.Password, post.TrustToken = text, ""
+	at, post := path("certificates"), &wire.CertificatePost{Type: "client", TrustToken: t.text}
+	switch {
+	case t.identity:
+		// LXD 6.9 responds 400 to the token of an identity at certificates.
+		at, post.Type = path("auth", "identities", "tls"), ""
+	case info.daemon().TokenIsPassword(info.Extensions):
+		post.Password, post.TrustToken = t.text, ""
 	}
 	problem := "the server does not accept the token; it has been used or revoked, or has expired"
 	if !t.ExpiresAt.IsZero() && time.Now().After(t.ExpiresAt) {
@@ -230,7 +262,7 @@ func (c *Client) Trust(ctx context.Context, token string) error {
 	// The certificate of earlier connections says nothing about the next one.
 	pinned, closeIdle := c.t.pinned(t.Fingerprint)
 	defer closeIdle()
-	err = c.join(ctx, pinned, post, &TrustError{Expires: t.ExpiresAt, Problem: problem})
+	err = c.join(ctx, pinned, at, post, &TrustError{Expires: t.ExpiresAt, Problem: problem})
 	var pin *PinError
 	if errors.As(err, &pin) {
 		return fmt.Errorf("the token was not issued by the server at %s: %w", c.t.endpoint, pin)
@@ -248,12 +280,17 @@ type TrustPasswordOptions struct {
 // TrustPassword makes an LXD server trust this client's certificate, by the
 // server's trust password (core.trust_password), which exists up to LXD 6.0. If
 // the password is wrong, or the server has none set, the error is a
-// [*TrustError]. For Incus, which has no trust passwords, and for a server of
-// unknown family the error is [ErrUnsupported], and the password is not sent. A
+// [*TrustError]. For newer versions of LXD (6.9), for Incus, which has no trust
+// passwords, and for a server of unknown family the error matches
+// [ErrUnsupported]: ask for a token and call Trust. To the latter two the password
+// is not sent. A
 // password does not authenticate the server, so the options of [New] must say
 // which certificate it has. If the server already trusts the client,
 // TrustPassword succeeds.
 func (c *Client) TrustPassword(ctx context.Context, password string, opts *TrustPasswordOptions) error {
+	if err := c.check(ctx); err != nil {
+		return err
+	}
 	if password == "" {
 		return invalid("password", "is empty")
 	}
@@ -269,7 +306,7 @@ func (c *Client) TrustPassword(ctx context.Context, password string, opts *Trust
 		return fmt.Errorf("join %s: %w: it has no trust passwords; ask for a token and call Trust", c.t.endpoint, ErrUnsupported)
 	}
 	post := &wire.CertificatePost{Type: "client", Password: password, Name: o.Name}
-	return c.join(ctx, c.t, post, &TrustError{Problem: "the server does not accept the password; it is wrong, or the server has none"})
+	return c.join(ctx, c.t, path("certificates"), post, &TrustError{Problem: "the server does not accept the password; it is wrong, or the server has none"})
 }
 
 // joinable reads the description of the server again. It returns an error for
@@ -284,11 +321,11 @@ func (c *Client) joinable(ctx context.Context) (*Server, error) {
 	return c.serverInfo(ctx, true)
 }
 
-// join sends the request over t, and checks that the server then trusts this
-// client. refused is the error if the server refuses.
-func (c *Client) join(ctx context.Context, t *transport, post *wire.CertificatePost, refused *TrustError) error {
+// join sends the request over t to the path at, and checks that the server then
+// trusts this client. refused is the error if the server refuses.
+func (c *Client) join(ctx context.Context, t *transport, at string, post *wire.CertificatePost, refused *TrustError) error {
 	refused.Endpoint = c.t.endpoint
-	req := &request{method: http.MethodPost, path: path("certificates"), body: &jsonBody{post}}
+	req := &request{method: http.MethodPost, path: at, body: &jsonBody{post}}
 	if _, err := t.call(ctx, req, nil); err != nil {
 		var pin *PinError
 		if errors.As(err, &pin) {
@@ -299,6 +336,19 @@ func (c *Client) join(ctx context.Context, t *transport, post *wire.CertificateP
 			response.Hint = "" // it asks for a trusted certificate, which is what this call is for
 			refused.Err = response
 			return refused
+		}
+		// LXD 5.0.2, Incus 6.0.4 and 7.0.2 respond 500 with this text to an expired
+		// token, which need not contain its expiry.
+		if errors.As(err, &response) && response.kind == nil && strings.Contains(response.Message, "Token has expired") {
+			refused.Err = response
+			if refused.Expires.IsZero() {
+				refused.Problem = "the token has expired; ask for a new one"
+			}
+			return refused
+		}
+		if errors.As(err, &response) && response.StatusCode == http.StatusNotImplemented && post.TrustToken == "" {
+			// LXD 6.9.
+			return fmt.Errorf("join %s: %w: it has no trust passwords; ask for a token and call Trust: %w", c.t.endpoint, ErrUnsupported, response)
 		}
 		// The server may have acted, and its response been lost.
 		if trusted, terr := c.Trusted(ctx); terr != nil || !trusted {

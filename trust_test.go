@@ -360,3 +360,56 @@ func TestJoinSendsTheTokenAsTheServerWantsIt(t *testing.T) {
 		})
 	}
 }
+
+// TestJoinWithTheTokenOfAnIdentity joins with what "lxc auth identity create
+// tls/x" prints, which LXD 6.9 accepts at an endpoint of its own.
+func TestJoinWithTheTokenOfAnIdentity(t *testing.T) {
+	t.Parallel()
+	server := lxdtest.NewServer(&lxdtest.Options{Dialect: lxdtest.LXD69, TLS: true})
+	t.Cleanup(server.Close)
+	token := server.NewIdentityToken("x")
+	client, err := lxd.Join(t.Context(), token, testkit.Joiner(t))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, client.Close()) })
+	require.True(t, testkit.Trusted(t, client))
+	for _, r := range server.Requests() {
+		if r.Method == http.MethodPost {
+			require.Equal(t, "/1.0/auth/identities/tls", r.Path)
+			require.JSONEq(t, `{"trust_token":"`+token+`"}`, string(r.Text()))
+		}
+	}
+
+	_, err = lxd.Join(t.Context(), token, testkit.Joiner(t))
+	testkit.ErrOf[*lxd.TrustError](t, err)
+	require.ErrorContains(t, err, "has been used")
+	require.NotContains(t, err.Error(), token)
+}
+
+// TestTrustPasswordWhereThereAreNone sends it to an LXD that refuses all.
+func TestTrustPasswordWhereThereAreNone(t *testing.T) {
+	t.Parallel()
+	server := lxdtest.NewServer(&lxdtest.Options{Dialect: lxdtest.LXD69, TLS: true})
+	t.Cleanup(server.Close)
+	opts := testkit.Joiner(t)
+	opts.ServerCertificate = server.Certificate()
+	err := testkit.NewClient(t, server.URL(), opts).TrustPassword(t.Context(), "right", nil)
+	require.ErrorIs(t, err, lxd.ErrUnsupported)
+	require.ErrorContains(t, err, "ask for a token and call Trust")
+	require.Equal(t, 501, testkit.ErrOf[*lxd.Error](t, err).StatusCode)
+}
+
+// TestTrustWithATokenThatTheServerCallsExpired has a token without an expiry, and
+// the response of LXD 5.0.2, Incus 6.0.4 and Incus 7.0.2.
+func TestTrustWithATokenThatTheServerCallsExpired(t *testing.T) {
+	t.Parallel()
+	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.Incus60, lxdtest.Incus70} {
+		server := lxdtest.NewServer(&lxdtest.Options{TLS: true, Dialect: dialect})
+		t.Cleanup(server.Close)
+		server.Inject(lxdtest.Status(500, "Failed during search for certificate add token operation: Token has expired").On("POST", "/1.0/certificates"))
+		_, err := lxd.Join(t.Context(), server.NewTrustToken("x"), testkit.Joiner(t))
+		testkit.ErrOf[*lxd.TrustError](t, err)
+		require.ErrorIs(t, err, lxd.ErrForbidden)
+		require.ErrorContains(t, err, "the token has expired; ask for a new one")
+		require.Equal(t, 500, testkit.ErrOf[*lxd.Error](t, err).StatusCode)
+	}
+}

@@ -1,9 +1,10 @@
 package lxd
 
 import (
+	"context"
 	"fmt"
 	"io"
-	"os"
+	"reflect"
 	"strings"
 )
 
@@ -15,11 +16,66 @@ func checkServerFingerprint(fingerprint string) error {
 	return nil
 }
 
-// isNil reports whether r is nil or a nil *os.File, which a failed os.Open
-// returns.
+// isNil reports whether r is nil or a nil pointer, such as the *os.File that a failed
+// os.Open returns.
 func isNil(r io.Reader) bool {
-	f, isFile := r.(*os.File)
-	return r == nil || isFile && f == nil
+	if r == nil {
+		return true
+	}
+	v := reflect.ValueOf(r)
+	return v.Kind() == reflect.Pointer && v.IsNil()
+}
+
+// checkContext returns an error for a nil context.
+func checkContext(ctx context.Context) error {
+	if ctx == nil {
+		return invalid("ctx", "is nil")
+	}
+	return nil
+}
+
+// check returns an error for a nil ctx, and for a client that is not from New,
+// Remote or Join.
+func (c *Client) check(ctx context.Context) error {
+	if c == nil || c.t == nil {
+		return invalid("client", "is not from New, Remote or Join")
+	}
+	return checkContext(ctx)
+}
+
+func (m *Images) check(ctx context.Context) error {
+	if m == nil {
+		return (*Client)(nil).check(ctx)
+	}
+	return m.client.check(ctx)
+}
+
+func (a *Aliases) check(ctx context.Context) error {
+	if a == nil {
+		return (*Client)(nil).check(ctx)
+	}
+	return a.client.check(ctx)
+}
+
+func (r *Registries) check(ctx context.Context) error {
+	if r == nil {
+		return (*Client)(nil).check(ctx)
+	}
+	return r.client.check(ctx)
+}
+
+func (o *Operation) check(ctx context.Context) error {
+	if o == nil || o.client == nil {
+		return invalid("operation", "does not come from a client")
+	}
+	return checkContext(ctx)
+}
+
+func (s *Secret) check(ctx context.Context) error {
+	if s == nil || s.op == nil {
+		return invalid("secret", "does not come from Image.Secret")
+	}
+	return s.op.check(ctx)
 }
 
 func checkFullFingerprint(field, fingerprint string) error {

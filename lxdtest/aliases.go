@@ -141,7 +141,7 @@ func (s *Server) serveAlias(w http.ResponseWriter, r *http.Request, name string)
 		if err != nil {
 			return err
 		}
-		if img := s.images[imageKey{a.key.project, a.target}]; !s.trusts(r) && (img == nil || !img.public) {
+		if img := s.images[imageKey{a.key.project, a.target}]; !s.allows(r) && (img == nil || !img.public) {
 			return errNoAlias
 		}
 		etag, out = s.aliasETag(a), s.renderAlias(a)

@@ -175,6 +175,9 @@ func (s *Server) checkCredentials(post certificatePost) (token *operation, err e
 	if data, err := base64.StdEncoding.DecodeString(text); err == nil {
 		var join joinToken
 		if json.Unmarshal(data, &join) == nil && join.Secret != "" {
+			if join.Type != "" {
+				return nil, statusErrorf(http.StatusBadRequest, "Cannot use a token of an identity to add a certificate")
+			}
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			if op := s.findToken(join.Secret); op != nil && op.metadata["request"] != nil {
@@ -187,6 +190,36 @@ func (s *Server) checkCredentials(post certificatePost) (token *operation, err e
 		return nil, nil
 	}
 	return nil, errForbidden
+}
+
+// serveAddIdentity trusts the certificate of the client that has the token of a TLS
+// identity.
+func (s *Server) serveAddIdentity(w http.ResponseWriter, r *http.Request) error {
+	var post certificatePost
+	if err := readJSON(r, &post); err != nil {
+		return err
+	}
+	var join joinToken
+	data, err := base64.StdEncoding.DecodeString(post.TrustToken)
+	if err != nil || json.Unmarshal(data, &join) != nil {
+		return errForbidden
+	}
+	cert, err := s.clientCertificate(r, post)
+	if err != nil {
+		return err
+	}
+	s.trustMu.Lock()
+	name, ok := s.identities[join.Secret]
+	delete(s.identities, join.Secret)
+	s.trustMu.Unlock()
+	if !ok {
+		return errForbidden
+	}
+	if err := s.addTrust(name, cert, nil); err != nil {
+		return err
+	}
+	writeCreated(w, "/1.0/auth/identities/tls/"+certFingerprint(cert))
+	return nil
 }
 
 // clientCertificate returns the certificate in the body, or otherwise that of

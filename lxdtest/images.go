@@ -187,7 +187,7 @@ func (s *Server) visibleImage(r *http.Request, name string) (*image, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.trusts(r) || img.public || s.secretAllows(r.URL.Query().Get("secret"), img) {
+	if s.allows(r) || img.public || s.secretAllows(r.URL.Query().Get("secret"), img) {
 		return img, nil
 	}
 	if s.traits.hidesMissing {
@@ -232,7 +232,7 @@ func (s *Server) serveImages(w http.ResponseWriter, r *http.Request) error {
 		return statusErrorf(http.StatusBadRequest, "Cannot specify a project when requesting all projects")
 	}
 	var found []imageJSON
-	trusted := s.trusts(r)
+	trusted := s.allows(r)
 	err = s.withLock(func() error {
 		project, err := s.imageProject(r)
 		if err != nil {

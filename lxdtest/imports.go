@@ -43,7 +43,7 @@ var errBadSource = statusErrorf(http.StatusInternalServerError, "Invalid images 
 
 // serveCreateFrom creates an image from the source in a JSON body.
 func (s *Server) serveCreateFrom(w http.ResponseWriter, r *http.Request, project string) error {
-	if !s.trusts(r) {
+	if !s.allows(r) {
 		return errForbidden
 	}
 	var post imagesPost

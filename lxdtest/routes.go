@@ -63,10 +63,10 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request) error {
 	if !ok {
 		return errNotImplemented
 	}
-	if !s.trusts(r) {
+	if !s.allows(r) {
 		// A client that sends this header wants an error, not the public view.
-		if r.Header.Get(s.traits.uploadHeader+"authenticated") != "" || !found.public {
-			return errForbidden
+		if !found.public || (!s.trusts(r) && r.Header.Get(s.traits.uploadHeader+"authenticated") != "") {
+			return s.refuseProject(r)
 		}
 	}
 	return found.serve(w, r)
@@ -166,6 +166,10 @@ func (s *Server) methods(path string) map[string]endpoint {
 			return map[string]endpoint{"GET": {s.serveCertificates, false}, "POST": {s.serveAddCertificate, true}}
 		case 1:
 			return map[string]endpoint{"GET": {with(s.serveCertificate, rest[0]), false}, "DELETE": {with(s.serveDeleteCertificate, rest[0]), false}}
+		}
+	case "auth":
+		if s.has("access_management_tls") && len(rest) == 2 && rest[0] == "identities" && rest[1] == "tls" {
+			return map[string]endpoint{"POST": {s.serveAddIdentity, true}}
 		}
 	case "image-registries":
 		if !s.has("image_registries") {

@@ -111,8 +111,9 @@ type Server struct {
 	requests  []*Request
 	faults    []*Injection
 
-	trustMu    sync.Mutex // guards trusted and client
+	trustMu    sync.Mutex // guards trusted, identities and client
 	trusted    []*trust
+	identities map[string]string // names of the identities without a certificate, by their token's secret
 	client     *keyPair
 	projects   map[string]*project
 	images     map[imageKey]*image
@@ -144,6 +145,7 @@ func newServer(opts *Options) (*Server, error) {
 		registries: map[string]*registry{},
 		streams:    map[string]cachedStream{},
 		operations: map[string]*operation{},
+		identities: map[string]string{},
 		log:        log.New(io.Discard, "", 0),
 	}
 	if opts != nil {

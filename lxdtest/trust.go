@@ -45,8 +45,39 @@ func (s *Server) hasBearer(r *http.Request) bool {
 	return s.traits.bearer && r.TLS != nil && ok && token != "" && slices.Contains(s.opts.BearerTokens, token)
 }
 
+// allows reports whether the server trusts the client for the request's project: a
+// restricted certificate is trusted only for some.
+func (s *Server) allows(r *http.Request) bool {
+	if !s.trusts(r) {
+		return false
+	}
+	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+		return true
+	}
+	project := projectParam(r)
+	if name, ok := strings.CutPrefix(r.URL.Path, projectURL("")); ok {
+		project = name
+	}
+	fingerprint := certFingerprint(r.TLS.PeerCertificates[0])
+	s.trustMu.Lock()
+	defer s.trustMu.Unlock()
+	return !slices.ContainsFunc(s.trusted, func(t *trust) bool {
+		return t.fingerprint == fingerprint && t.restricted && !slices.Contains(t.projects, project)
+	})
+}
+
+// refuseProject returns the error for a client that is trusted, but not for the
+// project.
+func (s *Server) refuseProject(r *http.Request) error {
+	if s.traits.family != "incus" || !s.trusts(r) {
+		return errForbidden
+	}
+	return statusErrorf(http.StatusForbidden, "User does not have permission for project %q", projectParam(r))
+}
+
 // Trust adds a PEM certificate to the client certificates that the server trusts.
-func (s *Server) Trust(name string, certificate []byte) error {
+// With projects it is restricted to these.
+func (s *Server) Trust(name string, certificate []byte, projects ...string) error {
 	block, _ := pem.Decode(certificate)
 	if block == nil {
 		return fmt.Errorf("lxdtest: no PEM certificate")
@@ -55,7 +86,7 @@ func (s *Server) Trust(name string, certificate []byte) error {
 	if err != nil {
 		return fmt.Errorf("lxdtest: certificate: %w", err)
 	}
-	return s.addTrust(name, cert, nil)
+	return s.addTrust(name, cert, projects)
 }
 
 var errTrusted = statusErrorf(http.StatusConflict, "Certificate already in trust store")
@@ -116,6 +147,37 @@ type joinToken struct {
 	Addresses   []string  `json:"addresses"`
 	Secret      string    `json:"secret"`
 	ExpiresAt   time.Time `json:"expires_at"`
+	Type        string    `json:"type,omitempty"`
+}
+
+// encode returns the text of the token.
+func (t joinToken) encode() string {
+	data, err := json.Marshal(t)
+	if err != nil {
+		panic(fmt.Sprintf("lxdtest: cannot write a token: %v", err))
+	}
+	return base64.StdEncoding.EncodeToString(data)
+}
+
+// identityType is the type of the identity that a token is for, if it is not for a
+// trusted certificate.
+const identityType = "Client certificate"
+
+// NewIdentityToken returns the token of a new TLS identity, as "lxc auth identity
+// create tls/NAME" prints it. It is for dialects with such identities: LXD69. The
+// server accepts it only at /1.0/auth/identities/tls.
+func (s *Server) NewIdentityToken(name string) string {
+	if !s.has("access_management_tls") {
+		panic("lxdtest: the dialect has no TLS identities")
+	}
+	secret := newSecret()
+	s.trustMu.Lock()
+	s.identities[secret] = name
+	s.trustMu.Unlock()
+	return joinToken{
+		ClientName: name, Fingerprint: s.cert.fingerprint(), Addresses: s.addresses(), Secret: secret,
+		ExpiresAt: s.now().Add(joinTokenExpiry), Type: identityType,
+	}.encode()
 }
 
 // NewTrustToken returns a token with which one client can add its certificate,
@@ -125,13 +187,9 @@ func (s *Server) NewTrustToken(clientName string) string {
 	op := s.newTrustOperation(nil, clientName, nil)
 	secret, _ := op.metadata["secret"].(string)
 	s.mu.Unlock()
-	data, err := json.Marshal(joinToken{
+	return joinToken{
 		ClientName: clientName, Fingerprint: s.cert.fingerprint(), Addresses: s.addresses(), Secret: secret,
-	})
-	if err != nil {
-		panic(fmt.Sprintf("lxdtest: cannot write a token: %v", err))
-	}
-	return base64.StdEncoding.EncodeToString(data)
+	}.encode()
 }
 
 // newTrustOperation creates the operation of a trust token; r may be nil. The

@@ -248,7 +248,7 @@ func (s *Server) serveCreate(w http.ResponseWriter, r *http.Request) error {
 	project, err := s.imageProject(r)
 	token := s.findToken(secret)
 	s.mu.Unlock()
-	if !s.trusts(r) && token == nil {
+	if !s.allows(r) && token == nil {
 		return errForbidden
 	}
 	if err != nil {

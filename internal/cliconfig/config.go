@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -28,14 +29,33 @@ type Config struct {
 
 // Remote is a remote. Fields that are not in the file are empty.
 type Remote struct {
-	Addr     string `yaml:"addr"`
+	Addr     string `yaml:"addr"` // Incus 7: a list, separated by commas
 	AuthType string `yaml:"auth_type"`
 	Project  string `yaml:"project"`
 	Protocol string `yaml:"protocol"`
 	Public   bool   `yaml:"public"`
 
+	LastWorkingAddress string `yaml:"last_working_address"` // one of Addr (Incus 7)
+
 	Global bool `yaml:"-"` // from the system-wide configuration
 	Static bool `yaml:"-"` // built in; it cannot be removed
+}
+
+// Addresses returns the addresses in the order in which the command tries them: the
+// last working one, those after it, and those before it.
+func (r *Remote) Addresses() []string {
+	var all []string
+	first := 0
+	for addr := range strings.SplitSeq(r.Addr, ",") {
+		if addr = strings.TrimSpace(addr); addr == "" {
+			continue
+		}
+		if addr == strings.TrimSpace(r.LastWorkingAddress) {
+			first = len(all)
+		}
+		all = append(all, addr)
+	}
+	return append(all[first:len(all):len(all)], all[:first]...)
 }
 
 // file is the relevant content of a config.yml.

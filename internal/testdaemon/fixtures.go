@@ -71,6 +71,18 @@ func (d *Daemon) CreateProject(ctx context.Context, name string) error {
 	}, nil)
 }
 
+// CreateSharedProject creates a project with the images and profiles of the default
+// one.
+func (d *Daemon) CreateSharedProject(ctx context.Context, name string) error {
+	return d.Do(ctx, "POST", "/1.0/projects", map[string]any{
+		"name": name,
+		"config": map[string]string{
+			"features.images":   "false",
+			"features.profiles": "false",
+		},
+	}, nil)
+}
+
 // DeleteProject deletes an empty project.
 func (d *Daemon) DeleteProject(ctx context.Context, name string) error {
 	return d.Do(ctx, "DELETE", "/1.0/projects/"+url.PathEscape(name), nil, nil)

@@ -137,8 +137,9 @@ func (d *Daemon) trustClient(ctx context.Context) error {
 	return d.Trust(ctx, "test-client", certificate)
 }
 
-// Trust makes the daemon trust a client certificate (PEM).
-func (d *Daemon) Trust(ctx context.Context, name string, certificate []byte) error {
+// Trust makes the daemon trust a client certificate (PEM), restricted to the projects
+// if there are any.
+func (d *Daemon) Trust(ctx context.Context, name string, certificate []byte, projects ...string) error {
 	block, _ := pem.Decode(certificate)
 	if block == nil {
 		return errors.New("testdaemon: the client certificate is not PEM")
@@ -147,6 +148,8 @@ func (d *Daemon) Trust(ctx context.Context, name string, certificate []byte) err
 		"type":        "client",
 		"name":        name,
 		"certificate": base64.StdEncoding.EncodeToString(block.Bytes),
+		"restricted":  len(projects) > 0,
+		"projects":    projects,
 	}, nil)
 }
 

@@ -116,6 +116,33 @@ func (s *Subject) AddProject(t *testing.T) string {
 	return name
 }
 
+// AddSharedProject makes a project that shares the images of the default one, and
+// returns its name.
+func (s *Subject) AddSharedProject(t *testing.T) string {
+	t.Helper()
+	name := Unique("shared")
+	if s.Fake != nil {
+		s.Fake.AddProject(name, false)
+		return name
+	}
+	require.NoError(t, s.Real.CreateSharedProject(t.Context(), name))
+	return name
+}
+
+// Restricted is a client that the daemon trusts in these projects only.
+func (s *Subject) Restricted(t *testing.T, projects ...string) *lxd.Client {
+	t.Helper()
+	opts := Joiner(t)
+	if s.Fake != nil {
+		opts.ServerCertificate = s.Fake.Certificate()
+		require.NoError(t, s.Fake.Trust(Unique("restricted"), opts.ClientCertificate, projects...))
+		return NewClient(t, s.Fake.URL(), opts)
+	}
+	opts.ServerCertificate = s.Real.ServerCertificate
+	require.NoError(t, s.Real.Trust(t.Context(), Unique("restricted"), opts.ClientCertificate, projects...))
+	return NewClient(t, s.Real.URL, opts)
+}
+
 // AddInstance makes a stopped instance with a snapshot called "snap0".
 func (s *Subject) AddInstance(t *testing.T) string {
 	t.Helper()

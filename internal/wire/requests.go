@@ -96,9 +96,10 @@ type ImageRegistry struct {
 // Secrets returns those of the registry's URL.
 func (r *ImageRegistry) Secrets() *redact.Secrets { return redact.HideURL(r.Config["url"]) }
 
-// CertificatePost is the body of POST /1.0/certificates.
+// CertificatePost is the body of POST /1.0/certificates, and with only TrustToken
+// that of POST /1.0/auth/identities/tls.
 type CertificatePost struct {
-	Type        string   `json:"type"`
+	Type        string   `json:"type,omitempty"`
 	Name        string   `json:"name,omitempty"`
 	Certificate string   `json:"certificate,omitempty"`
 	Password    string   `json:"password,omitempty"`

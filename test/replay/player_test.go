@@ -279,8 +279,17 @@ func (p *player) serveEnded(w http.ResponseWriter) {
 }
 
 // serveElement responds with an element of a recorded list: an image that was
-// recorded in lists only.
+// recorded in lists only; or with a project, of which none was recorded.
 func (p *player) serveElement(w http.ResponseWriter, req *http.Request) {
+	if name, ok := strings.CutPrefix(req.URL.Path, "/1.0/projects/"); ok && req.Method == http.MethodGet {
+		if name != "copies" {
+			w.WriteHeader(http.StatusNotFound)
+			_, _ = w.Write(p.body(p.t, "path-not-found.json"))
+			return
+		}
+		fmt.Fprintf(w, `{"type":"sync","status":"Success","status_code":200,"metadata":{"name":%q,"config":{"features.images":"true"}}}`, name)
+		return
+	}
 	if name, ok := strings.CutPrefix(req.URL.Path, "/1.0/images/"); ok && req.Method == http.MethodGet && (p.preparing || !p.replayed.untrusted()) {
 		for _, file := range []string{"images.json", "images-all-projects.json"} {
 			var list struct{ Metadata []json.RawMessage }
