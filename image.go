@@ -51,12 +51,17 @@ type Image struct {
 	UpdateSource *UpdateSource     `json:"update_source,omitempty"` // nil: none
 	UploadedAt   time.Time         `json:"uploaded_at"`
 
-	// ReleaseCodename and ReleaseTitle are set by LXD 6.9 and up.
+	// ReleaseCodename and ReleaseTitle are set by servers with the extension
+	// image_extended_metadata (LXD 6.9), for images of a simplestreams server.
 	ReleaseCodename string `json:"release_codename,omitempty"`
 	ReleaseTitle    string `json:"release_title,omitempty"`
-	// Locations are the cluster members that have the image; set by newer
-	// versions of Incus.
+	// Locations are the names of the cluster members that have the image
+	// (extension image_locations: Incus 7); "none" is a server that is not
+	// clustered.
 	Locations []string `json:"locations,omitempty"`
+	// AccessEntitlements are those of the requested entitlements that the client
+	// has: see [ListOptions] and [Images.GetWithEntitlements].
+	AccessEntitlements []string `json:"access_entitlements,omitempty"`
 
 	client  *Client
 	secret  string   // the secret that the image was read with; "" for none

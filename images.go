@@ -30,6 +30,38 @@ func (m *Images) Get(ctx context.Context, fingerprint string) (*Image, error) {
 	return image, err
 }
 
+// GetWithEntitlements reads an image as Get does, and asks which of these
+// entitlements the client has on it: "can_view", "can_edit", "can_delete". They are
+// in Image.AccessEntitlements. The server must have the extension
+// entities_with_entitlements (LXD 6), and the client must be one with fine-grained
+// permissions; for another, such as one on the unix socket, the server returns an
+// [Error] with StatusCode 400.
+func (m *Images) GetWithEntitlements(ctx context.Context, fingerprint string, entitlements ...string) (*Image, error) {
+	query, err := m.entitlements(ctx, "entitlements", entitlements)
+	if err != nil {
+		return nil, err
+	}
+	image, _, err := m.get(ctx, fingerprint, query)
+	return image, err
+}
+
+// entitlements returns the query that asks for entitlements, which are the value of
+// the given field; nil for none.
+func (m *Images) entitlements(ctx context.Context, field string, names []string) (url.Values, error) {
+	if len(names) == 0 {
+		return nil, nil
+	}
+	for _, name := range names {
+		if name == "" || strings.Contains(name, ",") {
+			return nil, invalid(field, "%q is not an entitlement, such as \"can_edit\"", name)
+		}
+	}
+	if err := m.client.need(ctx, "ask for entitlements", "entities_with_entitlements"); err != nil {
+		return nil, err
+	}
+	return url.Values{"with-access-entitlements": {strings.Join(names, ",")}}, nil
+}
+
 func (m *Images) get(ctx context.Context, fingerprint string, extra url.Values) (*Image, string, error) {
 	if err := checkFingerprint("fingerprint", fingerprint); err != nil {
 		return nil, "", err

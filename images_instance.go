@@ -28,6 +28,9 @@ type CreateFromInstanceOptions struct {
 	// Compression is the server's name of an algorithm, such as "gzip", "zstd"
 	// or "none". The default is the server's images.compression_algorithm.
 	Compression string
+	// Split creates an image in two files, metadata and rootfs (extension
+	// instance_publish_split: Incus 7). The default is one file.
+	Split bool
 
 	// Wait makes the call return when the image is complete. The default is to
 	// return when the server has accepted the work; Image.Wait does the rest.
@@ -71,6 +74,7 @@ func (m *Images) CreateFromInstance(ctx context.Context, instance string, opts *
 			{imp.spec.setsProfiles(), "set the profiles of an image", "image_profiles"},
 			{o.Compression != "", "choose the compression of an image", "image_compression_algorithm"},
 			{!o.ExpiresAt.IsZero(), "set the expiry of a published image", "images_expiry"},
+			{o.Split, "publish a split image", "instance_publish_split"},
 		} {
 			if needed.set {
 				if err := m.client.need(ctx, needed.what, needed.extension); err != nil {
@@ -82,9 +86,11 @@ func (m *Images) CreateFromInstance(ctx context.Context, instance string, opts *
 		if isSnapshot {
 			kind = "snapshot"
 		}
-		return m.importImage(ctx, &wire.ImagePost{
-			Source: &wire.ImageSource{Type: kind, Name: instance}, Compression: o.Compression,
-		}, &imp.spec, nil)
+		post := &wire.ImagePost{Source: &wire.ImageSource{Type: kind, Name: instance}, Compression: o.Compression}
+		if o.Split {
+			post.Format = "split"
+		}
+		return m.importImage(ctx, post, &imp.spec, nil)
 	}
 	imp.meter, imp.report = meter(PhaseServer, -1, o.Progress), o.Progress
 	defer imp.meter.Stop()

@@ -102,3 +102,44 @@ func TestCreateFromInstanceNeedsExtensions(t *testing.T) {
 		})
 	}
 }
+
+func TestCreateFromInstanceSplit(t *testing.T) {
+	t.Parallel()
+	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD40, lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60, lxdtest.Incus70} {
+		t.Run(dialect.String(), func(t *testing.T) {
+			t.Parallel()
+			f := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect}, nil)
+			f.AddInstance("web", nil)
+			f.AddInstance("vm", &lxdtest.InstanceOptions{VM: true})
+			for instance, kind := range map[string]lxd.ImageType{"web": lxd.Container, "vm": lxd.VirtualMachine} {
+				f.ForgetRequests()
+				image, err := f.Client.Images.CreateFromInstance(t.Context(), instance, &lxd.CreateFromInstanceOptions{
+					Split: true, Filename: "it", Aliases: []lxd.Alias{{Name: instance}}, Wait: true,
+				})
+				if dialect != lxdtest.Incus70 {
+					require.ErrorIs(t, err, lxd.ErrUnsupported)
+					require.ErrorContains(t, err, "instance_publish_split")
+					require.Nil(t, image)
+					for _, r := range f.Requests() {
+						require.Equal(t, http.MethodGet, r.Method)
+					}
+					continue
+				}
+				require.NoError(t, err)
+				require.Equal(t, kind, image.Type)
+				require.Equal(t, "it", image.Filename)
+				require.Equal(t, []lxd.Alias{{Name: instance}}, image.Aliases)
+				files, err := image.ExportTo(t.Context(), t.TempDir(), nil)
+				require.NoError(t, err)
+				require.NotEmpty(t, files.Rootfs)
+
+				whole, err := f.Client.Images.CreateFromInstance(t.Context(), instance, &lxd.CreateFromInstanceOptions{Wait: true})
+				require.NoError(t, err)
+				require.NotEqual(t, image.Fingerprint, whole.Fingerprint)
+				files, err = whole.ExportTo(t.Context(), t.TempDir(), nil)
+				require.NoError(t, err)
+				require.Empty(t, files.Rootfs)
+			}
+		})
+	}
+}

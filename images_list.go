@@ -38,6 +38,10 @@ type ListOptions struct {
 	// must match the whole value, ignoring case. On LXD 5.0.2 conditions on
 	// booleans never match; the fields above work on all servers.
 	Filter string
+
+	// AccessEntitlements are entitlements, such as "can_edit", to be looked up for
+	// each image: see [Images.GetWithEntitlements].
+	AccessEntitlements []string
 }
 
 // All returns the images with all their attributes, in one request. If none
@@ -68,7 +72,7 @@ func (m *Images) Each(ctx context.Context, opts *ListOptions) iter.Seq2[*Image, 
 	var o ListOptions
 	if opts != nil {
 		o = *opts
-		o.Properties = maps.Clone(opts.Properties)
+		o.Properties, o.AccessEntitlements = maps.Clone(opts.Properties), slices.Clone(opts.AccessEntitlements)
 	}
 	return func(yield func(*Image, error) bool) {
 		if err := m.check(ctx); err != nil {
@@ -100,9 +104,15 @@ func (m *Images) list(ctx context.Context, opts *ListOptions, limit int64, begin
 			return err
 		}
 	}
-	req := &request{method: http.MethodGet, path: path("images"), query: o.query(c), header: c.demandTrust()}
+	entitlements, err := m.entitlements(ctx, "ListOptions.AccessEntitlements", o.AccessEntitlements)
+	if err != nil {
+		return err
+	}
+	query := o.query(c)
+	maps.Copy(query, entitlements)
+	req := &request{method: http.MethodGet, path: path("images"), query: query, header: c.demandTrust()}
 	private := false
-	_, err := c.t.call(ctx, req, &list{
+	_, err = c.t.call(ctx, req, &list{
 		limit: limit, size: int64(reflect.TypeFor[Image]().Size()),
 		begin: func() { begin(req) },
 		element: func(dec *jsontext.Decoder) error {

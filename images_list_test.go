@@ -204,3 +204,59 @@ func TestEachIsRangedOverAgain(t *testing.T) {
 		require.ErrorIs(t, err, context.Canceled)
 	}
 }
+
+// TestEntitlements asks for entitlements with clients that have fine-grained
+// permissions and with others.
+func TestEntitlements(t *testing.T) {
+	t.Parallel()
+	asked := []string{"can_view", "can_delete"}
+	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus70} {
+		t.Run(dialect.String(), func(t *testing.T) {
+			t.Parallel()
+			f := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect, TLS: true, BearerTokens: []string{"bearer"}}, nil)
+			image := testkit.Upload(t, f.Client, nil)
+			c := f.Client
+			if dialect == lxdtest.LXD69 {
+				c = testkit.NewClient(t, f.URL(), &lxd.Options{Token: "bearer", ServerCertificate: f.Certificate()})
+			}
+			for name, list := range map[string]func(*lxd.Client, []string) ([]*lxd.Image, error){
+				"Get": func(c *lxd.Client, asked []string) ([]*lxd.Image, error) {
+					image, err := c.Images.GetWithEntitlements(t.Context(), image.Fingerprint, asked...)
+					return []*lxd.Image{image}, err
+				},
+				"All": func(c *lxd.Client, asked []string) ([]*lxd.Image, error) {
+					return c.Images.All(t.Context(), &lxd.ListOptions{AccessEntitlements: asked})
+				},
+				"Each": func(c *lxd.Client, asked []string) (images []*lxd.Image, err error) {
+					for image, err := range c.Images.Each(t.Context(), &lxd.ListOptions{AccessEntitlements: asked}) {
+						if err != nil {
+							return nil, err
+						}
+						images = append(images, image)
+					}
+					return images, nil
+				},
+			} {
+				for _, wrong := range []string{"", "can_view,can_edit"} {
+					_, err := list(c, []string{wrong})
+					require.ErrorIs(t, err, lxd.ErrInvalid, name)
+				}
+				without, err := list(c, nil)
+				require.NoError(t, err, name)
+				require.Empty(t, without[0].AccessEntitlements, name)
+				with, err := list(c, asked)
+				if dialect != lxdtest.LXD69 {
+					require.ErrorIs(t, err, lxd.ErrUnsupported, name)
+					require.ErrorContains(t, err, "entities_with_entitlements", name)
+					continue
+				}
+				require.NoError(t, err, name)
+				require.Equal(t, asked, with[0].AccessEntitlements, name)
+				_, err = list(c, []string{"admin"})
+				require.ErrorContains(t, err, `Requested entitlement "admin" is not valid`, name)
+				_, err = list(f.Client, asked)
+				require.ErrorContains(t, err, "fine-grained", name)
+			}
+		})
+	}
+}

@@ -40,8 +40,9 @@ type Operation struct {
 	token   string          // the secret of a token operation
 	secrets *redact.Secrets // removed from everything that is reported of the operation
 
-	mu    sync.Mutex
-	state wire.Operation // without secrets
+	mu        sync.Mutex
+	state     wire.Operation // without secrets
+	cancelled bool           // the server has accepted to cancel it
 }
 
 // OperationStatus is the state of an operation.
@@ -192,6 +193,10 @@ func (o *Operation) result() (finished bool, err error) {
 	if s.StatusCode == statusFailure && s.ErrCode != 0 {
 		e.StatusCode = s.ErrCode
 	}
+	if o.cancelled && s.StatusCode == statusFailure {
+		// LXD 5.0.2 reports a cancelled import as one that has failed.
+		e.StatusCode = statusCancelled
+	}
 	if e.Message == "" {
 		e.Message = strings.ToLower(s.Status)
 	}
@@ -212,10 +217,13 @@ func (o *Operation) Cancel(ctx context.Context) error {
 		return err
 	}
 	_, err := o.client.t.call(ctx, &request{method: http.MethodDelete, path: path("operations", o.id), query: o.query, secrets: o.secrets}, nil)
-	if errors.Is(err, errDeletedBefore) {
-		return nil
+	if err != nil && !errors.Is(err, errDeletedBefore) {
+		return err
 	}
-	return err
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.cancelled = true
+	return nil
 }
 
 // Operations returns the operations of this client's project that the server

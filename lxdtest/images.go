@@ -68,6 +68,7 @@ type imageJSON struct {
 	UploadedAt   time.Time         `json:"uploaded_at"`
 	Project      string            `json:"project,omitempty"`
 	Locations    []string          `json:"locations,omitempty"`
+	Entitlements []string          `json:"access_entitlements,omitempty"`
 }
 
 // imageAliasJSON is an alias inside an image.
@@ -211,6 +212,13 @@ func (s *Server) secretAllows(secret string, img *image) bool {
 func (s *Server) serveImages(w http.ResponseWriter, r *http.Request) error {
 	query := r.URL.Query()
 	full := query.Get("recursion") == "1"
+	entitlements, err := s.entitlements(r)
+	if err != nil {
+		return err
+	}
+	if len(entitlements) > 0 && !full {
+		return daemonErrorf("Entitlements can only be requested when recursion is enabled")
+	}
 	filter := query.Get("filter")
 	if !s.has("api_filtering") {
 		filter = ""
@@ -252,6 +260,9 @@ func (s *Server) serveImages(w http.ResponseWriter, r *http.Request) error {
 			urls = append(urls, "/1.0/images/"+img.Fingerprint)
 		}
 	}
+	if err := s.reportEntitlements(r, entitlements, images); err != nil {
+		return err
+	}
 	if full {
 		writeSync(w, images)
 	} else {
@@ -273,7 +284,11 @@ func imageURL(key imageKey) string {
 func (s *Server) serveImage(w http.ResponseWriter, r *http.Request, name string) error {
 	var etag string
 	var out imageJSON
-	err := s.withLock(func() error {
+	entitlements, err := s.entitlements(r)
+	if err != nil {
+		return err
+	}
+	err = s.withLock(func() error {
 		img, err := s.visibleImage(r, name)
 		if err != nil {
 			return err
@@ -284,7 +299,45 @@ func (s *Server) serveImage(w http.ResponseWriter, r *http.Request, name string)
 	if err != nil {
 		return err
 	}
-	writeETag(w, etag, out)
+	reported := []imageJSON{out}
+	if err := s.reportEntitlements(r, entitlements, reported); err != nil {
+		return err
+	}
+	writeETag(w, etag, reported[0])
+	return nil
+}
+
+// imageEntitlements are the entitlements on an image.
+var imageEntitlements = []string{"can_view", "can_edit", "can_delete"}
+
+// entitlements returns the entitlements that a request asks for. A daemon without
+// the extension ignores the parameter.
+func (s *Server) entitlements(r *http.Request) ([]string, error) {
+	text := r.URL.Query().Get("with-access-entitlements")
+	if text == "" || !s.has("entities_with_entitlements") {
+		return nil, nil
+	}
+	names := strings.Split(text, ",")
+	for _, name := range names {
+		if !slices.Contains(imageEntitlements, name) {
+			return nil, statusErrorf(http.StatusBadRequest, "Requested entitlement %q is not valid for entity type %q", name, "image")
+		}
+	}
+	return names, nil
+}
+
+// reportEntitlements sets the entitlements of images. Those of other clients than
+// one with a bearer token, who has all of them, cannot be requested.
+func (s *Server) reportEntitlements(r *http.Request, names []string, images []imageJSON) error {
+	if len(names) == 0 || len(images) == 0 {
+		return nil
+	}
+	if !s.hasBearer(r) {
+		return statusErrorf(http.StatusBadRequest, "Cannot report entitlements for identities that do not use fine-grained authorization")
+	}
+	for n := range images {
+		images[n].Entitlements = names
+	}
 	return nil
 }
 

@@ -18,6 +18,7 @@ type imagesPost struct {
 	Filename    string            `json:"filename"`
 	Source      *imagesSource     `json:"source"`
 	Compression string            `json:"compression_algorithm"`
+	Format      string            `json:"format"`
 	Aliases     []imageAliasJSON  `json:"aliases"`
 }
 

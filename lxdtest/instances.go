@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"net/http"
 	"slices"
@@ -150,6 +151,8 @@ func (s *Server) publishInstance(ctx context.Context, r *http.Request, op *opera
 	switch {
 	case source.Name == "":
 		return nil, daemonErrorf("No source provided")
+	case s.has("instance_publish_split") && !slices.Contains([]string{"", "unified", "split"}, post.Format):
+		return nil, daemonErrorf("Invalid image format")
 	case source.Type == "snapshot" && !strings.Contains(source.Name, "/"):
 		return nil, daemonErrorf("Not a snapshot")
 	case from == nil:
@@ -160,7 +163,7 @@ func (s *Server) publishInstance(ctx context.Context, r *http.Request, op *opera
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	file, err := s.pack(from, post)
+	metadata, rootfs, err := s.pack(from, post)
 	if err != nil {
 		return nil, err
 	}
@@ -170,11 +173,21 @@ func (s *Server) publishInstance(ctx context.Context, r *http.Request, op *opera
 	}
 	s.setMetadata(op, map[string]any{
 		progress:   "Image pack: 100% (1.00GB/s)",
-		"progress": map[string]any{"stage": progress, "percent": "100", "processed": fmt.Sprint(len(file)), "speed": "1000000000"},
+		"progress": map[string]any{"stage": progress, "percent": "100", "processed": fmt.Sprint(len(metadata) + len(rootfs)), "speed": "1000000000"},
 	})
-	u, err := s.receiveUnified(bytes.NewReader(file))
+	u, err := s.receiveUnified(bytes.NewReader(metadata))
 	if err != nil {
 		return nil, err
+	}
+	if s.splits(post) {
+		if u.rootfs, u.size, err = s.spool(bytes.NewReader(rootfs), sha256.New()); err != nil {
+			u.discard()
+			return nil, err
+		}
+		u.kind, u.size, u.fingerprint = "container", int64(len(metadata)+len(rootfs)), Fingerprint(metadata, rootfs)
+		if from.vm {
+			u.kind = "virtual-machine"
+		}
 	}
 	spec := imageSpec{
 		project: project, public: post.Public, autoUpdate: post.AutoUpdate, filename: post.Filename,
@@ -190,38 +203,67 @@ func (s *Server) publishInstance(ctx context.Context, r *http.Request, op *opera
 	return img, nil
 }
 
-// pack returns the tarball of an instance, compressed with gzip unless the
-// request asks for none.
-func (s *Server) pack(from *instance, post imagesPost) ([]byte, error) {
+// pack returns the files of an instance's image: one tarball, or the metadata and
+// the root file system of a split image. They are compressed with gzip unless the
+// request asks for none; a disk is not compressed.
+func (s *Server) pack(from *instance, post imagesPost) (metadata, rootfs []byte, err error) {
 	name, _, _ := strings.Cut(post.Compression, " ")
+	switch name {
+	case "", "gzip", "pigz", "none":
+	case "bzip2", "xz", "lzma", "zstd", "squashfs":
+		return nil, nil, fmt.Errorf("lxdtest cannot compress with %q: ask for gzip or none", name)
+	default:
+		return nil, nil, daemonErrorf("Compression algorithm %q isn't currently supported", name)
+	}
+	yaml := packedFile{"metadata.yaml", fmt.Appendf(nil, "architecture: x86_64\ncreation_date: %d\n", s.now().Truncate(time.Second).Unix())}
+	disk := append(emptyDisk(), from.content...)
+	split := s.splits(post)
+	switch {
+	case split && from.vm:
+		metadata, err = packFiles(name, yaml)
+		return metadata, disk, err
+	case split:
+		if metadata, err = packFiles(name, yaml); err == nil {
+			rootfs, err = packFiles(name, packedFile{"content", from.content})
+		}
+		return metadata, rootfs, err
+	case from.vm:
+		metadata, err = packFiles(name, yaml, packedFile{"rootfs.img", disk})
+	default:
+		metadata, err = packFiles(name, yaml, packedFile{"rootfs/content", from.content})
+	}
+	return metadata, nil, err
+}
+
+// splits reports whether the instance is published as a split image. A daemon
+// without the extension ignores the request's format.
+func (s *Server) splits(post imagesPost) bool {
+	return s.has("instance_publish_split") && post.Format == "split"
+}
+
+// packedFile is a file in a tarball.
+type packedFile struct {
+	name    string
+	content []byte
+}
+
+// packFiles returns a tarball, compressed with gzip unless compression is "none".
+func packFiles(compression string, files ...packedFile) ([]byte, error) {
 	var buf bytes.Buffer
 	zip := gzip.NewWriter(&buf)
 	out := tar.NewWriter(zip)
-	switch name {
-	case "", "gzip", "pigz":
-	case "none":
+	if compression == "none" {
 		out = tar.NewWriter(&buf)
-	case "bzip2", "xz", "lzma", "zstd", "squashfs":
-		return nil, fmt.Errorf("lxdtest cannot compress with %q: ask for gzip or none", name)
-	default:
-		return nil, daemonErrorf("Compression algorithm %q isn't currently supported", name)
 	}
-	metadata := fmt.Sprintf("architecture: x86_64\ncreation_date: %d\n", s.now().Truncate(time.Second).Unix())
-	if err := addFile(out, "metadata.yaml", strings.NewReader(metadata), int64(len(metadata))); err != nil {
-		return nil, err
-	}
-	root := "rootfs/content"
-	content := from.content
-	if from.vm {
-		root, content = "rootfs.img", append(emptyDisk(), content...)
-	}
-	if err := addFile(out, root, bytes.NewReader(content), int64(len(content))); err != nil {
-		return nil, err
+	for _, file := range files {
+		if err := addFile(out, file.name, bytes.NewReader(file.content), int64(len(file.content))); err != nil {
+			return nil, err
+		}
 	}
 	if err := out.Close(); err != nil {
 		return nil, err
 	}
-	if name != "none" {
+	if compression != "none" {
 		if err := zip.Close(); err != nil {
 			return nil, err
 		}

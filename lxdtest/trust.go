@@ -27,11 +27,8 @@ func (s *Server) trusts(r *http.Request) bool {
 	if r.TLS == nil {
 		return true
 	}
-	if s.traits.bearer {
-		token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-		if ok && token != "" && slices.Contains(s.opts.BearerTokens, token) {
-			return true
-		}
+	if s.hasBearer(r) {
+		return true
 	}
 	if len(r.TLS.PeerCertificates) == 0 {
 		return false
@@ -40,6 +37,12 @@ func (s *Server) trusts(r *http.Request) bool {
 	s.trustMu.Lock()
 	defer s.trustMu.Unlock()
 	return slices.ContainsFunc(s.trusted, func(t *trust) bool { return t.fingerprint == fingerprint })
+}
+
+// hasBearer reports whether a request has a bearer token that the server accepts.
+func (s *Server) hasBearer(r *http.Request) bool {
+	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	return s.traits.bearer && r.TLS != nil && ok && token != "" && slices.Contains(s.opts.BearerTokens, token)
 }
 
 // allows reports whether the server trusts the client for the request's project: a

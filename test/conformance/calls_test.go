@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"io"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -40,11 +41,14 @@ var conformanceCalls = []struct {
 	{"Images.Each", testEach},
 	{"Images.Get", testGet},
 	{"Images.Get prefix", testGetPrefix},
+	{"Images.GetWithEntitlements", testEntitlements},
 	{"Images.GetByAlias", testGetByAlias},
 	{"Images.Exists", testExists},
+	{"Image.Locations", testLocations},
 	{"Images.CreateFromURL", testFromURL},
 	{"Images.CreateFromSimplestreams", testFromSimplestreams},
 	{"Images.CreateFromInstance", testFromInstance},
+	{"Images.CreateFromInstance split", testFromInstanceSplit},
 	{"Image.Export unified", testExportUnified},
 	{"Image.Export split", testExportSplit},
 	{"Image.ExportTo", testExportTo},
@@ -488,6 +492,64 @@ func testFromInstance(t *testing.T, s *subject) {
 		_, err := c.Images.CreateFromInstance(t.Context(), running, &lxd.CreateFromInstanceOptions{Wait: true})
 		require.Error(t, err)
 	}
+}
+
+func testFromInstanceSplit(t *testing.T, s *subject) {
+	c := s.Client(t)
+	instance := s.AddInstance(t)
+	for _, name := range []string{instance, instance + "/snap0"} {
+		alias := testkit.Unique("split")
+		image, err := c.Images.CreateFromInstance(t.Context(), name, &lxd.CreateFromInstanceOptions{
+			Split: true, Filename: alias, Properties: map[string]string{"description": "of " + name}, Aliases: []lxd.Alias{{Name: alias}},
+			Compression: "none", Wait: true,
+		})
+		if !s.splits(t) {
+			s.unsupported(t, err, "instance_publish_split")
+			return
+		}
+		require.NoError(t, err, name)
+		testkit.DeleteAfter(t, image)
+		require.Equal(t, lxd.Container, image.Type)
+		require.Equal(t, alias, image.Filename)
+		require.Equal(t, []lxd.Alias{{Name: alias}}, image.Aliases)
+		files, err := image.ExportTo(t.Context(), t.TempDir(), nil)
+		require.NoError(t, err)
+		metadata, err := os.ReadFile(files.Image)
+		require.NoError(t, err)
+		rootfs, err := os.ReadFile(files.Rootfs)
+		require.NoError(t, err)
+		require.Equal(t, image.Fingerprint, lxdtest.Fingerprint(metadata, rootfs))
+		require.EqualValues(t, len(metadata)+len(rootfs), image.Size)
+	}
+}
+
+func testLocations(t *testing.T, s *subject) {
+	c := s.Client(t)
+	image := testkit.Upload(t, c, nil)
+	info, err := c.Server(t.Context())
+	require.NoError(t, err)
+	if !info.Has("image_locations") {
+		require.Empty(t, image.Locations)
+		s.results.set(s.Column, "Image.Locations", "none: no image_locations")
+		return
+	}
+	require.Equal(t, []string{"none"}, image.Locations)
+}
+
+func testEntitlements(t *testing.T, s *subject) {
+	c := s.Client(t)
+	image := testkit.Upload(t, c, nil)
+	_, err := c.Images.GetWithEntitlements(t.Context(), image.Fingerprint, "can_edit")
+	info, ierr := c.Server(t.Context())
+	require.NoError(t, ierr)
+	if !info.Has("entities_with_entitlements") {
+		s.unsupported(t, err, "entities_with_entitlements")
+		return
+	}
+	// The client is an administrator, whose permissions are not fine-grained.
+	var refused *lxd.Error
+	require.ErrorAs(t, err, &refused)
+	require.Equal(t, http.StatusBadRequest, refused.StatusCode)
 }
 
 func testExportUnified(t *testing.T, s *subject) {

@@ -57,6 +57,14 @@ func (s *subject) pushes(t *testing.T) bool {
 	return info.Has("images_push_relay")
 }
 
+// splits says whether the daemon can publish a split image.
+func (s *subject) splits(t *testing.T) bool {
+	t.Helper()
+	info, err := s.Client(t).Server(t.Context())
+	require.NoError(t, err)
+	return info.Has("instance_publish_split")
+}
+
 // conformanceTable is what every call did on every daemon.
 type conformanceTable struct {
 	mu      sync.Mutex
