@@ -272,6 +272,11 @@ func BenchmarkExport(b *testing.B) {
 	}
 }
 
+func notFound(w http.ResponseWriter, _ *http.Request) {
+	w.WriteHeader(http.StatusNotFound)
+	_, _ = io.WriteString(w, `{"type":"error","error_code":404,"error":"Image not found"}`)
+}
+
 // BenchmarkRelay copies between two servers of this process, whose own work is
 // in the figures.
 func BenchmarkRelay(b *testing.B) {
@@ -286,7 +291,7 @@ func BenchmarkRelay(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer from.Close()
-	to := cannedServer(b, map[string]http.HandlerFunc{"POST /1.0/images": discards})
+	to := cannedServer(b, map[string]http.HandlerFunc{"POST /1.0/images": discards, "GET /1.0/images/{fingerprint}": notFound})
 	image, err := from.Images.Get(context.Background(), fingerprint)
 	if err != nil {
 		b.Fatal(err)

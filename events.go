@@ -217,6 +217,7 @@ func (c *Client) dialEvents(ctx context.Context, req *request) (*websocket.Conn,
 	}
 	if res != nil {
 		defer func() { _ = res.Body.Close() }()
+		t.members.leaveUnavailable(base, res.StatusCode)
 		if !errors.Is(err, websocket.ErrBadHandshake) {
 			return nil, t.connectionError(ctx, req, err)
 		}

@@ -3,6 +3,7 @@ package lxd
 import (
 	"io"
 	"net/http"
+	"net/http/httptrace"
 	"os"
 	"sync"
 
@@ -16,27 +17,26 @@ type exchange struct {
 	watch *stall.Watch
 
 	mu      sync.Mutex
-	waiting bool // for the response
+	waiting bool // for the server
 	over    bool // the response has arrived, or none will
 }
 
-// newExchange begins to watch a request: each write of its body to the
-// connection, and the time from the end of the body, or from now if there is
-// none, to the response. It wraps the body; the wrapper implements netconn.Sender
+// newExchange begins to watch a request: all the time until the response, except
+// that in which the body is read, and in which "100 Continue" is awaited, which has
+// a timeout of its own. It wraps the body; the wrapper implements netconn.Sender
 // with the body's own, if it has one.
-func newExchange(w *stall.Watch, req *http.Request) *exchange {
+func newExchange(w *stall.Watch, req *http.Request) (*exchange, *http.Request) {
 	x := &exchange{watch: w}
-	if req.Body == nil || req.Body == http.NoBody {
-		x.sent()
-	} else {
+	x.wait()
+	if req.Body != nil && req.Body != http.NoBody {
 		req.Body = &exchangeBody{req.Body, x}
+		req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{Wait100Continue: x.pause}))
 	}
-	return x
+	return x, req
 }
 
-// sent is called at the end of the body. It begins to wait for the response,
-// unless that has already arrived.
-func (x *exchange) sent() {
+// wait begins to wait for the server, unless the response has already arrived.
+func (x *exchange) wait() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if !x.waiting && !x.over {
@@ -45,15 +45,22 @@ func (x *exchange) sent() {
 	}
 }
 
-// responded must be called when the response has arrived, or none will.
-func (x *exchange) responded() {
+// pause ends the wait.
+func (x *exchange) pause() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.over = true
 	if x.waiting {
 		x.waiting = false
 		x.watch.Stop()
 	}
+}
+
+// responded must be called when the response has arrived, or none will.
+func (x *exchange) responded() {
+	x.mu.Lock()
+	x.over = true
+	x.mu.Unlock()
+	x.pause()
 }
 
 // exchangeBody is the body of an exchange.
@@ -62,8 +69,17 @@ type exchangeBody struct {
 	exchange *exchange
 }
 
+// Read is called if Options.Transport has wrapped the body. What its reader does
+// between two reads is to write to the connection.
+func (b *exchangeBody) Read(p []byte) (int, error) {
+	b.exchange.pause()
+	defer b.exchange.wait()
+	return b.ReadCloser.Read(p)
+}
+
 // SendTo writes to a connection.
 func (b *exchangeBody) SendTo(w netconn.FileWriter, n int64) (int64, error) {
+	b.exchange.pause()
 	to := stallFileWriter{stallWriter{w, b.exchange.watch}, w}
 	if body, ok := b.ReadCloser.(netconn.Sender); ok {
 		return body.SendTo(to, n)
@@ -73,6 +89,7 @@ func (b *exchangeBody) SendTo(w netconn.FileWriter, n int64) (int64, error) {
 
 // WriteTo writes a body of unknown length.
 func (b *exchangeBody) WriteTo(w io.Writer) (int64, error) {
+	b.exchange.pause()
 	to := stallWriter{w, b.exchange.watch}
 	if body, ok := b.ReadCloser.(io.WriterTo); ok {
 		return body.WriteTo(to)
@@ -82,7 +99,7 @@ func (b *exchangeBody) WriteTo(w io.Writer) (int64, error) {
 
 // Close is called by net/http at the end of the body.
 func (b *exchangeBody) Close() error {
-	b.exchange.sent()
+	b.exchange.wait()
 	return b.ReadCloser.Close()
 }
 

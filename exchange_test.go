@@ -20,7 +20,7 @@ func TestResponseBeforeTheEndOfTheBody(t *testing.T) {
 		defer watch.Close()
 		req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://unix/1.0/images", strings.NewReader("content"))
 		require.NoError(t, err)
-		exchange := newExchange(watch, req)
+		exchange, req := newExchange(watch, req)
 		exchange.responded()
 		require.NoError(t, req.Body.Close())
 		time.Sleep(time.Hour)

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/golxd/lxd/internal/progress"
 )
 
 // ImageType is the type of the instances that an image is for.
@@ -199,7 +201,13 @@ func (i *Image) Delete(ctx context.Context, opts *DeleteOptions) error {
 	if i.pending != nil {
 		i.pending.release(ctx) // nobody can wait for it any more
 	}
-	i.pending = newPending(op, -1, nil)
+	i.pending = newPending(op, -1, func(ctx context.Context, failure error, _ *progress.Meter) (*Image, error) {
+		if failure != nil && i.settleDeletion(ctx) == nil {
+			// It was gone before (LXD 4.0), or somebody else has deleted it meanwhile.
+			failure = fmt.Errorf("image %s: %w: %w", i.Fingerprint, ErrNotFound, failure)
+		}
+		return nil, failure
+	})
 	if opts == nil || !opts.Wait {
 		return nil
 	}

@@ -5,13 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"mime"
 	"net/http"
-	"strings"
 	"sync"
 
 	"github.com/golxd/lxd/internal/formname"
 	"github.com/golxd/lxd/internal/progress"
+	"github.com/golxd/lxd/internal/retry"
 )
 
 // relay streams the image through this client: the body of the source's response is
@@ -74,33 +73,29 @@ func (r *relayBody) open(ctx context.Context, hreq *http.Request) (err error) {
 	}()
 	src, err := r.image.content(ctx, 0, 0)
 	if err != nil {
+		return retry.Permanent(err) // it was retried
+	}
+	split, boundary, err := src.form()
+	if err != nil {
+		_ = src.Close()
 		return err
 	}
-	mediaType, size := src.Response().Header.Get("Content-Type"), src.Size()
-	kind, params, err := mime.ParseMediaType(mediaType)
-	if err != nil || (kind != "application/octet-stream" && !strings.HasPrefix(kind, "multipart/")) {
-		_ = src.Close()
-		return r.image.client.t.badResponse(src.req, src.Response(), errors.New("it is not an image"))
-	}
 	var body io.ReadCloser = src
-	if kind != "application/octet-stream" {
-		// A form cannot be requested from an offset.
-		src.NoResume()
-		if r.filename != "" {
-			// The target takes the image's filename from that of the rootfs.
-			body = struct {
-				io.Reader
-				io.Closer
-			}{formname.Rename(src, params["boundary"], r.filename), src}
-			size = -1
-		}
+	size := src.Size()
+	if split && r.filename != "" {
+		// The target takes the image's filename from that of the rootfs.
+		body = struct {
+			io.Reader
+			io.Closer
+		}{formname.Rename(src, boundary, r.filename), src}
+		size = -1
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.reader, r.err = &relayReader{ctx, cancel, r, src, body}, nil
 	r.meter.Phase(PhaseSend, 0, max(r.image.Size, size))
 	hreq.Body, hreq.ContentLength = r.reader, size
-	hreq.Header.Set("Content-Type", mediaType)
+	hreq.Header.Set("Content-Type", src.Header().Get("Content-Type"))
 	return nil
 }
 

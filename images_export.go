@@ -113,7 +113,7 @@ func (e *Export) open(offset int64) error {
 	if err != nil {
 		return err
 	}
-	if err := e.accept(src, offset); err != nil {
+	if err := e.accept(src); err != nil {
 		_ = src.Close()
 		return err
 	}

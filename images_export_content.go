@@ -20,7 +20,8 @@ import (
 // breaks, it resumes.
 type contentReader struct {
 	*rangeread.Reader
-	req *request // the last one, with the secrets to remove from errors
+	image *Image
+	req   *request // the last one, with the secrets to remove from errors
 }
 
 // content starts to read the image's content from an offset to another one or, if
@@ -32,7 +33,7 @@ func (i *Image) content(ctx context.Context, from, to int64) (*contentReader, er
 	if from > 0 || to > 0 {
 		size = i.Size
 	}
-	r := &contentReader{}
+	r := &contentReader{image: i}
 	var err error
 	r.Reader, err = rangeread.Start(ctx, rangeread.Options{
 		Open: func(ctx context.Context, header http.Header) (*http.Response, error) {
@@ -86,30 +87,38 @@ func (r *contentReader) badResponse(err error) error {
 	return err
 }
 
+// form reports whether the content is a form of two files, a split image, and
+// returns its boundary. A form is not resumed: no part of it can be requested.
+func (r *contentReader) form() (split bool, boundary string, err error) {
+	kind, params, err := mime.ParseMediaType(r.Header().Get("Content-Type"))
+	switch {
+	case err == nil && strings.HasPrefix(kind, "multipart/"):
+		r.NoResume()
+		return true, params["boundary"], nil
+	case err == nil && kind == "application/octet-stream":
+		return false, "", nil
+	}
+	res := &http.Response{StatusCode: r.Status(), Header: r.Header()}
+	return false, "", r.image.client.t.badResponse(r.req, res, errors.New("it is not an image"))
+}
+
 // accept checks the first response, and sets the fields of e that come from its
 // headers.
-func (e *Export) accept(src *contentReader, offset int64) error {
-	res := src.Response()
-	kind, params, err := mime.ParseMediaType(res.Header.Get("Content-Type"))
+func (e *Export) accept(src *contentReader) error {
+	split, boundary, err := src.form()
 	if err != nil {
-		kind = ""
+		return err
 	}
-	switch size := src.Size(); {
-	case strings.HasPrefix(kind, "multipart/"):
-		// A form cannot be requested from an offset.
-		src.NoResume()
+	if split {
 		e.split, e.size = true, -1
 		// The parser reads 4 KiB at a time; the buffer makes the reads larger.
-		e.form = multipart.NewReader(bufio.NewReaderSize(src, 64<<10), params["boundary"])
+		e.form = multipart.NewReader(bufio.NewReaderSize(src, 64<<10), boundary)
 		return nil
-	case kind != "application/octet-stream":
-		return e.image.client.t.badResponse(src.req, res, errors.New("it is not an image"))
-	case size >= 0 && e.image.Size > 0 && size != e.image.Size:
-		return &FingerprintError{Want: e.image.Fingerprint, Err: fmt.Errorf("%w: the server sends %d bytes, the image has %d", ErrBadResponse, size, e.image.Size)}
-	default:
-		e.size = size
 	}
-	e.filename = dispositionName(res.Header.Get("Content-Disposition"))
+	if size := src.Size(); size >= 0 && e.image.Size > 0 && size != e.image.Size {
+		return &FingerprintError{Want: e.image.Fingerprint, Err: fmt.Errorf("%w: the server sends %d bytes, the image has %d", ErrBadResponse, size, e.image.Size)}
+	}
+	e.size, e.filename = src.Size(), dispositionName(src.Header().Get("Content-Disposition"))
 	return nil
 }
 

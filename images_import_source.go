@@ -156,7 +156,7 @@ func (s *source) probe(ctx context.Context, target *Server) (fingerprint string,
 			}
 		}
 		return err
-	})
+	}, nil)
 	if err != nil {
 		return "", err
 	}
@@ -202,7 +202,7 @@ func (s *source) open(ctx context.Context) (err error) {
 		return s.sourceError(err)
 	}
 	s.size = s.content.Size()
-	s.name = dispositionName(s.content.Response().Header.Get("Content-Disposition"))
+	s.name = dispositionName(s.content.Header().Get("Content-Disposition"))
 	return nil
 }
 

@@ -194,30 +194,20 @@ func (o *ListOptions) query(c *Client) url.Values {
 	return q
 }
 
-// filterClause returns one condition in the server's filter language, in which
-// values are regular expressions. ok is false if the language cannot express it
-// safely. Such a condition can be left out, as match checks every image anyway: the
+// filterClause returns one condition in the server's filter language. Its values
+// are regular expressions for most daemons, and literal for LXD 4.0, 5.0.0 and 5.1.
+// ok is false if the language cannot express the condition safely for all of them.
+// Such a condition can be left out, as match checks every image anyway: the
 // server's filter only makes the response smaller.
 func filterClause(field, value string) (clause string, ok bool) {
-	if value == "" || strings.ContainsAny(field, " \"\\") || strings.ContainsAny(value, "\"\\^") {
+	special := func(r rune) bool { return r < ' ' || strings.ContainsRune("\"\\^.+*?()|[]{}$", r) }
+	if value == "" || strings.ContainsAny(field, " \"\\") || strings.ContainsFunc(value, special) {
 		return "", false
 	}
-	var b strings.Builder
-	for _, r := range value {
-		switch {
-		case r < ' ':
-			return "", false
-		case strings.ContainsRune(".+*?()|[]{}$", r):
-			b.WriteString("[" + string(r) + "]") // a backslash would have to be escaped for two parsers
-		default:
-			b.WriteRune(r)
-		}
+	if strings.Contains(value, " ") {
+		value = `"` + value + `"` // without a space, the quotes fail to parse
 	}
-	quoted := b.String()
-	if strings.Contains(quoted, " ") {
-		quoted = `"` + quoted + `"` // without a space, the quotes fail to parse
-	}
-	return field + " eq " + quoted, true
+	return field + " eq " + value, true
 }
 
 func (o *ListOptions) match(i *Image) bool {

@@ -188,11 +188,14 @@ func (c *Client) endLostToken(ctx context.Context, req *request, image string, b
 // fingerprint: to upload it, or to read it.
 func (s *OperationStatus) isToken(image string, upload bool) bool {
 	_, forUpload := s.Metadata["properties"]
-	return s.Class == "token" && !s.Done() && forUpload == upload &&
-		slices.ContainsFunc(s.Resources["images"], func(resource string) bool {
-			name, _, _ := strings.Cut(resource, "?")
-			return strings.HasSuffix(name, "/"+image)
-		})
+	if s.Class != "token" || s.Done() || forUpload != upload {
+		return false
+	}
+	// LXD 6.9 names no resources.
+	return s.Metadata["fingerprint"] == image || slices.ContainsFunc(s.Resources["images"], func(resource string) bool {
+		name, _, _ := strings.Cut(resource, "?")
+		return strings.HasSuffix(name, "/"+image)
+	})
 }
 
 // Operation returns the token operation.

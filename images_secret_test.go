@@ -123,11 +123,6 @@ func socketOf(s *testkit.Subject) string {
 // program is revoked.
 func TestLostTokens(t *testing.T) {
 	for _, s := range testkit.Subjects(t) {
-		if s.Fake != nil && s.Fake.Dialect() == lxdtest.LXD69 {
-			// The operations of LXD 6.9 name the image in their metadata, where
-			// the client does not look for a lost token.
-			continue
-		}
 		t.Run(s.Column, func(t *testing.T) {
 			if s.Fake != nil {
 				t.Parallel()

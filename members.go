@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
-	"strings"
+	"net/url"
 	"sync"
+	"sync/atomic"
 
 	"github.com/golxd/lxd/internal/wire"
 )
@@ -51,6 +53,14 @@ func (m *members) leave(base string) {
 	}
 }
 
+// leaveUnavailable leaves the member at base if it has responded that it is
+// unavailable. A 429 is about the client, whatever the member.
+func (m *members) leaveUnavailable(base string, status int) {
+	if unavailable(status) && status != http.StatusTooManyRequests {
+		m.leave(base)
+	}
+}
+
 // isChecked reports whether base is known to be an address of the server. The
 // only address is.
 func (m *members) isChecked(base string) bool {
@@ -87,23 +97,43 @@ func (t *transport) address(ctx context.Context) (string, error) {
 	if t.members.isChecked(base) {
 		return base, nil
 	}
+	if err := t.checkMember(ctx, base); err != nil {
+		return "", &checkError{err}
+	}
+	return base, nil
+}
+
+// checkError is an error of checking a member: the request itself was not sent.
+type checkError struct{ err error }
+
+func (e *checkError) Error() string { return e.err.Error() }
+
+func (e *checkError) Unwrap() error { return e.err }
+
+// checkMember checks that the server at an address is the one at the addresses
+// before.
+func (t *transport) checkMember(ctx context.Context, base string) error {
 	req := &request{method: http.MethodGet, path: "/1.0", base: base}
 	res, err := t.sendTo(ctx, req)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer func() { _ = res.Body.Close() }()
 	var server wire.Server
 	req.check = func() error { return checkServer(&server) }
 	if _, err := t.readResponse(ctx, req, res, &server); err != nil {
-		return "", err
+		return err
 	}
-	is := &identity{base: base, reported: server.Environment.CertificateFingerprint, shown: t.conns.shownAt(strings.TrimPrefix(base, "https://"))}
+	at, err := url.Parse(base) // it escapes the zone of an IPv6 address
+	if err != nil {
+		return err
+	}
+	is := &identity{base: base, reported: server.Environment.CertificateFingerprint, shown: t.conns.shownAt(at.Host)}
 	if err := t.members.check(is); err != nil {
 		t.members.leave(base)
-		return "", err
+		return err
 	}
-	return base, nil
+	return nil
 }
 
 // onMembers makes an attempt at a request. If no connection to the current member
@@ -122,4 +152,25 @@ func (t *transport) onMembers(req *request, attempt func() error) error {
 		return errs[0]
 	}
 	return errors.Join(errs...)
+}
+
+// memberBody is the body of a member's response. If it breaks, the member is left,
+// so that the rest is requested from the next one.
+type memberBody struct {
+	io.ReadCloser
+	leave  func()
+	closed atomic.Bool
+}
+
+func (b *memberBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && err != io.EOF && !b.closed.Load() {
+		b.leave()
+	}
+	return n, err
+}
+
+func (b *memberBody) Close() error {
+	b.closed.Store(true)
+	return b.ReadCloser.Close()
 }

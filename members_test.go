@@ -4,14 +4,17 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
@@ -173,6 +176,27 @@ func TestMembersTakeOver(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, fingerprint, lxdtest.Fingerprint(append(half, rest...)))
 	})
+	t.Run("in an export that stalls", func(t *testing.T) {
+		t.Parallel()
+		c := newCluster(t)
+		_, err := c.AddImage(data, nil)
+		require.NoError(t, err)
+		cert, key := c.ClientCertificate()
+		client := testkit.NewClient(t, c.client.Endpoint(), &lxd.Options{
+			ClientCertificate: cert, ClientKey: key, ServerCertificate: c.Certificate(), StallTimeout: 200 * time.Millisecond,
+		})
+		image, err := client.Images.Get(t.Context(), fingerprint)
+		require.NoError(t, err)
+		stalled := c.Inject(lxdtest.StallResponse(1<<20).On("GET", "/1.0/images/"+fingerprint+"/export").Times(1))
+		defer stalled.Release()
+		export, err := image.Export(t.Context(), nil)
+		require.NoError(t, err)
+		defer export.Close()
+		got, err := io.ReadAll(export)
+		require.NoError(t, err)
+		require.Equal(t, fingerprint, lxdtest.Fingerprint(got))
+		require.NotZero(t, c.second.connections(), "the first member responds, but sends nothing")
+	})
 	t.Run("in a wait", func(t *testing.T) {
 		t.Parallel()
 		c := newCluster(t)
@@ -267,6 +291,105 @@ func TestUnavailableMember(t *testing.T) {
 	_, err = c.client.Images.All(t.Context(), nil)
 	require.NoError(t, err)
 	require.NotZero(t, c.second.connections())
+}
+
+// TestFailedCheckOfAMember breaks the connection of the request that checks a
+// member: the request of the call was not sent, so that it is sent later, and its
+// response is that of a first attempt.
+func TestFailedCheckOfAMember(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	fingerprint, err := c.AddImage(testkit.Unified(t, 0), nil)
+	require.NoError(t, err)
+	for name, call := range map[string]func(*lxd.Client) error{
+		"DELETE": func(client *lxd.Client) error {
+			if err := client.Aliases.Delete(t.Context(), "missing"); err == nil || !errors.Is(err, lxd.ErrNotFound) {
+				return fmt.Errorf("deleting a missing alias: %w", err)
+			}
+			return nil
+		},
+		"POST": func(client *lxd.Client) error {
+			return client.Aliases.Create(t.Context(), lxd.Alias{Name: "alias", Target: fingerprint})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cert, key := c.ClientCertificate()
+			client := testkit.NewClient(t, c.client.Endpoint(), &lxd.Options{ClientCertificate: cert, ClientKey: key, ServerCertificate: c.Certificate()})
+			check := c.Inject(lxdtest.Reset().On("GET", "/1.0").Times(1))
+			require.NoError(t, call(client))
+			require.Equal(t, 1, check.Fired())
+		})
+	}
+}
+
+// TestEventsLeaveAnUnavailableMember: it responds to everything else.
+func TestEventsLeaveAnUnavailableMember(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	_, err := c.client.Images.All(t.Context(), nil)
+	require.NoError(t, err)
+	c.Inject(lxdtest.Unavailable().On("GET", "/1.0/events").Times(1))
+	for _, err := range c.client.Events(t.Context(), nil) {
+		require.NoError(t, err)
+		break
+	}
+	require.NotZero(t, c.second.connections())
+}
+
+// TestMembersAreUsedAtOnce has many calls lose a member at the same time, and then
+// the client closed.
+func TestMembersAreUsedAtOnce(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	var calls sync.WaitGroup
+	for range 16 {
+		calls.Go(func() {
+			for range 10 {
+				_, err := c.client.Images.All(t.Context(), nil)
+				assert.NoError(t, err)
+			}
+		})
+	}
+	c.first.kill()
+	calls.Wait()
+	for range 8 {
+		calls.Go(func() { _, _ = c.client.Images.All(t.Context(), nil) })
+	}
+	require.NoError(t, c.client.Close())
+	calls.Wait()
+}
+
+// TestMembersWithZones has IPv6 addresses with zones, and a client that the server
+// does not trust: the certificates show that they are of one server.
+func TestMembersWithZones(t *testing.T) {
+	t.Parallel()
+	server := lxdtest.NewServer(&lxdtest.Options{TLS: true})
+	t.Cleanup(server.Close)
+	client := testkit.NewClient(t, "https://[fe80::1%25eth0],https://[fe80::2%25eth0]", &lxd.Options{
+		ServerCertificate: server.Certificate(), PublicOnly: true,
+		Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			var dialer net.Dialer
+			return dialer.DialContext(ctx, network, strings.TrimPrefix(server.URL(), "https://"))
+		},
+	})
+	_, err := client.Images.All(t.Context(), nil)
+	require.NoError(t, err)
+	server.Inject(lxdtest.Unavailable().Times(1))
+	_, err = client.Images.All(t.Context(), nil)
+	require.NoError(t, err)
+}
+
+// TestFailedReaderIsNotTheMembers: the member that an upload was sent to is kept
+// when its reader fails.
+func TestFailedReaderIsNotTheMembers(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	broken := errors.New("broken")
+	_, err := c.client.Images.Create(t.Context(), io.MultiReader(bytes.NewReader(testkit.Unified(t, 1<<20)), iotest.ErrReader(broken)), nil)
+	require.ErrorIs(t, err, broken)
+	_, err = c.client.Images.All(t.Context(), nil)
+	require.NoError(t, err)
+	require.Zero(t, c.second.connections())
 }
 
 // TestTwoServersAreNotMixed gives a client the addresses of two servers: it works

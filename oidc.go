@@ -98,7 +98,7 @@ func (t *transport) authorize(ctx context.Context, req *request, target *url.URL
 		return err
 	}
 	header.Set("Authorization", "Bearer "+req.bearer)
-	if !t.session.wanted.Load() {
+	if req.inSession = t.session.wanted.Load(); !req.inSession {
 		return nil
 	}
 	header.Set("User-Agent", sessionAgent)
@@ -122,8 +122,11 @@ func (t *transport) keepCookies(target *url.URL, res *http.Response) {
 // learnsSession reports whether a request with this status may succeed when it is sent
 // again, as the server turns out to have sessions. It asks once, without the token.
 func (t *transport) learnsSession(ctx context.Context, req *request, status int) bool {
-	if status != http.StatusForbidden || t.token == nil || req.anonymous || t.session.known.Load() {
+	if status != http.StatusForbidden || t.token == nil || req.anonymous || req.inSession {
 		return false
+	}
+	if t.session.known.Load() {
+		return t.session.wanted.Load() // another request has asked meanwhile
 	}
 	ask := &request{method: http.MethodGet, path: "/1.0", base: req.base, anonymous: true}
 	res, err := t.sendOnce(ctx, ask)

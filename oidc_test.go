@@ -86,3 +86,21 @@ func TestOIDCSessions(t *testing.T) {
 		require.Empty(t, r.Header.Get("Cookie"))
 	}
 }
+
+// TestOIDCSessionsOfConcurrentCalls: none of the first calls is refused.
+func TestOIDCSessionsOfConcurrentCalls(t *testing.T) {
+	t.Parallel()
+	server := lxdtest.NewServer(&lxdtest.Options{Dialect: lxdtest.LXD69, TLS: true, BearerTokens: []string{"token"}, OIDCSessions: true})
+	t.Cleanup(server.Close)
+	c := testkit.NewClient(t, server.URL(), &lxd.Options{Token: "token", ServerCertificate: server.Certificate()})
+	errs := make(chan error)
+	for range 8 {
+		go func() {
+			_, err := c.Images.All(t.Context(), nil)
+			errs <- err
+		}()
+	}
+	for range 8 {
+		require.NoError(t, <-errs)
+	}
+}

@@ -170,7 +170,7 @@ func (e *ProxyError) Transient() bool {
 // with it, so that requests, transfers and events use the same proxy.
 func throughProxy(dial dialFunc, choose func(*http.Request) (*url.URL, error)) dialFunc {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
-		r, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+addr, nil)
+		r, err := http.NewRequestWithContext(ctx, http.MethodGet, (&url.URL{Scheme: "https", Host: addr}).String(), nil)
 		if err != nil {
 			return nil, err
 		}

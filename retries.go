@@ -75,7 +75,8 @@ func neverSent(err error) bool {
 // maybeSeen reports whether the server may have acted on a request that failed
 // with err: the error is transient, and the response was lost.
 func maybeSeen(err error) bool {
-	if !retry.Transient(err) {
+	var unchecked *checkError
+	if errors.As(err, &unchecked) || !retry.Transient(err) {
 		return false
 	}
 	var refused *Error

@@ -2,9 +2,13 @@ package lxd_test
 
 import (
 	"bytes"
+	"context"
 	"io"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -57,6 +61,114 @@ func TestStalledUploadIsSentAgain(t *testing.T) {
 				require.Equal(t, lxdtest.Fingerprint(data), image.Fingerprint)
 				require.Equal(t, 1, stalled.Fired())
 			})
+		}
+	}
+}
+
+// TestStalledUploadThroughAWrapper has Options.Transport wrap the body, so that
+// net/http reads it, and does not pass it to the connection.
+func TestStalledUploadThroughAWrapper(t *testing.T) {
+	t.Parallel()
+	server := lxdtest.NewServer(nil)
+	t.Cleanup(server.Close)
+	client := testkit.NewClient(t, server.Endpoint(), &lxd.Options{StallTimeout: 300 * time.Millisecond, Transport: func(next http.RoundTripper) http.RoundTripper {
+		return roundTripper(func(req *http.Request) (*http.Response, error) {
+			if req.Body != nil {
+				req = req.Clone(req.Context())
+				req.Body = struct{ io.ReadCloser }{req.Body}
+			}
+			return next.RoundTrip(req)
+		})
+	}})
+	stalled := server.Inject(lxdtest.StallRequest(1<<20).On("POST", "/1.0/images").Times(1))
+	defer stalled.Release()
+	data := testkit.Unified(t, 24<<20)
+	image, err := client.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
+	require.NoError(t, err)
+	require.Equal(t, lxdtest.Fingerprint(data), image.Fingerprint)
+}
+
+// TestStalledDial has making a connection take for ever: it is waited for the
+// server, whether the request has a body or not.
+func TestStalledDial(t *testing.T) {
+	data := testkit.Unified(t, 0)
+	for name, call := range map[string]func(*testing.T, *lxd.Client) error{
+		"without a body": func(t *testing.T, c *lxd.Client) error {
+			t.Helper()
+			_, err := c.Images.All(t.Context(), nil)
+			return err
+		},
+		"JSON": func(t *testing.T, c *lxd.Client) error {
+			t.Helper()
+			return c.Aliases.Rename(t.Context(), "alias", "other")
+		},
+		"upload": func(t *testing.T, c *lxd.Client) error {
+			t.Helper()
+			_, err := c.Images.Create(t.Context(), bytes.NewReader(data), nil)
+			return err
+		},
+		"one-shot upload": func(t *testing.T, c *lxd.Client) error {
+			t.Helper()
+			_, err := c.Images.Create(t.Context(), testkit.OneShotReader{Reader: bytes.NewReader(data)}, nil)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				server := lxdtest.NewServer(&lxdtest.Options{InMemory: true})
+				defer server.Close()
+				var hang atomic.Bool
+				client, err := lxd.New("unix:///server", &lxd.Options{RetryTimeout: -1, Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+					if hang.Load() {
+						<-ctx.Done()
+						return nil, ctx.Err()
+					}
+					return server.DialContext(ctx, network, address)
+				}})
+				require.NoError(t, err)
+				defer func() { require.NoError(t, client.Close()) }()
+				_, err = client.Server(t.Context())
+				require.NoError(t, err)
+				time.Sleep(time.Minute) // the idle connection is closed
+				hang.Store(true)
+				began := time.Now()
+				require.ErrorIs(t, call(t, client), lxd.ErrUnavailable)
+				require.Equal(t, time.Minute, time.Since(began))
+			})
+		})
+	}
+}
+
+// TestContinueThatIsNotSent has a short timeout, and a proxy that does not send
+// "100 Continue": the content is sent nevertheless.
+func TestContinueThatIsNotSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := lxdtest.NewServer(&lxdtest.Options{InMemory: true})
+		defer server.Close()
+		client, err := lxd.New("unix:///server", &lxd.Options{StallTimeout: time.Second, RetryTimeout: -1, Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := server.DialContext(ctx, network, address)
+			return deafConn{conn}, err
+		}})
+		require.NoError(t, err)
+		defer func() { require.NoError(t, client.Close()) }()
+		data := testkit.Unified(t, 1<<20)
+		began := time.Now()
+		image, err := client.Images.Create(t.Context(), testkit.OneShotReader{Reader: bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true})
+		require.NoError(t, err)
+		require.Equal(t, lxdtest.Fingerprint(data), image.Fingerprint)
+		require.GreaterOrEqual(t, time.Since(began), 10*time.Second)
+	})
+}
+
+// deafConn loses "100 Continue".
+type deafConn struct{ net.Conn }
+
+func (c deafConn) Read(p []byte) (int, error) {
+	for {
+		n, err := c.Conn.Read(p)
+		rest, lost := bytes.CutPrefix(p[:n], []byte("HTTP/1.1 100 Continue\r\n\r\n"))
+		if n = copy(p, rest); n > 0 || err != nil || !lost {
+			return n, err
 		}
 	}
 }

@@ -110,7 +110,7 @@ func (t *transport) stream(ctx context.Context, req *request) (*http.Response, e
 	}
 	var res *http.Response
 	err := t.onMembers(req, func() (err error) {
-		res, err = t.send(ctx, req)
+		res, err = t.send(ctx, req) //nolint:bodyclose // The caller does, or it is done below.
 		return err
 	})
 	if err != nil {
@@ -157,15 +157,12 @@ func (t *transport) sendOnce(ctx context.Context, req *request) (*http.Response,
 		return nil, err
 	}
 	started := time.Now()
-	exchange := newExchange(watch, hreq)
+	exchange, hreq := newExchange(watch, hreq)
 	res, err := t.roundTrip(hreq, req.body != nil && req.body.mayBlock())
 	exchange.responded()
 	if err != nil {
 		err = stall.Cause(watched, err)
 		watch.Close()
-		if ctx.Err() == nil {
-			t.members.leave(req.base)
-		}
 		if req.body != nil {
 			// net/http may still be reading it, which must stop before it is
 			// opened again.
@@ -174,15 +171,21 @@ func (t *transport) sendOnce(ctx context.Context, req *request) (*http.Response,
 				return nil, fmt.Errorf("read the image: %w", cause)
 			}
 		}
+		if ctx.Err() == nil {
+			t.members.leave(req.base)
+		}
 		err = t.connectionError(ctx, req, err)
 		t.log.DebugContext(ctx, "lxd request failed", "method", req.method, "path", req.path, "error", err, "duration", time.Since(started))
 		return nil, err
 	}
 	t.keepCookies(hreq.URL, res)
-	res.Body = stall.Body(watched, watch, res.Body)
-	if unavailable(res.StatusCode) && res.StatusCode != http.StatusTooManyRequests {
-		t.members.leave(req.base)
-	}
+	base := req.base
+	res.Body = &memberBody{ReadCloser: stall.Body(watched, watch, res.Body), leave: func() {
+		if ctx.Err() == nil {
+			t.members.leave(base)
+		}
+	}}
+	t.members.leaveUnavailable(req.base, res.StatusCode)
 	if req.body != nil && res.StatusCode >= http.StatusBadRequest {
 		// The request was refused, perhaps before the body was read to its end.
 		req.body.discard()

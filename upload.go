@@ -112,7 +112,10 @@ func (u *upload) open(ctx context.Context, hreq *http.Request) error {
 	hreq.Header.Set("Content-Type", u.content.Type)
 	if !u.content.Replayable() {
 		// It can be sent only once, so the server must accept the headers first.
+		// Without Close, net/http sends the body even after a refusal that leaves
+		// the connection open, as proxies do.
 		hreq.Header.Set("Expect", "100-continue")
+		hreq.Close = true
 	}
 	return nil
 }

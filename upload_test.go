@@ -1,6 +1,7 @@
 package lxd_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -150,6 +151,68 @@ func TestBusyServerKeepsUpload(t *testing.T) {
 	exists, err := f.Client.Images.Exists(t.Context(), lxdtest.Fingerprint(data))
 	require.NoError(t, err)
 	require.True(t, exists)
+}
+
+// refusingProxy is the server's side of a connection through a proxy that responds
+// 503 to the first uploads, and leaves the connection open.
+func refusingProxy(conn net.Conn, dial func(context.Context, string, string) (net.Conn, error), refusals *atomic.Int64) {
+	defer conn.Close()
+	upstream := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
+		return dial(ctx, "unix", address)
+	}}
+	from := bufio.NewReader(conn)
+	for {
+		req, err := http.ReadRequest(from)
+		if err != nil {
+			return
+		}
+		if req.Method == http.MethodPost && refusals.Add(-1) >= 0 {
+			if _, err := io.WriteString(conn, "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"); err != nil {
+				return
+			}
+			_, _ = io.Copy(io.Discard, req.Body)
+			continue
+		}
+		if req.Header.Get("Expect") != "" {
+			if _, err := io.WriteString(conn, "HTTP/1.1 100 Continue\r\n\r\n"); err != nil {
+				return
+			}
+			req.Header.Del("Expect")
+		}
+		req.RequestURI, req.URL.Scheme, req.URL.Host = "", "http", "unix"
+		res, err := upstream.RoundTrip(req)
+		if err != nil {
+			return
+		}
+		err = res.Write(conn)
+		_ = res.Body.Close()
+		if err != nil || req.Close {
+			return
+		}
+	}
+}
+
+// TestRefusalThatLeavesTheConnectionOpen uploads a one-shot reader through a proxy
+// that refuses it before it is read: it is retried.
+func TestRefusalThatLeavesTheConnectionOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := lxdtest.NewServer(&lxdtest.Options{InMemory: true})
+		defer server.Close()
+		var refusals atomic.Int64
+		client, err := lxd.New("unix:///proxy", &lxd.Options{Dial: func(context.Context, string, string) (net.Conn, error) {
+			local, remote := net.Pipe()
+			go refusingProxy(remote, server.DialContext, &refusals)
+			return local, nil
+		}})
+		require.NoError(t, err)
+		defer func() { require.NoError(t, client.Close()) }()
+		refusals.Store(5)
+		data := testkit.Unified(t, 1<<20)
+		image, err := client.Images.Create(t.Context(), testkit.OneShotReader{Reader: bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true})
+		require.NoError(t, err)
+		require.Equal(t, lxdtest.Fingerprint(data), image.Fingerprint)
+		require.Negative(t, refusals.Load())
+	})
 }
 
 // TestSameUploadWithAlias uploads twice under a name that is then taken by this

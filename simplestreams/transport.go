@@ -148,17 +148,12 @@ func (c *Client) request(ctx context.Context, method, path string, header http.H
 
 // retry calls try until it succeeds, fails with an error that is not transient, or the retries end.
 func (c *Client) retry(ctx context.Context, path string, try func() error) error {
-	retries := c.policy().Begin()
-	for {
-		err := try()
-		if err == nil || !retry.Transient(err) {
-			return err
-		}
-		if perr := retries.Pause(ctx, err); perr != nil {
-			return c.toFileError(path, perr)
-		}
-		c.logRetry(ctx, path, err)
+	err := c.policy().Do(ctx, try, func(err error) { c.logRetry(ctx, path, err) })
+	if ctx.Err() != nil && err != nil {
+		return c.toFileError(path, err)
 	}
+
+	return err
 }
 
 func (c *Client) policy() retry.Policy { return retry.Policy{Timeout: c.options.RetryTimeout} }

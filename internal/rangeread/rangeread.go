@@ -102,8 +102,11 @@ func Start(ctx context.Context, o Options) (*Reader, error) {
 	return r, nil
 }
 
-// Response is the first response; its body must not be used.
-func (r *Reader) Response() *http.Response { return r.first }
+// Status returns the status of the first response.
+func (r *Reader) Status() int { return r.first.StatusCode }
+
+// Header returns the header of the first response.
+func (r *Reader) Header() http.Header { return r.first.Header }
 
 // Size of the whole content in bytes, or -1 where nobody tells.
 func (r *Reader) Size() int64 { return r.o.Size }
@@ -186,7 +189,16 @@ func (r *Reader) end() int64 {
 // mayResume does not ask for the size: whatever it is, an error other than
 // io.EOF is a cut.
 func (r *Reader) mayResume() bool {
-	return r.resumable && (r.o.Verified || r.etag != "" || r.lastModified != "")
+	return r.resumable && (r.o.Verified || r.strongETag() != "" || r.lastModified != "")
+}
+
+// strongETag returns the ETag, unless it is weak: other bytes may have the same
+// weak one.
+func (r *Reader) strongETag() string {
+	if strings.HasPrefix(r.etag, "W/") {
+		return ""
+	}
+	return r.etag
 }
 
 func (r *Reader) broken(err error) error {
@@ -268,7 +280,7 @@ func (r *Reader) header() http.Header {
 	}
 	if !r.o.Verified {
 		switch {
-		case r.etag != "" && !strings.HasPrefix(r.etag, "W/"):
+		case r.strongETag() != "":
 			header.Set("If-Range", r.etag)
 		case r.lastModified != "":
 			header.Set("If-Range", r.lastModified)
@@ -327,7 +339,11 @@ func (r *Reader) acceptPart(header string) error {
 	if r.o.Size < 0 {
 		r.o.Size = total
 	}
-	if from != r.offset || (r.end() >= 0 && end != r.end()) {
+	if r.end() < 0 {
+		// It may end before the content does.
+		return fmt.Errorf("%w: Content-Range is %q, without the length", ErrRange, header)
+	}
+	if from != r.offset || end != r.end() {
 		return fmt.Errorf("%w: asked for the bytes from %d on, Content-Range is %q", ErrRange, r.offset, header)
 	}
 	return nil

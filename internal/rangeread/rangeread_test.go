@@ -195,9 +195,12 @@ func TestValidators(t *testing.T) {
 		etag, date, ifRange string
 		resumes             bool
 	}{
-		"none":     {},
-		"etag":     {etag: `"a"`, date: "Mon, 02 Jan 2006 15:04:05 GMT", ifRange: `"a"`, resumes: true},
-		"weak":     {etag: `W/"a"`, resumes: true},
+		"none": {},
+		"etag": {etag: `"a"`, date: "Mon, 02 Jan 2006 15:04:05 GMT", ifRange: `"a"`, resumes: true},
+		"weak": {etag: `W/"a"`},
+		"weak and modified": {
+			etag: `W/"a"`, date: "Mon, 02 Jan 2006 15:04:05 GMT", ifRange: "Mon, 02 Jan 2006 15:04:05 GMT", resumes: true,
+		},
 		"modified": {date: "Mon, 02 Jan 2006 15:04:05 GMT", ifRange: "Mon, 02 Jan 2006 15:04:05 GMT", resumes: true},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -227,6 +230,63 @@ func TestValidators(t *testing.T) {
 	}
 }
 
+// TestOtherDate: it is another content, whatever its ETag.
+func TestOtherDate(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &server{content: []byte("content"), etag: `"a"`, date: "Mon, 02 Jan 2006 15:04:05 GMT", script: []step{
+			{after: 4, broken: errCut}, {change: func(r *http.Response) { r.Header.Set("Last-Modified", "Tue, 03 Jan 2006 15:04:05 GMT") }},
+		}}
+		o := options(s)
+		o.Verified = false
+		_, err := readAll(t.Context(), o)
+		require.ErrorIs(t, err, ErrChanged)
+	})
+}
+
+// closing counts the bodies that are open.
+type closing struct {
+	io.ReadCloser
+	open *int
+}
+
+func (c closing) Close() error {
+	*c.open--
+	return c.ReadCloser.Close()
+}
+
+// TestFreesWhatBroke: of a request that failed, neither the context nor the body is
+// kept while the transfer goes on.
+func TestFreesWhatBroke(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &server{content: []byte("content"), script: []step{{after: 4, broken: errCut}, {err: errCut}}}
+		o := options(s)
+		var contexts []context.Context
+		open := 0
+		o.Open = func(ctx context.Context, header http.Header) (*http.Response, error) {
+			contexts = append(contexts, ctx)
+			res, err := s.open(ctx, header)
+			if err == nil {
+				open++
+				res.Body = closing{res.Body, &open}
+			}
+			return res, err
+		}
+		r, err := Start(t.Context(), o)
+		require.NoError(t, err)
+		_, err = io.ReadAll(r)
+		require.NoError(t, err)
+		require.Equal(t, 1, open)
+		require.Len(t, contexts, 3)
+		require.Error(t, contexts[0].Err())
+		require.Error(t, contexts[1].Err())
+		require.NoError(t, contexts[2].Err())
+		require.NoError(t, r.Close())
+		require.Zero(t, open)
+	})
+}
+
 func TestRefusesOtherContent(t *testing.T) {
 	t.Parallel()
 	header := func(value string) func(*http.Response) {
@@ -238,10 +298,13 @@ func TestRefusesOtherContent(t *testing.T) {
 		opts   func(*Options)
 		want   error
 	}{
-		"another range":     {script: []step{cut, {change: header("bytes 3-6/7")}}, want: ErrRange},
-		"a shorter range":   {script: []step{cut, {change: header("bytes 4-5/7")}}, want: ErrRange},
-		"another length":    {script: []step{cut, {change: header("bytes 4-7/8")}}, want: ErrChanged},
-		"no range":          {script: []step{cut, {change: header("nonsense")}}, want: ErrRange},
+		"another range":   {script: []step{cut, {change: header("bytes 3-6/7")}}, want: ErrRange},
+		"a shorter range": {script: []step{cut, {change: header("bytes 4-5/7")}}, want: ErrRange},
+		"another length":  {script: []step{cut, {change: header("bytes 4-7/8")}}, want: ErrChanged},
+		"no range":        {script: []step{cut, {change: header("nonsense")}}, want: ErrRange},
+		"a range of what": {script: []step{
+			{after: 4, broken: errCut, change: func(r *http.Response) { r.ContentLength = -1 }}, {change: header("bytes 4-5/*")},
+		}, want: ErrRange},
 		"a part of all":     {script: []step{{change: func(r *http.Response) { r.StatusCode = http.StatusPartialContent }}}, want: ErrRange},
 		"range ignored":     {script: []step{cut, {change: func(r *http.Response) { r.StatusCode = http.StatusOK }}}, want: ErrNoRange},
 		"not the size":      {opts: func(o *Options) { o.Size = 8 }, want: ErrChanged},
@@ -274,6 +337,18 @@ func TestRefusesOtherContent(t *testing.T) {
 
 func TestGivesUp(t *testing.T) {
 	t.Parallel()
+	t.Run("with too few bytes of each response", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			s := &server{content: make([]byte, 1<<20), script: slices.Repeat([]step{{after: minProgress - 1, broken: errCut}}, 200)}
+			o := options(s)
+			o.Retry.Timeout = 30 * time.Second
+			began := time.Now()
+			_, err := readAll(t.Context(), o)
+			require.ErrorIs(t, err, errCut)
+			require.Equal(t, 30*time.Second, time.Since(began))
+		})
+	})
 	t.Run("without a byte for the timeout", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {

@@ -75,16 +75,20 @@ func (r *Retries) Pause(ctx context.Context, err error) error {
 
 // Do calls attempt until it succeeds or fails with an error that is not
 // transient, until the timeout, or until ctx ends. Its errors are those of attempt
-// and of [Retries.Pause].
-func (p Policy) Do(ctx context.Context, attempt func() error) error {
+// and of [Retries.Pause]. retrying receives the error before each retry; nil for
+// nobody.
+func (p Policy) Do(ctx context.Context, attempt func() error, retrying func(error)) error {
 	retries := p.Begin()
 	for {
 		err := attempt()
 		if err == nil || !Transient(err) {
 			return err
 		}
-		if err := retries.Pause(ctx, err); err != nil {
-			return err
+		if perr := retries.Pause(ctx, err); perr != nil {
+			return perr
+		}
+		if retrying != nil {
+			retrying(err)
 		}
 	}
 }

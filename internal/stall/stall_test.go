@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -78,6 +79,22 @@ func (b blockedBody) Read([]byte) (int, error) {
 }
 
 func (b blockedBody) Close() error { return nil }
+
+func TestBodyWatchesOnlyReads(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, w := New(t.Context(), time.Second)
+		body := Body(ctx, w, io.NopCloser(strings.NewReader("content")))
+		for range 3 {
+			_, err := body.Read(make([]byte, 1))
+			require.NoError(t, err)
+			time.Sleep(time.Hour) // the caller's time
+			require.NoError(t, ctx.Err())
+		}
+		require.NoError(t, body.Close())
+		require.Error(t, ctx.Err())
+	})
+}
 
 func TestBodyReportsStall(t *testing.T) {
 	t.Parallel()

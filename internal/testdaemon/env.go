@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -40,6 +41,17 @@ func FromEnv() (lxd, incus []*Daemon, err error) {
 		return nil, nil, fmt.Errorf("%s: %w", EnvIncus, err)
 	}
 	return lxd, incus, nil
+}
+
+// Distinct returns the first daemon of each family and version.
+func Distinct(daemons []*Daemon) []*Daemon {
+	var first []*Daemon
+	for _, d := range daemons {
+		if !slices.ContainsFunc(first, func(f *Daemon) bool { return f.Name() == d.Name() }) {
+			first = append(first, d)
+		}
+	}
+	return first
 }
 
 // Environ returns the "name=value" environment variables from which [FromEnv]

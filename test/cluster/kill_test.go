@@ -59,21 +59,10 @@ var kills = []memberKill{
 	}},
 	{name: "export", within: 150 * time.Millisecond, exists: true, prepare: func(t *testing.T, c *lxd.Client, members []*testdaemon.Daemon) (func(context.Context) error, string) {
 		data := testkit.Unified(t, killSize)
-		image, err := c.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
+		image, err := c.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true, Filename: "image.tar.gz"})
 		require.NoError(t, err)
-		// The other members have the content too, once they were asked for it.
 		for _, d := range members[1:] {
-			there, err := clientOf(t, d).Images.Get(t.Context(), image.Fingerprint)
-			require.NoError(t, err)
-			// A member that was restarted shortly before may not send it to them yet.
-			require.Eventually(t, func() bool {
-				export, err := there.Export(t.Context(), nil)
-				if err != nil {
-					return false
-				}
-				_, err = io.Copy(io.Discard, export)
-				return errors.Join(err, export.Close()) == nil
-			}, time.Minute, 100*time.Millisecond)
+			requireCopy(t, clientOf(t, d), image.Fingerprint)
 		}
 		return func(ctx context.Context) error {
 			export, err := image.Export(ctx, nil)
@@ -116,6 +105,23 @@ var kills = []memberKill{
 			return errors.Join(err, <-changed)
 		}, image.Fingerprint
 	}},
+}
+
+// requireCopy waits until a member has a copy of an image, which it makes in its
+// own time. Until then it forwards an export to the member that has the image;
+// only the copy has no filename.
+func requireCopy(t *testing.T, member *lxd.Client, fingerprint string) {
+	t.Helper()
+	image, err := member.Images.Get(t.Context(), fingerprint)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		export, err := image.Export(t.Context(), nil)
+		if err != nil {
+			return false // it was restarted shortly before
+		}
+		defer func() { _ = export.Close() }()
+		return export.Filename() == fingerprint+".tar"
+	}, 2*time.Minute, 100*time.Millisecond)
 }
 
 // changeUntil makes and deletes an alias over and over, until ctx ends.

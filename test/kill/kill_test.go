@@ -42,16 +42,13 @@ func TestKill(t *testing.T) {
 	}
 	t.Logf("the seed is %s=%d", envSeed, seed)
 	random := rand.New(rand.NewPCG(seed, 0))
-	for family, named := range map[testdaemon.Family][]*testdaemon.Daemon{testdaemon.LXD: lxds, testdaemon.Incus: incuses} {
-		if len(named) == 0 {
-			continue
-		}
+	for _, named := range testdaemon.Distinct(append(lxds, incuses...)) {
 		// Those of the environment belong to the other tests.
-		d := testdaemon.New(t, family, nil)
+		d := testdaemon.New(t, named.Family, &testdaemon.Options{Binary: named.Binary})
 		for round := range testkit.Size(t, 2, 25) {
 			for _, k := range killings {
 				delay := time.Duration(random.Int64N(int64(k.within)))
-				t.Run(fmt.Sprintf("%s %s, round %d", family, k.name, round), func(t *testing.T) {
+				t.Run(fmt.Sprintf("%s %s, round %d", d.Name(), k.name, round), func(t *testing.T) {
 					k.play(t, d, delay)
 				})
 			}
