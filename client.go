@@ -65,7 +65,7 @@ func New(endpoint string, opts *Options) (*Client, error) {
 	if opts != nil {
 		o = *opts
 	}
-	t := &transport{endpoint: endpoint, retry: retry.Policy{Timeout: o.RetryTimeout}, stall: cmp.Or(o.StallTimeout, stall.DefaultTimeout), log: o.Logger, token: o.TokenSource, agent: "golxd/" + Version}
+	t := &transport{endpoint: endpoint, retry: retry.Policy{Timeout: o.RetryTimeout}, stall: cmp.Or(o.StallTimeout, stall.DefaultTimeout), log: o.Logger, token: o.TokenSource, agent: "golxd/" + Version, session: newSession()}
 	if t.log == nil {
 		t.log = slog.New(slog.DiscardHandler)
 	}

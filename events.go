@@ -184,12 +184,13 @@ func (c *Client) dialEvents(ctx context.Context, req *request) (*websocket.Conn,
 		return nil, err
 	}
 	req.base = base
-	header := http.Header{"User-Agent": {t.agent}}
-	if t.token != nil {
-		if req.bearer, err = t.bearer(ctx); err != nil {
-			return nil, err
-		}
-		header.Set("Authorization", "Bearer "+req.bearer)
+	target, err := url.Parse(base + req.path)
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", req.method, req.path, redact.Error(err))
+	}
+	header := http.Header{}
+	if err := t.authorize(ctx, req, target, header); err != nil {
+		return nil, err
 	}
 	stop := func() bool { return false }
 	defer func() { stop() }()
@@ -211,6 +212,7 @@ func (c *Client) dialEvents(ctx context.Context, req *request) (*websocket.Conn,
 	// http://unix becomes ws://unix, https://host becomes wss://host.
 	conn, res, err := dialer.DialContext(ctx, "ws"+strings.TrimPrefix(req.base, "http")+req.path+"?"+req.query.Encode(), header)
 	if err == nil {
+		t.keepCookies(target, res)
 		return conn, nil
 	}
 	if res != nil {
@@ -218,6 +220,9 @@ func (c *Client) dialEvents(ctx context.Context, req *request) (*websocket.Conn,
 		t.members.leaveUnavailable(base, res.StatusCode)
 		if !errors.Is(err, websocket.ErrBadHandshake) {
 			return nil, t.connectionError(ctx, req, err)
+		}
+		if t.learnsSession(ctx, req, res.StatusCode) {
+			return c.dialEvents(ctx, req)
 		}
 		if _, aerr := t.readResponse(ctx, req, res, nil); aerr != nil {
 			return nil, aerr

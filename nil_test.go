@@ -76,7 +76,11 @@ func callAll(t *testing.T, what string, receiver any, ctx context.Context) {
 			in = append(in, argument(method.Type().In(i), ctx))
 		}
 		var out []reflect.Value
-		require.NotPanics(t, func() { out = method.Call(in) }, name)
+		call := method.Call
+		if method.Type().IsVariadic() {
+			call = method.CallSlice
+		}
+		require.NotPanics(t, func() { out = call(in) }, name)
 		called++
 		var err error
 		switch last := out[len(out)-1].Interface().(type) {

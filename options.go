@@ -72,7 +72,9 @@ type Options struct {
 	StallTimeout time.Duration
 
 	// UserAgent is put before this package's own user agent. The default is
-	// empty.
+	// empty. Neither is sent with a Token to an LXD server that has OpenID Connect
+	// sessions and refuses it (LXD 6.9): such a server accepts only the user agents
+	// of its own clients.
 	UserAgent string
 
 	// Logger receives one debug record for each request: method, path, status

@@ -35,6 +35,10 @@ type request struct {
 	secrets *redact.Secrets
 	bearer  string // the token of the last attempt; may be empty
 	base    string // of the member that the last attempt was sent to
+	// anonymous leaves out the token.
+	anonymous bool
+	// inSession says that the last attempt was one of the server's session.
+	inSession bool
 }
 
 // hidden returns the secrets that must not appear in what is reported of the

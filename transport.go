@@ -48,6 +48,7 @@ type transport struct {
 	conns    *connections
 	tls      *tls.Config                      // nil for none
 	peer     atomic.Pointer[x509.Certificate] // of the server, from the last handshake
+	session  *session
 	tokens   recentTokens
 	secrets  recentSecrets
 }
@@ -66,7 +67,7 @@ func (t *transport) pinned(fingerprint string) (pinned *transport, closeIdle fun
 		return verify(state)
 	}
 	pinned = &transport{
-		endpoint: t.endpoint, members: t.members, token: t.token, agent: t.agent, retry: t.retry, stall: t.stall, log: t.log, conns: t.conns, tls: config,
+		endpoint: t.endpoint, members: t.members, token: t.token, agent: t.agent, session: t.session, retry: t.retry, stall: t.stall, log: t.log, conns: t.conns, tls: config,
 		pool: newPool(t.conns, config),
 	}
 	pinned.http = pinned.pool
@@ -137,8 +138,18 @@ func (t *transport) send(ctx context.Context, req *request) (*http.Response, err
 	return t.sendTo(ctx, req)
 }
 
-// sendTo makes one attempt at the member of req.base.
+// sendTo makes one attempt at the member of req.base, and another one if the server
+// has refused the first because it has OpenID Connect sessions.
 func (t *transport) sendTo(ctx context.Context, req *request) (*http.Response, error) {
+	res, err := t.sendOnce(ctx, req)
+	if err != nil || (req.body != nil && !req.body.replayable()) || !t.learnsSession(ctx, req, res.StatusCode) {
+		return res, err
+	}
+	_ = res.Body.Close()
+	return t.sendOnce(ctx, req)
+}
+
+func (t *transport) sendOnce(ctx context.Context, req *request) (*http.Response, error) {
 	watched, watch := stall.New(ctx, cmp.Or(req.silence, t.stall))
 	hreq, err := t.httpRequest(watched, req)
 	if err != nil {
@@ -167,6 +178,7 @@ func (t *transport) sendTo(ctx context.Context, req *request) (*http.Response, e
 		t.log.DebugContext(ctx, "lxd request failed", "method", req.method, "path", req.path, "error", err, "duration", time.Since(started))
 		return nil, err
 	}
+	t.keepCookies(hreq.URL, res)
 	base := req.base
 	res.Body = &memberBody{ReadCloser: stall.Body(watched, watch, res.Body), leave: func() {
 		if ctx.Err() == nil {
@@ -195,12 +207,8 @@ func (t *transport) httpRequest(ctx context.Context, req *request) (*http.Reques
 	for name, values := range req.header {
 		hreq.Header[name] = values
 	}
-	hreq.Header.Set("User-Agent", t.agent)
-	if t.token != nil {
-		if req.bearer, err = t.bearer(ctx); err != nil {
-			return nil, err
-		}
-		hreq.Header.Set("Authorization", "Bearer "+req.bearer)
+	if err := t.authorize(ctx, req, hreq.URL, hreq.Header); err != nil {
+		return nil, err
 	}
 	if req.body == nil {
 		return hreq, nil

@@ -59,6 +59,9 @@ func (s *Server) route(w http.ResponseWriter, r *http.Request) error {
 	if methods == nil {
 		return errNotFound
 	}
+	if err := s.session(w, r); err != nil {
+		return err
+	}
 	found, ok := methods[r.Method]
 	if !ok {
 		return errNotImplemented

@@ -61,6 +61,13 @@ type Options struct {
 	// dialects that accept such tokens: LXD69. The default is none.
 	BearerTokens []string
 
+	// OIDCSessions makes BearerTokens those of an OpenID Connect provider, on a
+	// server with the extension auth_oidc_sessions (LXD69): a request with such a
+	// token gets a 403 unless its User-Agent has the form of LXD's own clients and
+	// says that the client keeps cookies. Each request without the session's cookie
+	// begins a new session; see Server.Sessions.
+	OIDCSessions bool
+
 	// RootCAs are the authorities that the server trusts when it imports from
 	// an https URL. The default is the system's, as in the daemons.
 	RootCAs *x509.CertPool
@@ -111,10 +118,11 @@ type Server struct {
 	requests  []*Request
 	faults    []*Injection
 
-	trustMu    sync.Mutex // guards trusted, identities and client
+	trustMu    sync.Mutex // guards trusted, identities, client and sessions
 	trusted    []*trust
 	identities map[string]string // names of the identities without a certificate, by their token's secret
 	client     *keyPair
+	sessions   []string // the cookies of OpenID Connect sessions
 	projects   map[string]*project
 	images     map[imageKey]*image
 	aliases    map[aliasKey]*alias

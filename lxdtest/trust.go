@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"net/http"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -43,6 +44,39 @@ func (s *Server) trusts(r *http.Request) bool {
 func (s *Server) hasBearer(r *http.Request) bool {
 	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	return s.traits.bearer && r.TLS != nil && ok && token != "" && slices.Contains(s.opts.BearerTokens, token)
+}
+
+// sessionAgent is the form of a User-Agent from which LXD 6.9 can tell what an OpenID
+// Connect client is, and that it keeps cookies.
+var sessionAgent = regexp.MustCompile(`^LXD [0-9.]+ \([^()]+\) \((?:[^()]+; )?cookiejar(?:; [^()]+)?\)$`)
+
+const sessionCookie = "session_id"
+
+// session begins the session of an OpenID Connect client, unless it has one.
+func (s *Server) session(w http.ResponseWriter, r *http.Request) error {
+	if !s.opts.OIDCSessions || r.TLS == nil || r.Header.Get("Authorization") == "" || !s.trusts(r) {
+		return nil
+	}
+	if !sessionAgent.MatchString(r.Header.Get("User-Agent")) {
+		return statusErrorf(http.StatusForbidden, "Failed parsing user agent")
+	}
+	s.trustMu.Lock()
+	defer s.trustMu.Unlock()
+	if cookie, err := r.Cookie(sessionCookie); err == nil && slices.Contains(s.sessions, cookie.Value) {
+		return nil
+	}
+	id := newSecret()
+	s.sessions = append(s.sessions, id)
+	http.SetCookie(w, &http.Cookie{Name: sessionCookie, Value: id, Path: "/", Secure: true, HttpOnly: true})
+	return nil
+}
+
+// Sessions returns how many OpenID Connect sessions clients have begun; see
+// Options.OIDCSessions.
+func (s *Server) Sessions() int {
+	s.trustMu.Lock()
+	defer s.trustMu.Unlock()
+	return len(s.sessions)
 }
 
 // allows reports whether the server trusts the client for the request's project: a
