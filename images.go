@@ -37,6 +37,12 @@ func (m *Images) Get(ctx context.Context, fingerprint string) (*Image, error) {
 // permissions; for another, such as one on the unix socket, the server returns an
 // [Error] with StatusCode 400.
 func (m *Images) GetWithEntitlements(ctx context.Context, fingerprint string, entitlements ...string) (*Image, error) {
+	if err := m.check(ctx); err != nil {
+		return nil, err
+	}
+	if err := checkFingerprint("fingerprint", fingerprint); err != nil {
+		return nil, err
+	}
 	query, err := m.entitlements(ctx, "entitlements", entitlements)
 	if err != nil {
 		return nil, err

@@ -75,8 +75,12 @@ func callAll(t *testing.T, what string, receiver any, ctx context.Context) {
 		for i := range method.Type().NumIn() {
 			in = append(in, argument(method.Type().In(i), ctx))
 		}
+		call := method.Call
+		if method.Type().IsVariadic() {
+			call = method.CallSlice
+		}
 		var out []reflect.Value
-		require.NotPanics(t, func() { out = method.Call(in) }, name)
+		require.NotPanics(t, func() { out = call(in) }, name)
 		called++
 		var err error
 		switch last := out[len(out)-1].Interface().(type) {
