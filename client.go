@@ -164,8 +164,8 @@ func (c *Client) Endpoint() string {
 // even those in use. Every later call fails with an error that matches
 // [ErrUnavailable] and net.ErrClosed.
 func (c *Client) Close() error {
-	if c == nil || c.t == nil {
-		return c.check(context.Background())
+	if err := c.checkMade(); err != nil {
+		return err
 	}
 	c.t.conns.closeAll()
 	c.t.pool.CloseIdleConnections()

@@ -199,7 +199,7 @@ func TestIsTransient(t *testing.T) {
 		_, err := test.client.Images.Get(t.Context(), oneFingerprint)
 		require.ErrorIs(t, err, lxd.ErrUnavailable, name)
 		require.Equal(t, test.transient, lxd.IsTransient(err), "%s: %v", name, err)
-		require.Equal(t, test.also == lxd.ErrForbidden, errors.Is(err, lxd.ErrForbidden), name)
+		require.Equal(t, errors.Is(test.also, lxd.ErrForbidden), errors.Is(err, lxd.ErrForbidden), name)
 		if test.also != nil {
 			require.ErrorIs(t, err, test.also, name)
 		}

@@ -134,7 +134,7 @@ func (o *CopyOptions) check(target *Client) error {
 	if target == nil {
 		return invalid("target", "is nil")
 	}
-	if err := target.check(context.Background()); err != nil {
+	if err := target.checkMade(); err != nil {
 		return err
 	}
 	switch o.Mode {

@@ -293,6 +293,16 @@ func TestUnavailableMember(t *testing.T) {
 	require.NotZero(t, c.second.connections())
 }
 
+// TestBusyMember: one that has too many requests for the moment is not left.
+func TestBusyMember(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	c.Inject(lxdtest.TooManyRequests(time.Second).On("GET", "/1.0/images").Times(1))
+	_, err := c.client.Images.All(t.Context(), nil)
+	require.NoError(t, err)
+	require.Zero(t, c.second.connections())
+}
+
 // TestFailedCheckOfAMember breaks the connection of the request that checks a
 // member: the request of the call was not sent, so that it is sent later, and its
 // response is that of a first attempt.

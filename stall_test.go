@@ -192,25 +192,55 @@ func (p pausing) Write(b []byte) (int, error) {
 // TestSlowCallersDoNotStall uploads from a reader, and exports to a writer, that
 // take longer than the timeout of the server.
 func TestSlowCallersDoNotStall(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		server := lxdtest.NewServer(&lxdtest.Options{InMemory: true})
-		defer server.Close()
-		client, err := lxd.New("unix:///server", &lxd.Options{Dial: server.DialContext, RetryTimeout: -1})
+	for name, wrap := range map[string]func(http.RoundTripper) http.RoundTripper{
+		"plain": nil,
+		"with a body that Options.Transport has wrapped": func(next http.RoundTripper) http.RoundTripper {
+			return roundTripper(func(r *http.Request) (*http.Response, error) {
+				if r.Body != nil {
+					r = r.Clone(r.Context())
+					r.Body = struct{ io.ReadCloser }{r.Body}
+				}
+				return next.RoundTrip(r)
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { transferSlowly(t, wrap) })
+		})
+	}
+}
+
+func transferSlowly(t *testing.T, wrap func(http.RoundTripper) http.RoundTripper) {
+	t.Helper()
+	server := lxdtest.NewServer(&lxdtest.Options{InMemory: true})
+	defer server.Close()
+	client, err := lxd.New("unix:///server", &lxd.Options{Dial: server.DialContext, RetryTimeout: -1, Transport: wrap})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, client.Close()) }()
+	data := testkit.Unified(t, 8<<20) // more than is read ahead
+	began := time.Now()
+	for _, again := range []bool{false, true} {
+		reader := bytes.NewReader(testkit.Unified(t, 8<<20))
+		var slow io.Reader = pausing{r: reader}
+		if again { // is sent without "Expect: 100-continue"
+			slow = struct {
+				io.Reader
+				io.Seeker
+			}{slow, reader}
+		}
+		_, err := client.Images.Create(t.Context(), slow, &lxd.CreateOptions{Wait: true})
 		require.NoError(t, err)
-		defer func() { require.NoError(t, client.Close()) }()
-		data := testkit.Unified(t, 8<<20) // more than is read ahead
-		began := time.Now()
-		image, err := client.Images.Create(t.Context(), pausing{r: bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true})
-		require.NoError(t, err)
-		export, err := image.Export(t.Context(), nil)
-		require.NoError(t, err)
-		defer func() { _ = export.Close() }()
-		var got bytes.Buffer
-		_, err = export.WriteTo(pausing{w: &got})
-		require.NoError(t, err)
-		require.Equal(t, lxdtest.Fingerprint(data), lxdtest.Fingerprint(got.Bytes()))
-		require.Greater(t, time.Since(began), time.Hour)
-	})
+	}
+	image, err := client.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
+	require.NoError(t, err)
+	export, err := image.Export(t.Context(), nil)
+	require.NoError(t, err)
+	defer func() { _ = export.Close() }()
+	var got bytes.Buffer
+	_, err = export.WriteTo(pausing{w: &got})
+	require.NoError(t, err)
+	require.Equal(t, lxdtest.Fingerprint(data), lxdtest.Fingerprint(got.Bytes()))
+	require.Greater(t, time.Since(began), time.Hour)
 }
 
 // TestNoStallTimeout waits for a server for as long as ctx lets.

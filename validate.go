@@ -37,10 +37,19 @@ func checkContext(ctx context.Context) error {
 // check returns an error for a nil ctx, and for a client that is not from New,
 // Remote or Join.
 func (c *Client) check(ctx context.Context) error {
+	if err := c.checkMade(); err != nil {
+		return err
+	}
+	return checkContext(ctx)
+}
+
+// checkMade returns an error for a client that no function of this package has
+// returned.
+func (c *Client) checkMade() error {
 	if c == nil || c.t == nil {
 		return invalid("client", "is not from New, Remote or Join")
 	}
-	return checkContext(ctx)
+	return nil
 }
 
 func (m *Images) check(ctx context.Context) error {
