@@ -40,6 +40,9 @@ func (m *Images) GetWithEntitlements(ctx context.Context, fingerprint string, en
 	if err := m.check(ctx); err != nil {
 		return nil, err
 	}
+	if err := checkFingerprint("fingerprint", fingerprint); err != nil {
+		return nil, err
+	}
 	query, err := m.entitlements(ctx, "entitlements", entitlements)
 	if err != nil {
 		return nil, err

@@ -75,11 +75,11 @@ func callAll(t *testing.T, what string, receiver any, ctx context.Context) {
 		for i := range method.Type().NumIn() {
 			in = append(in, argument(method.Type().In(i), ctx))
 		}
-		var out []reflect.Value
 		call := method.Call
 		if method.Type().IsVariadic() {
 			call = method.CallSlice
 		}
+		var out []reflect.Value
 		require.NotPanics(t, func() { out = call(in) }, name)
 		called++
 		var err error

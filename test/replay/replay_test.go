@@ -416,6 +416,7 @@ var sentinels = []struct {
 }{
 	{"ErrInvalid", lxd.ErrInvalid},
 	{"ErrNotFound", lxd.ErrNotFound},
+	{"ErrProjectNotFound", lxd.ErrProjectNotFound},
 	{"ErrExists", lxd.ErrExists},
 	{"ErrConflict", lxd.ErrConflict},
 	{"ErrAmbiguous", lxd.ErrAmbiguous},
