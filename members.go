@@ -113,7 +113,8 @@ func (e *checkError) Unwrap() error { return e.err }
 // checkMember checks that the server at an address is the one at the addresses
 // before.
 func (t *transport) checkMember(ctx context.Context, base string) error {
-	req := &request{method: http.MethodGet, path: "/1.0", base: base}
+	// Without a token, which another server must not see.
+	req := &request{method: http.MethodGet, path: "/1.0", base: base, anonymous: true}
 	res, err := t.sendTo(ctx, req)
 	if err != nil {
 		return err

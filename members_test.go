@@ -418,6 +418,7 @@ func TestTwoServersAreNotMixed(t *testing.T) {
 	for name, opts := range map[string]*lxd.Options{
 		"by their certificates": {RootCAs: authorities, RetryTimeout: -1, PublicOnly: true},
 		"by the pin":            {ServerCertificate: servers[0].Certificate(), RetryTimeout: -1, PublicOnly: true},
+		"with a token":          {RootCAs: authorities, RetryTimeout: -1, PublicOnly: true, Token: "secret-token"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			client := testkit.NewClient(t, members[0].url()+","+members[1].url(), opts)
@@ -435,6 +436,7 @@ func TestTwoServersAreNotMixed(t *testing.T) {
 			require.NoError(t, err, "the first one is asked again")
 			for _, r := range servers[1].Requests() {
 				require.Equal(t, "/1.0", r.Path, "it was asked what it is, and nothing else")
+				require.Empty(t, r.Header.Get("Authorization"), "it got no token")
 			}
 		})
 	}
