@@ -148,8 +148,12 @@ func TestPropertiesOfBareImages(t *testing.T) {
 
 // TestLargeProperties sets properties that are too large for a header.
 func TestLargeProperties(t *testing.T) {
-	large := map[string]string{"large": strings.Repeat("x", 2<<20)}
 	for _, s := range testkit.Subjects(t) {
+		size := 2 << 20
+		if strings.Contains(s.Column, "Incus 7") {
+			size = 512 << 10 // it responds 400 to a PUT of 2 MiB (7.0.2)
+		}
+		large := map[string]string{"large": strings.Repeat("x", size)}
 		image := testkit.Upload(t, s.Client(t), &lxd.CreateOptions{Properties: large})
 		require.Equal(t, large["large"], image.Properties["large"])
 		copied, err := image.Copy(t.Context(), s.Twin.Client(t), &lxd.CopyOptions{Mode: lxd.CopyRelay, Wait: true})

@@ -181,7 +181,7 @@ func TestExportFromRealDaemonsOnFullDisk(t *testing.T) {
 			unmount := mountSmall(t, dir)
 			_, err := c.image.ExportTo(t.Context(), dir, nil)
 			require.ErrorIs(t, err, syscall.ENOSPC)
-			require.ErrorContains(t, err, fmt.Sprintf("make room for %d bytes", len(c.large)))
+			require.ErrorContains(t, err, fmt.Sprintf("reserve %d bytes", len(c.large)))
 			require.Empty(t, testkit.FilesIn(t, dir))
 			unmount()
 		}
