@@ -146,10 +146,11 @@ func (i *Image) check() error {
 type UpdateOptions struct{}
 
 // Update sends AutoUpdate, ExpiresAt, Profiles, Properties and Public, then
-// reads the image again. It overwrites nobody else's change: if any of these was
-// changed on the server since this Image was read, nothing is sent and the error
-// matches [ErrConflict]. A zero ExpiresAt means never; a nil Profiles leaves the
-// profiles unchanged.
+// reads the image again. If any of these was changed on the server since this
+// Image was read, nothing is sent and the error matches [ErrConflict]. A change that
+// somebody else makes in the same moment may still be overwritten: the daemons
+// compare and write in two steps (LXD 5.0.2, Incus 6.0.4). A zero ExpiresAt means
+// never; a nil Profiles leaves the profiles unchanged.
 func (i *Image) Update(ctx context.Context, _ *UpdateOptions) error {
 	if err := i.check(); err != nil {
 		return err

@@ -301,3 +301,12 @@ func (j *copyJob) expectedImage() *Image {
 	image.Size, image.Type, image.Architecture, image.CreatedAt = s.Size, s.Type, s.Architecture, s.CreatedAt
 	return image
 }
+
+// servers returns what the source and the target say of themselves.
+func (j *copyJob) servers(ctx context.Context) (from, to *Server, err error) {
+	if from, err = j.source.client.serverInfo(ctx, false); err != nil {
+		return nil, nil, err
+	}
+	to, err = j.target.serverInfo(ctx, false)
+	return from, to, err
+}

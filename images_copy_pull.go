@@ -11,11 +11,7 @@ import (
 
 // pull makes the target fetch the image, from the first address that works.
 func (j *copyJob) pull(ctx context.Context) (*Image, error) {
-	from, err := j.source.client.serverInfo(ctx, false)
-	if err != nil {
-		return nil, err
-	}
-	to, err := j.target.serverInfo(ctx, false)
+	from, to, err := j.servers(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -11,11 +11,7 @@ import (
 
 // push makes the source send the image to the target.
 func (j *copyJob) push(ctx context.Context) (*Image, error) {
-	from, err := j.source.client.serverInfo(ctx, false)
-	if err != nil {
-		return nil, err
-	}
-	to, err := j.target.serverInfo(ctx, false)
+	from, to, err := j.servers(ctx)
 	if err != nil {
 		return nil, err
 	}

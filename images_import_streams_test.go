@@ -271,20 +271,12 @@ func TestImportStreamsFromBadServers(t *testing.T) {
 				if name == "loop" && target.fake == nil {
 					vias = vias[:1] // the daemons do not get away from it
 				}
-				for _, via := range vias {
+				requireImportFails(t, target, vias, bad.check, bad.mention, func(via lxd.Via) (*lxd.Image, error) {
 					opts := target.streamsFrom(source)
 					opts.Via, opts.Aliases = via, []lxd.Alias{{Name: "never"}}
 					opts.HTTPClient, opts.StallTimeout = &http.Client{}, time.Second
-					image, err := target.client.Images.CreateFromSimplestreams(t.Context(), source.URL, ref, opts)
-					require.Error(t, err, via)
-					require.Nil(t, image)
-					target.requireEmpty(t)
-					if via == lxd.ViaServer {
-						continue
-					}
-					bad.check(t, err)
-					require.Contains(t, err.Error(), bad.mention)
-				}
+					return target.client.Images.CreateFromSimplestreams(t.Context(), source.URL, ref, opts)
+				})
 			})
 		}
 	})

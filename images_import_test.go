@@ -346,3 +346,21 @@ func TestImportOfAnotherImage(t *testing.T) {
 	require.Equal(t, known[0], image.Fingerprint)
 	require.NoError(t, image.Delete(ctx, &lxd.DeleteOptions{Wait: true}))
 }
+
+// requireImportFails has each of the ways of an import fail, and checks that none
+// leaves anything on the server. What the client says is also checked; a server's
+// own words are not.
+func requireImportFails(t *testing.T, target *importTarget, vias []lxd.Via, check func(*testing.T, error), mention string, create func(lxd.Via) (*lxd.Image, error)) {
+	t.Helper()
+	for _, via := range vias {
+		image, err := create(via)
+		require.Error(t, err, via)
+		require.Nil(t, image)
+		target.requireEmpty(t)
+		if via == lxd.ViaServer {
+			continue
+		}
+		check(t, err)
+		require.Contains(t, err.Error(), mention)
+	}
+}

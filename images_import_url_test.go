@@ -173,19 +173,11 @@ func TestImportURLFromBadSources(t *testing.T) {
 				if bad.endless && target.fake == nil {
 					vias = []lxd.Via{lxd.ViaClient}
 				}
-				for _, via := range vias {
+				requireImportFails(t, target, vias, bad.check, bad.mention, func(via lxd.Via) (*lxd.Image, error) {
 					opts := bad.opts
 					opts.Via, opts.Wait, opts.Aliases = via, true, []lxd.Alias{{Name: "never"}}
-					image, err := target.client.Images.CreateFromURL(t.Context(), at, &opts)
-					require.Error(t, err, via)
-					require.Nil(t, image)
-					target.requireEmpty(t)
-					if via == lxd.ViaServer {
-						continue
-					}
-					bad.check(t, err)
-					require.Contains(t, err.Error(), bad.mention)
-				}
+					return target.client.Images.CreateFromURL(t.Context(), at, &opts)
+				})
 			})
 		}
 	})
