@@ -128,8 +128,9 @@ func (a *Aliases) post(ctx context.Context, alias Alias) error {
 }
 
 // Update changes an alias: fn receives its current state, and changes its
-// Description or Target. If somebody else changes the alias in between, nothing
-// is written and the error matches [ErrConflict].
+// Description or Target. If the alias is seen to be changed by somebody else in
+// between, nothing is written and the error matches [ErrConflict]; see
+// [Image.Update] for what the daemons cannot see.
 func (a *Aliases) Update(ctx context.Context, name string, fn func(*Alias)) error {
 	if err := a.check(ctx); err != nil {
 		return err
