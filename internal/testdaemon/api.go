@@ -69,18 +69,23 @@ func (d *Daemon) Do(ctx context.Context, method, path string, body, out any) err
 // wait waits for an operation; method and path are those of the request that
 // started it.
 func (d *Daemon) wait(ctx context.Context, method, path, operationPath string, out any) error {
-	env, err := d.roundTrip(ctx, http.MethodGet, operationPath+"/wait?timeout=-1", nil)
-	if err != nil {
-		return err
+	for {
+		env, err := d.roundTrip(ctx, http.MethodGet, operationPath+"/wait?timeout=-1", nil)
+		if err != nil {
+			return err
+		}
+		var op operation
+		if err := json.Unmarshal(env.Metadata, &op); err != nil {
+			return fmt.Errorf("testdaemon: decode operation: %w", err)
+		}
+		switch {
+		case op.StatusCode == http.StatusOK:
+			return decode(op.Metadata, out)
+		case op.StatusCode > http.StatusOK:
+			return &Error{Method: method, Path: path, Code: op.StatusCode, Message: op.Err}
+		}
+		// A member of an LXD 5.0.2 cluster that forwards the wait to another can return early.
 	}
-	var op operation
-	if err := json.Unmarshal(env.Metadata, &op); err != nil {
-		return fmt.Errorf("testdaemon: decode operation: %w", err)
-	}
-	if op.StatusCode != http.StatusOK {
-		return &Error{Method: method, Path: path, Code: op.StatusCode, Message: op.Err}
-	}
-	return decode(op.Metadata, out)
 }
 
 func (d *Daemon) roundTrip(ctx context.Context, method, path string, body any) (*envelope, error) {

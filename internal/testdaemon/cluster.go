@@ -33,19 +33,26 @@ func StartCluster(ctx context.Context, family Family, size int, opts *Options) (
 		members = append(members, d)
 	}
 	first := members[0]
-	if err := first.Do(ctx, "PUT", "/1.0/cluster", map[string]any{"server_name": "member1", "enabled": true}, nil); err != nil {
+	if err := first.Do(ctx, "PUT", "/1.0/cluster", map[string]any{"server_name": memberName(0), "enabled": true}, nil); err != nil {
 		return members, err
 	}
 	if err := first.readServer(ctx); err != nil {
 		return members, err
 	}
 	for n, d := range members[1:] {
-		if err := first.admit(ctx, d, fmt.Sprintf("member%d", n+2)); err != nil {
+		if err := first.admit(ctx, d, memberName(n+1)); err != nil {
 			return members, err
+		}
+	}
+	for _, d := range members {
+		for n := range members {
+			d.members = append(d.members, memberName(n))
 		}
 	}
 	return members, nil
 }
+
+func memberName(n int) string { return fmt.Sprintf("member%d", n+1) }
 
 // admit makes a daemon a member of the cluster of first.
 func (d *Daemon) admit(ctx context.Context, member *Daemon, name string) error {

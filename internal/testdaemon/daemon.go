@@ -63,6 +63,7 @@ type Daemon struct {
 	TrustPassword     string // empty where there are none: Incus, LXD 6
 
 	host    string
+	members []string // the names of all members of its cluster; none without one
 	timeout time.Duration
 	client  *http.Client
 

@@ -12,14 +12,20 @@ import (
 const PoolName = "default"
 
 // CreatePool creates a storage pool named [PoolName] with the driver "dir",
-// unless it exists.
+// unless it exists. In a cluster, each member gets one.
 func (d *Daemon) CreatePool(ctx context.Context) error {
 	err := d.Do(ctx, "GET", "/1.0/storage-pools/"+PoolName, nil, nil)
 	var refusal *Error
 	if !errors.As(err, &refusal) || refusal.Code != http.StatusNotFound {
 		return err
 	}
-	return d.Do(ctx, "POST", "/1.0/storage-pools", map[string]any{"name": PoolName, "driver": "dir"}, nil)
+	pool := map[string]any{"name": PoolName, "driver": "dir"}
+	for _, name := range d.members {
+		if err := d.Do(ctx, "POST", "/1.0/storage-pools?target="+url.QueryEscape(name), pool, nil); err != nil {
+			return err
+		}
+	}
+	return d.Do(ctx, "POST", "/1.0/storage-pools", pool, nil)
 }
 
 // Upload creates an image in the default project from a unified tarball and

@@ -46,11 +46,12 @@ func DeleteAfter(t *testing.T, image *lxd.Image) {
 	t.Cleanup(func() {
 		ctx := context.Background()
 		again, err := client.Images.Get(ctx, fingerprint)
-		if errors.Is(err, lxd.ErrNotFound) {
-			return
+		if err == nil {
+			err = again.Delete(ctx, &lxd.DeleteOptions{Wait: true})
 		}
-		require.NoError(t, err)
-		require.NoError(t, again.Delete(ctx, &lxd.DeleteOptions{Wait: true}))
+		if !errors.Is(err, lxd.ErrNotFound) {
+			require.NoError(t, err)
+		}
 	})
 }
 

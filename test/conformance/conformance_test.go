@@ -154,11 +154,16 @@ func (c *conformanceTable) check(t *testing.T) {
 }
 
 // TestConformance runs every call against the dialects of lxdtest and, where
-// LXD_TEST_LXD_DIRS and LXD_TEST_INCUS_DIRS name them, against real daemons.
-// What differs between the two is a bug in lxdtest.
+// LXD_TEST_LXD_DIRS and LXD_TEST_INCUS_DIRS name them, against real daemons and a
+// cluster of LXD. What differs between the two is a bug in lxdtest.
 func TestConformance(t *testing.T) {
 	table := &conformanceTable{cells: map[[2]string]string{}}
 	subjects := testkit.Subjects(t)
+	for _, s := range slices.Clone(subjects) {
+		if s.Real != nil && s.Family == lxd.LXD {
+			subjects = append(subjects, s.Cluster(t))
+		}
+	}
 	for _, call := range conformanceCalls {
 		for _, s := range subjects {
 			table.set(s.Column, strings.ReplaceAll(call.name, " ", "_"), "yes")
