@@ -209,7 +209,7 @@ func testCreateTwice(t *testing.T, s *subject) {
 			require.NoError(t, err)
 			require.NoError(t, again.Wait(t.Context()))
 			require.Equal(t, first.Fingerprint, again.Fingerprint)
-			require.Equal(t, "1", again.Properties["n"], "the image that is there stays as it is")
+			require.Equal(t, "2", again.Properties["n"], "the options are applied to the image that exists")
 			o.IfExists, o.Aliases = lxd.ErrorIfExists, nil
 			again, err = c.Images.Create(t.Context(), bytes.NewReader(data), &o)
 			if err == nil {
