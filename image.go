@@ -286,10 +286,25 @@ func (i *Image) Refresh(ctx context.Context, opts *RefreshOptions) error {
 	return err
 }
 
-// AddAlias adds an alias to the image. If the name is taken, the error matches
+// AddAlias adds an alias to the image. If the image has it, it succeeds, and sets the
+// description unless it is empty. If another image has it, the error matches
 // [ErrExists]; see SetAlias.
 func (i *Image) AddAlias(ctx context.Context, name, description string) error {
-	return i.changeAlias(ctx, name, description, i.aliases().Create)
+	aliases := i.aliases()
+	return i.changeAlias(ctx, name, description, func(ctx context.Context, alias Alias) error {
+		err := aliases.Create(ctx, alias)
+		if !errors.Is(err, ErrExists) {
+			return err
+		}
+		existing, etag, gerr := aliases.get(ctx, name)
+		switch {
+		case gerr != nil || existing.Target != strings.ToLower(alias.Target):
+			return err
+		case description == "" || description == existing.Description:
+			return nil
+		}
+		return aliases.put(ctx, name, alias, etag)
+	})
 }
 
 // SetAlias makes the alias point to this image, whether it is new or points to

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/streamstest"
 	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
@@ -210,6 +211,94 @@ func TestSameMomentLosesTheInsert(t *testing.T) {
 			require.Equal(t, lxdtest.Fingerprint(data), image.Fingerprint)
 			require.Equal(t, "1", image.Properties["n"])
 			require.Len(t, image.Aliases, 1)
+		}
+	})
+}
+
+// TestPublicationLosesTheInsert has another call store the content at the same moment.
+func TestPublicationLosesTheInsert(t *testing.T) {
+	t.Parallel()
+	eachDialect(t, func(t *testing.T, f *testkit.Fake) {
+		f.AddInstance("web", nil)
+		f.Inject(lxdtest.LoseInsert().Times(1))
+		image, err := f.Client.Images.CreateFromInstance(t.Context(), "web", &lxd.CreateFromInstanceOptions{
+			Properties: map[string]string{"n": "1"}, Aliases: []lxd.Alias{{Name: "web"}}, Wait: true,
+		})
+		require.NoError(t, err)
+		require.Equal(t, "1", image.Properties["n"])
+		require.Len(t, image.Aliases, 1)
+	})
+}
+
+// TestForgottenFailure has the server forget the operation that failed because the
+// image exists.
+func TestForgottenFailure(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFakeWith(t, &lxdtest.Options{ForgetAfter: -1}, nil)
+	data := testkit.Unified(t, 0)
+	_, err := f.AddImage(data, nil)
+	require.NoError(t, err)
+	_, err = f.Client.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{IfExists: lxd.ErrorIfExists, Wait: true})
+	require.ErrorIs(t, err, lxd.ErrExists)
+	image, err := f.Client.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Properties: map[string]string{"n": "1"}, Wait: true})
+	require.NoError(t, err)
+	require.Equal(t, "1", image.Properties["n"])
+	_, err = f.Client.Images.Create(t.Context(), bytes.NewReader(testkit.Unified(t, 0)), &lxd.CreateOptions{IfExists: lxd.ErrorIfExists, Wait: true})
+	require.NoError(t, err, "its own image")
+}
+
+// TestAddAliasAgain succeeds for the image's own alias.
+func TestAddAliasAgain(t *testing.T) {
+	onSubjects(t, func(t *testing.T, s *testkit.Subject) {
+		c := s.Client(t)
+		image, other, name := testkit.Upload(t, c, nil), testkit.Upload(t, c, nil), testkit.Unique("own")
+		for _, description := range []string{"one", "", "two"} {
+			require.NoError(t, image.AddAlias(t.Context(), name, description))
+		}
+		alias, err := c.Aliases.Get(t.Context(), name)
+		require.NoError(t, err)
+		require.Equal(t, "two", alias.Description)
+		require.ErrorIs(t, other.AddAlias(t.Context(), name, ""), lxd.ErrExists)
+	})
+}
+
+// TestImportAgain repeats imports, and finds the image that exists with ErrorIfExists.
+func TestImportAgain(t *testing.T) {
+	t.Parallel()
+	onImportTargets(t, func(t *testing.T, target *importTarget) {
+		source := imageServer(t)
+		data := testkit.Unified(t, 0)
+		at := source.Direct("image", streamstest.Direct{Content: data})
+		for _, via := range []lxd.Via{lxd.ViaAuto, lxd.ViaClient} {
+			o := lxd.CreateFromURLOptions{Via: via, Aliases: []lxd.Alias{{Name: "again"}}, Wait: true}
+			var image *lxd.Image
+			for _, n := range []string{"1", "2"} {
+				o.Properties = map[string]string{"n": n}
+				var err error
+				image, err = target.client.Images.CreateFromURL(t.Context(), at, &o)
+				require.NoError(t, err)
+				require.Equal(t, n, image.Properties["n"])
+			}
+			o.IfExists = lxd.ErrorIfExists
+			_, err := target.client.Images.CreateFromURL(t.Context(), at, &o)
+			require.ErrorIs(t, err, lxd.ErrExists)
+			require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
+		}
+	})
+}
+
+// TestMissingImageOfSimplestreams matches ErrNotFound, whoever fetches it.
+func TestMissingImageOfSimplestreams(t *testing.T) {
+	t.Parallel()
+	onImportTargets(t, func(t *testing.T, target *importTarget) {
+		source := importStreams(t, tree(t, "both", nil))["http"]
+		if !target.takesStreams {
+			target.fake.AddRegistry("distro", source.URL+"/")
+		}
+		for _, o := range []lxd.CreateFromSimplestreamsOptions{{Via: lxd.ViaServer}, {AutoUpdate: true}, {}, {Via: lxd.ViaClient}} {
+			o.Wait, o.AllowHTTP = true, true
+			_, err := target.client.Images.CreateFromSimplestreams(t.Context(), source.URL, "missing", &o)
+			require.ErrorIs(t, err, lxd.ErrNotFound)
 		}
 	})
 }

@@ -57,6 +57,31 @@ type CreateFromInstanceOptions struct {
 	Progress func(Progress)
 }
 
+// mayHaveLostInsert reports whether a publication may have failed because another one
+// stored the same content in the same moment. The daemons then do not name the image,
+// but there is one that is newer than the operation.
+func (m *Images) mayHaveLostInsert(ctx context.Context, op *Operation, failure error) bool {
+	var failed *OperationError
+	if !errors.As(failure, &failed) || errors.Is(failure, ErrCancelled) || errors.Is(failure, ErrNotFound) {
+		return false
+	}
+	images, err := m.All(ctx, nil)
+	return err == nil && slices.ContainsFunc(images, func(i *Image) bool { return i.isNewOf(op) })
+}
+
+// publishAgain repeats a publication, and waits for it.
+func (m *Images) publishAgain(ctx context.Context, post *wire.ImagePost, spec *imageSpec, meter *progress.Meter) (*Image, error) {
+	image, err := m.importImage(ctx, post, spec, nil)
+	if err != nil {
+		return nil, err
+	}
+	err = image.pending.wait(ctx, image, meter)
+	if err != nil && image.UploadedAt.IsZero() {
+		return nil, err
+	}
+	return image, err
+}
+
 // explainInstance adds to an error that the instance or snapshot does not exist, if
 // that is so: Incus 7.0.2 does not say it with a status.
 func (m *Images) explainInstance(ctx context.Context, name, snapshot string, failure error) error {
@@ -129,8 +154,12 @@ func (m *Images) CreateFromInstance(ctx context.Context, instance string, opts *
 		if err != nil {
 			return nil, m.explainInstance(ctx, name, snapshot, err)
 		}
-		image.pending.then(func(ctx context.Context, image *Image, err error, _ *progress.Meter) (*Image, error) {
-			return image, m.explainInstance(ctx, name, snapshot, err)
+		op := image.Operation()
+		image.pending.then(func(ctx context.Context, created *Image, err error, meter *progress.Meter) (*Image, error) {
+			if err != nil && created == nil && m.mayHaveLostInsert(ctx, op, err) {
+				created, err = m.publishAgain(ctx, post, &imp.spec, meter)
+			}
+			return created, m.explainInstance(ctx, name, snapshot, err)
 		})
 		return image, nil
 	}
