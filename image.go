@@ -290,8 +290,8 @@ func (i *Image) Refresh(ctx context.Context, opts *RefreshOptions) error {
 // description unless it is empty. If another image has it, the error matches
 // [ErrExists]; see SetAlias.
 func (i *Image) AddAlias(ctx context.Context, name, description string) error {
-	aliases := i.aliases()
-	return i.changeAlias(ctx, name, description, func(ctx context.Context, alias Alias) error {
+	aliases, kept := i.aliases(), description
+	err := i.changeAlias(ctx, name, description, func(ctx context.Context, alias Alias) error {
 		err := aliases.Create(ctx, alias)
 		if !errors.Is(err, ErrExists) {
 			return err
@@ -301,10 +301,15 @@ func (i *Image) AddAlias(ctx context.Context, name, description string) error {
 		case gerr != nil || existing.Target != strings.ToLower(alias.Target):
 			return err
 		case description == "" || description == existing.Description:
+			kept = existing.Description
 			return nil
 		}
 		return aliases.put(ctx, name, alias, etag)
 	})
+	if err == nil {
+		i.Aliases[len(i.Aliases)-1].Description = kept
+	}
+	return err
 }
 
 // SetAlias makes the alias point to this image, whether it is new or points to

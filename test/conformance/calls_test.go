@@ -257,12 +257,14 @@ func testCreateVerified(t *testing.T, s *subject) {
 
 func testCreateRefused(t *testing.T, s *subject) {
 	c := s.Client(t)
-	_, err := c.Images.Create(t.Context(), strings.NewReader("not an image"), &lxd.CreateOptions{Wait: true})
+	_, err := c.Images.Create(t.Context(), strings.NewReader("not an image\x00"), &lxd.CreateOptions{Wait: true})
 	failed := testkit.ErrOf[*lxd.OperationError](t, err)
 	require.NotEmpty(t, failed.Message)
 	require.NotEmpty(t, failed.ID)
-	_, err = c.Images.Create(t.Context(), strings.NewReader(""), &lxd.CreateOptions{Wait: true})
-	require.Error(t, err)
+	for _, text := range []string{"", "a text"} {
+		_, err = c.Images.Create(t.Context(), strings.NewReader(text), &lxd.CreateOptions{Wait: true})
+		require.ErrorIs(t, err, lxd.ErrInvalid)
+	}
 
 	broken := errors.New("the disk has died")
 	data := testkit.Unified(t, 1<<20)
@@ -716,7 +718,9 @@ func testAddAlias(t *testing.T, s *subject) {
 	alias := testkit.Unique("add")
 	require.NoError(t, image.AddAlias(t.Context(), alias, "what it is"))
 	require.Equal(t, []lxd.Alias{{Name: alias, Description: "what it is"}}, image.Aliases)
-	require.ErrorIs(t, image.AddAlias(t.Context(), alias, ""), lxd.ErrExists)
+	require.NoError(t, image.AddAlias(t.Context(), alias, ""), "it has it")
+	require.Equal(t, []lxd.Alias{{Name: alias, Description: "what it is"}}, image.Aliases)
+	require.ErrorIs(t, testkit.Upload(t, c, nil).AddAlias(t.Context(), alias, ""), lxd.ErrExists)
 	read, err := c.Images.Get(t.Context(), image.Fingerprint)
 	require.NoError(t, err)
 	require.Equal(t, []lxd.Alias{{Name: alias, Description: "what it is"}}, read.Aliases)
