@@ -120,6 +120,9 @@ type CreateOptions struct {
 // returns. If the server refuses the upload, Create returns when the current Read
 // has returned.
 //
+// The first Read of a reader that is not seekable, of at most 512 bytes, is made before
+// anything is sent.
+//
 // Without Wait, the Image has its fingerprint and the attributes in the options,
 // and Image.Wait completes it. If the image was created but an alias was not,
 // Create returns both the Image and the error.

@@ -50,6 +50,8 @@ func TestBadInputIsRefusedBeforeAnythingIsSent(t *testing.T) {
 	alias := func(name string) []lxd.Alias { return []lxd.Alias{{Name: name}} }
 	var none *lxd.Image
 	stranger := &lxd.Image{Fingerprint: whole}
+	_, err := lxd.New("unix:///nowhere", &lxd.Options{Token: "token\n"})
+	require.Equal(t, "Options.Token", testkit.ErrOf[*lxd.InputError](t, err).Field)
 	for _, test := range []struct {
 		field string
 		err   error
