@@ -218,15 +218,22 @@ func (a *Aliases) Delete(ctx context.Context, name string) error {
 }
 
 // checkFree returns ErrExists if one of the aliases points to another image than
-// that of the fingerprint. If that is empty, any image is another.
-func (a *Aliases) checkFree(ctx context.Context, aliases []Alias, fingerprint string) error {
+// that of the fingerprint. If that is empty and an alias exists, find determines it;
+// if it cannot, the alias is not an error.
+func (a *Aliases) checkFree(ctx context.Context, aliases []Alias, fingerprint string, find func() (string, error)) error {
 	for _, want := range aliases {
 		existing, err := a.Get(ctx, want.Name)
+		if isMissing(err) {
+			continue
+		}
+		if err == nil && fingerprint == "" && find != nil {
+			fingerprint, err = find()
+			find = nil
+		}
 		switch {
-		case isMissing(err):
 		case err != nil:
 			return err
-		case fingerprint == "" || existing.Target != fingerprint:
+		case fingerprint != "" && existing.Target != fingerprint:
 			return fmt.Errorf("alias %q points to image %.12s: %w: set ReuseAliases to move it", want.Name, existing.Target, ErrExists)
 		}
 	}

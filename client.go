@@ -65,6 +65,9 @@ func New(endpoint string, opts *Options) (*Client, error) {
 	if opts != nil {
 		o = *opts
 	}
+	if strings.ContainsFunc(o.Token, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		return nil, invalid("Options.Token", "contains a control character, such as a line end")
+	}
 	t := &transport{endpoint: endpoint, retry: retry.Policy{Timeout: o.RetryTimeout}, stall: cmp.Or(o.StallTimeout, stall.DefaultTimeout), log: o.Logger, token: o.TokenSource, agent: "golxd/" + Version, session: newSession()}
 	if t.log == nil {
 		t.log = slog.New(slog.DiscardHandler)

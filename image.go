@@ -142,6 +142,18 @@ func (i *Image) check() error {
 	return checkFingerprint("Image.Fingerprint", i.Fingerprint)
 }
 
+// checkExists returns an error if the image does not come from a server, or if the
+// server may not have it yet: the call that creates it was not waited for.
+func (i *Image) checkExists() error {
+	if err := i.check(); err != nil {
+		return err
+	}
+	if i.pending != nil && i.UploadedAt.IsZero() {
+		return invalid("image", "%.12s may not exist yet: call Image.Wait first, or set Wait in the options of the call that creates it", i.Fingerprint)
+	}
+	return nil
+}
+
 // UpdateOptions has no options yet.
 type UpdateOptions struct{}
 
@@ -152,7 +164,7 @@ type UpdateOptions struct{}
 // compare and write in two steps (LXD 5.0.2, Incus 6.0.4). A zero ExpiresAt means
 // never; a nil Profiles leaves the profiles unchanged.
 func (i *Image) Update(ctx context.Context, _ *UpdateOptions) error {
-	if err := i.check(); err != nil {
+	if err := i.checkExists(); err != nil {
 		return err
 	}
 	for name := range i.Properties {
@@ -190,6 +202,9 @@ type DeleteOptions struct {
 	// Wait makes Delete return when the image is deleted. The default is to return
 	// when the server has accepted the work.
 	Wait bool
+	// CancelOnDone cancels the operation, if the server can cancel it, when ctx ends
+	// while Delete waits for it (with Wait). By default it continues.
+	CancelOnDone bool
 }
 
 // Delete removes the image and its aliases from the server.
@@ -217,7 +232,8 @@ func (i *Image) Delete(ctx context.Context, opts *DeleteOptions) error {
 	if opts == nil || !opts.Wait {
 		return nil
 	}
-	return i.Wait(ctx)
+	_, err = i.pending.waitInCall(ctx, i, nil, opts.CancelOnDone)
+	return err
 }
 
 // settleDeletion determines the outcome of a deletion whose operation the server
@@ -239,6 +255,9 @@ type RefreshOptions struct {
 	// fetched it if there is one. The default is to return when the server has
 	// accepted the work.
 	Wait bool
+	// CancelOnDone cancels the operation, if the server can cancel it, when ctx ends
+	// while Refresh waits for it (with Wait). By default it continues.
+	CancelOnDone bool
 }
 
 // Refresh makes the server look for a newer version of the image at its source
@@ -263,13 +282,34 @@ func (i *Image) Refresh(ctx context.Context, opts *RefreshOptions) error {
 	if opts == nil || !opts.Wait {
 		return nil
 	}
-	return i.Wait(ctx)
+	_, err = i.pending.waitInCall(ctx, i, nil, opts.CancelOnDone)
+	return err
 }
 
-// AddAlias adds an alias to the image. If the name is taken, the error matches
+// AddAlias adds an alias to the image. If the image has it, it succeeds, and sets the
+// description unless it is empty. If another image has it, the error matches
 // [ErrExists]; see SetAlias.
 func (i *Image) AddAlias(ctx context.Context, name, description string) error {
-	return i.changeAlias(ctx, name, description, i.aliases().Create)
+	aliases, kept := i.aliases(), description
+	err := i.changeAlias(ctx, name, description, func(ctx context.Context, alias Alias) error {
+		err := aliases.Create(ctx, alias)
+		if !errors.Is(err, ErrExists) {
+			return err
+		}
+		existing, etag, gerr := aliases.get(ctx, name)
+		switch {
+		case gerr != nil || existing.Target != strings.ToLower(alias.Target):
+			return err
+		case description == "" || description == existing.Description:
+			kept = existing.Description
+			return nil
+		}
+		return aliases.put(ctx, name, alias, etag)
+	})
+	if err == nil {
+		i.Aliases[len(i.Aliases)-1].Description = kept
+	}
+	return err
 }
 
 // SetAlias makes the alias point to this image, whether it is new or points to
@@ -279,7 +319,7 @@ func (i *Image) SetAlias(ctx context.Context, name, description string) error {
 }
 
 func (i *Image) changeAlias(ctx context.Context, name, description string, change func(context.Context, Alias) error) error {
-	if err := i.check(); err != nil {
+	if err := i.checkExists(); err != nil {
 		return err
 	}
 	if err := change(ctx, Alias{Name: name, Description: description, Target: i.Fingerprint}); err != nil {

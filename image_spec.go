@@ -1,11 +1,13 @@
 package lxd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 
 	"github.com/golxd/lxd/internal/progress"
@@ -19,17 +21,91 @@ type imageSpec struct {
 	filename string
 	aliases  []Alias
 	reuse    bool
+	replaced bool // delete an image all of whose aliases were moved
+	ifExists IfExists
+	kind     ImageType // "" for any
 	// exact sets zero fields too; it is true for a copy.
 	exact bool
 }
 
-// imageIfUploaded returns the image beside an error only if the server has it:
-// then an alias or an attribute could not be set.
-func imageIfUploaded(image *Image, err error) (*Image, error) {
-	if err != nil && image.UploadedAt.IsZero() {
+// check returns an error if a server could not keep the spec as it is. options is
+// the name of the struct whose fields it comes from.
+func (s *imageSpec) check(options string) error {
+	if err := checkFilename(options+".Filename", s.filename); err != nil {
+		return err
+	}
+	if err := checkNames(options+".Profiles", s.Profiles); err != nil {
+		return err
+	}
+	if err := checkProperties(options+".Properties", s.Properties); err != nil {
+		return err
+	}
+	if err := checkExpiry(options+".ExpiresAt", s.ExpiresAt); err != nil {
+		return err
+	}
+	if err := s.ifExists.check(options + ".IfExists"); err != nil {
+		return err
+	}
+	if s.replaced && !s.reuse {
+		return invalid(options+".DeleteReplaced", "is set without ReuseAliases, which moves the aliases of other images")
+	}
+	return checkAliases(options+".Aliases", s.aliases)
+}
+
+// checkTarget returns an error, before any content is moved, if the server would
+// refuse the image because of its profiles or aliases. fingerprint is that of the
+// image, "" if it is unknown; it is then determined by find if an alias exists. If
+// find returns "" too, the alias is checked when the image exists.
+func (s *imageSpec) checkTarget(ctx context.Context, c *Client, fingerprint string, find func() (string, error)) error {
+	if s.setsProfiles() {
+		if err := c.checkProfiles(ctx, s.Profiles); err != nil {
+			return err
+		}
+	}
+	if s.reuse {
+		return nil
+	}
+	return c.Aliases.checkFree(ctx, s.aliases, fingerprint, find)
+}
+
+// checkProfiles returns an error that matches ErrNotFound if a profile does not
+// exist. That this client may not read it is no error: it may still use it.
+func (c *Client) checkProfiles(ctx context.Context, names []string) error {
+	for _, name := range names {
+		type profile struct {
+			Name string `json:"name"`
+		}
+		_, _, err := get(ctx, c.t, &request{method: http.MethodGet, path: path("profiles", name), query: c.query()}, func(p *profile) error {
+			if p.Name != name {
+				return fmt.Errorf("it is profile %.80q", p.Name)
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, ErrForbidden) {
+			return fmt.Errorf("profile %q: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// useExisting applies the spec to an image that the server already has.
+func (s *imageSpec) useExisting(ctx context.Context, m *Images, existing *Image) (*Image, error) {
+	if s.ifExists == ErrorIfExists {
+		return nil, fmt.Errorf("image %s: %w", existing.Fingerprint, ErrExists)
+	}
+	if err := s.checkType(existing); err != nil {
 		return nil, err
 	}
-	return image, err
+	return s.complete(ctx, m, nil, existing.Fingerprint)
+}
+
+// checkType returns an error if the image has another type than the wanted one: the
+// fingerprint does not depend on it.
+func (s *imageSpec) checkType(existing *Image) error {
+	if s.kind == "" || existing.Type == s.kind {
+		return nil
+	}
+	return fmt.Errorf("image %s has type %q, not %q: %w: delete it to create the other", existing.Fingerprint, existing.Type, s.kind, ErrExists)
 }
 
 // checkSupported returns an error if the server would ignore a part of the spec.
@@ -109,7 +185,38 @@ func (s *imageSpec) complete(ctx context.Context, m *Images, op *Operation, fing
 		}
 		to, differs = s.attributes.over(now.attributes(), s.exact)
 	}
-	return now, now.assign(ctx, s.aliases, s.reuse)
+	return now, s.assign(ctx, now)
+}
+
+// assign gives the image its aliases. It then deletes the images that have lost
+// their last alias to it, if that is wanted.
+func (s *imageSpec) assign(ctx context.Context, image *Image) error {
+	var replaced []string
+	for _, want := range s.aliases {
+		if !s.replaced {
+			break
+		}
+		alias, err := image.client.Aliases.Get(ctx, want.Name)
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return fmt.Errorf("alias %q: %w", want.Name, err)
+		}
+		if err == nil && alias.Target != image.Fingerprint && !slices.Contains(replaced, alias.Target) {
+			replaced = append(replaced, alias.Target)
+		}
+	}
+	if err := image.assign(ctx, s.aliases, s.reuse); err != nil {
+		return err
+	}
+	for _, fingerprint := range replaced {
+		old, err := image.client.Images.Get(ctx, fingerprint)
+		if err == nil && len(old.Aliases) == 0 {
+			err = old.Delete(ctx, &DeleteOptions{Wait: true})
+		}
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return fmt.Errorf("delete the replaced image %.12s: %w", fingerprint, err)
+		}
+	}
+	return nil
 }
 
 // createdFingerprint returns the fingerprint of the image that an operation has
@@ -194,7 +301,13 @@ func (m *Images) post(ctx context.Context, post *wire.ImagePost, spec *imageSpec
 	c := m.client
 	spec.attributes.post(post)
 	post.Filename = spec.filename
-	op, err := c.start(ctx, &request{method: http.MethodPost, path: path("images"), query: c.query(), body: &jsonBody{post}}, settle)
+	body := &jsonBody{post}
+	if post.Source.Type == "instance" || post.Source.Type == "snapshot" {
+		// On LXD they replace those of the instance's image (5.0.2), even if there are
+		// none. Set later, they are merged with them, as on Incus.
+		body = &jsonBody{wire.InstancePost{ImagePost: post}}
+	}
+	op, err := c.start(ctx, &request{method: http.MethodPost, path: path("images"), query: c.query(), body: body}, settle)
 	if err != nil {
 		return nil, err
 	}
@@ -206,26 +319,46 @@ func (m *Images) post(ctx context.Context, post *wire.ImagePost, spec *imageSpec
 	return image, nil
 }
 
-// importImage makes the server fetch or create an image, and completes it when the
-// operation has finished.
-func (m *Images) importImage(ctx context.Context, post *wire.ImagePost, spec *imageSpec, settle func(context.Context) error) (*Image, error) {
-	if !spec.reuse {
-		post.Aliases = wireAliases(spec.aliases)
+var fullFingerprint = regexp.MustCompile(`\b[0-9a-f]{64}\b`)
+
+// fingerprintIn returns the fingerprint in the error of a publication whose content
+// exists already; "" for none. Only that text contains it (LXD 5.0.2, Incus 6.0.4 and
+// 7.0.2), whatever its other words are.
+func fingerprintIn(failure error) string {
+	return fullFingerprint.FindString(failure.Error())
+}
+
+// existing returns the server's image with a full fingerprint; nil if it has none,
+// or that cannot be determined.
+func (m *Images) existing(ctx context.Context, fingerprint string) *Image {
+	if checkServerFingerprint(fingerprint) != nil {
+		return nil
 	}
+	image, err := m.Get(ctx, fingerprint)
+	if err != nil {
+		return nil
+	}
+	return image
+}
+
+// importImage makes the server fetch or create an image, and completes it when the
+// operation has finished. The server gets no aliases: if one could not be created, it
+// would depend on the server whether the image remains.
+func (m *Images) importImage(ctx context.Context, post *wire.ImagePost, spec *imageSpec, settle func(context.Context) error) (*Image, error) {
 	return m.post(ctx, post, spec, settle, func(ctx context.Context, op *Operation, failure error, _ *progress.Meter) (*Image, error) {
 		if failure != nil {
-			return nil, failure
+			existing := m.existing(ctx, cmp.Or(op.fingerprint(), post.Source.Fingerprint, fingerprintIn(failure)))
+			if existing == nil || errors.Is(failure, ErrCancelled) {
+				return nil, failure
+			}
+			if existing.isNewOf(op) && spec.ifExists != ErrorIfExists {
+				return spec.complete(ctx, m, op, existing.Fingerprint)
+			}
+			return spec.useExisting(ctx, m, existing)
 		}
 		fingerprint, err := m.createdFingerprint(ctx, op, op.fingerprint(), post.Source.Fingerprint)
 		if err != nil {
 			return nil, err
-		}
-		if fingerprint == "" && len(spec.aliases) > 0 {
-			alias, err := m.client.Aliases.Get(ctx, spec.aliases[0].Name)
-			if err != nil {
-				return nil, err
-			}
-			fingerprint = alias.Target
 		}
 		if fingerprint == "" {
 			return nil, fmt.Errorf("operation %s does not contain the image's fingerprint: %w", op.ID(), ErrOutcomeUnknown)

@@ -46,8 +46,12 @@ type CopyOptions struct {
 	// Aliases replace those of the source. An empty slice means none.
 	Aliases []Alias
 	// ReuseAliases moves aliases that point to other images of the target to the
-	// copy. By default such an alias is an error that matches ErrExists.
+	// copy. Those images remain, without the alias. By default such an alias is an
+	// error that matches ErrExists.
 	ReuseAliases bool
+	// DeleteReplaced deletes the images that have lost their last alias to
+	// ReuseAliases, which must be set.
+	DeleteReplaced bool
 	// ExpiresAt is when the copy expires; a zero time means never.
 	ExpiresAt *time.Time
 
@@ -60,6 +64,10 @@ type CopyOptions struct {
 	// the next Image.Wait does that. Without it, an unused token remains on its
 	// server.
 	Wait bool
+	// CancelOnDone cancels the operation, if the server can cancel it, when ctx ends
+	// while Copy waits for it (with Wait). By default it continues; Copy returns the
+	// Image beside the error, with the operation.
+	CancelOnDone bool
 
 	// Progress receives the phases send (of a relay) and server.
 	Progress func(Progress)
@@ -88,7 +96,7 @@ func (i *Image) Copy(ctx context.Context, target *Client, opts *CopyOptions) (*C
 	if err := checkContext(ctx); err != nil {
 		return nil, err
 	}
-	if err := i.check(); err != nil {
+	if err := i.checkExists(); err != nil {
 		return nil, err
 	}
 	var o CopyOptions
@@ -98,7 +106,7 @@ func (i *Image) Copy(ctx context.Context, target *Client, opts *CopyOptions) (*C
 	if err := o.check(target); err != nil {
 		return nil, err
 	}
-	j := &copyJob{source: i, target: target, ifExists: o.IfExists, spec: o.spec(i), copied: &Copied{}}
+	j := &copyJob{source: i, target: target, ifExists: o.IfExists, cancel: o.CancelOnDone, spec: o.spec(i), copied: &Copied{}}
 	j.meter, j.report = meter(PhaseServer, max(i.Size, -1), o.Progress), o.Progress
 	defer j.meter.Stop()
 	existing, err := target.Images.Get(ctx, i.Fingerprint)
@@ -106,7 +114,7 @@ func (i *Image) Copy(ctx context.Context, target *Client, opts *CopyOptions) (*C
 	case err == nil && o.IfExists == ErrorIfExists:
 		return nil, fmt.Errorf("image %s: %w", i.Fingerprint, ErrExists)
 	case err == nil:
-		if err := existing.assign(ctx, j.spec.aliases, j.spec.reuse); err != nil {
+		if err := j.spec.assign(ctx, existing); err != nil {
 			return nil, err
 		}
 		j.meter.Phase(PhaseServer, existing.Size, existing.Size)
@@ -116,7 +124,7 @@ func (i *Image) Copy(ctx context.Context, target *Client, opts *CopyOptions) (*C
 		return nil, err
 	}
 	if !o.ReuseAliases {
-		if err := target.Aliases.checkFree(ctx, j.spec.aliases, i.Fingerprint); err != nil {
+		if err := target.Aliases.checkFree(ctx, j.spec.aliases, i.Fingerprint, nil); err != nil {
 			return nil, err
 		}
 	}
@@ -125,6 +133,9 @@ func (i *Image) Copy(ctx context.Context, target *Client, opts *CopyOptions) (*C
 		modes = []CopyMode{CopyPull, CopyPush, CopyRelay}
 	}
 	if err := j.run(ctx, modes, o.Wait); err != nil {
+		if ctx.Err() != nil && j.copied.Image != nil {
+			return j.copied, err // the operation may still be running
+		}
 		return nil, err
 	}
 	return j.copied, nil
@@ -137,31 +148,24 @@ func (o *CopyOptions) check(target *Client) error {
 	if err := target.checkMade(); err != nil {
 		return err
 	}
-	switch o.Mode {
-	case CopyAuto, CopyPull, CopyPush, CopyRelay:
-	default:
-		return invalid("CopyOptions.Mode", "is %q", o.Mode)
-	}
-	if o.IfExists != UseExisting && o.IfExists != ErrorIfExists {
-		return invalid("CopyOptions.IfExists", "is %q", o.IfExists)
-	}
-	if err := checkFilename("CopyOptions.Filename", o.Filename); err != nil {
+	if err := checkOneOf("CopyOptions.Mode", o.Mode, CopyAuto, CopyPull, CopyPush, CopyRelay); err != nil {
 		return err
 	}
-	if err := checkNames("CopyOptions.Profiles", o.Profiles); err != nil {
-		return err
+	spec := imageSpec{
+		attributes: attributes{Profiles: o.Profiles, Properties: o.Properties}, filename: o.Filename, aliases: o.Aliases,
+		reuse: o.ReuseAliases, replaced: o.DeleteReplaced, ifExists: o.IfExists,
 	}
-	if _, ok := o.Properties[""]; ok {
-		return invalid("CopyOptions.Properties", "has an empty name")
+	if o.ExpiresAt != nil {
+		spec.ExpiresAt = *o.ExpiresAt
 	}
-	return checkAliases("CopyOptions.Aliases", o.Aliases)
+	return spec.check("CopyOptions")
 }
 
 // spec describes the copy.
 func (o *CopyOptions) spec(source *Image) imageSpec {
 	w := imageSpec{
 		attributes: source.attributes().clone(), filename: source.Filename, aliases: slices.Clone(source.Aliases),
-		reuse: o.ReuseAliases, exact: true,
+		reuse: o.ReuseAliases, replaced: o.DeleteReplaced, exact: true,
 	}
 	if o.Public != nil {
 		w.Public = *o.Public
@@ -195,6 +199,7 @@ type copyJob struct {
 	source   *Image
 	target   *Client
 	ifExists IfExists
+	cancel   bool // the operation, when the context ends
 	spec     imageSpec
 	meter    *progress.Meter
 	report   func(Progress) // for a later Image.Wait; nil for none
@@ -216,7 +221,7 @@ func (j *copyJob) run(ctx context.Context, modes []CopyMode, wait bool) error {
 				})
 				return nil
 			}
-			if err = image.pending.wait(ctx, image, j.meter); err != nil {
+			if _, err = image.pending.waitInCall(ctx, image, j.meter, j.cancel); err != nil {
 				image.pending.release(ctx) // nobody can wait for it any more
 			}
 		}

@@ -33,10 +33,10 @@ func (j *copyJob) relay(ctx context.Context) (*Image, error) {
 	image := j.expectedImage()
 	image.pending = newPending(op, j.source.Size, func(ctx context.Context, failure error, _ *progress.Meter) (*Image, error) {
 		if failure != nil {
-			if op.fingerprint() != j.source.Fingerprint {
+			// Another call may have created the image in the same moment.
+			if errors.Is(failure, ErrCancelled) || c.Images.existing(ctx, j.source.Fingerprint) == nil {
 				return nil, body.explain(failure)
 			}
-			// Somebody else has created the image in the meantime.
 			if j.ifExists == ErrorIfExists {
 				return nil, fmt.Errorf("image %s: %w", j.source.Fingerprint, ErrExists)
 			}

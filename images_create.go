@@ -1,12 +1,16 @@
 package lxd
 
 import (
+	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -19,8 +23,10 @@ type IfExists string
 
 // The values of IfExists.
 const (
-	// UseExisting returns the existing image. Its attributes do not change, but it
-	// receives the aliases. This is the default.
+	// UseExisting returns the existing image. The options that are set are applied to
+	// it: its properties, profiles, expiry, Public and aliases are then as those of a
+	// new one. If the options determine another type, the error matches [ErrExists].
+	// This is the default.
 	UseExisting IfExists = ""
 	// ErrorIfExists returns an error that matches [ErrExists].
 	ErrorIfExists IfExists = "error"
@@ -32,8 +38,9 @@ type CreateOptions struct {
 	// disk of a virtual machine. The first file is then the metadata tarball. The
 	// default is a unified image.
 	Rootfs io.Reader
-	// Type is the type of a split image. The default is Container. The metadata of
-	// a unified image contains its type.
+	// Type is the type of a split image. The default is VirtualMachine if Rootfs is a
+	// qcow2 disk, and otherwise Container. The metadata of a unified image contains its
+	// type.
 	Type ImageType
 
 	// Size and RootfsSize are the lengths in bytes of readers that are not
@@ -52,18 +59,24 @@ type CreateOptions struct {
 	// (of a split image: Rootfs) is an *os.File, and otherwise none.
 	Filename string
 	// Properties are added to those in the image's metadata, and override them.
-	// They are set when the server has the content, before the aliases.
+	// They are set when the server has the content, before the aliases. Names and
+	// values must be UTF-8 without NUL bytes.
 	Properties map[string]string
 	// Profiles are the default profiles of instances created from the image
 	// (extension image_profiles). The default is "default".
 	Profiles []string
 	// Aliases are names for the image; Target and Type are ignored. They are
-	// checked before anything is sent: each must be free, or point to this image
-	// if Fingerprint or Dedupe determines the fingerprint in advance.
+	// checked before anything is sent: each must be free, or point to this image. If
+	// one exists, content that is seekable is hashed to find that out; for other
+	// content without Fingerprint, the alias is compared after the upload.
 	Aliases []Alias
-	// ReuseAliases moves aliases that point to other images to this one. By
-	// default such an alias is an error that matches ErrExists.
+	// ReuseAliases moves aliases that point to other images to this one. Those images
+	// remain, without the alias. By default such an alias is an error that matches
+	// ErrExists.
 	ReuseAliases bool
+	// DeleteReplaced deletes the images that have lost their last alias to
+	// ReuseAliases, which must be set.
+	DeleteReplaced bool
 	// ExpiresAt is when the server may delete the image if it is cached. The
 	// default is the expiry in the image's metadata.
 	ExpiresAt time.Time
@@ -78,7 +91,9 @@ type CreateOptions struct {
 	Verify bool
 	// Dedupe hashes seekable content before anything is sent, so that nothing
 	// is sent if the server has the image.
-	Dedupe   bool
+	Dedupe bool
+	// IfExists is what happens if the server already has the image. The default is to
+	// apply the options that are set to it.
 	IfExists IfExists
 
 	// Wait makes Create return when the image exists with all its attributes. The
@@ -86,6 +101,10 @@ type CreateOptions struct {
 	// must then be called: it sets Properties, ExpiresAt, Aliases and, on LXD,
 	// Profiles.
 	Wait bool
+	// CancelOnDone cancels the operation, if the server can cancel it, when ctx ends
+	// while the call waits for it (with Wait). By default it continues; the call
+	// returns the Image beside the error, with the operation.
+	CancelOnDone bool
 
 	// Progress receives the phases hash (with Dedupe), send and server.
 	Progress func(Progress)
@@ -93,12 +112,16 @@ type CreateOptions struct {
 
 // Create uploads an image from a reader: a unified tarball, or with
 // [CreateOptions.Rootfs] a split image. It reads from the reader's current
-// position. If the reader is an [io.Seeker], it is sent with its length, and sent
+// position. A reader that is empty, or whose first bytes are those of a text or of
+// another file of the image, is an [*InputError]. If the reader is an [io.Seeker], it is sent with its length, and sent
 // again if the connection breaks; the kernel sends a file if possible. Create does
 // not read after it has returned, with one exception: if ctx ends while a Read
 // blocks, that Read is the last one, and the reader must not be used until it
 // returns. If the server refuses the upload, Create returns when the current Read
 // has returned.
+//
+// The first Read of a reader that is not seekable, of at most 512 bytes, is made before
+// anything is sent.
 //
 // Without Wait, the Image has its fingerprint and the attributes in the options,
 // and Image.Wait completes it. If the image was created but an alias was not,
@@ -114,19 +137,26 @@ func (m *Images) Create(ctx context.Context, image io.Reader, opts *CreateOption
 	if err := o.check(image); err != nil {
 		return nil, err
 	}
-	body, err := o.content(image)
+	spec := imageSpec{
+		attributes: attributes{ExpiresAt: o.ExpiresAt, Profiles: o.Profiles, Properties: o.Properties, Public: o.Public}.clone(),
+		filename:   o.filename(image), aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases, replaced: o.DeleteReplaced, ifExists: o.IfExists,
+	}
+	if err := spec.check("CreateOptions"); err != nil {
+		return nil, err
+	}
+	body, err := o.content(ctx, image)
 	if err != nil {
 		return nil, err
 	}
+	if spec.kind = o.Type; o.Rootfs == nil {
+		spec.kind = ""
+	}
 	u := &upload{
-		images: m, content: body, fingerprint: strings.ToLower(o.Fingerprint), ifExists: o.IfExists,
+		images: m, content: body, fingerprint: strings.ToLower(o.Fingerprint),
 		// If the server forgets the operation, the fingerprint determines the
 		// outcome. A one-shot reader can be hashed only while it is sent.
 		hash: o.Verify || (o.Fingerprint == "" && (!o.Wait || !body.Replayable())),
-		spec: imageSpec{
-			attributes: attributes{ExpiresAt: o.ExpiresAt, Profiles: o.Profiles, Properties: o.Properties, Public: o.Public}.clone(),
-			filename:   o.filename(image), aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases,
-		},
+		spec: spec,
 	}
 	first := PhaseSend
 	if o.Dedupe {
@@ -139,7 +169,11 @@ func (m *Images) Create(ctx context.Context, image io.Reader, opts *CreateOption
 			return nil, fmt.Errorf("read the image: %w", err)
 		}
 	}
-	return u.run(ctx, o.Wait)
+	created, err := u.run(ctx)
+	if err != nil || !o.Wait || created.pending == nil { // nil if the server had the image
+		return created, err
+	}
+	return created.pending.waitInCall(ctx, created, u.meter, o.CancelOnDone)
 }
 
 func (o *CreateOptions) check(image io.Reader) error {
@@ -158,26 +192,23 @@ func (o *CreateOptions) check(image io.Reader) error {
 		return invalid("CreateOptions.RootfsSize", "is set without Rootfs")
 	case o.Rootfs == nil && o.Type == VirtualMachine:
 		return invalid("CreateOptions.Type", "is set without Rootfs; the metadata of a unified image contains its type")
-	case o.Type != "" && o.Type != Container && o.Type != VirtualMachine:
-		return invalid("CreateOptions.Type", "is %q, not %q or %q", o.Type, Container, VirtualMachine)
-	case o.IfExists != UseExisting && o.IfExists != ErrorIfExists:
-		return invalid("CreateOptions.IfExists", "is %q", o.IfExists)
+	}
+	if err := checkOneOf("CreateOptions.Type", o.Type, "", Container, VirtualMachine); err != nil {
+		return err
+	}
+	if sameReader(image, o.Rootfs) {
+		return invalid("CreateOptions.Rootfs", "is the same reader as image; give the metadata tarball as image")
 	}
 	if o.Fingerprint != "" {
-		if err := checkFullFingerprint("CreateOptions.Fingerprint", o.Fingerprint); err != nil {
-			return err
-		}
+		return checkFullFingerprint("CreateOptions.Fingerprint", o.Fingerprint)
 	}
-	if err := checkFilename("CreateOptions.Filename", o.Filename); err != nil {
-		return err
-	}
-	if err := checkNames("CreateOptions.Profiles", o.Profiles); err != nil {
-		return err
-	}
-	if _, ok := o.Properties[""]; ok {
-		return invalid("CreateOptions.Properties", "has an empty name")
-	}
-	return checkAliases("CreateOptions.Aliases", o.Aliases)
+	return nil
+}
+
+// sameReader reports whether a and b are one pointer.
+func sameReader(a, b io.Reader) bool {
+	v, w := reflect.ValueOf(a), reflect.ValueOf(b)
+	return v.Kind() == reflect.Pointer && w.Kind() == reflect.Pointer && v.Pointer() == w.Pointer() && v.Type() == w.Type()
 }
 
 // filename returns Filename or its default.
@@ -200,7 +231,40 @@ func fileBase(r io.Reader) string {
 	return ""
 }
 
-func (o *CreateOptions) content(image io.Reader) (*content.Content, error) {
+// The first bytes of two formats of file systems and disks.
+const (
+	magicSquashfs = "hsqs"
+	magicQcow2    = "QFI\xfb"
+)
+
+// peekSize is how much of a reader is looked at before anything is sent.
+const peekSize = 512
+
+// checkStart returns an error if the content cannot be what it is given for. rootfs
+// says that it is the second file of a split image. It returns the start of the
+// content.
+func checkStart(ctx context.Context, field string, s *content.Source, rootfs bool) ([]byte, error) {
+	start, err := s.Peek(ctx, peekSize)
+	switch kind := http.DetectContentType(start); {
+	case errors.Is(err, io.EOF):
+		return nil, invalid(field, "is empty, or was read to its end before")
+	case err != nil:
+		return nil, fmt.Errorf("read the image: %w", err)
+	case (len(start) >= minText || int64(len(start)) == s.Size()) && strings.HasPrefix(kind, "text/"):
+		return nil, invalid(field, "is text (%s), not an image", kind)
+	case rootfs:
+	case bytes.HasPrefix(start, []byte(magicSquashfs)), bytes.HasPrefix(start, []byte(magicQcow2)):
+		return nil, invalid(field, "is a file system or a disk; give it as CreateOptions.Rootfs, and its metadata tarball as image")
+	}
+	return start, nil
+}
+
+// minText is the length of a start that is enough to tell a text.
+const minText = 16
+
+// content returns the content of the upload. It sets Type if the content determines
+// it.
+func (o *CreateOptions) content(ctx context.Context, image io.Reader) (*content.Content, error) {
 	source := func(r io.Reader, field string, size int64) (*content.Source, error) {
 		if size == 0 {
 			size = -1
@@ -218,12 +282,22 @@ func (o *CreateOptions) content(image io.Reader) (*content.Content, error) {
 	if err != nil {
 		return nil, err
 	}
+	if _, err := checkStart(ctx, "image", first, false); err != nil {
+		return nil, err
+	}
 	if o.Rootfs == nil {
 		return content.Unified(first), nil
 	}
 	second, err := source(o.Rootfs, "CreateOptions.RootfsSize", o.RootfsSize)
 	if err != nil {
 		return nil, err
+	}
+	start, err := checkStart(ctx, "CreateOptions.Rootfs", second, true)
+	if err != nil {
+		return nil, err
+	}
+	if o.Type == "" && bytes.HasPrefix(start, []byte(magicQcow2)) {
+		o.Type = VirtualMachine
 	}
 	field, name := "rootfs", cmp.Or(o.filename(image), "rootfs")
 	if o.Type == VirtualMachine {

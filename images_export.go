@@ -64,7 +64,7 @@ func (i *Image) Export(ctx context.Context, opts *ExportOptions) (*Export, error
 	if err := checkContext(ctx); err != nil {
 		return nil, err
 	}
-	if err := i.check(); err != nil {
+	if err := i.checkExists(); err != nil {
 		return nil, err
 	}
 	var o ExportOptions

@@ -86,7 +86,7 @@ func (i *Image) ExportTo(ctx context.Context, dir string, opts *ExportToOptions)
 	if err := checkContext(ctx); err != nil {
 		return nil, err
 	}
-	if err := i.check(); err != nil {
+	if err := i.checkExists(); err != nil {
 		return nil, err
 	}
 	var o ExportToOptions

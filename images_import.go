@@ -45,15 +45,15 @@ type importJob struct {
 
 	mu      sync.Mutex
 	settled string // the fingerprint of the image that a forgotten operation has created
+	// explains allows explain to ask the source.
+	explains bool
 	// updates requires an image that the server can update.
 	updates bool
 }
 
 func (imp *importJob) check(options string) error {
-	switch imp.via {
-	case ViaAuto, ViaServer, ViaClient:
-	default:
-		return invalid(options+".Via", "is %q", imp.via)
+	if err := checkOneOf(options+".Via", imp.via, ViaAuto, ViaServer, ViaClient); err != nil {
+		return err
 	}
 	if imp.updates && imp.via == ViaClient {
 		return invalid(options+".AutoUpdate", "needs the server to fetch the image, but Via is ViaClient")
@@ -63,19 +63,21 @@ func (imp *importJob) check(options string) error {
 			return err
 		}
 	}
-	if err := checkFilename(options+".Filename", imp.spec.filename); err != nil {
-		return err
-	}
-	if err := checkNames(options+".Profiles", imp.spec.Profiles); err != nil {
-		return err
-	}
-	if _, ok := imp.spec.Properties[""]; ok {
-		return invalid(options+".Properties", "has an empty name")
-	}
-	return checkAliases(options+".Aliases", imp.spec.aliases)
+	return imp.spec.check(options)
 }
 
-func (imp *importJob) run(ctx context.Context, wait bool) (*Image, error) {
+func (imp *importJob) run(ctx context.Context, wait, cancelOnDone bool) (*Image, error) {
+	defer imp.meter.Stop()
+	image, err := imp.start(ctx)
+	if err != nil || !wait || image.pending == nil { // nil if the server had the image
+		return image, err
+	}
+	return image.pending.waitInCall(ctx, image, imp.meter, cancelOnDone)
+}
+
+// start starts the import by the server, or imports by the client. It does not wait
+// for the operation.
+func (imp *importJob) start(ctx context.Context) (*Image, error) {
 	if imp.fingerprint != "" {
 		existing, err := imp.images.Get(ctx, imp.fingerprint)
 		if err == nil {
@@ -89,52 +91,40 @@ func (imp *importJob) run(ctx context.Context, wait bool) (*Image, error) {
 		return nil, err
 	}
 	if imp.via == ViaClient {
-		return imp.byClient(ctx, wait)
+		return imp.byClient(ctx)
 	}
 	image, err := imp.server(ctx)
 	if err != nil {
 		if !imp.mayFallBack(ctx, err) {
-			return nil, err
+			return nil, imp.explain(ctx, err)
 		}
-		return imp.fallBack(ctx, err, wait)
+		return imp.fallBack(ctx, err)
 	}
 	image.pending.report = imp.report
-	if !wait {
-		return image, nil
-	}
-	return imageIfUploaded(image, image.pending.wait(ctx, image, imp.meter))
+	return image, nil
 }
 
 // checkTarget returns an error, before anything is fetched, if the server would
 // refuse the image no matter who fetches it.
 func (imp *importJob) checkTarget(ctx context.Context) error {
-	c := imp.images.client
-	for _, name := range imp.spec.Profiles {
-		type profile struct {
-			Name string `json:"name"`
-		}
-		_, _, err := get(ctx, c.t, &request{method: http.MethodGet, path: path("profiles", name), query: c.query()}, func(p *profile) error {
-			if p.Name != name {
-				return fmt.Errorf("it is profile %.80q", p.Name)
-			}
-			return nil
-		})
-		if err != nil {
-			return fmt.Errorf("profile %q: %w", name, err)
+	if imp.fingerprint == "" && imp.spec.ifExists == ErrorIfExists && imp.resolve != nil {
+		if existing := imp.images.existing(ctx, imp.resolved(ctx)); existing != nil {
+			return fmt.Errorf("image %s: %w", existing.Fingerprint, ErrExists)
 		}
 	}
-	if imp.spec.reuse {
-		return nil
+	find := func() (string, error) { return imp.resolved(ctx), ctx.Err() }
+	if imp.resolve == nil {
+		find = nil
 	}
-	return c.Aliases.checkFree(ctx, imp.spec.aliases, imp.fingerprint)
+	return imp.spec.checkTarget(ctx, imp.images.client, imp.fingerprint, find)
 }
 
 // useExisting applies the options to an image that the server already has, as the
 // servers' own imports do.
 func (imp *importJob) useExisting(ctx context.Context, existing *Image) (*Image, error) {
-	image, err := imp.spec.complete(ctx, imp.images, nil, existing.Fingerprint)
+	image, err := imp.spec.useExisting(ctx, imp.images, existing)
 	if err != nil {
-		return existing, err
+		return image, err
 	}
 	return image, imp.checkUpdates(image)
 }
@@ -179,12 +169,20 @@ func (imp *importJob) sentAliases() []Alias {
 
 // finish does the client's work after the server's operation has finished.
 func (imp *importJob) finish(ctx context.Context, op *Operation, failure error, m *progress.Meter) (*Image, error) {
-	if failure != nil && !imp.imageExists(ctx, op.fingerprint()) {
+	// An operation that failed has created the image, but not its aliases (LXD 5.0.2,
+	// Incus 6.0.4), or another call has created it in the same moment.
+	if failure != nil && imp.images.existing(ctx, op.fingerprint()) == nil {
 		if !imp.mayFallBack(ctx, failure) {
-			return nil, failure
+			return nil, imp.explain(ctx, failure)
 		}
 		imp.meter = m
-		return imp.fallBack(ctx, failure, true)
+		image, err := imp.fallBack(ctx, failure)
+		if err == nil && image.pending != nil {
+			if err = image.pending.wait(ctx, image, m); err != nil && image.UploadedAt.IsZero() {
+				return nil, err
+			}
+		}
+		return image, err
 	}
 	fingerprint, err := imp.images.createdFingerprint(ctx, op, op.fingerprint(), cmp.Or(imp.fingerprint, imp.settledFingerprint()))
 	if err != nil {
@@ -198,16 +196,6 @@ func (imp *importJob) finish(ctx context.Context, op *Operation, failure error, 
 		return image, err
 	}
 	return image, imp.checkUpdates(image)
-}
-
-// imageExists reports whether the server has the image. If it has, an operation
-// that failed has created the image, but not its aliases (LXD 5.0.2, Incus 6.0.4).
-func (imp *importJob) imageExists(ctx context.Context, fingerprint string) bool {
-	if checkServerFingerprint(fingerprint) != nil {
-		return false
-	}
-	_, err := imp.images.Get(ctx, fingerprint)
-	return err == nil
 }
 
 // resolveTimeout is the timeout of reading, from the source, the fingerprint of the
@@ -249,13 +237,36 @@ func (imp *importJob) expectedFingerprint(ctx context.Context) (string, error) {
 			return "", err
 		}
 	}
+	if fingerprint := imp.resolved(ctx); fingerprint != "" {
+		return fingerprint, nil
+	}
+	return "", errUnsettled
+}
+
+// resolved returns the fingerprint that the source reports; "" if it reports none in
+// time.
+func (imp *importJob) resolved(ctx context.Context) string {
 	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
 	defer cancel()
 	fingerprint, err := imp.resolve(ctx)
-	if err != nil || fingerprint == "" {
-		return "", errUnsettled
+	if err != nil {
+		return ""
 	}
-	return fingerprint, nil
+	return fingerprint
+}
+
+// explain adds to the server's error that the source does not have the image, if that
+// is so: the server's words differ between the daemons.
+func (imp *importJob) explain(ctx context.Context, failure error) error {
+	if !imp.explains || errors.Is(failure, ErrNotFound) || errors.Is(failure, ErrCancelled) || errors.Is(failure, ErrForbidden) {
+		return failure
+	}
+	resolve, cancel := context.WithTimeout(ctx, resolveTimeout)
+	defer cancel()
+	if _, err := imp.resolve(resolve); errors.Is(err, ErrNotFound) {
+		return fmt.Errorf("%w (by the server: %w)", err, failure)
+	}
+	return failure
 }
 
 // settledFingerprint returns the fingerprint that settle has found; "" for none.
@@ -267,7 +278,7 @@ func (imp *importJob) settledFingerprint() string {
 
 // byClient downloads the image and uploads it to the server. If the connection to
 // the server breaks, it starts over.
-func (imp *importJob) byClient(ctx context.Context, wait bool) (*Image, error) {
+func (imp *importJob) byClient(ctx context.Context) (*Image, error) {
 	retries := imp.images.client.t.retry.Begin()
 	image, err := imp.client(ctx)
 	for err != nil {
@@ -279,10 +290,7 @@ func (imp *importJob) byClient(ctx context.Context, wait bool) (*Image, error) {
 		}
 		image, err = imp.client(ctx)
 	}
-	if !wait || image.pending == nil { // nil if the server had the image
-		return image, nil
-	}
-	return imageIfUploaded(image, image.pending.wait(ctx, image, imp.meter))
+	return image, nil
 }
 
 // mayFallBack reports whether the client may succeed after the server has failed.
@@ -306,15 +314,18 @@ func (imp *importJob) mayFallBack(ctx context.Context, err error) bool {
 }
 
 // fallBack imports by the client after the server has failed with cause.
-func (imp *importJob) fallBack(ctx context.Context, cause error, wait bool) (*Image, error) {
+func (imp *importJob) fallBack(ctx context.Context, cause error) (*Image, error) {
 	if imp.updates {
+		if explained := imp.explain(ctx, cause); errors.Is(explained, ErrNotFound) {
+			return nil, explained
+		}
 		return nil, fmt.Errorf("%w: the client could fetch the image, but the server could not update it: %w", cause, ErrUnsupported)
 	}
 	if err := imp.checkTarget(ctx); err != nil {
 		return nil, fmt.Errorf("%w (by the server: %w)", err, cause)
 	}
 	imp.images.client.t.log.DebugContext(ctx, "lxd server cannot import, the client does", "error", cause)
-	image, err := imp.byClient(ctx, wait)
+	image, err := imp.byClient(ctx)
 	if err != nil {
 		return image, fmt.Errorf("by the client: %w (and by the server: %w)", err, cause)
 	}
@@ -324,7 +335,7 @@ func (imp *importJob) fallBack(ctx context.Context, cause error, wait bool) (*Im
 // upload uploads what the client downloads.
 func (imp *importJob) upload(ctx context.Context, body *content.Content, fingerprint string, spec imageSpec) (*Image, error) {
 	u := &upload{
-		images: imp.images, content: body, fingerprint: fingerprint, hash: true, completeExisting: true, spec: spec, meter: imp.meter, report: imp.report,
+		images: imp.images, content: body, fingerprint: fingerprint, hash: true, spec: spec, meter: imp.meter, report: imp.report,
 	}
-	return u.run(ctx, false)
+	return u.run(ctx)
 }

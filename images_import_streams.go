@@ -38,9 +38,13 @@ type CreateFromSimplestreamsOptions struct {
 	Profiles []string
 	// Aliases are names for the image on the server. The default is none.
 	Aliases []Alias
-	// ReuseAliases moves aliases that point to other images to this one. By
-	// default such an alias is an error that matches ErrExists.
+	// ReuseAliases moves aliases that point to other images to this one. Those images
+	// remain, without the alias. By default such an alias is an error that matches
+	// ErrExists.
 	ReuseAliases bool
+	// DeleteReplaced deletes the images that have lost their last alias to
+	// ReuseAliases, which must be set.
+	DeleteReplaced bool
 	// ExpiresAt is when the server may delete the image if it is cached. The
 	// default is the expiry in the index.
 	ExpiresAt time.Time
@@ -52,6 +56,10 @@ type CreateFromSimplestreamsOptions struct {
 	// AllowHTTP allows the client to use plain http. It does not apply to the
 	// server.
 	AllowHTTP bool
+
+	// IfExists is what happens if the server already has the image. The default is to
+	// apply the options that are set to it.
+	IfExists IfExists
 
 	Via Via
 	// Cache stores the index if the client reads it. The default is none.
@@ -67,6 +75,10 @@ type CreateFromSimplestreamsOptions struct {
 	// Wait makes the call return when the image is complete. The default is to
 	// return when the server has accepted the work; Image.Wait does the rest.
 	Wait bool
+	// CancelOnDone cancels the operation, if the server can cancel it, when ctx ends
+	// while the call waits for it (with Wait). By default it continues; the call
+	// returns the Image beside the error, with the operation.
+	CancelOnDone bool
 
 	// Progress receives the phase server, and send if the client fetches the image.
 	Progress func(Progress)
@@ -104,11 +116,11 @@ func (m *Images) CreateFromSimplestreams(ctx context.Context, server, alias stri
 		return nil, err
 	}
 	imp := &importJob{
-		images: m, via: o.Via,
+		images: m, via: o.Via, explains: true,
 		updates: o.AutoUpdate,
 		spec: imageSpec{
 			attributes: attributes{AutoUpdate: o.AutoUpdate, ExpiresAt: o.ExpiresAt, Profiles: o.Profiles, Properties: o.Properties, Public: o.Public}.clone(),
-			filename:   o.Filename, aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases,
+			filename:   o.Filename, aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases, replaced: o.DeleteReplaced, ifExists: o.IfExists,
 		},
 	}
 	if err := imp.check("CreateFromSimplestreamsOptions"); err != nil {
@@ -121,14 +133,17 @@ func (m *Images) CreateFromSimplestreams(ctx context.Context, server, alias stri
 	}
 	imp.resolve = func(ctx context.Context) (string, error) {
 		streams, image, err := m.resolveStream(ctx, server, alias, &o, true)
-		if err != nil {
-			return "", err
+		var unresolved *simplestreams.ResolveError
+		switch {
+		case errors.As(err, &unresolved):
+			return "", streamError(err)
+		case err != nil:
+			return "", errUnsettled // that the index cannot be read says nothing of the image
 		}
 		return image.Fingerprint, streams.Close()
 	}
 	imp.meter, imp.report = meter(PhaseServer, -1, o.Progress), o.Progress
-	defer imp.meter.Stop()
-	return imp.run(ctx, o.Wait)
+	return imp.run(ctx, o.Wait, o.CancelOnDone)
 }
 
 func (o *CreateFromSimplestreamsOptions) check(alias string) error {
@@ -138,8 +153,8 @@ func (o *CreateFromSimplestreamsOptions) check(alias string) error {
 	if o.AutoUpdate && checkFullFingerprint("", alias) == nil {
 		return invalid("CreateFromSimplestreamsOptions.AutoUpdate", "needs an alias: a fingerprint is that of a single version")
 	}
-	if o.Type != "" && o.Type != Container && o.Type != VirtualMachine {
-		return invalid("CreateFromSimplestreamsOptions.Type", "is %q, not %q or %q", o.Type, Container, VirtualMachine)
+	if err := checkOneOf("CreateFromSimplestreamsOptions.Type", o.Type, "", Container, VirtualMachine); err != nil {
+		return err
 	}
 	if o.Certificate != "" {
 		if _, err := parseCertificate([]byte(o.Certificate)); err != nil {

@@ -131,7 +131,7 @@ func TestImportTargetRefuses(t *testing.T) {
 			require.ErrorIs(t, err, lxd.ErrNotFound)
 			require.ErrorContains(t, err, `"none"`)
 		}
-		require.Empty(t, source.Requests(), "it was refused before anything was fetched")
+		require.Zero(t, fetches(source, "image"), "it was refused before anything was fetched")
 
 		image, err := c.Images.CreateFromURL(t.Context(), at, &lxd.CreateFromURLOptions{Aliases: []lxd.Alias{{Name: "taken"}}, ReuseAliases: true, Wait: true})
 		require.NoError(t, err)

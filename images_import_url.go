@@ -36,9 +36,13 @@ type CreateFromURLOptions struct {
 	Profiles []string
 	// Aliases are names for the image. The default is none.
 	Aliases []Alias
-	// ReuseAliases moves aliases that point to other images to this one. By
-	// default such an alias is an error that matches ErrExists.
+	// ReuseAliases moves aliases that point to other images to this one. Those images
+	// remain, without the alias. By default such an alias is an error that matches
+	// ErrExists.
 	ReuseAliases bool
+	// DeleteReplaced deletes the images that have lost their last alias to
+	// ReuseAliases, which must be set.
+	DeleteReplaced bool
 	// ExpiresAt is when the server may delete the image if it is cached. The
 	// default is the expiry in the image's metadata.
 	ExpiresAt time.Time
@@ -48,6 +52,10 @@ type CreateFromURLOptions struct {
 	// headers. If there is none and the client fetches the image, the content is
 	// only compared with what the server has received.
 	Fingerprint string
+
+	// IfExists is what happens if the server already has the image. The default is to
+	// apply the options that are set to it.
+	IfExists IfExists
 
 	Via Via
 	// HTTPClient is used if the client fetches the image. It is not modified. The
@@ -61,6 +69,10 @@ type CreateFromURLOptions struct {
 	// Wait makes the call return when the image is complete. The default is to
 	// return when the server has accepted the work; Image.Wait does the rest.
 	Wait bool
+	// CancelOnDone cancels the operation, if the server can cancel it, when ctx ends
+	// while the call waits for it (with Wait). By default it continues; the call
+	// returns the Image beside the error, with the operation.
+	CancelOnDone bool
 
 	// Progress receives the phase server, and send if the client fetches the image.
 	Progress func(Progress)
@@ -95,7 +107,7 @@ func (m *Images) CreateFromURL(ctx context.Context, imageURL string, opts *Creat
 		images: m, via: o.Via, fingerprint: strings.ToLower(o.Fingerprint),
 		spec: imageSpec{
 			attributes: attributes{AutoUpdate: o.AutoUpdate, ExpiresAt: o.ExpiresAt, Profiles: o.Profiles, Properties: o.Properties, Public: o.Public}.clone(),
-			filename:   o.Filename, aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases,
+			filename:   o.Filename, aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases, replaced: o.DeleteReplaced, ifExists: o.IfExists,
 		},
 	}
 	if err := imp.check("CreateFromURLOptions"); err != nil {
@@ -117,8 +129,7 @@ func (m *Images) CreateFromURL(ctx context.Context, imageURL string, opts *Creat
 		return source.probe(ctx, info)
 	}
 	imp.meter, imp.report = meter(PhaseServer, -1, o.Progress), o.Progress
-	defer imp.meter.Stop()
-	return imp.run(ctx, o.Wait)
+	return imp.run(ctx, o.Wait, o.CancelOnDone)
 }
 
 func checkSourceURL(field, raw string) (*url.URL, error) {

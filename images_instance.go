@@ -2,10 +2,14 @@ package lxd
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/golxd/lxd/internal/progress"
 	"github.com/golxd/lxd/internal/wire"
 )
 
@@ -13,15 +17,20 @@ import (
 type CreateFromInstanceOptions struct {
 	Public   bool
 	Filename string
-	// Properties of the image, such as "description".
+	// Properties are added to those of the instance's image, and override them. They
+	// are set when the image exists, before the aliases.
 	Properties map[string]string
 	// Profiles are the default profiles of instances created from the image
 	// (extension image_profiles). The default is "default".
 	Profiles []string
 	Aliases  []Alias
-	// ReuseAliases moves aliases that point to other images to this one. By
-	// default such an alias is an error that matches ErrExists.
+	// ReuseAliases moves aliases that point to other images to this one. Those images
+	// remain, without the alias. By default such an alias is an error that matches
+	// ErrExists.
 	ReuseAliases bool
+	// DeleteReplaced deletes the images that have lost their last alias to
+	// ReuseAliases, which must be set.
+	DeleteReplaced bool
 	// ExpiresAt is when the image expires (extension images_expiry). The default
 	// is never.
 	ExpiresAt time.Time
@@ -32,12 +41,63 @@ type CreateFromInstanceOptions struct {
 	// instance_publish_split: Incus 7). The default is one file.
 	Split bool
 
+	// IfExists is what happens if the server already has the image. The default is to
+	// apply the options that are set to it.
+	IfExists IfExists
+
 	// Wait makes the call return when the image is complete. The default is to
 	// return when the server has accepted the work; Image.Wait does the rest.
 	Wait bool
+	// CancelOnDone cancels the operation, if the server can cancel it, when ctx ends
+	// while the call waits for it (with Wait). By default it continues; the call
+	// returns the Image beside the error, with the operation.
+	CancelOnDone bool
 
 	// Progress receives the phase server.
 	Progress func(Progress)
+}
+
+// mayHaveLostInsert reports whether a publication may have failed because another one
+// stored the same content in the same moment. The daemons then do not name the image,
+// but there is one that is newer than the operation.
+func (m *Images) mayHaveLostInsert(ctx context.Context, op *Operation, failure error) bool {
+	var failed *OperationError
+	if !errors.As(failure, &failed) || errors.Is(failure, ErrCancelled) || errors.Is(failure, ErrNotFound) {
+		return false
+	}
+	images, err := m.All(ctx, nil)
+	return err == nil && slices.ContainsFunc(images, func(i *Image) bool { return i.isNewOf(op) })
+}
+
+// publishAgain repeats a publication, and waits for it.
+func (m *Images) publishAgain(ctx context.Context, post *wire.ImagePost, spec *imageSpec, meter *progress.Meter) (*Image, error) {
+	image, err := m.importImage(ctx, post, spec, nil)
+	if err != nil {
+		return nil, err
+	}
+	err = image.pending.wait(ctx, image, meter)
+	if err != nil && image.UploadedAt.IsZero() {
+		return nil, err
+	}
+	return image, err
+}
+
+// explainInstance adds to an error that the instance or snapshot does not exist, if
+// that is so: Incus 7.0.2 does not say it with a status.
+func (m *Images) explainInstance(ctx context.Context, name, snapshot string, failure error) error {
+	if failure == nil || ctx.Err() != nil || errors.Is(failure, ErrNotFound) {
+		return failure
+	}
+	at := path("instances", name)
+	if snapshot != "" {
+		at = path("instances", name, "snapshots", snapshot)
+	}
+	type instance struct{}
+	_, _, err := get(ctx, m.client.t, &request{method: http.MethodGet, path: at, query: m.client.query()}, func(*instance) error { return nil })
+	if isMissing(err) {
+		return fmt.Errorf("%w: %w", failure, err)
+	}
+	return failure
 }
 
 // CreateFromInstance publishes an instance, or a snapshot such as "web1/snap0", as
@@ -60,7 +120,7 @@ func (m *Images) CreateFromInstance(ctx context.Context, instance string, opts *
 	}
 	imp := &importJob{images: m, via: ViaServer, spec: imageSpec{
 		attributes: attributes{ExpiresAt: o.ExpiresAt, Profiles: o.Profiles, Properties: o.Properties, Public: o.Public}.clone(),
-		filename:   o.Filename, aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases,
+		filename:   o.Filename, aliases: slices.Clone(o.Aliases), reuse: o.ReuseAliases, replaced: o.DeleteReplaced, ifExists: o.IfExists,
 	}}
 	if err := imp.check("CreateFromInstanceOptions"); err != nil {
 		return nil, err
@@ -90,9 +150,19 @@ func (m *Images) CreateFromInstance(ctx context.Context, instance string, opts *
 		if o.Split {
 			post.Format = "split"
 		}
-		return m.importImage(ctx, post, &imp.spec, nil)
+		image, err := m.importImage(ctx, post, &imp.spec, nil)
+		if err != nil {
+			return nil, m.explainInstance(ctx, name, snapshot, err)
+		}
+		op := image.Operation()
+		image.pending.then(func(ctx context.Context, created *Image, err error, meter *progress.Meter) (*Image, error) {
+			if err != nil && created == nil && m.mayHaveLostInsert(ctx, op, err) {
+				created, err = m.publishAgain(ctx, post, &imp.spec, meter)
+			}
+			return created, m.explainInstance(ctx, name, snapshot, err)
+		})
+		return image, nil
 	}
 	imp.meter, imp.report = meter(PhaseServer, -1, o.Progress), o.Progress
-	defer imp.meter.Stop()
-	return imp.run(ctx, o.Wait)
+	return imp.run(ctx, o.Wait, o.CancelOnDone)
 }

@@ -48,6 +48,7 @@ func TestCreateFromInstance(t *testing.T) {
 				for _, r := range f.Requests() {
 					if r.Method == http.MethodPost && r.Path == "/1.0/images" {
 						require.NoError(t, json.Unmarshal(r.Text(), &posted))
+						require.NotContains(t, string(r.Text()), `"properties"`, "LXD 5.0.2 would drop those of the instance's image")
 					}
 				}
 				require.Equal(t, "none", posted.Compression)

@@ -31,7 +31,7 @@ func (i *Image) Secret(ctx context.Context) (*Secret, error) {
 	if err := checkContext(ctx); err != nil {
 		return nil, err
 	}
-	if err := i.check(); err != nil {
+	if err := i.checkExists(); err != nil {
 		return nil, err
 	}
 	return i.client.startToken(ctx, &request{method: http.MethodPost, path: path("images", i.Fingerprint, "secret"), query: i.client.query()}, i.Fingerprint)

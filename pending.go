@@ -3,6 +3,8 @@ package lxd
 import (
 	"context"
 	"errors"
+	"fmt"
+	"time"
 
 	"github.com/golxd/lxd/internal/progress"
 )
@@ -88,6 +90,41 @@ func (p *pending) wait(ctx context.Context, image *Image, m *progress.Meter) err
 		m.Phase(PhaseServer, image.Size, image.Size)
 	}
 	p.done, p.image = err == nil, result
+	return err
+}
+
+// waitInCall waits for the work of a call that waits for it. Beside an error it
+// returns the image if the server has it, as then only an alias or an attribute is
+// missing, or if ctx has ended, as the operation may still be running. With cancel it
+// then asks the server to cancel the operation.
+func (p *pending) waitInCall(ctx context.Context, image *Image, m *progress.Meter, cancel bool) (*Image, error) {
+	err := p.wait(ctx, image, m)
+	switch {
+	case err == nil:
+		return image, nil
+	case ctx.Err() != nil:
+		if cancel {
+			err = p.cancel(ctx, err)
+		}
+		return image, err
+	case image.UploadedAt.IsZero():
+		return nil, err
+	}
+	return image, err
+}
+
+// cancelTimeout is the timeout of cancelling an operation whose context has ended.
+const cancelTimeout = 5 * time.Second
+
+// cancel cancels the operation after ctx has ended, and frees what the work needed. It
+// adds to err that the operation could not be cancelled.
+func (p *pending) cancel(ctx context.Context, err error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cancelTimeout)
+	defer cancel()
+	p.release(ctx)
+	if cancelled := p.op.Cancel(ctx); cancelled != nil {
+		return fmt.Errorf("%w (it could not be cancelled: %w)", err, cancelled)
+	}
 	return err
 }
 

@@ -75,7 +75,7 @@ func TestWaitReturnsAFailureAgain(t *testing.T) {
 	require.NoError(t, image.Wait(t.Context()))
 	require.Len(t, image.Aliases, 1)
 
-	image, err := f.Client.Images.Create(t.Context(), strings.NewReader("not an image"), nil)
+	image, err := f.Client.Images.Create(t.Context(), strings.NewReader("not an image\x00"), nil)
 	require.NoError(t, err)
 	for range 2 {
 		var failed *lxd.OperationError

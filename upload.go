@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/golxd/lxd/internal/content"
@@ -14,23 +15,23 @@ import (
 
 // upload is one call that sends an image to a server. It is the request's body.
 type upload struct {
-	images           *Images
-	content          *content.Content
-	fingerprint      string // known in advance, or ""
-	ifExists         IfExists
-	hash             bool // compute the fingerprint while sending, and require it of the server
-	completeExisting bool // apply all of spec to an existing image, not only the aliases
-	spec             imageSpec
-	meter            *progress.Meter
-	report           func(Progress) // for a later Image.Wait; nil for none
+	images      *Images
+	content     *content.Content
+	fingerprint string // known in advance, or ""
+	hash        bool   // compute the fingerprint while sending, and require it of the server
+	spec        imageSpec
+	meter       *progress.Meter
+	report      func(Progress) // for a later Image.Wait; nil for none
 
 	body     *content.Body // of the last attempt; nil before the first
 	attempts int           // how often it was opened
 	// When the first attempt began, and when the server accepted the last.
 	began, accepted time.Time
+	forgotten       atomic.Bool // settle has determined the outcome
 }
 
-func (u *upload) run(ctx context.Context, wait bool) (*Image, error) {
+// run uploads the image. It does not wait for the operation.
+func (u *upload) run(ctx context.Context) (*Image, error) {
 	c := u.images.client
 	if u.fingerprint != "" {
 		existing, err := u.images.Get(ctx, u.fingerprint)
@@ -41,10 +42,18 @@ func (u *upload) run(ctx context.Context, wait bool) (*Image, error) {
 			return nil, err
 		}
 	}
-	if !u.spec.reuse {
-		if err := c.Aliases.checkFree(ctx, u.spec.aliases, u.fingerprint); err != nil {
-			return nil, err
+	err := u.spec.checkTarget(ctx, c, u.fingerprint, func() (string, error) {
+		if !u.content.Replayable() {
+			return "", nil
 		}
+		fingerprint, err := u.content.HashAhead(ctx, nil)
+		if err != nil {
+			return "", fmt.Errorf("read the image: %w", err)
+		}
+		return fingerprint, nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	server, err := c.serverInfo(ctx, false)
 	if err != nil {
@@ -85,10 +94,7 @@ func (u *upload) run(ctx context.Context, wait bool) (*Image, error) {
 		return u.finish(ctx, op, failure)
 	})
 	image.pending.report = u.report
-	if !wait {
-		return image, nil
-	}
-	return imageIfUploaded(image, image.pending.wait(ctx, image, u.meter))
+	return image, nil
 }
 
 // open begins an attempt to send the content.
@@ -131,20 +137,11 @@ func (u *upload) discard() { _ = u.body.Close() }
 
 // useExisting returns the image that the server already has.
 func (u *upload) useExisting(ctx context.Context, image *Image) (*Image, error) {
-	if u.ifExists == ErrorIfExists {
-		return nil, fmt.Errorf("image %s: %w", image.Fingerprint, ErrExists)
+	image, err := u.spec.useExisting(ctx, u.images, image)
+	if err == nil {
+		u.meter.Phase(PhaseSend, image.Size, image.Size)
 	}
-	err := error(nil)
-	if u.completeExisting {
-		image, err = u.spec.complete(ctx, u.images, nil, image.Fingerprint)
-	} else {
-		err = image.assign(ctx, u.spec.aliases, u.spec.reuse)
-	}
-	if err != nil {
-		return nil, err
-	}
-	u.meter.Phase(PhaseSend, image.Size, image.Size)
-	return image, nil
+	return image, err
 }
 
 // settle determines the outcome of an operation that the server has forgotten: it
@@ -157,6 +154,9 @@ func (u *upload) settle(ctx context.Context) error {
 	_, err = u.images.Get(ctx, fingerprint)
 	if errors.Is(err, ErrNotFound) {
 		return fmt.Errorf("the server has forgotten the operation, and has no image %s: %w", fingerprint, ErrOutcomeUnknown)
+	}
+	if err == nil {
+		u.forgotten.Store(true)
 	}
 	return err
 }
@@ -196,6 +196,16 @@ func (u *upload) finish(ctx context.Context, op *Operation, failure error) (*Ima
 	if err != nil {
 		return nil, err
 	}
+	if u.forgotten.Load() {
+		// The operation may have failed, and the image be an older one.
+		existing, err := u.images.Get(ctx, created)
+		if err != nil {
+			return nil, err
+		}
+		if !existing.isNewOf(op) && !u.createdEarlier(existing, op) {
+			return u.useExisting(ctx, existing)
+		}
+	}
 	return u.spec.complete(ctx, u.images, op, created)
 }
 
@@ -212,21 +222,27 @@ func (u *upload) afterFailure(ctx context.Context, op *Operation, reported strin
 	if want != "" && reported != "" && reported != want {
 		return nil, &FingerprintError{Want: want, Got: reported, Err: failure}
 	}
-	if reported != "" && !errors.Is(failure, ErrCancelled) {
-		existing, err := u.images.Get(ctx, reported)
-		if err == nil && u.createdEarlier(existing, op) {
-			return u.spec.complete(ctx, u.images, op, reported)
+	if errors.Is(failure, ErrCancelled) {
+		return nil, failure
+	}
+	sent := ""
+	if u.hash || u.content.Replayable() {
+		var err error
+		if sent, err = u.sentFingerprint(ctx); err != nil {
+			return nil, errors.Join(failure, err)
 		}
-		if err == nil {
-			return u.useExisting(ctx, existing)
+		if u.fingerprint != "" && sent != u.fingerprint {
+			// Only the server's text says so.
+			return nil, &FingerprintError{Want: u.fingerprint, Got: sent, Err: failure}
 		}
 	}
-	if u.fingerprint != "" && (u.hash || u.content.Replayable()) {
-		// Only the server's text says that the fingerprint is wrong, so compare.
-		got, err := u.sentFingerprint(ctx)
-		if err == nil && got != u.fingerprint {
-			return nil, &FingerprintError{Want: u.fingerprint, Got: got, Err: failure}
+	// If two calls create one image in the same moment, the operation of one fails
+	// without the fingerprint (LXD 5.0.2, Incus 6.0.4 and 7.0.2).
+	if existing := u.images.existing(ctx, cmp.Or(reported, sent, want)); existing != nil {
+		if u.createdEarlier(existing, op) {
+			return u.spec.complete(ctx, u.images, op, existing.Fingerprint)
 		}
+		return u.useExisting(ctx, existing)
 	}
 	return nil, failure
 }

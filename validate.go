@@ -5,7 +5,11 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"slices"
+	"strconv"
 	"strings"
+	"time"
+	"unicode/utf8"
 )
 
 // checkServerFingerprint checks that a fingerprint in a response is a full SHA-256.
@@ -97,33 +101,98 @@ func checkFullFingerprint(field, fingerprint string) error {
 	return nil
 }
 
-func checkFilename(field, name string) error {
-	if strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f }) {
-		return invalid(field, "contains a control character")
+// checkText checks a text that a server keeps. The daemons' database ends a text at
+// a NUL, and JSON cannot contain what is not UTF-8.
+func checkText(field, text string) error {
+	switch {
+	case !utf8.ValidString(text):
+		return invalid(field, "%.80q is not UTF-8", text)
+	case strings.Contains(text, "\x00"):
+		return invalid(field, "%.80q contains a NUL byte", text)
 	}
 	return nil
 }
 
+// checkFilename checks an image's filename. It is sent in a header, which does not
+// keep blanks at its ends.
+func checkFilename(field, name string) error {
+	switch {
+	case strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f }):
+		return invalid(field, "contains a control character")
+	case strings.Trim(name, " ") != name:
+		return invalid(field, "%q begins or ends with a space", name)
+	}
+	return checkText(field, name)
+}
+
 func checkNames(field string, names []string) error {
 	for n, name := range names {
+		at := fmt.Sprintf("%s[%d]", field, n)
 		if name == "" {
-			return invalid(fmt.Sprintf("%s[%d]", field, n), "is empty")
+			return invalid(at, "is empty")
+		}
+		if err := checkText(at, name); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+func checkProperties(field string, properties map[string]string) error {
+	for name, value := range properties {
+		if name == "" {
+			return invalid(field, "has an empty name")
+		}
+		if err := checkText(field, name); err != nil {
+			return err
+		}
+		if err := checkText(fmt.Sprintf("%s[%q]", field, name), value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkExpiry checks that JSON can contain a time.
+func checkExpiry(field string, at time.Time) error {
+	if year := at.UTC().Year(); year > 9999 {
+		return invalid(field, "is in the year %d; the last possible one is 9999", year)
+	}
+	return nil
+}
+
+// check returns an error for a value that is none of the constants.
+func (e IfExists) check(field string) error {
+	return checkOneOf(field, e, UseExisting, ErrorIfExists)
+}
+
+// checkOneOf returns an error that lists the allowed values. An empty one is the
+// default.
+func checkOneOf[T ~string](field string, value T, allowed ...T) error {
+	if slices.Contains(allowed, value) {
+		return nil
+	}
+	names := make([]string, len(allowed))
+	for n, v := range allowed {
+		names[n] = strconv.Quote(string(v))
+	}
+	return invalid(field, "is %.80q, not one of %s", value, strings.Join(names, ", "))
 }
 
 func checkAlias(field, name string) error {
 	if name == "" {
 		return invalid(field, "is empty")
 	}
-	return nil
+	return checkText(field, name)
 }
 
 func checkAliases(field string, aliases []Alias) error {
 	seen := make(map[string]bool, len(aliases))
 	for i, alias := range aliases {
 		if err := checkAlias(fmt.Sprintf("%s[%d].Name", field, i), alias.Name); err != nil {
+			return err
+		}
+		if err := checkText(fmt.Sprintf("%s[%d].Description", field, i), alias.Description); err != nil {
 			return err
 		}
 		if seen[alias.Name] {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -28,7 +29,7 @@ func unreachable(t *testing.T) *lxd.Client {
 func TestBadInputIsRefusedBeforeAnythingIsSent(t *testing.T) {
 	ctx, c := t.Context(), unreachable(t)
 	whole := strings.Repeat("a", 64)
-	data := strings.NewReader("x")
+	data := strings.NewReader("\x00")
 	create := func(r io.Reader, o lxd.CreateOptions) error {
 		_, err := c.Images.Create(ctx, r, &o)
 		return err
@@ -49,6 +50,8 @@ func TestBadInputIsRefusedBeforeAnythingIsSent(t *testing.T) {
 	alias := func(name string) []lxd.Alias { return []lxd.Alias{{Name: name}} }
 	var none *lxd.Image
 	stranger := &lxd.Image{Fingerprint: whole}
+	_, err := lxd.New("unix:///nowhere", &lxd.Options{Token: "token\n"})
+	require.Equal(t, "Options.Token", testkit.ErrOf[*lxd.InputError](t, err).Field)
 	for _, test := range []struct {
 		field string
 		err   error
@@ -66,7 +69,7 @@ func TestBadInputIsRefusedBeforeAnythingIsSent(t *testing.T) {
 		{"CreateOptions.Size", create(data, lxd.CreateOptions{Size: 2})},
 		{"CreateOptions.RootfsSize", create(data, lxd.CreateOptions{Rootfs: data, RootfsSize: -1})},
 		{"CreateOptions.RootfsSize", create(data, lxd.CreateOptions{RootfsSize: 1})},
-		{"CreateOptions.RootfsSize", create(data, lxd.CreateOptions{Rootfs: data, RootfsSize: 2})},
+		{"CreateOptions.RootfsSize", create(data, lxd.CreateOptions{Rootfs: strings.NewReader("\x00"), RootfsSize: 2})},
 		{"image", create((*os.File)(nil), lxd.CreateOptions{})},
 		{"CreateOptions.Rootfs", create(data, lxd.CreateOptions{Rootfs: (*os.File)(nil)})},
 		{"CreateOptions.Type", create(data, lxd.CreateOptions{Type: lxd.VirtualMachine})},
@@ -95,6 +98,28 @@ func TestBadInputIsRefusedBeforeAnythingIsSent(t *testing.T) {
 		{"instance", instance("web/", lxd.CreateFromInstanceOptions{})},
 		{"instance", instance("web/a/b", lxd.CreateFromInstanceOptions{})},
 		{"CreateFromInstanceOptions.Aliases[0].Name", instance("web", lxd.CreateFromInstanceOptions{Aliases: alias("")})},
+		{"CreateOptions.Rootfs", create(data, lxd.CreateOptions{Rootfs: data})},
+		{"CreateOptions.DeleteReplaced", create(data, lxd.CreateOptions{DeleteReplaced: true})},
+		{"CreateOptions.IfExists", create(data, lxd.CreateOptions{IfExists: "replace"})},
+		{"CreateFromURLOptions.IfExists", fromURL("http://a", lxd.CreateFromURLOptions{IfExists: "replace"})},
+		{"CreateFromInstanceOptions.IfExists", instance("web", lxd.CreateFromInstanceOptions{IfExists: "replace"})},
+		{"CreateOptions.Filename", create(data, lxd.CreateOptions{Filename: "a "})},
+		{"CreateOptions.Filename", create(data, lxd.CreateOptions{Filename: "\xff"})},
+		{"CreateOptions.Profiles[0]", create(data, lxd.CreateOptions{Profiles: []string{"\xff"}})},
+		{"CreateOptions.Properties", create(data, lxd.CreateOptions{Properties: map[string]string{"a\x00": ""}})},
+		{`CreateOptions.Properties["a"]`, create(data, lxd.CreateOptions{Properties: map[string]string{"a": "\xff"}})},
+		{"CreateOptions.ExpiresAt", create(data, lxd.CreateOptions{ExpiresAt: time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)})},
+		{"CreateOptions.Aliases[0].Name", create(data, lxd.CreateOptions{Aliases: alias("\xff")})},
+		{"CreateOptions.Aliases[0].Description", create(data, lxd.CreateOptions{Aliases: []lxd.Alias{{Name: "a", Description: "\xff"}}})},
+		{"CreateFromInstanceOptions.ExpiresAt", instance("web", lxd.CreateFromInstanceOptions{ExpiresAt: time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)})},
+		{"image", create(strings.NewReader(""), lxd.CreateOptions{})},
+		{"image", create(struct{ io.Reader }{strings.NewReader("")}, lxd.CreateOptions{})},
+		{"image", create(strings.NewReader("<html>not found</html>"), lxd.CreateOptions{})},
+		{"image", create(struct{ io.Reader }{strings.NewReader("this is no image either")}, lxd.CreateOptions{})},
+		{"image", create(strings.NewReader("hsqs\x00\x00"), lxd.CreateOptions{})},
+		{"image", create(strings.NewReader("QFI\xfb\x00"), lxd.CreateOptions{Rootfs: data})},
+		{"CreateOptions.Rootfs", create(data, lxd.CreateOptions{Rootfs: strings.NewReader("")})},
+		{"CreateOptions.Rootfs", create(data, lxd.CreateOptions{Rootfs: strings.NewReader("a list of files")})},
 		{"image", none.Update(ctx, nil)},
 		{"image", none.Delete(ctx, nil)},
 		{"image", none.Refresh(ctx, nil)},

@@ -189,6 +189,11 @@ func (s *Server) publishInstance(ctx context.Context, r *http.Request, op *opera
 			u.kind = "virtual-machine"
 		}
 	}
+	if s.existing(project, u.fingerprint) != nil {
+		// The operation's metadata has no fingerprint.
+		u.discard()
+		return nil, daemonErrorf("The image already exists: %s", u.fingerprint)
+	}
 	spec := imageSpec{
 		project: project, public: post.Public, autoUpdate: post.AutoUpdate, filename: post.Filename,
 		properties: post.Properties, profiles: post.Profiles, expires: post.ExpiresAt, setExpiry: true,

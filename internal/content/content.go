@@ -101,6 +101,79 @@ func (s *Source) rewind(ctx context.Context) error {
 	return err
 }
 
+// Peek returns the first bytes of the source, at most n, which are read again later.
+// Of a source that cannot be rewound it returns what one Read returns. The error is
+// io.EOF if the source is empty, and otherwise that of ctx: an error of the reader is
+// returned by a later read. If ctx ends while a Read blocks, that Read is the last one.
+func (s *Source) Peek(ctx context.Context, n int) (start []byte, err error) {
+	if s.size == 0 {
+		return nil, io.EOF
+	}
+	select {
+	case s.reading <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctxerr.Of(ctx)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer func() { <-s.reading }()
+		start, err = s.peek(n)
+	}()
+	if !await(ctx, done) {
+		return nil, ctxerr.Of(ctx)
+	}
+	return start, err
+}
+
+func (s *Source) peek(n int) ([]byte, error) {
+	if s.size >= 0 {
+		n = int(min(int64(n), s.size))
+	}
+	start := make([]byte, n)
+	switch {
+	case s.at != nil:
+		n, _ = s.at.ReadAt(start, s.start)
+		return start[:n], nil
+	case s.seeker != nil:
+		if _, err := s.seeker.Seek(s.start, io.SeekStart); err != nil {
+			return nil, nil //nolint:nilerr // a later read returns it
+		}
+		n, _ = io.ReadFull(s.r, start)
+		return start[:n], nil
+	case n == int(s.size):
+		start = start[:n-1] // the last byte shows whether there are more than size
+	}
+	var err error
+	for n = 0; n == 0 && err == nil && len(start) > 0; {
+		n, err = s.r.Read(start)
+	}
+	start = start[:n]
+	s.r = &peeked{start, err, s.r}
+	if n == 0 && s.size < 0 && err == io.EOF {
+		return nil, io.EOF
+	}
+	return start, nil
+}
+
+// peeked is a reader whose start was read.
+type peeked struct {
+	start []byte
+	err   error // returned with the end of start; nil if r has more
+	r     io.Reader
+}
+
+func (p *peeked) Read(b []byte) (int, error) {
+	if len(p.start) == 0 && p.err == nil {
+		return p.r.Read(b)
+	}
+	n := copy(b, p.start)
+	if p.start = p.start[n:]; len(p.start) > 0 {
+		return n, nil
+	}
+	return n, p.err
+}
+
 // checkUnchanged returns ErrChanged if the length of the file has changed.
 func (s *Source) checkUnchanged() error {
 	if s.file == nil {

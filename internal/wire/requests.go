@@ -48,6 +48,13 @@ func (p *ImagePost) Secrets() *redact.Secrets {
 	return redact.Join(redact.Hide(p.Source.Secret), redact.HideURL(p.Source.URL), redact.HideURL(p.Source.Server))
 }
 
+// InstancePost is an ImagePost without properties, which are in no other request null
+// or missing: see Marshal.
+type InstancePost struct {
+	*ImagePost
+	Properties struct{} `json:"properties,omitzero"`
+}
+
 // ImagePut is the body of PUT /1.0/images/{fingerprint}.
 type ImagePut struct {
 	AutoUpdate bool              `json:"auto_update"`

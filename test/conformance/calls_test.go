@@ -213,7 +213,7 @@ func testCreateTwice(t *testing.T, s *subject) {
 			require.NoError(t, err)
 			require.NoError(t, again.Wait(t.Context()))
 			require.Equal(t, first.Fingerprint, again.Fingerprint)
-			require.Equal(t, "1", again.Properties["n"], "the image that is there stays as it is")
+			require.Equal(t, "2", again.Properties["n"], "the options are applied to the image that exists")
 			o.IfExists, o.Aliases = lxd.ErrorIfExists, nil
 			again, err = c.Images.Create(t.Context(), bytes.NewReader(data), &o)
 			if err == nil {
@@ -261,12 +261,14 @@ func testCreateVerified(t *testing.T, s *subject) {
 
 func testCreateRefused(t *testing.T, s *subject) {
 	c := s.Client(t)
-	_, err := c.Images.Create(t.Context(), strings.NewReader("not an image"), &lxd.CreateOptions{Wait: true})
+	_, err := c.Images.Create(t.Context(), strings.NewReader("not an image\x00"), &lxd.CreateOptions{Wait: true})
 	failed := testkit.ErrOf[*lxd.OperationError](t, err)
 	require.NotEmpty(t, failed.Message)
 	require.NotEmpty(t, failed.ID)
-	_, err = c.Images.Create(t.Context(), strings.NewReader(""), &lxd.CreateOptions{Wait: true})
-	require.Error(t, err)
+	for _, text := range []string{"", "a text"} {
+		_, err = c.Images.Create(t.Context(), strings.NewReader(text), &lxd.CreateOptions{Wait: true})
+		require.ErrorIs(t, err, lxd.ErrInvalid)
+	}
 
 	broken := errors.New("the disk has died")
 	data := testkit.Unified(t, 1<<20)
@@ -720,7 +722,9 @@ func testAddAlias(t *testing.T, s *subject) {
 	alias := testkit.Unique("add")
 	require.NoError(t, image.AddAlias(t.Context(), alias, "what it is"))
 	require.Equal(t, []lxd.Alias{{Name: alias, Description: "what it is"}}, image.Aliases)
-	require.ErrorIs(t, image.AddAlias(t.Context(), alias, ""), lxd.ErrExists)
+	require.NoError(t, image.AddAlias(t.Context(), alias, ""), "it has it")
+	require.Equal(t, []lxd.Alias{{Name: alias, Description: "what it is"}}, image.Aliases)
+	require.ErrorIs(t, testkit.Upload(t, c, nil).AddAlias(t.Context(), alias, ""), lxd.ErrExists)
 	read, err := c.Images.Get(t.Context(), image.Fingerprint)
 	require.NoError(t, err)
 	require.Equal(t, []lxd.Alias{{Name: alias, Description: "what it is"}}, read.Aliases)
