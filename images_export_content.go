@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"mime"
 	"mime/multipart"
 	"net/http"
@@ -20,6 +21,7 @@ import (
 // breaks, it resumes.
 type contentReader struct {
 	*rangeread.Reader
+	ctx   context.Context //nolint:containedctx // of the transfer
 	image *Image
 	req   *request // the last one, with the secrets to remove from errors
 }
@@ -33,7 +35,7 @@ func (i *Image) content(ctx context.Context, from, to int64) (*contentReader, er
 	if from > 0 || to > 0 {
 		size = i.Size
 	}
-	r := &contentReader{image: i}
+	r := &contentReader{ctx: ctx, image: i}
 	var err error
 	r.Reader, err = rangeread.Start(ctx, rangeread.Options{
 		Open: func(ctx context.Context, header http.Header) (*http.Response, error) {
@@ -73,7 +75,15 @@ func (i *Image) exportRequest(header http.Header) *request {
 // Read reads the next bytes.
 func (r *contentReader) Read(p []byte) (int, error) {
 	n, err := r.Reader.Read(p)
-	return n, r.badResponse(err)
+	if err == nil || err == io.EOF || errors.Is(err, rangeread.ErrClosed) {
+		return n, err
+	}
+	err = r.badResponse(err)
+	var refused *Error
+	if !errors.Is(err, ErrBadResponse) && !errors.Is(err, ErrUnavailable) && !errors.As(err, &refused) {
+		err = r.image.client.t.connectionError(r.ctx, r.req, err) // of a broken body
+	}
+	return n, err
 }
 
 // badResponse makes an ErrBadResponse of the rangeread errors for a response that

@@ -95,7 +95,7 @@ func (i *Image) ExportTo(ctx context.Context, dir string, opts *ExportToOptions)
 	}
 	switch {
 	case dir == "":
-		return nil, invalid("dir", "is empty")
+		return nil, invalid("dir", `is empty; "." is the current directory`)
 	case o.Name == "":
 		o.Name = i.Fingerprint
 	case checkFilename("", o.Name) != nil:
@@ -118,6 +118,9 @@ func (i *Image) ExportTo(ctx context.Context, dir string, opts *ExportToOptions)
 	x.meter = meter(PhaseReceive, max(i.Size, -1), o.Progress)
 	defer x.meter.Stop()
 	files, err := x.run() //nolint:contextcheck // It is in x.
+	if errors.Is(err, ErrUnavailable) && !x.split && !x.noRanges {
+		err = fmt.Errorf("%w; call ExportTo again to resume the download", err)
+	}
 	if cerr := partial.Close(); err == nil && cerr != nil {
 		return nil, cerr
 	}
@@ -218,11 +221,11 @@ func (x *exportJob) fetch() (*partfile.Files, error) {
 		}
 		sum, have = sha256.New(), 0
 	}
-	export, err := x.image.export(x.ctx, sum, have, x.meter)
+	export, err := x.image.export(x.ctx, sum, have, x.meter, false)
 	if errors.Is(err, rangeread.ErrNoRange) && have > 0 {
 		// The server ignores ranges, or the image is split: start over.
 		sum, have = sha256.New(), 0
-		export, err = x.image.export(x.ctx, sum, 0, x.meter)
+		export, err = x.image.export(x.ctx, sum, 0, x.meter, false)
 	}
 	if err != nil {
 		return nil, err
