@@ -112,7 +112,7 @@ func (i *Image) export(ctx context.Context, h hash.Hash, offset int64, m *progre
 
 // open sends the request for the content from an offset.
 func (e *Export) open(offset int64) error {
-	src, err := e.image.content(e.ctx, offset, 0)
+	src, err := e.image.content(e.ctx, offset, 0, false)
 	if err != nil {
 		return err
 	}

@@ -28,11 +28,11 @@ type contentReader struct {
 
 // content starts to read the image's content from an offset to another one or, if
 // that is 0, to its end. If the server ignores the range, the error is a
-// rangeread.ErrNoRange.
-func (i *Image) content(ctx context.Context, from, to int64) (*contentReader, error) {
+// rangeread.ErrNoRange; with readOver, what comes before from is dropped instead.
+func (i *Image) content(ctx context.Context, from, to int64, readOver bool) (*contentReader, error) {
 	t := i.client.t
 	size := int64(-1)
-	if from > 0 || to > 0 {
+	if (from > 0 || to > 0) && i.Size > 0 {
 		size = i.Size
 	}
 	r := &contentReader{ctx: ctx, image: i}
@@ -46,7 +46,7 @@ func (i *Image) content(ctx context.Context, from, to int64) (*contentReader, er
 			}
 			return res, err
 		},
-		From: from, To: to, Size: size, Verified: true,
+		From: from, To: to, Size: size, Verified: true, ReadOver: readOver,
 		Retry: t.retry,
 		Retrying: func(offset int64, err error) {
 			t.log.DebugContext(ctx, "lxd export is retried", "fingerprint", i.Fingerprint, "offset", offset, "error", err)
