@@ -33,9 +33,9 @@ type Image struct {
 	Architecture string    `json:"architecture"` // such as "x86_64"
 	AutoUpdate   bool      `json:"auto_update"`
 	Cached       bool      `json:"cached"`
-	CreatedAt    time.Time `json:"created_at"` // zero: unknown
-	ExpiresAt    time.Time `json:"expires_at"` // zero: never
-	Filename     string    `json:"filename"`
+	CreatedAt    time.Time `json:"created_at"`   // zero: unknown
+	ExpiresAt    time.Time `json:"expires_at"`   // zero: never
+	Filename     string    `json:"filename"`     // the last path element of the server's; it may be empty
 	Fingerprint  string    `json:"fingerprint"`  // SHA-256 of the content, 64 hexadecimal digits
 	LastUsedAt   time.Time `json:"last_used_at"` // zero: never
 	// Profiles are the default profiles of instances created from the image.
@@ -96,6 +96,7 @@ func (i *Image) bind(c *Client) *Image {
 	if i.Type == "" {
 		i.Type = Container
 	}
+	i.Filename = lastElement(i.Filename)
 	i.client = c
 	if i.Project == "" {
 		i.Project = c.Project()

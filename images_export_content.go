@@ -139,7 +139,13 @@ func dispositionName(header string) string {
 	if err != nil {
 		return ""
 	}
-	name := gopath.Base(gopath.Clean("/" + strings.ReplaceAll(params["filename"], `\`, "/")))
+	return lastElement(params["filename"])
+}
+
+// lastElement returns the last path element of a server's file name, which may be any
+// text; "" if there is none.
+func lastElement(name string) string {
+	name = gopath.Base(gopath.Clean("/" + strings.ReplaceAll(name, `\`, "/")))
 	if name == "/" || checkFilename("", name) != nil {
 		return ""
 	}
