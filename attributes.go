@@ -64,6 +64,29 @@ func (a attributes) sum() uint64 {
 	return sum
 }
 
+// fixed are the sums of the fields of an image that Update does not send.
+type fixed struct{ aliases, filename, rest uint64 }
+
+func (i *Image) fixedFields() fixed {
+	var aliases, rest maphash.Hash
+	aliases.SetSeed(sumSeed)
+	for _, a := range i.Aliases {
+		maphash.WriteComparable(&aliases, a)
+	}
+	rest.SetSeed(sumSeed)
+	maphash.WriteComparable(&rest, [6]string{i.Architecture, i.Fingerprint, i.Project, string(i.Type), i.ReleaseCodename, i.ReleaseTitle})
+	maphash.WriteComparable(&rest, [3]time.Time{i.CreatedAt.UTC(), i.LastUsedAt.UTC(), i.UploadedAt.UTC()})
+	maphash.WriteComparable(&rest, i.Cached)
+	maphash.WriteComparable(&rest, i.Size)
+	if i.UpdateSource != nil {
+		maphash.WriteComparable(&rest, *i.UpdateSource)
+	}
+	for _, text := range slices.Concat(i.Locations, i.AccessEntitlements) {
+		maphash.WriteComparable(&rest, text)
+	}
+	return fixed{aliases: aliases.Sum64(), filename: maphash.String(sumSeed, i.Filename), rest: rest.Sum64()}
+}
+
 // over returns the current attributes with a applied to them, and whether that is a
 // change. A zero field leaves the current value. With exact, a zero ExpiresAt means
 // never, empty Profiles none, and Properties replace the current ones.
@@ -72,12 +95,10 @@ func (a attributes) over(current attributes, exact bool) (to attributes, changed
 	if a.AutoUpdate {
 		to.AutoUpdate = true
 	}
-	// Daemons keep whole seconds.
-	if (exact || !a.ExpiresAt.IsZero()) && !a.ExpiresAt.Truncate(time.Second).Equal(current.ExpiresAt.Truncate(time.Second)) {
+	if (exact || !a.ExpiresAt.IsZero()) && !sameTime(a.ExpiresAt, current.ExpiresAt) {
 		to.ExpiresAt = a.ExpiresAt
 	}
-	sorted := func(names []string) []string { return slices.Sorted(slices.Values(names)) }
-	if (len(a.Profiles) > 0 || (exact && a.Profiles != nil)) && !slices.Equal(sorted(a.Profiles), sorted(current.Profiles)) {
+	if (len(a.Profiles) > 0 || (exact && a.Profiles != nil)) && !sameNames(a.Profiles, current.Profiles) {
 		to.Profiles = a.Profiles
 	}
 	switch {
@@ -111,6 +132,94 @@ func (a attributes) put(from attributes) wire.ImagePut {
 		put.ExpiresAt = time.Unix(0, 0).UTC() // the zero time means unchanged
 	}
 	return put
+}
+
+// sameTime compares whole seconds, which is what daemons keep.
+func sameTime(a, b time.Time) bool {
+	return a.Truncate(time.Second).Equal(b.Truncate(time.Second))
+}
+
+// sameNames compares names in any order.
+func sameNames(a, b []string) bool {
+	return slices.Equal(slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b)))
+}
+
+// matches reports whether current has these attributes, as a daemon keeps them. Nil
+// Profiles match any.
+func (a attributes) matches(current attributes) bool {
+	return a.AutoUpdate == current.AutoUpdate && a.Public == current.Public && sameTime(a.ExpiresAt, current.ExpiresAt) &&
+		(a.Profiles == nil || sameNames(a.Profiles, current.Profiles)) && maps.Equal(withValues(a.Properties), withValues(current.Properties))
+}
+
+// withValues returns the properties that have a value: daemons drop the others.
+func withValues(properties map[string]string) map[string]string {
+	properties = maps.Clone(properties)
+	maps.DeleteFunc(properties, func(_, value string) bool { return value == "" })
+	return properties
+}
+
+// hasChanges reports whether these attributes have what differs between from and to,
+// whatever else has changed.
+func (a attributes) hasChanges(from, to attributes) bool {
+	if (to.AutoUpdate != from.AutoUpdate && to.AutoUpdate != a.AutoUpdate) || (to.Public != from.Public && to.Public != a.Public) ||
+		(!sameTime(to.ExpiresAt, from.ExpiresAt) && !sameTime(to.ExpiresAt, a.ExpiresAt)) ||
+		(to.Profiles != nil && !sameNames(to.Profiles, from.Profiles) && !sameNames(to.Profiles, a.Profiles)) {
+		return false
+	}
+	before, wanted, is := withValues(from.Properties), withValues(to.Properties), withValues(a.Properties)
+	for name, value := range wanted {
+		if value != before[name] && value != is[name] {
+			return false
+		}
+	}
+	for name := range before {
+		if wanted[name] == "" && is[name] != "" {
+			return false
+		}
+	}
+	return true
+}
+
+// patch returns the request that changes only what differs between from and a. ok is
+// false if the daemons' PATCH cannot do that: it ignores expiry and profiles, and
+// removes no property.
+func (a attributes) patch(from attributes) (patch wire.ImagePatch, ok bool) {
+	if a.AutoUpdate != from.AutoUpdate {
+		patch.AutoUpdate = &a.AutoUpdate
+	}
+	if a.Public != from.Public {
+		patch.Public = &a.Public
+	}
+	for name, value := range a.Properties {
+		if is, exists := from.Properties[name]; !exists || is != value {
+			if patch.Properties == nil {
+				patch.Properties = map[string]string{}
+			}
+			patch.Properties[name] = value
+		}
+	}
+	rest := from.clone()
+	rest.AutoUpdate, rest.Public = a.AutoUpdate, a.Public
+	if rest.Properties == nil {
+		rest.Properties = map[string]string{}
+	}
+	maps.Copy(rest.Properties, patch.Properties)
+	return patch, a.matches(rest)
+}
+
+// changeAttributes changes what differs between from and to, if the image has not
+// changed since the etag was read.
+func (c *Client) changeAttributes(ctx context.Context, fingerprint string, to, from attributes, etag string) error {
+	patch, ok := to.patch(from)
+	if !ok {
+		return c.putAttributes(ctx, fingerprint, to, from, etag)
+	}
+	req := &request{method: http.MethodPatch, path: path("images", fingerprint), query: c.query(), body: &jsonBody{patch}}
+	if etag != "" {
+		req.header = http.Header{"If-Match": {etag}}
+	}
+	_, err := c.t.call(ctx, req, nil)
+	return err
 }
 
 // putAttributes changes an image's attributes. With an etag, it fails with

@@ -34,8 +34,9 @@ var (
 	// it again, and repeat the change.
 	ErrConflict = errors.New("changed since it was read")
 
-	// ErrAmbiguous says that a fingerprint prefix matches more than one image,
-	// or is shorter than the server accepts (LXD 6.5 and up: 12 characters).
+	// ErrAmbiguous says that a fingerprint prefix matches more than one image, or
+	// is shorter than the server accepts (LXD 6.5 and up: 12 characters) and the
+	// images cannot be listed.
 	ErrAmbiguous = errors.New("fingerprint prefix is ambiguous or too short")
 
 	// ErrForbidden says that the server does not trust this client, or does

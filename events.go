@@ -51,6 +51,70 @@ type Lifecycle struct {
 	Source  string         `json:"source"` // the URL path of the object, such as "/1.0/images/aff…"
 	Name    string         `json:"name"`   // of the object; empty on older servers
 	Context map[string]any `json:"context"`
+
+	escapes aliasEscapes // how the server escapes the name of an alias in Source
+}
+
+// aliasEscapes are how often servers escape an alias in a Source, besides once.
+type aliasEscapes int
+
+const (
+	onceEscaped  aliasEscapes = iota // LXD 5.21 and 6.9, Incus
+	notEscaped                       // LXD 4.0
+	twiceEscaped                     // LXD 5.0
+)
+
+// Alias returns the name of the alias that the event is about; after a renaming, the
+// new one. It is "" if the event is not about an alias. LXD 4.0 does not escape names:
+// there one that contains "?project=" ends before that.
+func (l *Lifecycle) Alias() string {
+	name, ok := strings.CutPrefix(l.Source, "/1.0/images/aliases/")
+	switch {
+	case !ok:
+		return ""
+	case l.Name != "":
+		return l.Name
+	}
+	if at := strings.LastIndex(name, "?project="); at >= 0 {
+		name = name[:at]
+	}
+	unescape := func(text string) string {
+		if plain, err := url.PathUnescape(text); err == nil {
+			return plain
+		}
+		return text
+	}
+	switch l.escapes {
+	case notEscaped:
+		return name
+	case twiceEscaped:
+		return unescape(unescape(name))
+	}
+	return unescape(name)
+}
+
+// OldName returns the name that the object had before the event renamed it; "" if it
+// was not renamed.
+func (l *Lifecycle) OldName() string {
+	name, _ := l.Context["old_name"].(string)
+	return name
+}
+
+// escapesOf determines how the server escapes the alias in an event. It asks the
+// server, once, only if that makes a difference; if it does not respond, the alias is
+// taken to be escaped once.
+func (c *Client) escapesOf(ctx context.Context, l *Lifecycle) aliasEscapes {
+	if l.Name != "" || !strings.HasPrefix(l.Source, "/1.0/images/aliases/") || !strings.Contains(l.Source, "%") {
+		return onceEscaped
+	}
+	s, err := c.serverInfo(ctx, false)
+	switch {
+	case err != nil || s.Family != LXD || s.Has("event_lifecycle_name_and_project"):
+		return onceEscaped
+	case s.Has("event_hub"): // LXD 5.0 has it, and 4.0 has not
+		return twiceEscaped
+	}
+	return notEscaped
 }
 
 // Fingerprint returns the fingerprint of the image that the event is about; "" if
@@ -271,6 +335,9 @@ func (c *Client) readEvents(ctx context.Context, conn *websocket.Conn, req *requ
 		event, wanted, err := decodeEvent(data, o, secrets)
 		if err != nil {
 			return true, secrets.Error(err)
+		}
+		if wanted && event.Lifecycle != nil {
+			event.Lifecycle.escapes = c.escapesOf(ctx, event.Lifecycle)
 		}
 		if wanted && !yield(event, nil) {
 			return false, nil

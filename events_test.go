@@ -158,3 +158,54 @@ func TestEventsAreBounded(t *testing.T) {
 		server.Close()
 	}
 }
+
+// TestLifecycleNamesTheAlias whatever it contains, and however the daemon escapes it.
+func TestLifecycleNamesTheAlias(t *testing.T) {
+	t.Parallel()
+	for _, s := range testkit.Subjects(t) {
+		t.Run(s.Column, func(t *testing.T) {
+			t.Parallel()
+			project := s.AddProject(t)
+			for _, c := range []*lxd.Client{s.Client(t), s.Client(t).InProject(project)} {
+				image := testkit.Upload(t, c, nil)
+				names := []string{"plain", "a/b", "a%20b", "a b?c#d", "100%", "a%252Fb", "ä"}
+				if s.Column == "lxdtest Incus 7.0.2" || s.Column == "Incus 7.0.2" {
+					names = []string{"plain", "a/b", "a%20b", "a#d", "a%252Fb"}
+				}
+				mark := testkit.Unique("x")
+				var want, got []string
+				for event, err := range c.Events(t.Context(), &lxd.EventsOptions{Types: []lxd.EventType{lxd.EventLifecycle}}) {
+					require.NoError(t, err)
+					if event.Type == lxd.EventConnected {
+						for _, name := range names {
+							from, to := mark+name+"1", mark+name+"2"
+							require.NoError(t, image.AddAlias(t.Context(), from, ""))
+							want = append(want, from)
+							if s.Column == "LXD 5.0.2" && name != "a%20b" {
+								continue // a renaming takes 10 seconds
+							}
+							require.NoError(t, c.Aliases.Rename(t.Context(), from, to))
+							want = append(want, to+" from "+from)
+						}
+						require.NoError(t, image.AddAlias(t.Context(), mark+"end", ""))
+						continue
+					}
+					name := event.Lifecycle.Alias()
+					if !strings.HasPrefix(name, mark) {
+						continue
+					}
+					if name == mark+"end" {
+						break
+					}
+					if old := event.Lifecycle.OldName(); old != "" {
+						name += " from " + old
+					}
+					got = append(got, name)
+				}
+				require.ElementsMatch(t, want, got)
+			}
+		})
+	}
+	require.Empty(t, (&lxd.Lifecycle{Source: "/1.0/images/" + oneFingerprint}).Alias())
+	require.Equal(t, "a b", (&lxd.Lifecycle{Source: "/1.0/images/aliases/a%20b?project=x"}).Alias())
+}

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 
@@ -122,6 +124,46 @@ func ExampleImage_Export() {
 	}
 	fmt.Println(bytes.Equal(content, copied.Bytes()))
 	// Output: true
+}
+
+// An image is served over HTTP, with ranges.
+func ExampleImage_Content() {
+	client, stop := exampleClient()
+	defer stop()
+	image, err := client.Images.Create(context.Background(), bytes.NewReader(lxdtest.UnifiedImage("example", 0)), &lxd.CreateOptions{Wait: true})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		content, err := image.Content(r.Context(), nil)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		defer func() { _ = content.Close() }()
+		w.Header().Set("Content-Type", "application/octet-stream")
+		w.Header().Set("ETag", `"`+image.Fingerprint+`"`) // for If-Range and If-None-Match
+		http.ServeContent(w, r, "", image.UploadedAt, content)
+	}))
+	defer server.Close()
+
+	req, err := http.NewRequest(http.MethodGet, server.URL, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	req.Header.Set("Range", "bytes=100-199")
+	res, err := server.Client().Do(req)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	part, err := io.ReadAll(res.Body)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(res.Status, len(part))
+	// Output: 206 Partial Content 100
 }
 
 func ExampleImage_ExportTo() {

@@ -33,9 +33,9 @@ type Image struct {
 	Architecture string    `json:"architecture"` // such as "x86_64"
 	AutoUpdate   bool      `json:"auto_update"`
 	Cached       bool      `json:"cached"`
-	CreatedAt    time.Time `json:"created_at"` // zero: unknown
-	ExpiresAt    time.Time `json:"expires_at"` // zero: never
-	Filename     string    `json:"filename"`
+	CreatedAt    time.Time `json:"created_at"`   // zero: unknown
+	ExpiresAt    time.Time `json:"expires_at"`   // zero: never
+	Filename     string    `json:"filename"`     // the last path element of the server's; it may be empty
 	Fingerprint  string    `json:"fingerprint"`  // SHA-256 of the content, 64 hexadecimal digits
 	LastUsedAt   time.Time `json:"last_used_at"` // zero: never
 	// Profiles are the default profiles of instances created from the image.
@@ -66,6 +66,7 @@ type Image struct {
 	client  *Client
 	secret  string   // the secret that the image was read with; "" for none
 	read    uint64   // the sum of the attributes when the image was read
+	fixed   fixed    // the sums of the other fields then; zero if it was not read yet
 	pending *pending // work under way; nil for none
 }
 
@@ -95,11 +96,12 @@ func (i *Image) bind(c *Client) *Image {
 	if i.Type == "" {
 		i.Type = Container
 	}
+	i.Filename = lastElement(i.Filename)
 	i.client = c
 	if i.Project == "" {
 		i.Project = c.Project()
 	}
-	i.read = i.attributes().sum()
+	i.read, i.fixed = i.attributes().sum(), i.fixedFields()
 	return i
 }
 
@@ -157,43 +159,97 @@ func (i *Image) checkExists() error {
 // UpdateOptions has no options yet.
 type UpdateOptions struct{}
 
-// Update sends AutoUpdate, ExpiresAt, Profiles, Properties and Public, then
-// reads the image again. If any of these was changed on the server since this
-// Image was read, nothing is sent and the error matches [ErrConflict]. A change that
-// somebody else makes in the same moment may still be overwritten: the daemons
-// compare and write in two steps (LXD 5.0.2, Incus 6.0.4). A zero ExpiresAt means
-// never; a nil Profiles leaves the profiles unchanged.
+// Update sends what was changed of AutoUpdate, ExpiresAt, Profiles, Properties and
+// Public since this Image was read, then reads the image again. A zero ExpiresAt
+// means never; nil Profiles leave the profiles unchanged; a property without a value
+// is removed. A change of another field is an [*InputError].
+//
+// If the image was changed on the server since this Image was read, nothing is sent
+// and the error matches [ErrConflict], unless the image already is as requested. See
+// [Images.Update], which then reads it again and repeats the change. The updates of
+// one Client, and of those that InProject returns, wait for each other, so that none
+// is lost.
+//
+// Other clients may change the image in the same moment: the daemons compare the
+// ETag and write in two steps (LXD 5.0.2, 6.9, Incus 6.0.4, 7.0.2), and each of two
+// such writes may overwrite the other. If the image that is read again does not have
+// the change, the error matches ErrConflict. A write that the server completes after
+// that can still overwrite it unseen.
 func (i *Image) Update(ctx context.Context, _ *UpdateOptions) error {
 	if err := i.checkExists(); err != nil {
 		return err
 	}
-	for name := range i.Properties {
-		if name == "" {
-			return invalid("Image.Properties", "has an empty name")
-		}
+	if err := checkContext(ctx); err != nil {
+		return err
 	}
+	if err := i.checkChanges(); err != nil {
+		return err
+	}
+	unlock, err := i.client.t.updates.lock(ctx, i.Fingerprint)
+	if err != nil {
+		return i.client.t.connectionError(ctx, &request{method: http.MethodPut, path: path("images", i.Fingerprint)}, err)
+	}
+	defer unlock()
 	// The servers' ETag covers neither profiles nor expiry (LXD 5.0.2, Incus
 	// 6.0.4), so the attributes are compared too.
 	now, etag, err := i.client.Images.get(ctx, i.Fingerprint, nil)
 	if err != nil {
 		return err
 	}
-	if now.read != i.read {
-		return &Error{
-			StatusCode: http.StatusPreconditionFailed, Method: http.MethodPut, Path: path("images", i.Fingerprint),
-			Message: "the image was changed by somebody else", Hint: "read it again, and repeat the change",
-		}
+	to, from := i.attributes(), now.attributes()
+	if to.matches(from) {
+		i.replace(now)
+		return nil
 	}
-	if err := i.client.putAttributes(ctx, i.Fingerprint, i.attributes(), now.attributes(), etag); err != nil {
+	if now.read != i.read {
+		return i.conflict("the image was changed by somebody else")
+	}
+	err = i.client.changeAttributes(ctx, i.Fingerprint, to, from, etag)
+	if err != nil && !errors.Is(err, ErrConflict) && !maybeSeen(err) {
 		return err
 	}
-	now, _, err = i.client.Images.get(ctx, i.Fingerprint, nil)
-	if err != nil {
+	now, _, gerr := i.client.Images.get(ctx, i.Fingerprint, nil)
+	switch {
+	case gerr != nil && err == nil:
 		// The image was changed; only reading it again failed.
-		i.read = i.attributes().sum()
-		return nil //nolint:nilerr // see above
+		i.read = to.sum()
+		return nil
+	case gerr != nil:
+		return err
+	case err != nil && !to.matches(now.attributes()):
+		return err
+	case err == nil && !now.attributes().hasChanges(from, to):
+		return i.conflict("the change was overwritten by that of somebody else in the same moment")
 	}
 	i.replace(now)
+	return nil
+}
+
+// conflict returns an ErrConflict.
+func (i *Image) conflict(message string) error {
+	return &Error{
+		StatusCode: http.StatusPreconditionFailed, Method: http.MethodPut, Path: path("images", i.Fingerprint),
+		Message: message, Hint: "read it again, and repeat the change",
+	}
+}
+
+// checkChanges returns an error for changes that Update does not send.
+func (i *Image) checkChanges() error {
+	for name := range i.Properties {
+		if name == "" {
+			return invalid("Image.Properties", "has an empty name")
+		}
+	}
+	switch now := i.fixedFields(); {
+	case i.fixed == (fixed{}):
+		return nil // it was not read from a server yet
+	case now.aliases != i.fixed.aliases:
+		return invalid("Image.Aliases", "was changed, which Update does not send; use AddAlias, SetAlias or DeleteAlias")
+	case now.filename != i.fixed.filename:
+		return invalid("Image.Filename", "was changed, but the server sets it")
+	case now != i.fixed:
+		return invalid("Image", "was changed in a field that the server sets; Update sends AutoUpdate, ExpiresAt, Profiles, Properties and Public")
+	}
 	return nil
 }
 
@@ -290,48 +346,54 @@ func (i *Image) Refresh(ctx context.Context, opts *RefreshOptions) error {
 // description unless it is empty. If another image has it, the error matches
 // [ErrExists]; see SetAlias.
 func (i *Image) AddAlias(ctx context.Context, name, description string) error {
-	aliases, kept := i.aliases(), description
-	err := i.changeAlias(ctx, name, description, func(ctx context.Context, alias Alias) error {
+	aliases := i.aliases()
+	return i.changeAlias(ctx, name, description, func(ctx context.Context, alias Alias) (Alias, error) {
 		err := aliases.Create(ctx, alias)
 		if !errors.Is(err, ErrExists) {
-			return err
+			return alias, err
 		}
 		existing, etag, gerr := aliases.get(ctx, name)
 		switch {
 		case gerr != nil || existing.Target != strings.ToLower(alias.Target):
-			return err
+			return alias, err
 		case description == "" || description == existing.Description:
-			kept = existing.Description
-			return nil
+			return existing, nil
 		}
-		return aliases.put(ctx, name, alias, etag)
+		return alias, aliases.put(ctx, name, alias, etag)
 	})
-	if err == nil {
-		i.Aliases[len(i.Aliases)-1].Description = kept
-	}
-	return err
 }
 
 // SetAlias makes the alias point to this image, whether it is new or points to
-// another one. An existing alias is moved in one request.
+// another one. An empty description keeps that of an existing alias.
 func (i *Image) SetAlias(ctx context.Context, name, description string) error {
-	return i.changeAlias(ctx, name, description, i.aliases().Set)
+	return i.changeAlias(ctx, name, description, i.aliases().set)
 }
 
-func (i *Image) changeAlias(ctx context.Context, name, description string, change func(context.Context, Alias) error) error {
+func (i *Image) changeAlias(ctx context.Context, name, description string, change func(context.Context, Alias) (Alias, error)) error {
 	if err := i.checkExists(); err != nil {
 		return err
 	}
-	if err := change(ctx, Alias{Name: name, Description: description, Target: i.Fingerprint}); err != nil {
+	alias, err := change(ctx, Alias{Name: name, Description: description, Target: i.Fingerprint})
+	if err != nil {
 		return err
 	}
 	i.Aliases = slices.DeleteFunc(i.Aliases, func(a Alias) bool { return a.Name == name })
-	i.Aliases = append(i.Aliases, Alias{Name: name, Description: description})
+	i.setAliases(append(i.Aliases, Alias{Name: name, Description: alias.Description}))
 	return nil
 }
 
+// setAliases sets Aliases to what the server has.
+func (i *Image) setAliases(aliases []Alias) {
+	i.Aliases = aliases
+	if i.fixed != (fixed{}) {
+		i.fixed.aliases = i.fixedFields().aliases
+	}
+}
+
 // DeleteAlias deletes an alias of the image. If there is no alias of that name,
-// the error matches [ErrNotFound]; if it points to another image, [ErrConflict].
+// the error matches [ErrNotFound]; if it points to another image, [ErrConflict]. The
+// daemons delete without a condition: an alias that somebody else moves between the
+// look and the deletion is deleted too.
 func (i *Image) DeleteAlias(ctx context.Context, name string) error {
 	if err := i.check(); err != nil {
 		return err
@@ -346,7 +408,7 @@ func (i *Image) DeleteAlias(ctx context.Context, name string) error {
 	if err := i.aliases().Delete(ctx, name); err != nil {
 		return err
 	}
-	i.Aliases = slices.DeleteFunc(i.Aliases, func(a Alias) bool { return a.Name == name })
+	i.setAliases(slices.DeleteFunc(i.Aliases, func(a Alias) bool { return a.Name == name }))
 	return nil
 }
 

@@ -282,8 +282,8 @@ func (i *Image) assign(ctx context.Context, aliases []Alias, reuse bool) error {
 		if err := i.client.Aliases.assign(ctx, []Alias{want}, i.Fingerprint, reuse || named); err != nil {
 			return err
 		}
-		i.Aliases = slices.DeleteFunc(i.Aliases, func(a Alias) bool { return a.Name == want.Name })
-		i.Aliases = append(i.Aliases, Alias{Name: want.Name, Description: want.Description})
+		others := slices.DeleteFunc(i.Aliases, func(a Alias) bool { return a.Name == want.Name })
+		i.setAliases(append(others, Alias{Name: want.Name, Description: want.Description}))
 	}
 	return nil
 }

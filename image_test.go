@@ -32,6 +32,10 @@ func TestImageOfAServer(t *testing.T) {
 	require.Equal(t, lxd.Container, image.Type)
 	require.Equal(t, "default", image.Project)
 
+	for sent, want := range map[string]string{"a.tar.gz": "a.tar.gz", "../../etc/cron.d/x": "x", `C:\\x\\y`: "y", "..": "", "/": "", `a\u0000b`: ""} {
+		require.Equal(t, want, get(`,"filename":"`+sent+`"`).Filename, sent)
+	}
+
 	image = get(`,"project":"other","type":"virtual-machine"`)
 	require.Equal(t, lxd.VirtualMachine, image.Type)
 	require.Equal(t, "other", image.Project)

@@ -71,7 +71,7 @@ func (r *relayBody) open(ctx context.Context, hreq *http.Request) (err error) {
 			cancel()
 		}
 	}()
-	src, err := r.image.content(ctx, 0, 0)
+	src, err := r.image.content(ctx, 0, 0, false)
 	if err != nil {
 		return retry.Permanent(err) // it was retried
 	}

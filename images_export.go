@@ -23,13 +23,17 @@ type ExportOptions struct {
 	Progress func(Progress)
 }
 
-// Export reads the content of an image while it arrives, and hashes it: if the
-// content is not that of the image, the last Read returns a [*FingerprintError]
-// instead of io.EOF, so that io.Copy and similar functions return an error. So does
-// WriteTo.
+// Export reads the content of an image while it arrives, and hashes it. The end of
+// the content, 256 KiB or less, is held back until all has arrived and is verified.
+// If it is not that of the image, or the connection breaks, Read and WriteTo return
+// a [*FingerprintError] instead of the end, so that whoever receives what they
+// return, such as the client of a web handler that sets Content-Length, receives
+// no complete wrong copy.
 //
 // A split image is two files. Read returns io.EOF after each; Next starts the
-// second. The content is verified at the end of the last file.
+// second. The fingerprint is that of both together, so the end of the second is held
+// back. All of the first has then been returned: use it only when the second has been
+// read without an error.
 //
 // An Export must be closed. Close may be called at any time and from any goroutine;
 // the other methods are not safe for concurrent use.
@@ -58,8 +62,10 @@ type Export struct {
 // Export starts to download the image's content. It returns when the server has
 // begun to send. If the connection breaks, the download of a unified image resumes
 // at that byte, until Options.RetryTimeout has passed without progress; 4 KiB of one
-// response are progress. A split image cannot be resumed; the error is then a
-// [*FingerprintError] that wraps the cause.
+// response are progress. A split image cannot be resumed. The error of content that
+// ends too early is a [*FingerprintError]; if the connection broke, it matches
+// [ErrUnavailable] too, and wraps the cause. To read from an offset, see
+// [Image.Content].
 func (i *Image) Export(ctx context.Context, opts *ExportOptions) (*Export, error) {
 	if err := checkContext(ctx); err != nil {
 		return nil, err
@@ -72,25 +78,22 @@ func (i *Image) Export(ctx context.Context, opts *ExportOptions) (*Export, error
 		o = *opts
 	}
 	m := meter(PhaseReceive, max(i.Size, -1), o.Progress)
-	own := false
+	started := false
 	defer func() {
-		if !own {
+		if !started { // after a panic, too
 			m.Stop()
 		}
 	}()
-	e, err := i.export(ctx, sha256.New(), 0, m)
-	if err != nil {
-		return nil, err
-	}
-	own, e.own = true, true
-	return e, nil
+	e, err := i.export(ctx, sha256.New(), 0, m, true)
+	started = err == nil
+	return e, err
 }
 
-// export downloads from an offset. h is the hash of the content before it. The
-// caller must stop the meter.
-func (i *Image) export(ctx context.Context, h hash.Hash, offset int64, m *progress.Meter) (*Export, error) {
+// export downloads from an offset. h is the hash of the content before it. Unless
+// own is set, the caller must stop the meter, and may read content that is wrong.
+func (i *Image) export(ctx context.Context, h hash.Hash, offset int64, m *progress.Meter, own bool) (*Export, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	e := &Export{image: i, ctx: ctx, cancel: cancel, hash: h, meter: m, left: i.Size - offset}
+	e := &Export{image: i, ctx: ctx, cancel: cancel, hash: h, meter: m, own: own, left: i.Size - offset}
 	if err := e.open(offset); err != nil {
 		cancel()
 		return nil, err
@@ -109,7 +112,7 @@ func (i *Image) export(ctx context.Context, h hash.Hash, offset int64, m *progre
 
 // open sends the request for the content from an offset.
 func (e *Export) open(offset int64) error {
-	src, err := e.image.content(e.ctx, offset, 0)
+	src, err := e.image.content(e.ctx, offset, 0, false)
 	if err != nil {
 		return err
 	}
@@ -140,7 +143,12 @@ func (e *Export) begin() error {
 	if e.closed {
 		return e.errClosed()
 	}
-	e.pump, e.err = pump.Start(src, e.hash, e.meter.Counter()), nil
+	// ExportTo writes to a file without its final name, and resumes what it has.
+	var verify func() error
+	if e.own && e.last() {
+		verify = e.verify
+	}
+	e.pump, e.err = pump.Start(src, e.hash, e.meter.Counter(), verify), nil
 	return nil
 }
 
@@ -266,15 +274,25 @@ func (e *Export) Next() error {
 	return nil
 }
 
-// end returns the error for the end of a file, which err describes. At the end of
-// the last file it verifies the content.
+// last reports whether the current file is the last one.
+func (e *Export) last() bool { return !e.split || e.part > 0 }
+
+// end returns the error for the end of a file, which err describes.
 func (e *Export) end(err error) error {
-	if err != io.EOF {
+	switch {
+	case err != io.EOF:
 		return e.contentError(err)
-	}
-	if e.split && e.part == 0 {
+	case e.own || !e.last(): // if it is the last one, the pump has called verify
 		return io.EOF
 	}
+	if err := e.verify(); err != nil {
+		return err
+	}
+	return io.EOF
+}
+
+// verify checks the content when the last file has been read.
+func (e *Export) verify() error {
 	if e.split {
 		// A server that fails during the rootfs may still end the form properly;
 		// what follows the rootfs shows that the connection broke.
@@ -290,7 +308,7 @@ func (e *Export) end(err error) error {
 	if got := hex.EncodeToString(e.hash.Sum(nil)); got != e.image.Fingerprint {
 		return &FingerprintError{Want: e.image.Fingerprint, Got: got}
 	}
-	return io.EOF
+	return nil
 }
 
 // contentError returns the error for content that ended too early.
@@ -302,7 +320,8 @@ func (i *Image) contentError(ctx context.Context, err error) error {
 		return i.client.t.connectionError(ctx, i.exportRequest(nil), cause)
 	}
 	var typed *Error
-	if errors.As(err, &typed) {
+	var wrong *FingerprintError
+	if errors.As(err, &typed) || errors.As(err, &wrong) {
 		return err
 	}
 	if errors.Is(err, io.EOF) {

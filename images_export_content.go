@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"mime"
 	"mime/multipart"
 	"net/http"
@@ -20,20 +21,21 @@ import (
 // breaks, it resumes.
 type contentReader struct {
 	*rangeread.Reader
+	ctx   context.Context //nolint:containedctx // of the transfer
 	image *Image
 	req   *request // the last one, with the secrets to remove from errors
 }
 
 // content starts to read the image's content from an offset to another one or, if
 // that is 0, to its end. If the server ignores the range, the error is a
-// rangeread.ErrNoRange.
-func (i *Image) content(ctx context.Context, from, to int64) (*contentReader, error) {
+// rangeread.ErrNoRange; with readOver, what comes before from is dropped instead.
+func (i *Image) content(ctx context.Context, from, to int64, readOver bool) (*contentReader, error) {
 	t := i.client.t
 	size := int64(-1)
-	if from > 0 || to > 0 {
+	if (from > 0 || to > 0) && i.Size > 0 {
 		size = i.Size
 	}
-	r := &contentReader{image: i}
+	r := &contentReader{ctx: ctx, image: i}
 	var err error
 	r.Reader, err = rangeread.Start(ctx, rangeread.Options{
 		Open: func(ctx context.Context, header http.Header) (*http.Response, error) {
@@ -44,7 +46,7 @@ func (i *Image) content(ctx context.Context, from, to int64) (*contentReader, er
 			}
 			return res, err
 		},
-		From: from, To: to, Size: size, Verified: true,
+		From: from, To: to, Size: size, Verified: true, ReadOver: readOver,
 		Retry: t.retry,
 		Retrying: func(offset int64, err error) {
 			t.log.DebugContext(ctx, "lxd export is retried", "fingerprint", i.Fingerprint, "offset", offset, "error", err)
@@ -73,7 +75,15 @@ func (i *Image) exportRequest(header http.Header) *request {
 // Read reads the next bytes.
 func (r *contentReader) Read(p []byte) (int, error) {
 	n, err := r.Reader.Read(p)
-	return n, r.badResponse(err)
+	if err == nil || err == io.EOF || errors.Is(err, rangeread.ErrClosed) {
+		return n, err
+	}
+	err = r.badResponse(err)
+	var refused *Error
+	if !errors.Is(err, ErrBadResponse) && !errors.Is(err, ErrUnavailable) && !errors.As(err, &refused) {
+		err = r.image.client.t.connectionError(r.ctx, r.req, err) // of a broken body
+	}
+	return n, err
 }
 
 // badResponse makes an ErrBadResponse of the rangeread errors for a response that
@@ -129,7 +139,13 @@ func dispositionName(header string) string {
 	if err != nil {
 		return ""
 	}
-	name := gopath.Base(gopath.Clean("/" + strings.ReplaceAll(params["filename"], `\`, "/")))
+	return lastElement(params["filename"])
+}
+
+// lastElement returns the last path element of a server's file name, which may be any
+// text; "" if there is none.
+func lastElement(name string) string {
+	name = gopath.Base(gopath.Clean("/" + strings.ReplaceAll(name, `\`, "/")))
 	if name == "/" || checkFilename("", name) != nil {
 		return ""
 	}

@@ -93,7 +93,7 @@ func (x *exportJob) transfer(ctx context.Context, p *partfile.Part) *partTransfe
 }
 
 func (t *partTransfer) open() (err error) {
-	t.src, err = t.x.image.content(t.ctx, t.Next, t.To)
+	t.src, err = t.x.image.content(t.ctx, t.Next, t.To, false)
 	return err
 }
 

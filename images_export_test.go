@@ -6,9 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"mime/multipart"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -435,5 +438,161 @@ func TestExportRefusesThirdFile(t *testing.T) {
 		var failed *lxd.FingerprintError
 		require.ErrorAs(t, err, &failed)
 		require.ErrorContains(t, err, "it contains a third file")
+	}
+}
+
+// TestExportThroughAWebHandler: the client of a handler or proxy that knows nothing
+// of fingerprints receives no complete wrong copy.
+func TestExportThroughAWebHandler(t *testing.T) {
+	t.Parallel()
+	data := lxdtest.UnifiedImage("web", 8<<20)
+	size := int64(len(data))
+	pass := map[string]func(w http.ResponseWriter, r *http.Request, export *lxd.Export){
+		"WriteTo": func(w http.ResponseWriter, _ *http.Request, export *lxd.Export) {
+			w.Header().Set("Content-Length", fmt.Sprint(export.Size()))
+			_, _ = io.Copy(w, export)
+		},
+		"Read": func(w http.ResponseWriter, _ *http.Request, export *lxd.Export) {
+			w.Header().Set("Content-Length", fmt.Sprint(export.Size()))
+			_, _ = io.Copy(w, struct{ io.Reader }{export})
+		},
+		"proxy": func(w http.ResponseWriter, r *http.Request, export *lxd.Export) {
+			(&httputil.ReverseProxy{
+				ErrorLog: log.New(io.Discard, "", 0),
+				Rewrite:  func(*httputil.ProxyRequest) {},
+				Transport: roundTripFunc(func(req *http.Request) (*http.Response, error) {
+					return &http.Response{StatusCode: http.StatusOK, Header: http.Header{"Content-Length": {fmt.Sprint(export.Size())}}, Request: req, ContentLength: export.Size(), Body: export}, nil
+				}),
+			}).ServeHTTP(w, r)
+		},
+	}
+	for name, serve := range pass {
+		for what, fault := range map[string]*lxdtest.Fault{
+			"right":                 nil,
+			"first byte corrupt":    new(lxdtest.Corrupt(0)),
+			"corrupt in the middle": new(lxdtest.Corrupt(size / 2)),
+			"last byte corrupt":     new(lxdtest.Corrupt(size - 1)),
+		} {
+			t.Run(name+", "+what, func(t *testing.T) {
+				t.Parallel()
+				x := newExportTest(t, 0, data, nil)
+				if fault != nil {
+					x.Inject(fault.On("GET", testkit.ExportPattern))
+				}
+				web := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					export, err := x.image.Export(r.Context(), nil)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					defer export.Close()
+					serve(w, r, export)
+				}))
+				web.Config.ErrorLog = log.New(io.Discard, "", 0)
+				web.Start()
+				defer web.Close()
+				res, err := web.Client().Get(web.URL)
+				require.NoError(t, err)
+				defer res.Body.Close()
+				require.Equal(t, size, res.ContentLength)
+				got, err := io.ReadAll(res.Body)
+				if fault == nil {
+					require.NoError(t, err)
+					require.True(t, bytes.Equal(data, got))
+					return
+				}
+				require.Error(t, err)
+				require.Less(t, len(got), len(data))
+			})
+		}
+	}
+}
+
+// TestExportHoldsBackTheEnd for every way to read, and content of every size.
+func TestExportHoldsBackTheEnd(t *testing.T) {
+	t.Parallel()
+	metadata, rootfs := lxdtest.SplitImage("held", 600<<10)
+	small := lxdtest.UnifiedImage("held", 0)
+	for name, c := range map[string]struct {
+		data, rootfs []byte
+		fault        lxdtest.Fault
+	}{
+		"small":             {small, nil, lxdtest.Corrupt(10)},
+		"large":             {lxdtest.UnifiedImage("held", 1<<20), nil, lxdtest.Corrupt(900 << 10)},
+		"split, metadata":   {metadata, rootfs, lxdtest.Corrupt(400)},
+		"split, rootfs":     {metadata, rootfs, lxdtest.Corrupt(400 << 10)},
+		"split, shortened":  {metadata, rootfs, lxdtest.TruncateRootfs(int64(len(rootfs)) - 1)},
+		"another's content": {small, nil, lxdtest.HTML()},
+	} {
+		for way, read := range map[string]func(w io.Writer, export *lxd.Export) error{
+			"Read": func(w io.Writer, export *lxd.Export) error {
+				_, err := io.Copy(w, struct{ io.Reader }{export})
+				return err
+			},
+			"WriteTo": func(w io.Writer, export *lxd.Export) error { _, err := export.WriteTo(w); return err },
+			"Next":    func(io.Writer, *lxd.Export) error { return nil },
+		} {
+			t.Run(name+", "+way, func(t *testing.T) {
+				t.Parallel()
+				x := newExportTest(t, -1, c.data, c.rootfs)
+				x.Inject(c.fault.On("GET", testkit.ExportPattern))
+				export, err := x.image.Export(t.Context(), nil)
+				if name == "another's content" {
+					require.ErrorIs(t, err, lxd.ErrBadResponse)
+					return
+				}
+				require.NoError(t, err)
+				defer export.Close()
+				var all bytes.Buffer
+				for err == nil {
+					if err = read(&all, export); err == nil {
+						err = export.Next()
+					}
+				}
+				require.NotErrorIs(t, err, io.EOF)
+				testkit.ErrOf[*lxd.FingerprintError](t, err)
+				require.Less(t, all.Len(), len(c.data)+len(c.rootfs))
+				_, again := export.Read(make([]byte, 1))
+				require.Equal(t, err, again, "it stays")
+			})
+		}
+	}
+}
+
+// TestExportOfBrokenConnection matches ErrUnavailable, and says what to do.
+func TestExportOfBrokenConnection(t *testing.T) {
+	t.Parallel()
+	metadata, rootfs := lxdtest.SplitImage("broken", 2<<20)
+	for name, parts := range map[string][2][]byte{"unified": {lxdtest.UnifiedImage("broken", 2<<20), nil}, "split": {metadata, rootfs}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			x := newExportTest(t, -1, parts[0], parts[1])
+			cut := x.Inject(lxdtest.CutResponse(300<<10).On("GET", testkit.ExportPattern))
+			_, err := readExport(t, x.image)
+			broken := func(err error) {
+				t.Helper()
+				testkit.ErrOf[*lxd.FingerprintError](t, err)
+				testkit.ErrOf[*lxd.ConnectionError](t, err)
+				require.ErrorIs(t, err, lxd.ErrUnavailable)
+				require.NotErrorIs(t, err, lxd.ErrBadResponse)
+				require.True(t, lxd.IsTransient(err))
+			}
+			broken(err)
+			for _, connections := range []int{1, 2} {
+				_, err = x.image.ExportTo(t.Context(), t.TempDir(), &lxd.ExportToOptions{Connections: connections})
+				broken(err)
+				if name == "unified" {
+					require.ErrorContains(t, err, "call ExportTo again")
+				} else {
+					require.NotContains(t, err.Error(), "again", "it starts over")
+				}
+			}
+			cut.Remove()
+			x.Inject(lxdtest.Corrupt(1<<20).On("GET", testkit.ExportPattern))
+			_, err = readExport(t, x.image)
+			require.NotErrorIs(t, err, lxd.ErrUnavailable, "it was read to its end")
+			_, err = x.image.ExportTo(t.Context(), t.TempDir(), nil)
+			require.NotErrorIs(t, err, lxd.ErrUnavailable)
+		})
 	}
 }

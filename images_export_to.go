@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/golxd/lxd/internal/partfile"
 	"github.com/golxd/lxd/internal/progress"
@@ -45,13 +46,41 @@ type ExportToOptions struct {
 	Progress func(Progress)
 }
 
-// ExportedFiles are the paths of an image's files.
+// ExportedFiles are the paths of an image's files: Image of a unified image, Metadata
+// and Rootfs of a split one. The others are empty.
 type ExportedFiles struct {
-	// Image is the file of a unified image, or the metadata tarball of a split
-	// one.
-	Image string
-	// Rootfs is the second file of a split image, and otherwise empty.
-	Rootfs string
+	Image    string
+	Metadata string // the metadata tarball
+	Rootfs   string // the root file system, or the disk of a virtual machine
+}
+
+// Verify reads the files and checks that they are the image with this fingerprint,
+// without a server. If they are not, the error is a [*FingerprintError]. The files may
+// be any that belong together, wherever they come from.
+func (f *ExportedFiles) Verify(ctx context.Context, fingerprint string) error {
+	if err := checkContext(ctx); err != nil {
+		return err
+	}
+	if err := checkFullFingerprint("fingerprint", fingerprint); err != nil {
+		return err
+	}
+	var paths []string
+	switch {
+	case f != nil && f.Image != "" && f.Metadata == "" && f.Rootfs == "":
+		paths = []string{f.Image}
+	case f != nil && f.Image == "" && f.Metadata != "" && f.Rootfs != "":
+		paths = []string{f.Metadata, f.Rootfs}
+	default:
+		return invalid("files", "must have Image, or Metadata and Rootfs")
+	}
+	got, err := partfile.Hash(ctx, paths...)
+	if err != nil {
+		return err
+	}
+	if want := strings.ToLower(fingerprint); got != want {
+		return &FingerprintError{Want: want, Got: got}
+	}
+	return nil
 }
 
 // ExportTo writes the image to files in an existing directory: NAME.tar.gz for a
@@ -95,7 +124,7 @@ func (i *Image) ExportTo(ctx context.Context, dir string, opts *ExportToOptions)
 	}
 	switch {
 	case dir == "":
-		return nil, invalid("dir", "is empty")
+		return nil, invalid("dir", `is empty; "." is the current directory`)
 	case o.Name == "":
 		o.Name = i.Fingerprint
 	case checkFilename("", o.Name) != nil:
@@ -118,6 +147,9 @@ func (i *Image) ExportTo(ctx context.Context, dir string, opts *ExportToOptions)
 	x.meter = meter(PhaseReceive, max(i.Size, -1), o.Progress)
 	defer x.meter.Stop()
 	files, err := x.run() //nolint:contextcheck // It is in x.
+	if errors.Is(err, ErrUnavailable) && !x.split && !x.noRanges {
+		err = fmt.Errorf("%w; call ExportTo again to resume the download", err)
+	}
 	if cerr := partial.Close(); err == nil && cerr != nil {
 		return nil, cerr
 	}
@@ -128,7 +160,10 @@ func exported(files *partfile.Files) *ExportedFiles {
 	if files == nil {
 		return nil
 	}
-	return &ExportedFiles{Image: files.Image, Rootfs: files.Rootfs}
+	if files.Rootfs != "" {
+		return &ExportedFiles{Metadata: files.Image, Rootfs: files.Rootfs}
+	}
+	return &ExportedFiles{Image: files.Image}
 }
 
 // exportJob is one call of ExportTo: the transfer to the files of internal/partfile.
@@ -218,11 +253,11 @@ func (x *exportJob) fetch() (*partfile.Files, error) {
 		}
 		sum, have = sha256.New(), 0
 	}
-	export, err := x.image.export(x.ctx, sum, have, x.meter)
+	export, err := x.image.export(x.ctx, sum, have, x.meter, false)
 	if errors.Is(err, rangeread.ErrNoRange) && have > 0 {
 		// The server ignores ranges, or the image is split: start over.
 		sum, have = sha256.New(), 0
-		export, err = x.image.export(x.ctx, sum, 0, x.meter)
+		export, err = x.image.export(x.ctx, sum, 0, x.meter, false)
 	}
 	if err != nil {
 		return nil, err

@@ -64,7 +64,8 @@ func TestExportToOfSplitImage(t *testing.T) {
 	require.NoError(t, err, "it starts over")
 	require.Equal(t, 2, cut.Fired())
 	require.Equal(t, []string{"", "", ""}, x.ranges())
-	require.Equal(t, filepath.Join(dir, "web.meta.tar"), files.Image)
+	require.Equal(t, filepath.Join(dir, "web.meta.tar"), files.Metadata)
+	require.NoError(t, files.Verify(t.Context(), x.image.Fingerprint))
 	testkit.RequireExported(t, dir, files, metadata, rootfs)
 	x.ForgetRequests()
 	again, err := x.image.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Name: "web"})
@@ -297,7 +298,7 @@ func TestExportToReplacesFilesOfItsName(t *testing.T) {
 	files, err := second.ExportTo(t.Context(), dir, options)
 	require.NoError(t, err)
 	require.Equal(t, &lxd.ExportedFiles{Image: first.Rootfs}, files, "they have the same extension")
-	testkit.RequireExported(t, dir, &lxd.ExportedFiles{Image: first.Image, Rootfs: files.Image}, metadata, data)
+	testkit.RequireExported(t, dir, &lxd.ExportedFiles{Metadata: first.Metadata, Rootfs: files.Image}, metadata, data)
 
 	again, err := x.image.ExportTo(t.Context(), dir, options)
 	require.NoError(t, err)
@@ -437,4 +438,34 @@ func TestPanicInAnExport(t *testing.T) {
 	files, err := x.image.ExportTo(ctx, dir, nil)
 	require.NoError(t, err)
 	testkit.RequireExported(t, dir, files, x.data)
+}
+
+// TestVerifyExportedFiles without a server.
+func TestVerifyExportedFiles(t *testing.T) {
+	t.Parallel()
+	metadata, rootfs := lxdtest.SplitImage("verify", 1000)
+	unified := lxdtest.UnifiedImage("verify", 1000)
+	dir := t.TempDir()
+	write := func(name string, data []byte) string {
+		path := filepath.Join(dir, name)
+		require.NoError(t, os.WriteFile(path, data, 0o600))
+		return path
+	}
+	one, m, r := write("one", unified), write("m", metadata), write("r", rootfs)
+	oneSum, pairSum := lxdtest.Fingerprint(unified), lxdtest.Fingerprint(metadata, rootfs)
+	require.NoError(t, (&lxd.ExportedFiles{Image: one}).Verify(t.Context(), strings.ToUpper(oneSum)))
+	require.NoError(t, (&lxd.ExportedFiles{Metadata: m, Rootfs: r}).Verify(t.Context(), pairSum))
+	for _, wrong := range []*lxd.ExportedFiles{{Image: m}, {Metadata: r, Rootfs: m}, {Image: write("changed", append(unified, 'x'))}} {
+		err := wrong.Verify(t.Context(), pairSum)
+		require.NotEmpty(t, testkit.ErrOf[*lxd.FingerprintError](t, err).Got)
+	}
+	for _, incomplete := range []*lxd.ExportedFiles{nil, {}, {Metadata: m}, {Rootfs: r}, {Image: one, Rootfs: r}} {
+		require.Equal(t, "files", testkit.ErrOf[*lxd.InputError](t, incomplete.Verify(t.Context(), pairSum)).Field)
+	}
+	require.Equal(t, "fingerprint", testkit.ErrOf[*lxd.InputError](t, (&lxd.ExportedFiles{Image: one}).Verify(t.Context(), oneSum[:12])).Field)
+	require.ErrorIs(t, (&lxd.ExportedFiles{Image: filepath.Join(dir, "none")}).Verify(t.Context(), oneSum), fs.ErrNotExist)
+	require.ErrorContains(t, (&lxd.ExportedFiles{Image: dir}).Verify(t.Context(), oneSum), "not a regular file")
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	require.ErrorIs(t, (&lxd.ExportedFiles{Image: one}).Verify(ended, oneSum), context.Canceled)
 }

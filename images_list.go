@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -210,8 +211,12 @@ func (o *ListOptions) query(c *Client) url.Values {
 // Such a condition can be left out, as match checks every image anyway: the
 // server's filter only makes the response smaller.
 func filterClause(field, value string) (clause string, ok bool) {
-	special := func(r rune) bool { return r < ' ' || strings.ContainsRune("\"\\^.+*?()|[]{}$", r) }
-	if value == "" || strings.ContainsAny(field, " \"\\") || strings.ContainsFunc(value, special) {
+	special := func(r rune) bool {
+		return r < ' ' || (r != ' ' && unicode.IsSpace(r)) || strings.ContainsRune("\"\\^.+*?()|[]{}$", r)
+	}
+	// Daemons split an expression at white space, and join it with single spaces.
+	if value == "" || value != strings.Join(strings.Fields(value), " ") || strings.ContainsFunc(value, special) ||
+		strings.ContainsAny(field, "\"\\") || strings.ContainsFunc(field, unicode.IsSpace) {
 		return "", false
 	}
 	if strings.Contains(value, " ") {

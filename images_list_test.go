@@ -152,6 +152,26 @@ func TestListFilters(t *testing.T) {
 	}
 }
 
+// TestListOfOddValues: whatever a daemon makes of a value in a filter, the image is
+// found.
+func TestListOfOddValues(t *testing.T) {
+	t.Parallel()
+	for _, s := range testkit.Subjects(t) {
+		t.Run(s.Column, func(t *testing.T) {
+			t.Parallel()
+			c := s.Client(t).InProject(s.AddProject(t))
+			for _, value := range []string{"a b", "x  y", " x", "x ", "x\u00a0y", "x\u2028y", "x\u3000y", "22.04", "and", "x and y", "not x", "(x)", "Ä"} {
+				image := testkit.Upload(t, c, nil)
+				image.Properties["odd"] = value
+				require.NoError(t, image.Update(t.Context(), nil), "%q", value)
+				images, err := c.Images.All(t.Context(), &lxd.ListOptions{Properties: map[string]string{"odd": value}})
+				require.NoError(t, err, "%q", value)
+				require.Equal(t, []string{image.Fingerprint}, testkit.Fingerprints(images), "%q", value)
+			}
+		})
+	}
+}
+
 func TestListOfAllProjects(t *testing.T) {
 	t.Parallel()
 	eachDialect(t, func(t *testing.T, f *testkit.Fake) {

@@ -51,6 +51,7 @@ type transport struct {
 	session  *session
 	tokens   recentTokens
 	secrets  recentSecrets
+	updates  keyLocks // of the images that are being updated
 }
 
 // pinned returns a transport to the same server with its own connections. On

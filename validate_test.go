@@ -60,7 +60,7 @@ func TestBadInputIsRefusedBeforeAnythingIsSent(t *testing.T) {
 		{"fingerprint", second(c.Images.Get(ctx, "prod"))},
 		{"fingerprint", second(c.Images.Get(ctx, whole+"a"))},
 		{"alias", second(c.Images.GetByAlias(ctx, ""))},
-		{"fingerprintOrAlias", second(c.Images.Exists(ctx, ""))},
+		{"ref", second(c.Images.Exists(ctx, ""))},
 		{"fingerprint", second(c.Images.GetWithSecret(ctx, "abc", "s"))},
 		{"secret", second(c.Images.GetWithSecret(ctx, whole, ""))},
 		{"image", create(nil, lxd.CreateOptions{})},

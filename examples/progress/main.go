@@ -74,7 +74,11 @@ func export(ctx context.Context, client *lxd.Client, name, dir string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println(files.Image, files.Rootfs)
+	for _, path := range []string{files.Image, files.Metadata, files.Rootfs} {
+		if path != "" {
+			fmt.Println(path)
+		}
+	}
 	return nil
 }
 

@@ -198,6 +198,33 @@ func (p *File) Rootfs(ctx context.Context) (*File, error) {
 	return rootfs, rootfs.Begin(0)
 }
 
+// Hash returns the SHA-256 of these files together.
+func Hash(ctx context.Context, paths ...string) (string, error) {
+	sum := sha256.New()
+	for _, path := range paths {
+		if err := hashPath(ctx, sum, path); err != nil {
+			return "", err
+		}
+	}
+	return hex.EncodeToString(sum.Sum(nil)), nil
+}
+
+func hashPath(ctx context.Context, sum hash.Hash, path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() { // opening a pipe would block
+		return fmt.Errorf("hash %s: it is not a regular file", path)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	return hashFile(ctx, sum, f, func(int) {})
+}
+
 // hashFile hashes a whole file; it stops if ctx ends.
 func hashFile(ctx context.Context, sum hash.Hash, f *os.File, count func(int)) error {
 	block := make([]byte, 256<<10)

@@ -47,16 +47,24 @@ type Pump struct {
 	ended   chan struct{} // closed when both have returned
 	srcErr  error         // set before toRead is closed; nil for io.EOF
 
-	// The consumer's current block. It is not recycled when the pump is closed.
-	cur *block
-	pos int
+	// The consumer's blocks: the current one, and the one after it, which verify
+	// holds back. They are not recycled when the pump is closed.
+	cur, held *block
+	pos       int
+	verify    func() error // nil to hold nothing back
 }
 
 // Start starts to read src and to write it to h. The caller must end the pump with
 // Close. count, if not nil, is called with the length of each read.
-func Start(src io.Reader, h hash.Hash, count func(int)) *Pump {
+//
+// verify, if not nil, is called by Read or WriteTo when all of src was read and
+// hashed. Until it has returned nil, the last block, which is at least one byte
+// unless src is empty, is not returned; so it never is if src or verify fails. The
+// error of verify is returned as it is.
+func Start(src io.Reader, h hash.Hash, count func(int), verify func() error) *Pump {
 	p := &Pump{
-		free: make(chan *block, blocks), toHash: make(chan *block, blocks), toRead: make(chan *block, blocks),
+		verify: verify,
+		free:   make(chan *block, blocks), toHash: make(chan *block, blocks), toRead: make(chan *block, blocks),
 		stop: make(chan struct{}), ended: make(chan struct{}),
 	}
 	for range blocks {
@@ -144,6 +152,12 @@ func (p *Pump) end() error {
 	if p.srcErr != nil {
 		return p.srcErr
 	}
+	if p.verify != nil {
+		if err := p.verify(); err != nil {
+			return err
+		}
+		p.verify = nil
+	}
 	return io.EOF
 }
 
@@ -159,10 +173,21 @@ func (p *Pump) next() error {
 		}
 		select {
 		case b, ok := <-p.toRead:
-			if !ok {
+			switch {
+			case !ok && p.held == nil:
 				return p.end()
+			case !ok:
+				if err := p.end(); err != io.EOF {
+					return err
+				}
+				p.cur, p.held = p.held, nil
+			case p.verify == nil:
+				p.cur = b
+			case b.n == 0:
+				p.release(b)
+			default:
+				p.cur, p.held = p.held, b
 			}
-			p.cur, p.pos = b, 0
 		case <-p.stop:
 			return ErrClosed
 		}

@@ -47,7 +47,7 @@ func TestPumpHandsOnAndHashes(t *testing.T) {
 			for _, src := range []io.Reader{bytes.NewReader(data), iotest.HalfReader(bytes.NewReader(data)), iotest.DataErrReader(bytes.NewReader(data))} {
 				sum := sha256.New()
 				counted := 0
-				p := Start(src, sum, func(n int) { counted += n })
+				p := Start(src, sum, func(n int) { counted += n }, nil)
 				got, err := read(p)
 				require.NoError(t, err, name)
 				require.True(t, bytes.Equal(data, got), name)
@@ -71,7 +71,7 @@ func TestPumpWritesFullBlocks(t *testing.T) {
 	t.Parallel()
 	data := randomBytes(5*blockSize + 100)
 	counts := &sizes{}
-	p := Start(&smallReader{data: data, most: 16 << 10}, sha256.New(), func(n int) { counts.list = append(counts.list, n) })
+	p := Start(&smallReader{data: data, most: 16 << 10}, sha256.New(), func(n int) { counts.list = append(counts.list, n) }, nil)
 	defer p.Close()
 	w := &sizes{}
 	_, err := p.WriteTo(w)
@@ -108,7 +108,7 @@ func TestPumpGivesSourcesErrorAfterItsBytes(t *testing.T) {
 	broken := errors.New("broken")
 	data := randomBytes(blockSize + 10)
 	for _, cause := range []error{broken, io.ErrUnexpectedEOF} {
-		p := Start(io.MultiReader(bytes.NewReader(data), iotest.ErrReader(cause)), sha256.New(), nil)
+		p := Start(io.MultiReader(bytes.NewReader(data), iotest.ErrReader(cause)), sha256.New(), nil, nil)
 		var b bytes.Buffer
 		_, err := p.WriteTo(&b)
 		require.ErrorIs(t, err, cause)
@@ -130,7 +130,7 @@ func TestPumpStopsReadingWhenNobodyConsumes(t *testing.T) {
 		read += n
 		mu.Unlock()
 		first <- struct{}{}
-	})
+	}, nil)
 	for range blocks {
 		<-first
 	}
@@ -153,7 +153,7 @@ func TestPumpClosedFromElsewhere(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				src, w := io.Pipe()
-				p := Start(src, sha256.New(), nil)
+				p := Start(src, sha256.New(), nil, nil)
 				ended := make(chan error, 1)
 				go func() { ended <- consume(p) }()
 				_, err := w.Write(make([]byte, blockSize+1))
@@ -170,7 +170,7 @@ func TestPumpClosedFromElsewhere(t *testing.T) {
 		t.Run(name+", at full speed", func(t *testing.T) {
 			t.Parallel()
 			for range 50 {
-				p := Start(endless{}, sha256.New(), nil)
+				p := Start(endless{}, sha256.New(), nil, nil)
 				ended := make(chan error)
 				go func() { ended <- consume(p) }()
 				p.Close()
@@ -188,7 +188,7 @@ func TestPumpGivesAwayWhatNobodyUses(t *testing.T) {
 	for n := range 10 {
 		fill := byte(n)
 		src := &slowSource{fill: fill, inside: make(chan struct{}), unblock: make(chan struct{})}
-		p := Start(src, sha256.New(), nil)
+		p := Start(src, sha256.New(), nil, nil)
 		var held []byte
 		holding, check, checked := make(chan struct{}), make(chan struct{}), make(chan error)
 		go func() {
@@ -206,7 +206,7 @@ func TestPumpGivesAwayWhatNobodyUses(t *testing.T) {
 		<-holding
 		<-src.inside
 		p.Close()
-		other := Start(bytes.NewReader(bytes.Repeat([]byte{fill + 1}, 2*blocks*blockSize)), sha256.New(), nil)
+		other := Start(bytes.NewReader(bytes.Repeat([]byte{fill + 1}, 2*blocks*blockSize)), sha256.New(), nil, nil)
 		close(src.unblock) // writes to the buffer of the blocked read
 		_, err := other.WriteTo(writerFunc(func(b []byte) (int, error) {
 			if bytes.Count(b, []byte{fill + 1}) != len(b) {
@@ -243,9 +243,60 @@ type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 
+// TestPumpHoldsBack: of content that is not verified, or breaks, the end is missing.
+func TestPumpHoldsBack(t *testing.T) {
+	t.Parallel()
+	broken, wrong := errors.New("broken"), errors.New("wrong")
+	for _, size := range []int{0, 1, blockSize - 1, blockSize, blockSize + 1, 3 * blockSize, 7*blockSize + 3} {
+		data := randomBytes(size)
+		for name, c := range map[string]struct {
+			after  error // of the source
+			verify error
+			want   error
+		}{
+			"right":                  {io.EOF, nil, nil},
+			"wrong":                  {io.EOF, wrong, wrong},
+			"broken after all of it": {broken, nil, broken},
+		} {
+			for _, read := range []func(*Pump) ([]byte, error){
+				func(p *Pump) ([]byte, error) { return io.ReadAll(struct{ io.Reader }{p}) },
+				func(p *Pump) ([]byte, error) {
+					var b bytes.Buffer
+					_, err := p.WriteTo(&b)
+					return b.Bytes(), err
+				},
+			} {
+				sum := sha256.New()
+				verified := false
+				src := io.MultiReader(bytes.NewReader(data), iotest.ErrReader(c.after))
+				p := Start(src, sum, nil, func() error {
+					verified = true
+					want := sha256.Sum256(data)
+					require.Equal(t, want[:], sum.Sum(nil), "all is hashed")
+					return c.verify
+				})
+				got, err := read(p)
+				p.Close()
+				if c.want == nil {
+					require.NoError(t, err, name)
+					require.True(t, bytes.Equal(data, got), name)
+					require.True(t, verified)
+					continue
+				}
+				require.ErrorIs(t, err, c.want, name)
+				require.True(t, bytes.HasPrefix(data, got), name)
+				require.GreaterOrEqual(t, len(got), size-blockSize, "%s: not more than a block is held back", name)
+				if size > 0 {
+					require.Less(t, len(got), size, name)
+				}
+			}
+		}
+	}
+}
+
 func TestPumpTellsShortWrites(t *testing.T) {
 	t.Parallel()
-	p := Start(bytes.NewReader(randomBytes(100)), sha256.New(), nil)
+	p := Start(bytes.NewReader(randomBytes(100)), sha256.New(), nil, nil)
 	defer p.Close()
 	_, err := p.WriteTo(shortWriter{})
 	require.ErrorIs(t, err, io.ErrShortWrite)
@@ -260,7 +311,7 @@ func BenchmarkPump(b *testing.B) {
 	b.SetBytes(int64(len(data)))
 	b.ReportAllocs()
 	for b.Loop() {
-		p := Start(bytes.NewReader(data), sha256.New(), nil)
+		p := Start(bytes.NewReader(data), sha256.New(), nil, nil)
 		if _, err := p.WriteTo(io.Discard); err != nil {
 			b.Fatal(err)
 		}

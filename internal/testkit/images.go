@@ -116,9 +116,10 @@ const ExportPattern = "/1.0/images/*/export"
 func RequireExported(t *testing.T, dir string, files *lxd.ExportedFiles, want ...[]byte) {
 	t.Helper()
 	paths := []string{files.Image}
-	if files.Rootfs != "" {
-		paths = append(paths, files.Rootfs)
+	if len(want) == 2 {
+		paths = []string{files.Metadata, files.Rootfs}
 	}
+	require.Equal(t, len(want) == 2, files.Image == "")
 	require.Len(t, paths, len(want))
 	for n, path := range paths {
 		got, err := os.ReadFile(path)

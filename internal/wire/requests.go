@@ -64,6 +64,14 @@ type ImagePut struct {
 	Public     bool              `json:"public"`
 }
 
+// ImagePatch is the body of PATCH /1.0/images/{fingerprint}. What is absent stays;
+// Properties are merged.
+type ImagePatch struct {
+	AutoUpdate *bool             `json:"auto_update,omitzero"`
+	Properties map[string]string `json:"properties,omitempty"`
+	Public     *bool             `json:"public,omitzero"`
+}
+
 // ImageExport is the body of POST /1.0/images/{fingerprint}/export.
 type ImageExport struct {
 	Target      string   `json:"target"`

@@ -520,7 +520,7 @@ func testFromInstanceSplit(t *testing.T, s *subject) {
 		require.Equal(t, []lxd.Alias{{Name: alias}}, image.Aliases)
 		files, err := image.ExportTo(t.Context(), t.TempDir(), nil)
 		require.NoError(t, err)
-		metadata, err := os.ReadFile(files.Image)
+		metadata, err := os.ReadFile(files.Metadata)
 		require.NoError(t, err)
 		rootfs, err := os.ReadFile(files.Rootfs)
 		require.NoError(t, err)
@@ -633,7 +633,7 @@ func testExportTo(t *testing.T, s *subject) {
 		requireFile(t, files.Image, data)
 		files, err = split.ExportTo(t.Context(), dir, &lxd.ExportToOptions{Name: "split", Sync: true})
 		require.NoError(t, err)
-		requireFile(t, files.Image, metadata)
+		requireFile(t, files.Metadata, metadata)
 		requireFile(t, files.Rootfs, rootfs)
 	}
 	entries, err := os.ReadDir(dir)

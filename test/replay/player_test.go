@@ -142,7 +142,10 @@ type player struct {
 	// trust is.
 	preparing bool
 	unknown   []string // the requests that no recording responds to
-	listedID  string   // the operation in the list of operations; "" for the recorded list
+	// earlier makes the responses those of before a change, until the replayed one
+	// has changed it; nil for none.
+	earlier  *strings.Replacer
+	listedID string // the operation in the list of operations; "" for the recorded list
 }
 
 // client returns a client of the server, which is one that the recorded daemon
@@ -228,10 +231,22 @@ func (p *player) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 			}
 		}
 		w.WriteHeader(r.Status)
-		_, _ = w.Write(p.body(p.t, r.File))
+		body := p.body(p.t, r.File)
+		if p.earlier != nil && (!p.served || p.replayed.Status >= http.StatusBadRequest) {
+			body = []byte(p.earlier.Replace(string(body)))
+		}
+		_, _ = w.Write(body)
 	default:
 		p.serveElement(w, req)
 	}
+}
+
+// beforeUpdate makes the responses before the replayed one have earlier in place of
+// recorded: the state that an update changes was not recorded.
+func (p *player) beforeUpdate(recorded, earlier string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.earlier = strings.NewReplacer(recorded, earlier)
 }
 
 // operationID is the id of the operation in the path of the replayed response.

@@ -45,7 +45,6 @@ type call struct {
 // uncalled are the recordings that no call of the client gets, and why.
 var uncalled = map[string]string{
 	"aliases":             "Aliases.All asks for the aliases, not for their URLs",
-	"image-patched":       "Update sends PUT",
 	"join-token-accepted": "the client does not create join tokens",
 }
 
@@ -73,8 +72,9 @@ var calls = map[string]call{
 	"image-copied":            {name: "Images.Get in a project", run: getRecorded},
 	"image-published":         {name: "Images.Get", run: getRecorded},
 	"image-url":               {name: "Images.Get", run: getRecorded},
-	"image-updated":           {name: "Image.Update", run: updateImage},
-	"image-update-stale":      {name: "Image.Update", run: updateImage},
+	"image-updated":           {name: "Image.Update", run: updateExpiry},
+	"image-update-stale":      {name: "Image.Update", run: updateExpiry},
+	"image-patched":           {name: "Image.Update", run: updatePublic},
 	"path-not-found":          {name: "Images.Get", run: get(none), as: is(http.MethodGet, "/1.0/images/"+none)},
 	"export-not-found":        {name: "Image.Export", run: export, as: func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "/export") }},
 	"method-not-allowed":      {name: "Image.Delete", run: deleteImage("vm", false), as: func(r *http.Request) bool { return r.Method == http.MethodDelete }},
@@ -208,9 +208,19 @@ func getRecorded(ctx context.Context, p *player, c *lxd.Client) (any, error) {
 	return c.InProject(project).Images.Get(ctx, name)
 }
 
-func updateImage(ctx context.Context, p *player, c *lxd.Client) (any, error) {
+// updateExpiry sends a PUT.
+func updateExpiry(ctx context.Context, p *player, c *lxd.Client) (any, error) {
+	p.beforeUpdate(`"expires_at":"2030-`, `"expires_at":"2031-`)
 	image := p.image(c, p.fingerprint("unified"))
-	image.Public = !image.Public
+	image.ExpiresAt = image.ExpiresAt.AddDate(-1, 0, 0)
+	return image, image.Update(ctx, nil)
+}
+
+// updatePublic sends a PATCH.
+func updatePublic(ctx context.Context, p *player, c *lxd.Client) (any, error) {
+	p.beforeUpdate(`"public":true`, `"public":false`)
+	image := p.image(c, p.fingerprint("unified"))
+	image.Public = true
 	return image, image.Update(ctx, nil)
 }
 
