@@ -185,6 +185,9 @@ func TestConformance(t *testing.T) {
 					}
 					for _, call := range conformanceCalls {
 						t.Run(call.name, func(t *testing.T) {
+							if s.Real != nil { // nothing else uses it meanwhile
+								t.Cleanup(func() { testkit.RequireNoTokens(t, s) })
+							}
 							call.run(t, one)
 							if t.Failed() {
 								table.set(s.Column, strings.ReplaceAll(call.name, " ", "_"), "fails")
