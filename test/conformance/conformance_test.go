@@ -185,7 +185,7 @@ func TestConformance(t *testing.T) {
 					}
 					for _, call := range conformanceCalls {
 						t.Run(call.name, func(t *testing.T) {
-							if s.Real != nil { // nothing else uses it meanwhile
+							if s.Real != nil && !s.Clustered() { // nothing else uses it meanwhile
 								t.Cleanup(func() { testkit.RequireNoTokens(t, s) })
 							}
 							call.run(t, one)
@@ -202,6 +202,9 @@ func TestConformance(t *testing.T) {
 		table.check(t)
 	}
 	for _, s := range subjects {
+		if s.Clustered() {
+			continue // LXD 5.0.2 makes tokens too, to copy an image to the other members, and can leave one
+		}
 		testkit.RequireNoTokens(t, s)
 		testkit.RequireNoTokens(t, s.Twin)
 	}
