@@ -45,6 +45,26 @@ func (s *imageSpec) setsProfiles() bool {
 	return len(s.Profiles) > 0 && !slices.Equal(s.Profiles, []string{"default"})
 }
 
+// checkProfiles returns an error that names the first profile that the client's
+// project does not have.
+func (c *Client) checkProfiles(ctx context.Context, names []string) error {
+	for _, name := range names {
+		type profile struct {
+			Name string `json:"name"`
+		}
+		_, _, err := get(ctx, c.t, &request{method: http.MethodGet, path: path("profiles", name), query: c.query()}, func(p *profile) error {
+			if p.Name != name {
+				return fmt.Errorf("it is profile %.80q", p.Name)
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("profile %q: %w", name, err)
+		}
+	}
+	return nil
+}
+
 // headers returns the headers of an upload that describe the image. They never
 // contain the properties: if the image's metadata has none, they crash the daemon
 // (LXD 4.0 to 6.9, Incus 0.1 to 7.3). They do not contain the aliases either,

@@ -66,12 +66,12 @@ func (j *copyJob) push(ctx context.Context) (*Image, error) {
 	}
 	if err != nil {
 		secret.end(ctx)
-		return nil, err
+		return nil, &sourceError{err}
 	}
 	image := j.expectedImage()
 	image.pending = newPending(op, j.source.Size, func(ctx context.Context, failure error, _ *progress.Meter) (*Image, error) {
 		if failure != nil {
-			return nil, failure
+			return j.afterFailure(ctx, secret.op, failure, func(existing *Image) bool { return existing.isNewOf(secret.op) && secret.used(ctx) })
 		}
 		return j.spec.complete(ctx, j.target.Images, op, j.source.Fingerprint)
 	})

@@ -109,19 +109,8 @@ func (imp *importJob) run(ctx context.Context, wait bool) (*Image, error) {
 // refuse the image no matter who fetches it.
 func (imp *importJob) checkTarget(ctx context.Context) error {
 	c := imp.images.client
-	for _, name := range imp.spec.Profiles {
-		type profile struct {
-			Name string `json:"name"`
-		}
-		_, _, err := get(ctx, c.t, &request{method: http.MethodGet, path: path("profiles", name), query: c.query()}, func(p *profile) error {
-			if p.Name != name {
-				return fmt.Errorf("it is profile %.80q", p.Name)
-			}
-			return nil
-		})
-		if err != nil {
-			return fmt.Errorf("profile %q: %w", name, err)
-		}
+	if err := c.checkProfiles(ctx, imp.spec.Profiles); err != nil {
+		return err
 	}
 	if imp.spec.reuse {
 		return nil
