@@ -42,6 +42,12 @@ func (a attributes) equal(b attributes) bool {
 		maps.Equal(a.Properties, b.Properties) && a.Public == b.Public
 }
 
+// equalOf reports whether an update of the image to a would change nothing.
+func (a attributes) equalOf(now *Image) bool {
+	_, changed := a.over(now.attributes(), true)
+	return !changed && a.AutoUpdate == now.AutoUpdate && a.Public == now.Public
+}
+
 var sumSeed = maphash.MakeSeed()
 
 // sum returns a hash of the attributes. An image keeps it instead of a copy: in a

@@ -167,15 +167,24 @@ func (i *Image) Update(ctx context.Context, _ *UpdateOptions) error {
 		return err
 	}
 	if now.read != i.read {
+		if i.attributes().equalOf(now) {
+			// An earlier call, whose response was lost, has made this change.
+			i.replace(now)
+			return nil
+		}
 		return &Error{
 			StatusCode: http.StatusPreconditionFailed, Method: http.MethodPut, Path: path("images", i.Fingerprint),
 			Message: "the image was changed by somebody else", Hint: "read it again, and repeat the change",
 		}
 	}
-	if err := i.client.putAttributes(ctx, i.Fingerprint, i.attributes(), now.attributes(), etag); err != nil {
-		return err
+	putErr := i.client.putAttributes(ctx, i.Fingerprint, i.attributes(), now.attributes(), etag)
+	if putErr != nil && !maybeSeen(putErr) {
+		return putErr
 	}
 	now, _, err = i.client.Images.get(ctx, i.Fingerprint, nil)
+	if putErr != nil && (err != nil || !i.attributes().equalOf(now)) {
+		return putErr
+	}
 	if err != nil {
 		// The image was changed; only reading it again failed.
 		i.read = i.attributes().sum()
@@ -257,7 +266,16 @@ func (i *Image) Refresh(ctx context.Context, opts *RefreshOptions) error {
 	if err != nil {
 		return err
 	}
-	work := newPending(op, -1, nil)
+	work := newPending(op, -1, func(ctx context.Context, failure error, _ *progress.Meter) (*Image, error) {
+		var failed *OperationError
+		if errors.As(failure, &failed) && !errors.Is(failure, ErrCancelled) {
+			now, err := i.client.Images.Get(ctx, i.Fingerprint)
+			if err == nil && now.UpdateSource == nil {
+				return nil, failed.missing("the image has no source to look at: it was not imported by the server")
+			}
+		}
+		return nil, failure
+	})
 	work.before = i.pending
 	i.pending = work
 	if opts == nil || !opts.Wait {
@@ -266,10 +284,19 @@ func (i *Image) Refresh(ctx context.Context, opts *RefreshOptions) error {
 	return i.Wait(ctx)
 }
 
-// AddAlias adds an alias to the image. If the name is taken, the error matches
-// [ErrExists]; see SetAlias.
+// AddAlias adds an alias to the image. If another image has the name, or this one
+// with another description, the error matches [ErrExists]; see SetAlias.
 func (i *Image) AddAlias(ctx context.Context, name, description string) error {
-	return i.changeAlias(ctx, name, description, i.aliases().Create)
+	return i.changeAlias(ctx, name, description, func(ctx context.Context, alias Alias) error {
+		err := i.aliases().Create(ctx, alias)
+		if errors.Is(err, ErrExists) {
+			existing, gerr := i.aliases().Get(ctx, name)
+			if gerr == nil && existing.Target == i.Fingerprint && existing.Description == description {
+				return nil
+			}
+		}
+		return err
+	})
 }
 
 // SetAlias makes the alias point to this image, whether it is new or points to

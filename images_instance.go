@@ -2,10 +2,14 @@ package lxd
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/golxd/lxd/internal/progress"
 	"github.com/golxd/lxd/internal/wire"
 )
 
@@ -90,9 +94,34 @@ func (m *Images) CreateFromInstance(ctx context.Context, instance string, opts *
 		if o.Split {
 			post.Format = "split"
 		}
-		return m.importImage(ctx, post, &imp.spec, nil)
+		image, err := m.importImage(ctx, post, &imp.spec, nil)
+		if err != nil {
+			return nil, err
+		}
+		image.pending.then(func(ctx context.Context, image *Image, err error, _ *progress.Meter) (*Image, error) {
+			var failed *OperationError
+			if errors.As(err, &failed) && image == nil && m.lacksInstance(ctx, name, snapshot) {
+				err = failed.missing(fmt.Sprintf("there is no %s %q in this project", kind, instance))
+			}
+			return image, err
+		})
+		return image, nil
 	}
 	imp.meter, imp.report = meter(PhaseServer, -1, o.Progress), o.Progress
 	defer imp.meter.Stop()
 	return imp.run(ctx, o.Wait)
+}
+
+// lacksInstance reports whether the project has no such instance, or the instance no
+// such snapshot ("" for none).
+func (m *Images) lacksInstance(ctx context.Context, name, snapshot string) bool {
+	at := path("instances", name)
+	if snapshot != "" {
+		at = path("instances", name, "snapshots", snapshot)
+	}
+	type instance struct {
+		Name string `json:"name"`
+	}
+	_, _, err := get(ctx, m.client.t, &request{method: http.MethodGet, path: at, query: m.client.query()}, func(*instance) error { return nil })
+	return isMissing(err)
 }

@@ -99,7 +99,7 @@ var calls = map[string]call{
 	"profile-not-found-wait":            {name: "Images.Create, Profiles, then Operation.Wait", run: waitForProfile},
 
 	"instance-not-found":         {name: "Images.CreateFromInstance", run: fromInstance("nothing", false)},
-	"instance-not-found-wait":    {name: "Images.CreateFromInstance, Wait", run: fromInstance("nothing", true)},
+	"instance-not-found-wait":    {name: "Images.CreateFromInstance, Wait", run: fromInstance("nothing", true), goesOn: true},
 	"publish-accepted":           {name: "Images.CreateFromInstance", run: fromInstance("web1", false)},
 	"publish-wait":               {name: "Images.CreateFromInstance, Wait", run: fromInstance("web1", true)},
 	"url-accepted":               {name: "Images.CreateFromURL", run: fromURL(false)},
