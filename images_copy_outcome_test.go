@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -203,6 +204,22 @@ func TestErrorOfCopyAuto(t *testing.T) {
 	}
 }
 
+// TestErrorOfCopyAutoThatUpdates matches the pull, which is the only mode that can be
+// updated, and not the others.
+func TestErrorOfCopyAutoThatUpdates(t *testing.T) {
+	t.Parallel()
+	source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	image := testkit.Upload(t, source.Client, &lxd.CreateOptions{Public: true, Aliases: []lxd.Alias{{Name: "updates"}}})
+	source.Inject(lxdtest.Status(500, "disk broken").On("GET", "/1.0/images/*/export"))
+	yes := true
+	_, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{AutoUpdate: &yes, Wait: true})
+	require.ErrorContains(t, testkit.ErrOf[*lxd.OperationError](t, err), "disk broken")
+	require.NotErrorIs(t, err, lxd.ErrUnsupported)
+	require.ErrorContains(t, err, "relay: ")
+	require.Empty(t, target.Images())
+}
+
 // TestRelayOfABrokenSource: a source that breaks in the middle, for good, is retried for
 // one timeout; the error is transient.
 func TestRelayOfABrokenSource(t *testing.T) {
@@ -212,10 +229,17 @@ func TestRelayOfABrokenSource(t *testing.T) {
 		client, err := lxd.New("unix:///target", &lxd.Options{Dial: target.DialContext})
 		require.NoError(t, err)
 		defer func() { require.NoError(t, client.Close()) }()
-		r.Inject(lxdtest.CutResponse(8000).On("GET", "/1.0/images/*/export").Times(1))
-		r.Inject(lxdtest.Unavailable().On("GET", "/1.0/images/*/export"))
+		cut := r.Inject(lxdtest.CutResponse(8000).On("GET", "/1.0/images/*/export").Times(1))
 		began := time.Now()
-		_, err = r.image.Copy(r.ctx, client, &lxd.CopyOptions{Mode: lxd.CopyRelay})
+		ended := make(chan error)
+		go func() {
+			_, err := r.image.Copy(r.ctx, client, &lxd.CopyOptions{Mode: lxd.CopyRelay})
+			ended <- err
+		}()
+		synctest.Wait() // until the pause before the content is resumed
+		require.Equal(t, 1, cut.Fired())
+		r.Inject(lxdtest.Unavailable().On("GET", "/1.0/images/*/export"))
+		err = <-ended
 		require.ErrorIs(t, err, lxd.ErrUnavailable)
 		require.True(t, lxd.IsTransient(err))
 		require.WithinDuration(t, began.Add(30*time.Second), time.Now(), 2*time.Second)
