@@ -29,7 +29,7 @@ func (j *copyJob) relay(ctx context.Context) (*Image, error) {
 	op, err := c.start(ctx, req, j.settle)
 	if err != nil {
 		var source *sourceError
-		if errors.As(err, &source) {
+		if ctx.Err() == nil && errors.As(err, &source) {
 			return nil, source // without the mark that it must not be retried here
 		}
 		return nil, err
