@@ -227,7 +227,8 @@ func (a *Aliases) move(ctx context.Context, alias Alias) (Alias, error) {
 }
 
 // Rename changes the name of an alias. If the new name is taken, the error matches
-// [ErrExists]. LXD 5.0.2 takes 10 seconds for it.
+// [ErrExists]. If the response is lost, Rename looks whether the alias was renamed. LXD
+// 5.0.2 takes 10 seconds for it.
 func (a *Aliases) Rename(ctx context.Context, name, newName string) error {
 	if err := a.check(ctx); err != nil {
 		return err
@@ -238,9 +239,19 @@ func (a *Aliases) Rename(ctx context.Context, name, newName string) error {
 	if err := checkAlias("new alias", newName); err != nil {
 		return err
 	}
-	_, err := a.client.t.call(ctx, &request{
+	before, err := a.Get(ctx, name)
+	if err != nil {
+		return err
+	}
+	_, err = a.client.t.call(ctx, &request{
 		method: http.MethodPost, path: a.path(name), query: a.client.query(), body: &jsonBody{wire.Rename{Name: newName}},
 	}, nil)
+	if maybeSeen(err) {
+		now, nerr := a.Get(ctx, newName)
+		if _, oerr := a.Get(ctx, name); nerr == nil && isMissing(oerr) && now.Target == before.Target {
+			return nil
+		}
+	}
 	return err
 }
 

@@ -248,17 +248,30 @@ type OperationError struct {
 	Description string // such as "Downloading image"
 	StatusCode  int    // 400 failure, 401 cancelled; or err_code if the server sends one
 	Message     string // the daemon's own words
+	Hint        string // what to do about it; may be empty
 
 	kind error
 }
 
-// Error returns the description, the daemon's words and the operation's ID.
+// Error returns the description, the daemon's words, the operation's ID and the hint.
 func (e *OperationError) Error() string {
 	what := e.Description
 	if what == "" {
 		what = "operation"
 	}
-	return fmt.Sprintf("%s: %s (operation %s)", strings.ToLower(what[:1])+what[1:], e.Message, e.ID)
+	text := fmt.Sprintf("%s: %s (operation %s)", strings.ToLower(what[:1])+what[1:], e.Message, e.ID)
+	if e.Hint != "" {
+		text += ": " + e.Hint
+	}
+	return text
+}
+
+// missing returns the error with ErrNotFound and a hint, after the server's state has
+// shown that what the operation needs does not exist. Only some daemons send a code.
+func (e *OperationError) missing(hint string) *OperationError {
+	found := *e
+	found.kind, found.Hint = ErrNotFound, hint
+	return &found
 }
 
 // Is matches [ErrCancelled], and the sentinel of the server's err_code if it
@@ -276,9 +289,15 @@ func (e *OperationError) Is(target error) bool {
 		return e.StatusCode == http.StatusConflict
 	case ErrForbidden:
 		return e.StatusCode == http.StatusForbidden
+	case ErrUnavailable:
+		return unavailable(e.StatusCode)
 	}
 	return false
 }
+
+// Transient reports whether the same call may succeed later: the server sent the code
+// 429, 502, 503 or 504. What only the daemon's words say is not taken for transient.
+func (e *OperationError) Transient() bool { return unavailable(e.StatusCode) }
 
 // FingerprintError says that the content of an image does not have the
 // expected fingerprint: it was truncated or corrupted in transit, or is another

@@ -332,7 +332,16 @@ func (i *Image) Refresh(ctx context.Context, opts *RefreshOptions) error {
 	if err != nil {
 		return err
 	}
-	work := newPending(op, -1, nil)
+	work := newPending(op, -1, func(ctx context.Context, failure error, _ *progress.Meter) (*Image, error) {
+		var failed *OperationError
+		if errors.As(failure, &failed) && !errors.Is(failure, ErrCancelled) {
+			now, err := i.client.Images.Get(ctx, i.Fingerprint)
+			if err == nil && now.UpdateSource == nil {
+				return nil, failed.missing("the image has no source to look at: it was not imported by the server")
+			}
+		}
+		return nil, failure
+	})
 	work.before = i.pending
 	i.pending = work
 	if opts == nil || !opts.Wait {

@@ -239,22 +239,33 @@ func (m *Images) Update(ctx context.Context, ref string, change func(*Image) err
 		return nil, invalid("change", "is nil")
 	}
 	image, err := m.Resolve(ctx, ref, nil)
+	if err != nil {
+		return nil, err
+	}
+	return m.update(ctx, image, change, opts)
+}
+
+// update changes an image that was read. It reads it again after a conflict.
+func (m *Images) update(ctx context.Context, image *Image, change func(*Image) error, opts *UpdateOptions) (*Image, error) {
 	retries := m.client.t.retry.Begin()
-	for err == nil {
+	for {
 		if err := change(image); err != nil {
 			return nil, err
 		}
-		if err = image.Update(ctx, opts); err == nil {
+		err := image.Update(ctx, opts)
+		if err == nil {
 			return image, nil
 		}
 		if !errors.Is(err, ErrConflict) {
 			return nil, err
 		}
-		if err = retries.Pause(ctx, err); err == nil {
-			image, err = m.Get(ctx, image.Fingerprint)
+		if err = retries.Pause(ctx, err); err != nil {
+			return nil, err
+		}
+		if image, err = m.Get(ctx, image.Fingerprint); err != nil {
+			return nil, err
 		}
 	}
-	return nil, err
 }
 
 // Delete deletes the image that ref resolves to, as [Image.Delete] does.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/golxd/lxd/internal/progress"
@@ -30,21 +31,33 @@ const (
 	CopyRelay CopyMode = "relay"
 )
 
-// CopyOptions describe the copy. The default of an attribute is its value in the
-// source image.
+// CopyOptions describe the copy. An attribute that is nil, and an empty Filename, is
+// the source's; Aliases and Profiles are the source's only if CopyAliases and
+// CopyProfiles are set.
 type CopyOptions struct {
 	// Mode is how the content is copied. The default is CopyAuto.
 	Mode CopyMode
 
-	Public     *bool
+	Public *bool
+	// AutoUpdate makes the target update the copy from the source image's first
+	// alias. Only a pull of a public image of the default project, which has an
+	// alias, can be updated: with true, another copy is an error that matches
+	// ErrUnsupported. The default is the source's AutoUpdate where that is possible,
+	// and otherwise false.
 	AutoUpdate *bool
 	Filename   string
 	// Properties replace all those of the source. An empty map means none.
 	Properties map[string]string
-	// Profiles are profiles of the target's project. An empty slice means none.
+	// Profiles are profiles of the target's project (extension image_profiles). One
+	// that does not exist is an error that matches ErrNotFound, before anything is
+	// copied. The default is the target's: "default".
 	Profiles []string
-	// Aliases replace those of the source. An empty slice means none.
+	// CopyProfiles uses the names of the source's profiles; Profiles must be empty.
+	CopyProfiles bool
+	// Aliases are names for the copy. They are checked before anything is copied.
 	Aliases []Alias
+	// CopyAliases adds the source's aliases, except those whose name is in Aliases.
+	CopyAliases bool
 	// ReuseAliases moves aliases that point to other images of the target to the
 	// copy. Those images remain, without the alias. By default such an alias is an
 	// error that matches ErrExists.
@@ -55,6 +68,9 @@ type CopyOptions struct {
 	// ExpiresAt is when the copy expires; a zero time means never.
 	ExpiresAt *time.Time
 
+	// IfExists is what happens if the target already has the image. The default is to
+	// apply Public, ExpiresAt, Properties, profiles and aliases to it, where they are
+	// set; what the options leave to the source is not changed.
 	IfExists IfExists
 
 	// Wait makes Copy return when the copy is complete. The default is to return
@@ -90,8 +106,11 @@ type CopyAttempt struct {
 }
 
 // Copy copies the image to another server, or to another project. The copy has the
-// image's aliases, properties, profiles, expiry, filename, AutoUpdate and Public,
-// unless the options set others. If the target has the image, no content is sent.
+// image's properties, expiry, filename and Public, unless the options set others. If
+// the target has the image, no content is sent. If the target has the copy but an
+// alias could not be set, Copy returns both the copy and the error. If all modes of CopyAuto fail, the
+// error contains the error of each, and matches the one that decided: the last that
+// is not merely unsupported.
 func (i *Image) Copy(ctx context.Context, target *Client, opts *CopyOptions) (*Copied, error) {
 	if err := checkContext(ctx); err != nil {
 		return nil, err
@@ -107,6 +126,11 @@ func (i *Image) Copy(ctx context.Context, target *Client, opts *CopyOptions) (*C
 		return nil, err
 	}
 	j := &copyJob{source: i, target: target, ifExists: o.IfExists, cancel: o.CancelOnDone, spec: o.spec(i), copied: &Copied{}}
+	if i.AutoUpdate || o.AutoUpdate != nil {
+		if err := j.checkUpdates(o.AutoUpdate); err != nil {
+			return nil, err
+		}
+	}
 	j.meter, j.report = meter(PhaseServer, max(i.Size, -1), o.Progress), o.Progress
 	defer j.meter.Stop()
 	existing, err := target.Images.Get(ctx, i.Fingerprint)
@@ -114,13 +138,22 @@ func (i *Image) Copy(ctx context.Context, target *Client, opts *CopyOptions) (*C
 	case err == nil && o.IfExists == ErrorIfExists:
 		return nil, fmt.Errorf("image %s: %w", i.Fingerprint, ErrExists)
 	case err == nil:
-		if err := j.spec.assign(ctx, existing); err != nil {
+		if j.mustUpdate && !existing.updatable() {
+			return nil, fmt.Errorf("update image %.12s: %w: the target has the image without an alias as its source; delete it and copy it again", i.Fingerprint, ErrUnsupported)
+		}
+		if existing, err = j.useExisting(ctx, existing, &o); err != nil {
 			return nil, err
 		}
-		j.meter.Phase(PhaseServer, existing.Size, existing.Size)
 		j.copied.Image = existing
+		if err := j.spec.assign(ctx, existing); err != nil {
+			return j.copied, err
+		}
+		j.meter.Phase(PhaseServer, existing.Size, existing.Size)
 		return j.copied, nil
 	case !isMissing(err):
+		return nil, err
+	}
+	if err := j.checkProfiles(ctx); err != nil {
 		return nil, err
 	}
 	if !o.ReuseAliases {
@@ -129,14 +162,16 @@ func (i *Image) Copy(ctx context.Context, target *Client, opts *CopyOptions) (*C
 		}
 	}
 	modes := []CopyMode{o.Mode}
+	j.single = o.Mode != CopyAuto
 	if o.Mode == CopyAuto {
 		modes = []CopyMode{CopyPull, CopyPush, CopyRelay}
 	}
 	if err := j.run(ctx, modes, o.Wait); err != nil {
-		if ctx.Err() != nil && j.copied.Image != nil {
-			return j.copied, err // the operation may still be running
+		image := j.copied.Image
+		if image == nil || ctx.Err() == nil && image.UploadedAt.IsZero() {
+			return nil, err
 		}
-		return nil, err
+		return j.copied, err // the image without its aliases, or one whose operation may still run
 	}
 	return j.copied, nil
 }
@@ -149,6 +184,12 @@ func (o *CopyOptions) check(target *Client) error {
 		return err
 	}
 	if err := checkOneOf("CopyOptions.Mode", o.Mode, CopyAuto, CopyPull, CopyPush, CopyRelay); err != nil {
+		return err
+	}
+	if o.CopyProfiles && len(o.Profiles) > 0 {
+		return invalid("CopyOptions.Profiles", "is set together with CopyProfiles")
+	}
+	if err := checkFilename("CopyOptions.Filename", o.Filename); err != nil {
 		return err
 	}
 	spec := imageSpec{
@@ -164,15 +205,13 @@ func (o *CopyOptions) check(target *Client) error {
 // spec describes the copy.
 func (o *CopyOptions) spec(source *Image) imageSpec {
 	w := imageSpec{
-		attributes: source.attributes().clone(), filename: source.Filename, aliases: slices.Clone(source.Aliases),
+		attributes: source.attributes().clone(), filename: source.Filename, aliases: slices.Clone(o.Aliases),
 		reuse: o.ReuseAliases, replaced: o.DeleteReplaced, exact: true,
 	}
 	if o.Public != nil {
 		w.Public = *o.Public
 	}
-	if o.AutoUpdate != nil {
-		w.AutoUpdate = *o.AutoUpdate
-	}
+	w.AutoUpdate = false // see checkUpdates
 	if o.Filename != "" {
 		w.filename = o.Filename
 	}
@@ -182,11 +221,18 @@ func (o *CopyOptions) spec(source *Image) imageSpec {
 	if w.Properties == nil {
 		w.Properties = map[string]string{}
 	}
-	if o.Profiles != nil {
-		w.Profiles = slices.Clone(o.Profiles)
+	if !o.CopyProfiles {
+		w.Profiles = nil
+		if len(o.Profiles) > 0 {
+			w.Profiles = slices.Clone(o.Profiles)
+		}
 	}
-	if o.Aliases != nil {
-		w.aliases = slices.Clone(o.Aliases)
+	if o.CopyAliases {
+		for _, a := range source.Aliases {
+			if !slices.ContainsFunc(o.Aliases, func(b Alias) bool { return a.Name == b.Name }) {
+				w.aliases = append(w.aliases, a)
+			}
+		}
 	}
 	if o.ExpiresAt != nil {
 		w.ExpiresAt = *o.ExpiresAt
@@ -201,9 +247,86 @@ type copyJob struct {
 	ifExists IfExists
 	cancel   bool // the operation, when the context ends
 	spec     imageSpec
-	meter    *progress.Meter
-	report   func(Progress) // for a later Image.Wait; nil for none
-	copied   *Copied
+	// updatesFrom is the source's alias from which the target updates a copy that it
+	// pulls; "" if it does not. With mustUpdate, no other copy is made.
+	updatesFrom string
+	mustUpdate  bool
+	single      bool // there is only one mode
+	meter       *progress.Meter
+	report      func(Progress) // for a later Image.Wait; nil for none
+	copied      *Copied
+}
+
+// checkUpdates determines whether a pull can be updated. It returns an error if it
+// must be and cannot.
+func (j *copyJob) checkUpdates(want *bool) error {
+	if want != nil && !*want {
+		return nil
+	}
+	j.mustUpdate = want != nil
+	problem := ""
+	switch i := j.source; {
+	case !i.Public:
+		problem = "the source image is not public"
+	case i.client.Project() != "default":
+		// A daemon keeps the alias of a source, not its project.
+		problem = "the source image is not in the default project"
+	case len(i.Aliases) == 0:
+		problem = "the source image has no alias"
+	default:
+		j.updatesFrom = i.Aliases[0].Name
+	}
+	if problem != "" && j.mustUpdate {
+		return fmt.Errorf("AutoUpdate of a copy: %w: %s", ErrUnsupported, problem)
+	}
+	return nil
+}
+
+// updatable reports whether the server can find a newer version of the image: its
+// source is an alias and not a fingerprint.
+func (i *Image) updatable() bool {
+	return i.UpdateSource != nil && i.UpdateSource.Alias != "" && i.UpdateSource.Alias != i.Fingerprint
+}
+
+// checkProfiles returns an error if the target does not have the profiles, or would
+// ignore them.
+func (j *copyJob) checkProfiles(ctx context.Context) error {
+	if len(j.spec.Profiles) == 0 {
+		return nil
+	}
+	to, err := j.target.serverInfo(ctx, false)
+	if err != nil {
+		return err
+	}
+	if err := j.spec.checkSupported(to); err != nil {
+		return err
+	}
+	return j.target.checkProfiles(ctx, j.spec.Profiles)
+}
+
+// useExisting sets what the options ask for on an image that the target already has.
+// What they leave to the source is not changed.
+func (j *copyJob) useExisting(ctx context.Context, existing *Image, o *CopyOptions) (*Image, error) {
+	if len(o.Profiles) > 0 || o.CopyProfiles {
+		if err := j.checkProfiles(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return j.target.Images.update(ctx, existing, func(i *Image) error {
+		if o.Public != nil {
+			i.Public = *o.Public
+		}
+		if o.ExpiresAt != nil {
+			i.ExpiresAt = *o.ExpiresAt
+		}
+		if o.Properties != nil {
+			i.Properties = maps.Clone(o.Properties)
+		}
+		if len(o.Profiles) > 0 || o.CopyProfiles {
+			i.Profiles = slices.Clone(j.spec.Profiles)
+		}
+		return nil
+	}, nil)
 }
 
 // run tries the modes until one succeeds. Without wait it returns when one has
@@ -225,48 +348,91 @@ func (j *copyJob) run(ctx context.Context, modes []CopyMode, wait bool) error {
 				image.pending.release(ctx) // nobody can wait for it any more
 			}
 		}
-		if err = j.noteFailure(mode, err, len(modes) == 1 && len(j.copied.Failed) == 0); err == nil || !j.shouldTryNext(ctx, err) {
+		j.noteFailure(mode, err)
+		if err == nil || !j.shouldTryNext(ctx, err) {
 			return err
 		}
 	}
-	errs := make([]error, len(j.copied.Failed))
-	for n, a := range j.copied.Failed {
-		errs[n] = fmt.Errorf("%s: %w", a.Mode, a.Err)
-	}
-	return fmt.Errorf("copy image %.12s to %s: %w", j.source.Fingerprint, j.target.Endpoint(), errors.Join(errs...))
+	return &copyError{what: fmt.Sprintf("copy image %.12s to %s", j.source.Fingerprint, j.target.Endpoint()), failed: j.copied.Failed}
 }
 
-// noteFailure adds the error of a mode to Copied.Failed. If it was the only mode,
-// it returns a copyError instead, whose text is that of the error.
-func (j *copyJob) noteFailure(mode CopyMode, err error, only bool) error {
-	if err == nil {
-		return nil
+// noteFailure adds the error of a mode to Copied.Failed, unless it was the only mode.
+func (j *copyJob) noteFailure(mode CopyMode, err error) {
+	if err != nil && !j.single {
+		j.copied.Failed = append(j.copied.Failed, CopyAttempt{mode, err})
 	}
-	if only {
-		return &copyError{err}
-	}
-	j.copied.Failed = append(j.copied.Failed, CopyAttempt{mode, err})
-	return err
 }
 
-// copyError is the error of the only mode of a copy.
-type copyError struct{ err error }
+// copyError is the error of a copy of which all modes have failed. Its text has the
+// error of each; it wraps only the one that decided.
+type copyError struct {
+	what   string
+	failed []CopyAttempt
+}
 
-func (e *copyError) Error() string { return e.err.Error() }
+func (e *copyError) Error() string {
+	lines := make([]string, len(e.failed))
+	for n, a := range e.failed {
+		lines[n] = fmt.Sprintf("%s: %v", a.Mode, a.Err)
+	}
+	return e.what + ": " + strings.Join(lines, "\n")
+}
 
-func (e *copyError) Unwrap() error { return e.err }
+// Unwrap returns the last error that says more than that a mode is not supported.
+func (e *copyError) Unwrap() error {
+	for _, a := range slices.Backward(e.failed) {
+		if !errors.Is(a.Err, ErrUnsupported) {
+			return a.Err
+		}
+	}
+	return e.failed[len(e.failed)-1].Err
+}
 
 // shouldTryNext reports whether another mode may succeed after err. None will if
-// ctx has ended or the target has refused the image.
+// ctx has ended, the operation was cancelled, or the target has refused the image.
 func (j *copyJob) shouldTryNext(ctx context.Context, err error) bool {
-	var only *copyError
-	return ctx.Err() == nil && !errors.As(err, &only) && !errors.Is(err, ErrForbidden) && !errors.Is(err, ErrExists) && !errors.Is(err, ErrInvalid)
+	var source *sourceError
+	var failed *OperationError
+	switch {
+	case j.single, ctx.Err() != nil, errors.Is(err, ErrCancelled), errors.Is(err, ErrExists), errors.Is(err, ErrInvalid):
+		return false
+	case errors.As(err, &source), errors.As(err, &failed):
+		// Of an operation it is not known which server has refused.
+		return true
+	}
+	return !errors.Is(err, ErrForbidden)
+}
+
+// sourceError is an error of a request to the source.
+type sourceError struct{ err error }
+
+func (e *sourceError) Error() string { return e.err.Error() }
+
+func (e *sourceError) Unwrap() error { return e.err }
+
+// afterFailure determines the outcome of a copy whose operation has failed: if the
+// target has the image, as another copy or an earlier attempt has created it, or as
+// only a response was lost, the copy can be completed. created reports whether this
+// call has created the existing image.
+func (j *copyJob) afterFailure(ctx context.Context, op *Operation, failure error, created func(existing *Image) bool) (*Image, error) {
+	if errors.Is(failure, ErrCancelled) {
+		return nil, failure
+	}
+	existing, err := j.target.Images.Get(ctx, j.source.Fingerprint)
+	switch {
+	case err != nil:
+		return nil, failure
+	case j.ifExists == ErrorIfExists && !created(existing):
+		return nil, fmt.Errorf("image %s: %w", j.source.Fingerprint, ErrExists)
+	}
+	return j.spec.complete(ctx, j.target.Images, op, j.source.Fingerprint)
 }
 
 // tryRest tries the remaining modes if the one that was started without waiting
 // has failed.
 func (j *copyJob) tryRest(ctx context.Context, mode CopyMode, image *Image, err error, rest []CopyMode, m *progress.Meter) (*Image, error) {
-	if err = j.noteFailure(mode, err, len(rest) == 0 && len(j.copied.Failed) == 0); err == nil || !j.shouldTryNext(ctx, err) {
+	j.noteFailure(mode, err)
+	if err == nil || !j.shouldTryNext(ctx, err) {
 		return image, err
 	}
 	callers := j.copied.Image
@@ -280,6 +446,9 @@ func (j *copyJob) tryRest(ctx context.Context, mode CopyMode, image *Image, err 
 
 // start starts a copy in one mode. The image that it returns has pending work.
 func (j *copyJob) start(ctx context.Context, mode CopyMode) (*Image, error) {
+	if j.mustUpdate && mode != CopyPull {
+		return nil, fmt.Errorf("AutoUpdate of a copy: %w: the target can update only what it pulls", ErrUnsupported)
+	}
 	switch mode {
 	case CopyPull:
 		return j.pull(ctx)
@@ -310,7 +479,7 @@ func (j *copyJob) expectedImage() *Image {
 // servers returns what the source and the target say of themselves.
 func (j *copyJob) servers(ctx context.Context) (from, to *Server, err error) {
 	if from, err = j.source.client.serverInfo(ctx, false); err != nil {
-		return nil, nil, err
+		return nil, nil, &sourceError{err}
 	}
 	to, err = j.target.serverInfo(ctx, false)
 	return from, to, err

@@ -40,11 +40,24 @@ func (j *copyJob) pullFrom(ctx context.Context, addresses []string, from, to *Se
 	if !j.source.Public {
 		var err error
 		if secret, err = j.source.Secret(ctx); err != nil {
-			return nil, err
+			return nil, &sourceError{err}
 		}
 		source.Secret = secret.Value
 	}
-	image, err := j.target.Images.importImage(ctx, &wire.ImagePost{Source: source}, &j.spec, j.settle)
+	spec := j.spec
+	if j.updatesFrom != "" {
+		// The target keeps what it was asked for as the source of updates.
+		source.Fingerprint, source.Alias, spec.AutoUpdate = "", j.updatesFrom, true
+	}
+	image, err := j.target.Images.post(ctx, &wire.ImagePost{Source: source, Aliases: []wire.Alias{}}, &spec, j.settle, func(ctx context.Context, op *Operation, failure error, _ *progress.Meter) (*Image, error) {
+		if failure != nil {
+			return j.afterFailure(ctx, op, failure, func(*Image) bool { return false })
+		}
+		if _, err := j.target.Images.createdFingerprint(ctx, op, op.fingerprint(), j.source.Fingerprint); err != nil {
+			return nil, err
+		}
+		return spec.complete(ctx, j.target.Images, op, j.source.Fingerprint)
+	})
 	if err != nil {
 		secret.end(ctx)
 		if len(addresses) > 1 && ctx.Err() == nil && errors.Is(err, ErrUnavailable) {
@@ -52,6 +65,7 @@ func (j *copyJob) pullFrom(ctx context.Context, addresses []string, from, to *Se
 		}
 		return nil, err
 	}
+	image.Fingerprint = j.source.Fingerprint
 	image.pending.onRelease = secret.end
 	image.pending.then(func(ctx context.Context, image *Image, err error, m *progress.Meter) (*Image, error) {
 		secret.end(ctx)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 
 	"github.com/golxd/lxd/internal/progress"
 	"github.com/golxd/lxd/internal/wire"
@@ -66,15 +67,33 @@ func (j *copyJob) push(ctx context.Context) (*Image, error) {
 	}
 	if err != nil {
 		secret.end(ctx)
-		return nil, err
+		return nil, &sourceError{err}
 	}
 	image := j.expectedImage()
 	image.pending = newPending(op, j.source.Size, func(ctx context.Context, failure error, _ *progress.Meter) (*Image, error) {
 		if failure != nil {
-			return nil, failure
+			j.awaitTarget(ctx, secret.op)
+			return j.afterFailure(ctx, secret.op, failure, func(existing *Image) bool { return existing.isNewOf(secret.op) && secret.used(ctx) })
 		}
 		return j.spec.complete(ctx, j.target.Images, op, j.source.Fingerprint)
 	})
 	image.pending.onRelease, image.pending.watched = secret.end, true
 	return image, nil
+}
+
+// awaitTarget waits, for at most the retry timeout, until the target has finished what
+// it works on since the token was created: if the connection between the servers has
+// broken after the content, the target still creates the image.
+func (j *copyJob) awaitTarget(ctx context.Context, token *Operation) {
+	began := token.Status().CreatedAt
+	for retries := j.target.t.retry.Begin(); ; {
+		ops, _, err := j.target.operations(ctx)
+		running := slices.ContainsFunc(ops, func(op *Operation) bool {
+			s := op.Status()
+			return s.Class == "task" && !s.Done() && !s.CreatedAt.Before(began)
+		})
+		if err != nil || !running || retries.Pause(ctx, errUnsettled) != nil {
+			return
+		}
+	}
 }

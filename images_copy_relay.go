@@ -3,10 +3,10 @@ package lxd
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"sync"
+	"time"
 
 	"github.com/golxd/lxd/internal/formname"
 	"github.com/golxd/lxd/internal/progress"
@@ -28,18 +28,17 @@ func (j *copyJob) relay(ctx context.Context) (*Image, error) {
 	}
 	op, err := c.start(ctx, req, j.settle)
 	if err != nil {
+		var source *sourceError
+		if ctx.Err() == nil && errors.As(err, &source) {
+			return nil, source // without the mark that it must not be retried here
+		}
 		return nil, err
 	}
+	accepted := time.Now()
 	image := j.expectedImage()
 	image.pending = newPending(op, j.source.Size, func(ctx context.Context, failure error, _ *progress.Meter) (*Image, error) {
 		if failure != nil {
-			// Another call may have created the image in the same moment.
-			if errors.Is(failure, ErrCancelled) || c.Images.existing(ctx, j.source.Fingerprint) == nil {
-				return nil, body.explain(failure)
-			}
-			if j.ifExists == ErrorIfExists {
-				return nil, fmt.Errorf("image %s: %w", j.source.Fingerprint, ErrExists)
-			}
+			return j.afterFailure(ctx, op, body.explain(failure), func(existing *Image) bool { return body.createdEarlier(existing, op, accepted) })
 		}
 		if _, err := c.Images.createdFingerprint(ctx, op, op.fingerprint(), j.source.Fingerprint); err != nil {
 			return nil, err
@@ -55,13 +54,20 @@ type relayBody struct {
 	filename string // of the copy
 	meter    *progress.Meter
 
+	attempts int       // how often it was opened
+	began    time.Time // when the first attempt began
+
 	mu     sync.Mutex
 	reader *relayReader // of the last attempt; nil once it is discarded
 	err    error        // the source's error that ended the attempt; nil for none
+	final  bool         // err was retried: the content is one that resumes
 }
 
 func (r *relayBody) open(ctx context.Context, hreq *http.Request) (err error) {
 	r.discard()
+	if r.attempts++; r.attempts == 1 {
+		r.began = time.Now()
+	}
 	// A target may refuse the upload before it has read all of it. net/http then
 	// closes the body, which must not look like a broken connection to a Read that is
 	// still running.
@@ -73,7 +79,7 @@ func (r *relayBody) open(ctx context.Context, hreq *http.Request) (err error) {
 	}()
 	src, err := r.image.content(ctx, 0, 0, false)
 	if err != nil {
-		return retry.Permanent(err) // it was retried
+		return retry.Permanent(&sourceError{err}) // it was retried
 	}
 	split, boundary, err := src.form()
 	if err != nil {
@@ -92,11 +98,17 @@ func (r *relayBody) open(ctx context.Context, hreq *http.Request) (err error) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.final = !split
 	r.reader, r.err = &relayReader{ctx, cancel, r, src, body}, nil
 	r.meter.Phase(PhaseSend, 0, max(r.image.Size, size))
 	hreq.Body, hreq.ContentLength = r.reader, size
 	hreq.Header.Set("Content-Type", src.Header().Get("Content-Type"))
 	return nil
+}
+
+// createdEarlier is that of upload.
+func (r *relayBody) createdEarlier(existing *Image, op *Operation, accepted time.Time) bool {
+	return r.attempts > 1 && !existing.UploadedAt.Before(op.Status().CreatedAt.Add(-accepted.Sub(r.began)))
 }
 
 func (r *relayBody) replayable() bool { return true }
@@ -107,6 +119,9 @@ func (r *relayBody) mayBlock() bool { return false }
 func (r *relayBody) cause() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.err != nil && r.final {
+		return retry.Permanent(r.err)
+	}
 	return r.err
 }
 
@@ -121,10 +136,12 @@ func (r *relayBody) discard() {
 
 // explain adds the source's error, if there is one, to that of the target.
 func (r *relayBody) explain(err error) error {
-	if cause := r.cause(); cause != nil {
-		return errors.Join(err, cause)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.err == nil {
+		return err
 	}
-	return err
+	return errors.Join(err, r.err)
 }
 
 // relayReader is the body of one attempt.
@@ -148,7 +165,7 @@ func (r *relayReader) Read(p []byte) (int, error) {
 			cause = r.r.image.client.t.connectionError(r.ctx, r.src.req, err)
 		}
 		r.r.mu.Lock()
-		r.r.err = cause
+		r.r.err = &sourceError{cause}
 		r.r.mu.Unlock()
 	}
 	return n, err

@@ -45,11 +45,11 @@ func TestCopyBetweenFamilies(t *testing.T) {
 						there, back := first.Client(t), twinClient(t, &first)
 						between := second.Client(t)
 						image := testkit.CopySource(t, there, split)
-						copied, err := image.Copy(t.Context(), between, &lxd.CopyOptions{Mode: mode, Wait: true})
+						copied, err := image.Copy(t.Context(), between, &lxd.CopyOptions{Mode: mode, CopyAliases: true, Wait: true})
 						require.NoError(t, err)
 						testkit.DeleteAfter(t, copied.Image)
 						testkit.RequireCopy(t, image, copied)
-						again, err := copied.Copy(t.Context(), back, &lxd.CopyOptions{Mode: mode, Wait: true})
+						again, err := copied.Copy(t.Context(), back, &lxd.CopyOptions{Mode: mode, CopyAliases: true, Wait: true})
 						require.NoError(t, err)
 						testkit.DeleteAfter(t, again.Image)
 						testkit.RequireCopy(t, image, again)
@@ -86,7 +86,7 @@ func TestCopyAuto(t *testing.T) {
 
 	// Neither listens on the network.
 	for _, wait := range []bool{true, false} {
-		copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Wait: wait})
+		copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{CopyAliases: true, Wait: wait})
 		require.NoError(t, err)
 		require.NoError(t, copied.Wait(t.Context()))
 		require.Equal(t, lxd.CopyRelay, copied.Mode)
@@ -270,7 +270,7 @@ func TestCopyAutoFallsBack(t *testing.T) {
 		image := testkit.CopySource(t, source.Client, wait)
 		// The source's https address is of no use to the target; its socket works.
 		injected := source.Inject(lxdtest.Status(502, "a proxy").On("GET", "/1.0/images/*").Times(4))
-		copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Wait: wait})
+		copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{CopyAliases: true, Wait: wait})
 		require.NoError(t, err)
 		require.NoError(t, copied.Wait(t.Context()))
 		injected.Remove()
@@ -317,18 +317,159 @@ func TestMissingExtensions(t *testing.T) {
 	require.Empty(t, other.Tokens())
 }
 
-// TestCopyWithoutProfiles asks for no profiles, which is not the same as for the
-// default ones.
-func TestCopyWithoutProfiles(t *testing.T) {
+// TestCopyProfiles: the copy has the target's default profiles, those that are named,
+// or the source's, of which there may be none.
+func TestCopyProfiles(t *testing.T) {
+	for _, s := range testkit.Subjects(t) {
+		from, to := s.Client(t), s.Twin.Client(t)
+		named := s.Twin.AddProfile(t)
+		only := s.AddProfile(t) // the target does not have it
+		for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush, lxd.CopyRelay, lxd.CopyAuto} {
+			if mode == lxd.CopyPush && !s.Pushes(t) {
+				continue
+			}
+			image := testkit.Upload(t, from, nil)
+			for n, test := range []struct {
+				source []string
+				opts   lxd.CopyOptions
+				want   []string
+			}{
+				{[]string{only}, lxd.CopyOptions{}, []string{"default"}},
+				{[]string{only}, lxd.CopyOptions{Profiles: []string{named}}, []string{named}},
+				{[]string{"default"}, lxd.CopyOptions{CopyProfiles: true}, []string{"default"}},
+				{[]string{}, lxd.CopyOptions{CopyProfiles: true}, []string{}},
+			} {
+				image.Profiles = test.source
+				require.NoError(t, image.Update(t.Context(), nil))
+				test.opts.Mode, test.opts.Wait = mode, true
+				copied, err := image.Copy(t.Context(), to, &test.opts)
+				require.NoError(t, err, "%s %s %d", s.Column, mode, n)
+				testkit.DeleteAfter(t, copied.Image)
+				require.ElementsMatch(t, test.want, copied.Profiles, "%s %s %d", s.Column, mode, n)
+				require.NoError(t, copied.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
+			}
+
+			// A missing one is refused before anything is copied.
+			image.Profiles = []string{only}
+			require.NoError(t, image.Update(t.Context(), nil))
+			for _, opts := range []lxd.CopyOptions{{CopyProfiles: true}, {Profiles: []string{named, only}}} {
+				opts.Mode = mode
+				_, err := image.Copy(t.Context(), to, &opts)
+				require.ErrorIs(t, err, lxd.ErrNotFound, "%s %s", s.Column, mode)
+				require.ErrorContains(t, err, only)
+				exists, err := to.Images.Exists(t.Context(), image.Fingerprint)
+				require.NoError(t, err)
+				require.False(t, exists)
+			}
+		}
+		testkit.RequireNoTokens(t, s)
+		testkit.RequireNoTokens(t, s.Twin)
+	}
+	image := testkit.Upload(t, testkit.StartFake(t).Client, nil)
+	_, err := image.Copy(t.Context(), testkit.StartFake(t).Client, &lxd.CopyOptions{Profiles: []string{"default"}, CopyProfiles: true})
+	require.Equal(t, "CopyOptions.Profiles", testkit.ErrOf[*lxd.InputError](t, err).Field)
+}
+
+// TestCopyNeedsProfiles: a target that would ignore the profiles gets no image.
+func TestCopyNeedsProfiles(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush, lxd.CopyRelay} {
-		from, to := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil), testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-		image, err := from.Client.Images.Create(t.Context(), bytes.NewReader(testkit.Unified(t, 0)), &lxd.CreateOptions{Wait: true})
-		require.NoError(t, err)
-		require.Equal(t, []string{"default"}, image.Profiles)
-		copied, err := image.Copy(t.Context(), to.Client, &lxd.CopyOptions{Mode: mode, Profiles: []string{}, Wait: true})
-		require.NoError(t, err, mode)
-		require.Empty(t, copied.Profiles, mode)
+	source := testkit.StartFake(t)
+	target := testkit.StartFakeWith(t, &lxdtest.Options{WithoutExtensions: []string{"image_profiles"}}, nil)
+	source.AddProfile("special")
+	target.AddProfile("special")
+	image := testkit.Upload(t, source.Client, &lxd.CreateOptions{Profiles: []string{"special"}})
+	for _, opts := range []*lxd.CopyOptions{{Profiles: []string{"special"}}, {CopyProfiles: true}} {
+		_, err := image.Copy(t.Context(), target.Client, opts)
+		require.ErrorIs(t, err, lxd.ErrUnsupported)
+		require.ErrorContains(t, err, "image_profiles")
+		require.Empty(t, target.Images())
+	}
+	_, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Wait: true})
+	require.NoError(t, err)
+}
+
+// TestCopyAliases: without being asked for, the copy has no alias, and a name that is
+// taken does not matter.
+func TestCopyAliases(t *testing.T) {
+	for _, s := range testkit.Subjects(t) {
+		from, to := s.Client(t), s.Twin.Client(t)
+		for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush, lxd.CopyRelay} {
+			if mode == lxd.CopyPush && !s.Pushes(t) {
+				continue
+			}
+			image := testkit.CopySource(t, from, false)
+			other := testkit.Upload(t, to, nil)
+			require.NoError(t, other.AddAlias(t.Context(), image.Aliases[0].Name, ""))
+			copied, err := image.Copy(t.Context(), to, &lxd.CopyOptions{Mode: mode, Wait: true})
+			require.NoError(t, err)
+			testkit.DeleteAfter(t, copied.Image)
+			require.Empty(t, copied.Aliases)
+			require.Equal(t, image.Properties, copied.Properties)
+			require.True(t, image.ExpiresAt.Equal(copied.ExpiresAt))
+			require.NoError(t, copied.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
+
+			_, err = image.Copy(t.Context(), to, &lxd.CopyOptions{Mode: mode, CopyAliases: true, Wait: true})
+			require.ErrorIs(t, err, lxd.ErrExists)
+			require.NoError(t, other.DeleteAlias(t.Context(), image.Aliases[0].Name))
+			mine := []lxd.Alias{{Name: testkit.Unique("mine")}, {Name: image.Aliases[0].Name, Description: "other words"}}
+			copied, err = image.Copy(t.Context(), to, &lxd.CopyOptions{Mode: mode, Aliases: mine, CopyAliases: true, Wait: true})
+			require.NoError(t, err)
+			testkit.DeleteAfter(t, copied.Image)
+			require.ElementsMatch(t, append(mine, image.Aliases[1:]...), copied.Aliases)
+		}
+	}
+}
+
+// TestCopyAutoUpdate: a copy is updated only if it is pulled by alias from a public
+// image, and the flag is not inherited otherwise.
+func TestCopyAutoUpdate(t *testing.T) {
+	yes, no := true, false
+	for _, s := range testkit.Subjects(t) {
+		from, to := s.Client(t), s.Twin.Client(t)
+		for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush, lxd.CopyRelay, lxd.CopyAuto} {
+			if mode == lxd.CopyPush && !s.Pushes(t) {
+				continue
+			}
+			image := testkit.Upload(t, from, nil)
+			image.AutoUpdate = true
+			require.NoError(t, image.Update(t.Context(), nil))
+			check := func(want *bool, updates bool) {
+				t.Helper()
+				copied, err := image.Copy(t.Context(), to, &lxd.CopyOptions{Mode: mode, AutoUpdate: want, Wait: true})
+				if want != nil && *want && !updates {
+					require.ErrorIs(t, err, lxd.ErrUnsupported, "%s %s", s.Column, mode)
+					require.ErrorContains(t, err, "AutoUpdate")
+					_, err = to.Images.Get(t.Context(), image.Fingerprint)
+					require.ErrorIs(t, err, lxd.ErrNotFound)
+					return
+				}
+				require.NoError(t, err, "%s %s", s.Column, mode)
+				require.Equal(t, image.Fingerprint, copied.Fingerprint)
+				require.Equal(t, updates, copied.AutoUpdate, "%s %s", s.Column, mode)
+				if updates {
+					require.Equal(t, image.Aliases[0].Name, copied.UpdateSource.Alias)
+				}
+				again, err := image.Copy(t.Context(), to, &lxd.CopyOptions{Mode: mode, AutoUpdate: &yes})
+				if updates {
+					require.NoError(t, err)
+					require.Equal(t, image.Fingerprint, again.Fingerprint)
+				} else if len(image.Aliases) > 0 {
+					require.ErrorIs(t, err, lxd.ErrUnsupported, "%s %s", s.Column, mode)
+				}
+				require.NoError(t, copied.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
+			}
+			check(&yes, false) // private
+			check(nil, false)
+			image.Public = true
+			require.NoError(t, image.Update(t.Context(), nil))
+			check(&yes, false) // without a name
+			check(nil, false)
+			require.NoError(t, image.AddAlias(t.Context(), testkit.Unique("updates"), ""))
+			pulls := mode == lxd.CopyPull || mode == lxd.CopyAuto
+			check(&yes, pulls)
+			check(nil, pulls)
+			check(&no, false)
+		}
 	}
 }
 
@@ -384,4 +525,43 @@ func TestCopyOfAnotherImage(t *testing.T) {
 	mismatch := testkit.ErrOf[*lxd.FingerprintError](t, err)
 	require.Equal(t, []string{fingerprint, other}, []string{mismatch.Want, mismatch.Got})
 	require.Empty(t, target.Images())
+}
+
+// TestCopyOfExistingImageAppliesOptions applies what is set, and leaves the rest as the
+// target has it.
+func TestCopyOfExistingImageAppliesOptions(t *testing.T) {
+	t.Parallel()
+	source, target := testkit.StartFake(t), testkit.StartFake(t)
+	target.AddProfile("web")
+	data := testkit.Unified(t, 10_000)
+	image, err := source.Client.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true, Properties: map[string]string{"of": "source"}})
+	require.NoError(t, err)
+	_, err = target.Client.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true, Properties: map[string]string{"of": "target"}})
+	require.NoError(t, err)
+
+	copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Wait: true})
+	require.NoError(t, err)
+	require.Equal(t, "target", copied.Properties["of"])
+	require.False(t, copied.Public)
+
+	public, expires := true, time.Date(2031, 2, 3, 0, 0, 0, 0, time.UTC)
+	copied, err = image.Copy(t.Context(), target.Client, &lxd.CopyOptions{
+		Wait: true, Public: &public, ExpiresAt: &expires, Profiles: []string{"web"}, Aliases: []lxd.Alias{{Name: "web"}},
+	})
+	require.NoError(t, err)
+	read, err := target.Client.Images.GetByAlias(t.Context(), "web")
+	require.NoError(t, err)
+	for _, i := range []*lxd.Image{copied.Image, read} {
+		require.True(t, i.Public)
+		require.True(t, i.ExpiresAt.Equal(expires))
+		require.Equal(t, []string{"web"}, i.Profiles)
+		require.Equal(t, "target", i.Properties["of"])
+	}
+	_, err = image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Wait: true, Properties: map[string]string{"only": "this"}})
+	require.NoError(t, err)
+	read, err = target.Client.Images.Get(t.Context(), image.Fingerprint)
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{"only": "this"}, read.Properties)
+	_, err = image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Wait: true, Profiles: []string{"missing"}})
+	require.ErrorIs(t, err, lxd.ErrNotFound)
 }

@@ -82,22 +82,27 @@ func (m *Images) publishAgain(ctx context.Context, post *wire.ImagePost, spec *i
 	return image, err
 }
 
-// explainInstance adds to an error that the instance or snapshot does not exist, if
-// that is so: Incus 7.0.2 does not say it with a status.
+// explainInstance makes an error match ErrNotFound if the instance or snapshot does
+// not exist: Incus 7.0.2 does not say it with a status.
 func (m *Images) explainInstance(ctx context.Context, name, snapshot string, failure error) error {
-	if failure == nil || ctx.Err() != nil || errors.Is(failure, ErrNotFound) {
+	var failed *OperationError
+	isOperation := errors.As(failure, &failed)
+	if failure == nil || ctx.Err() != nil || errors.Is(failure, ErrCancelled) || (!isOperation && errors.Is(failure, ErrNotFound)) {
 		return failure
 	}
-	at := path("instances", name)
+	at, kind, what := path("instances", name), "instance", name
 	if snapshot != "" {
-		at = path("instances", name, "snapshots", snapshot)
+		at, kind, what = path("instances", name, "snapshots", snapshot), "snapshot", name+"/"+snapshot
 	}
 	type instance struct{}
 	_, _, err := get(ctx, m.client.t, &request{method: http.MethodGet, path: at, query: m.client.query()}, func(*instance) error { return nil })
-	if isMissing(err) {
-		return fmt.Errorf("%w: %w", failure, err)
+	if !isMissing(err) {
+		return failure
 	}
-	return failure
+	if isOperation {
+		return failed.missing(fmt.Sprintf("there is no %s %q in this project", kind, what))
+	}
+	return fmt.Errorf("%w: %w", failure, err)
 }
 
 // CreateFromInstance publishes an instance, or a snapshot such as "web1/snap0", as

@@ -221,6 +221,16 @@ func (s *Secret) Revoke(ctx context.Context) error {
 	return nil
 }
 
+// used reports whether the server has accepted the secret: its operation has finished
+// or is forgotten, and this client has not revoked it.
+func (s *Secret) used(ctx context.Context) bool {
+	if s.ended.Load() {
+		return false
+	}
+	status, err := s.op.Refresh(ctx)
+	return errors.Is(err, ErrNotFound) || (err == nil && status.Done())
+}
+
 // end revokes a secret, even if ctx has ended, and retries for tokenCleanup. If that
 // has failed, later calls do nothing: a caller that calls it more than once must not
 // wait each time.

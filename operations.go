@@ -211,14 +211,21 @@ func (o *Operation) fingerprint() string {
 }
 
 // Cancel asks the server to cancel the operation. It fails if the operation has
-// finished, or cannot be cancelled.
+// finished in another way, or cannot be cancelled. To cancel it again is no error.
 func (o *Operation) Cancel(ctx context.Context) error {
 	if err := o.check(ctx); err != nil {
 		return err
 	}
 	_, err := o.client.t.call(ctx, &request{method: http.MethodDelete, path: path("operations", o.id), query: o.query, secrets: o.secrets}, nil)
 	if err != nil && !errors.Is(err, errDeletedBefore) {
-		return err
+		var refused *Error
+		if !errors.As(err, &refused) {
+			return err
+		}
+		// If it was cancelled before, the server refuses or has forgotten it.
+		if rerr := o.read(ctx, ""); (rerr != nil && !errors.Is(rerr, ErrNotFound)) || o.Status().StatusCode != statusCancelled {
+			return err
+		}
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()

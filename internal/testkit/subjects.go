@@ -113,6 +113,14 @@ func (s *Subject) Stranger(t *testing.T, opts lxd.Options) *lxd.Client {
 	return NewClient(t, cmp.Or(s.URLs, s.Real.URL), &opts)
 }
 
+// Pushes says whether the daemon can push images.
+func (s *Subject) Pushes(t *testing.T) bool {
+	t.Helper()
+	server, err := s.Client(t).Server(t.Context())
+	require.NoError(t, err)
+	return server.Has("images_push_relay")
+}
+
 // AddProfile makes a profile and returns its name.
 func (s *Subject) AddProfile(t *testing.T) string {
 	t.Helper()

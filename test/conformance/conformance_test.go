@@ -49,14 +49,6 @@ func (s *subject) refusesAlias(name string) bool {
 	return s.is("Incus 7.") && !incus7Alias.MatchString(name)
 }
 
-// pushes says whether the daemon can push an image and be pushed one.
-func (s *subject) pushes(t *testing.T) bool {
-	t.Helper()
-	info, err := s.Client(t).Server(t.Context())
-	require.NoError(t, err)
-	return info.Has("images_push_relay")
-}
-
 // splits says whether the daemon can publish a split image.
 func (s *subject) splits(t *testing.T) bool {
 	t.Helper()

@@ -1,0 +1,89 @@
+package lxd_test
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
+	"github.com/golxd/lxd/lxdtest"
+)
+
+// TestMissingThings: what an operation needs and does not find is an ErrNotFound with a
+// hint, whether or not the daemon sends a code.
+func TestMissingThings(t *testing.T) {
+	for _, s := range testkit.Subjects(t) {
+		c := s.Client(t)
+		instance := s.AddInstance(t)
+		image := testkit.Upload(t, c, nil)
+		none := testkit.Unique("absent")
+		publish := func(name string) error {
+			_, err := c.Images.CreateFromInstance(t.Context(), name, &lxd.CreateFromInstanceOptions{Wait: true})
+			return err
+		}
+		for name, err := range map[string]error{
+			"instance": publish(none),
+			"snapshot": publish(instance + "/" + none),
+			"source":   image.Refresh(t.Context(), &lxd.RefreshOptions{Wait: true}),
+		} {
+			require.ErrorIs(t, err, lxd.ErrNotFound, "%s: %s", s.Column, name)
+			require.False(t, lxd.IsTransient(err))
+		}
+	}
+}
+
+// TestLostResponses: a change whose response was lost, and the same call once more,
+// succeed when the server has the wanted state.
+func TestLostResponses(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFakeWith(t, nil, &lxd.Options{RetryTimeout: -1})
+	image := testkit.Upload(t, f.Client, nil)
+	lose := func(method, pattern string) {
+		t.Helper()
+		f.Inject(lxdtest.LoseResponse().On(method, pattern).Times(1))
+	}
+	stale := *image
+
+	lose("PUT", "/1.0/images/*")
+	image.Properties = map[string]string{"a": "b"}
+	require.NoError(t, image.Update(t.Context(), nil))
+	stale.Properties = map[string]string{"a": "b"}
+	require.NoError(t, stale.Update(t.Context(), nil), "the same change once more")
+	require.Equal(t, "b", stale.Properties["a"])
+	stale.Public = true
+	require.NoError(t, stale.Update(t.Context(), nil))
+	image.Properties = map[string]string{"a": "c"}
+	require.ErrorIs(t, image.Update(t.Context(), nil), lxd.ErrConflict, "another change")
+
+	lose("POST", "/1.0/images/aliases")
+	require.NoError(t, image.AddAlias(t.Context(), "one", "text"))
+	require.NoError(t, image.AddAlias(t.Context(), "one", "text"))
+	require.NoError(t, image.AddAlias(t.Context(), "one", "other"), "only the description differs")
+	other := testkit.Upload(t, f.Client, nil)
+	require.ErrorIs(t, other.AddAlias(t.Context(), "one", "text"), lxd.ErrExists)
+
+	lose("POST", "/1.0/images/aliases/one")
+	require.NoError(t, f.Client.Aliases.Rename(t.Context(), "one", "two"))
+	_, err := f.Client.Aliases.Get(t.Context(), "two")
+	require.NoError(t, err)
+	require.ErrorIs(t, f.Client.Aliases.Rename(t.Context(), "one", "two"), lxd.ErrNotFound)
+	f.Inject(lxdtest.Reset().On("POST", "/1.0/images/aliases/two").Times(1)) // before it is renamed
+	require.ErrorIs(t, f.Client.Aliases.Rename(t.Context(), "two", "three"), lxd.ErrUnavailable)
+
+	secret, err := other.Secret(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, secret.Operation().Cancel(t.Context()))
+	require.NoError(t, secret.Operation().Cancel(t.Context()), "again")
+}
+
+// TestTransientOperations: only a code of the server says that an operation may succeed
+// later.
+func TestTransientOperations(t *testing.T) {
+	t.Parallel()
+	for code, want := range map[int]bool{400: false, 401: false, 404: false, 500: false, 429: true, 502: true, 503: true, 504: true} {
+		err := &lxd.OperationError{StatusCode: code, Message: "m", Hint: "do this"}
+		require.Equal(t, want, lxd.IsTransient(err), code)
+		require.ErrorContains(t, err, "do this")
+	}
+}
