@@ -59,9 +59,9 @@ func Subjects(t *testing.T) []*Subject {
 	return subjects
 }
 
-// Cluster starts a cluster of three daemons like a real one. Its client is, over
-// the unix socket, that of the first member, and over TLS that of all members, of
-// which the first is used. Its twin is the daemon itself.
+// Cluster starts a cluster of three daemons like a real one. Its client over TLS has
+// the addresses of all members, of which the first is used. Its twin is the daemon
+// itself.
 func (s *Subject) Cluster(t *testing.T) *Subject {
 	t.Helper()
 	members := testdaemon.NewCluster(t, s.Real.Family, 3, &testdaemon.Options{Binary: s.Real.Binary})

@@ -488,7 +488,8 @@ func testFromInstance(t *testing.T, s *subject) {
 		require.Len(t, image.Fingerprint, 64)
 		require.True(t, image.Public)
 		require.True(t, image.ExpiresAt.Equal(expires), image.ExpiresAt)
-		require.Equal(t, []lxd.Alias{{Name: alias}}, image.Aliases)
+		// A snapshot of the same content, published in the same second, is the same image.
+		require.Contains(t, image.Aliases, lxd.Alias{Name: alias})
 	}
 	_, err := c.Images.CreateFromInstance(t.Context(), "no-such-instance", &lxd.CreateFromInstanceOptions{Wait: true})
 	require.Error(t, err)
@@ -516,8 +517,10 @@ func testFromInstanceSplit(t *testing.T, s *subject) {
 		require.NoError(t, err, name)
 		testkit.DeleteAfter(t, image)
 		require.Equal(t, lxd.Container, image.Type)
-		require.Equal(t, alias, image.Filename)
-		require.Equal(t, []lxd.Alias{{Name: alias}}, image.Aliases)
+		if name == instance {
+			require.Equal(t, alias, image.Filename)
+		}
+		require.Contains(t, image.Aliases, lxd.Alias{Name: alias})
 		files, err := image.ExportTo(t.Context(), t.TempDir(), nil)
 		require.NoError(t, err)
 		metadata, err := os.ReadFile(files.Metadata)
