@@ -214,9 +214,10 @@ func (m *Images) resolveStream(ctx context.Context, server, alias string, o *Cre
 		return nil, nil, err
 	}
 	var first error
+	versions := map[string]string{info.daemon().Name: info.Version}
 	for _, family := range info.daemon().Preferred() {
 		streams, err := simplestreams.New(server, &simplestreams.Options{
-			Family: simplestreams.Family(family.Name), AllowHTTP: o.AllowHTTP, Certificate: o.Certificate, Cache: o.Cache, HTTPClient: o.HTTPClient,
+			Family: simplestreams.Family(family.Name), DaemonVersion: versions[family.Name], AllowHTTP: o.AllowHTTP, Certificate: o.Certificate, Cache: o.Cache, HTTPClient: o.HTTPClient,
 			StallTimeout: cmp.Or(o.StallTimeout, m.client.t.stall), RetryTimeout: m.client.t.retry.Timeout, UserAgent: m.client.t.agent, Logger: m.client.t.log,
 		})
 		if err != nil {

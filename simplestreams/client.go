@@ -14,6 +14,7 @@ import (
 // Client reads one simplestreams server. It is safe for concurrent use.
 type Client struct {
 	options Options
+	daemons map[Family]*rules // those that the images are for
 	server  *url.URL
 	secrets *redact.Secrets // of the server's URL
 	http    *http.Client
@@ -54,7 +55,7 @@ func New(server string, options *Options) (*Client, error) {
 		return nil, err
 	}
 
-	return &Client{options: set, server: address, secrets: redact.HideURL(address), http: client, own: own, loading: make(chan struct{}, 1)}, nil
+	return &Client{options: set, daemons: set.rules(), server: address, secrets: redact.HideURL(address), http: client, own: own, loading: make(chan struct{}, 1)}, nil
 }
 
 // Close closes the idle connections, but not those of Options.HTTPClient's own transport. Downloads in progress continue,
@@ -74,7 +75,7 @@ func (c *Client) URL() string { return redact.URL(c.server) }
 // slashes are removed.
 func (c *Client) address(name string) *url.URL {
 	joined := *c.server
-	joined.Path = strings.TrimRight(c.server.Path, "/") + "/" + path.Clean(name)
+	joined.Path = strings.TrimRight(c.server.Path, "/") + "/" + strings.TrimLeft(path.Clean(name), "/")
 	joined.RawPath = ""
 
 	return &joined
@@ -100,9 +101,9 @@ func (c *Client) toFileError(path string, err error) error {
 // checkPath returns an error for a path that is not of a file below the server's address.
 func checkPath(name string) error {
 	switch {
-	case name == "" || path.Clean(name) == ".":
+	case strings.TrimLeft(path.Clean(name), "/") == "", path.Clean(name) == ".":
 		return errors.New("the path is empty")
-	case strings.HasPrefix(name, "/"), strings.Contains(name, "://"), strings.Contains(name, `\`):
+	case strings.Contains(name, "://"), strings.Contains(name, `\`):
 		return fmt.Errorf("path %q is not relative to the server", name)
 	}
 	for _, r := range name {

@@ -143,10 +143,10 @@ func (e *entry) kind() Type {
 
 func (e *entry) metaType() string {
 	if e.rootType == rootUnified {
-		return string(e.family) + "_combined.tar.gz"
+		return string(e.rules.family) + "_combined.tar.gz"
 	}
 
-	return string(e.family) + ".tar.xz"
+	return string(e.rules.family) + ".tar.xz"
 }
 
 func (p part) file(ftype string) File {
@@ -158,10 +158,13 @@ func (p part) file(ftype string) File {
 	return file
 }
 
-// properties returns what LXD 5.0.2 and Incus 6.0.4 set on import.
+// properties returns what the daemons set on import.
 func (e *entry) properties() map[string]string {
 	p := e.product
 	description := p.os + " " + p.releaseTitle + " " + p.arch
+	if e.rules.variant && p.variant != "" && p.variant != "default" {
+		description += " (" + p.variant + ")"
+	}
 	if e.label != "" {
 		description += " (" + e.label + ")"
 	}
@@ -177,7 +180,7 @@ func (e *entry) properties() map[string]string {
 		"version":      p.version,
 	}
 	requirements := p.requirements
-	if e.family == LXD {
+	if e.rules.family == LXD && (p.lxdRequires != nil || !e.rules.sharedRequirements) {
 		requirements = p.lxdRequires
 	}
 	for _, each := range requirements {

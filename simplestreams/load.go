@@ -64,7 +64,9 @@ func (c *Client) load(ctx context.Context, force bool) (*catalog, error) {
 	if c.index != nil {
 		before = *c.index
 	}
-	index, err := get(ctx, c, indexPath, before.index, force, decodeIndex)
+	index, err := get(ctx, c, indexPath, before.index, force, func(r io.Reader) ([]string, error) {
+		return decodeIndex(r, c.daemons)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +78,7 @@ func (c *Client) load(ctx context.Context, force bool) (*catalog, error) {
 			continue
 		}
 		products, err := get(ctx, c, path, before.products[path], force, func(r io.Reader) (*productsFile, error) {
-			return decodeProducts(r, c.options.Family, c.aliasPrefix())
+			return decodeProducts(r, c.daemons, c.aliasPrefix())
 		})
 		if err != nil {
 			return nil, err
@@ -196,7 +198,7 @@ func fetch[T any](ctx context.Context, c *Client, path string, known *document[T
 
 // withoutCache returns a client that does not use the cache, for a request after the cache has failed.
 func (c *Client) withoutCache() *Client {
-	plain := &Client{options: c.options, server: c.server, secrets: c.secrets, http: c.http}
+	plain := &Client{options: c.options, daemons: c.daemons, server: c.server, secrets: c.secrets, http: c.http}
 	plain.options.Cache = nil
 
 	return plain

@@ -12,6 +12,11 @@ import (
 
 // Family is one of the two families of daemons. They read different items of the same server, so an alias can be
 // different images for the two.
+//
+// Versions differ too. LXD 6.9 takes the architecture amd64v3 for x86_64, and requirements where a product has no
+// lxd_requirements; LXD 5.0.2 does neither. Incus 7.0.2 takes x86_64_v1 to x86_64_v4 for x86_64, and has the variant in
+// the description unless it is "default"; Incus 6.0.4 does neither. LXD after 5.0 is taken to do as 6.9, and Incus after
+// 6.0 as 7.0.2.
 type Family string
 
 const (
@@ -27,6 +32,10 @@ type Options struct {
 	// Family restricts the client to the images that this family's daemons see. The default is both; of a version that
 	// has items for both families, the client then reads those for LXD.
 	Family Family
+
+	// DaemonVersion is the version of the daemon that the images are for, such as "6.0.4" (see [Family]). The default, and
+	// what any other text is taken for, is the newest version.
+	DaemonVersion string
 
 	// AllowHTTP permits plain http, for the server itself and for redirects. By default it is refused, even on loopback:
 	// the index is not signed, so only TLS authenticates the hashes in it.
