@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"path"
 	"strings"
+	"sync/atomic"
 
 	"github.com/golxd/lxd/internal/redact"
 )
@@ -23,6 +24,10 @@ type Client struct {
 	// loading is the lock for reading the index; a channel, so that a context can end the wait for it.
 	loading chan struct{}
 	index   *catalog
+
+	// doubtful says that a file of an image was missing or another than the index says: the index is revalidated when it
+	// is next used, whatever its age.
+	doubtful atomic.Bool
 }
 
 // New returns a client for the server at a URL, such as "https://images.example.net", with or without a path. It sends

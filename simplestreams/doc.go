@@ -55,13 +55,12 @@
 // has. Since the hash verifies the content, the responses may have different ETags and dates, as those of mirrors do; a
 // response with another length ends the download.
 //
-// HEAD is sent only for a root filesystem whose size is not in the index. If the server refuses it, the size is
-// unknown.
+// HEAD is sent only for a root filesystem whose size is not in the index, once. If it fails, the size is unknown.
 //
 // # Memory and caching
 //
 // The index is read once, as a stream, and kept in a compact form for [Options.TTL]; then the client asks the server
-// whether it has changed. With a [Cache], such as [DirCache], the index is kept from one run to the next. Files of images
+// whether it has changed. It asks earlier if the index lists a file that is missing, or another than the index says. With a [Cache], such as [DirCache], the index is kept from one run to the next. Files of images
 // are never cached or kept in memory.
 //
 // # Errors

@@ -56,10 +56,27 @@ func (c *Client) load(ctx context.Context, force bool) (*catalog, error) {
 	if err := ctxerr.Of(ctx); err != nil {
 		return nil, err
 	}
+	force = force || c.doubtful.Load()
 	if c.index != nil && !force && c.fresh(c.index.checked) {
 		return c.index, nil
 	}
 
+	next, err := c.read(ctx, force)
+	if errors.Is(err, ErrNotFound) && !force {
+		// The index that was kept lists a file that is gone.
+		next, err = c.read(ctx, true)
+	}
+	if err != nil {
+		return nil, err
+	}
+	c.index = next
+	c.doubtful.Store(false)
+
+	return next, nil
+}
+
+// read returns the index. The caller holds the lock.
+func (c *Client) read(ctx context.Context, force bool) (*catalog, error) {
 	var before catalog
 	if c.index != nil {
 		before = *c.index
@@ -93,7 +110,6 @@ func (c *Client) load(ctx context.Context, force bool) (*catalog, error) {
 	} else {
 		next.entries, next.omitted = before.entries, before.omitted
 	}
-	c.index = next
 
 	return next, nil
 }
