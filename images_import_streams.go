@@ -212,17 +212,13 @@ func (m *Images) spellArchitecture(ctx context.Context, server string, source *w
 	return streams.Close()
 }
 
-// streamError makes an error of package simplestreams match the sentinels of this
-// package.
+// streamError makes a hash error of package simplestreams a [*FingerprintError], and
+// names the option that allows plain http.
 func streamError(err error) error {
 	var corrupt *simplestreams.HashError
 	switch {
 	case errors.As(err, &corrupt):
 		return &FingerprintError{Want: corrupt.Expected, Got: corrupt.Actual, Err: err}
-	case errors.Is(err, simplestreams.ErrNotFound):
-		return fmt.Errorf("%w: %w", ErrNotFound, err)
-	case errors.Is(err, simplestreams.ErrAmbiguous):
-		return fmt.Errorf("%w: %w", ErrAmbiguous, err)
 	case errors.Is(err, simplestreams.ErrInsecure):
 		return fmt.Errorf("%w: set AllowHTTP to allow it", err)
 	}
@@ -246,7 +242,7 @@ func (m *Images) resolveStream(ctx context.Context, server, alias string, o *Cre
 		if err != nil {
 			return nil, nil, err
 		}
-		image, err := resolveFor(ctx, streams, alias, simplestreams.Type(o.Type), info.Architectures)
+		image, err := resolveFor(ctx, streams, alias, o.Type, info.Architectures)
 		if err == nil {
 			return streams, image, nil
 		}
@@ -255,7 +251,7 @@ func (m *Images) resolveStream(ctx context.Context, server, alias string, o *Cre
 			first = err
 		}
 		var unresolved *simplestreams.ResolveError
-		if own || !errors.As(err, &unresolved) || errors.Is(err, simplestreams.ErrAmbiguous) {
+		if own || !errors.As(err, &unresolved) || errors.Is(err, ErrAmbiguous) {
 			break
 		}
 	}
@@ -264,10 +260,10 @@ func (m *Images) resolveStream(ctx context.Context, server, alias string, o *Cre
 
 // resolveFor finds the image for a server with these architectures: one for the
 // first of them, and otherwise any, as the daemons do.
-func resolveFor(ctx context.Context, streams *simplestreams.Client, alias string, kind simplestreams.Type, architectures []string) (*simplestreams.Image, error) {
+func resolveFor(ctx context.Context, streams *simplestreams.Client, alias string, kind ImageType, architectures []string) (*simplestreams.Image, error) {
 	if len(architectures) > 0 {
 		image, err := streams.Resolve(ctx, alias, &simplestreams.ResolveOptions{Type: kind, Architecture: architectures[0]})
-		if err == nil || !errors.Is(err, simplestreams.ErrNotFound) {
+		if err == nil || !errors.Is(err, ErrNotFound) {
 			return image, err
 		}
 	}
@@ -292,7 +288,7 @@ func (m *Images) fetchStream(ctx context.Context, server, alias string, o *Creat
 		return created, err
 	}
 	// After such an error the client of the index revalidates it.
-	current, rerr := resolveFor(ctx, streams, alias, simplestreams.Type(o.Type), info.Architectures)
+	current, rerr := resolveFor(ctx, streams, alias, o.Type, info.Architectures)
 	if rerr != nil || current.Fingerprint == image.Fingerprint && slices.Equal(current.Files, image.Files) {
 		return created, err
 	}
@@ -304,7 +300,7 @@ func (m *Images) fetchStream(ctx context.Context, server, alias string, o *Creat
 func staleStream(err error) bool {
 	var file *simplestreams.Error
 	if errors.As(err, &file) {
-		return errors.Is(file, simplestreams.ErrNotFound) || errors.Is(file, simplestreams.ErrInvalid)
+		return errors.Is(file, ErrNotFound) || errors.Is(file, simplestreams.ErrInvalid)
 	}
 	var corrupt *simplestreams.HashError
 	return errors.As(err, &corrupt)
@@ -355,7 +351,7 @@ func streamContent(image *simplestreams.Image, download *simplestreams.Download,
 		return nil, err
 	}
 	field := "rootfs"
-	if image.Type == simplestreams.VirtualMachine {
+	if image.Type == VirtualMachine {
 		field = "rootfs.img"
 	}
 	// The server takes the image's filename from that of the rootfs.

@@ -131,7 +131,7 @@ func TestImportStreamsPlain(t *testing.T) {
 	t.Parallel()
 	onImportTargets(t, func(t *testing.T, target *importTarget) {
 		source := importStreams(t, tree(t, "both", nil))["http"]
-		streams, err := simplestreams.New(source.URL, &simplestreams.Options{AllowHTTP: true, Family: simplestreams.Family(target.family)})
+		streams, err := simplestreams.New(source.URL, &simplestreams.Options{AllowHTTP: true, Family: target.family})
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, streams.Close()) })
 		newest, err := streams.Resolve(t.Context(), "distro", nil)

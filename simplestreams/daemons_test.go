@@ -49,7 +49,7 @@ func testAgreement(t *testing.T, daemon *testdaemon.Daemon) {
 			defer client.Close()
 			for _, test := range []struct {
 				ref  string
-				kind simplestreams.Type
+				kind simplestreams.ImageType
 			}{
 				{"split", ""}, {"split", simplestreams.VirtualMachine}, {"split/arm64", ""}, {"unified", ""}, {"tar", simplestreams.Container},
 				{"vm", ""}, {"arm", ""},
@@ -121,7 +121,7 @@ func testArchitectures(t *testing.T, daemon *testdaemon.Daemon) {
 	}
 }
 
-func pull(server, certificate, ref string, kind simplestreams.Type) map[string]any {
+func pull(server, certificate, ref string, kind simplestreams.ImageType) map[string]any {
 	return map[string]any{"source": map[string]any{
 		"type": "image", "mode": "pull", "protocol": "simplestreams", "server": server, "certificate": certificate,
 		"alias": ref, "image_type": string(kind),
@@ -129,7 +129,7 @@ func pull(server, certificate, ref string, kind simplestreams.Type) map[string]a
 }
 
 // compare imports an image by its alias and compares the result.
-func compare(t *testing.T, daemon *testdaemon.Daemon, server, certificate, ref string, kind simplestreams.Type, mine *simplestreams.Image) {
+func compare(t *testing.T, daemon *testdaemon.Daemon, server, certificate, ref string, kind simplestreams.ImageType, mine *simplestreams.Image) {
 	t.Helper()
 	var imported struct{ Fingerprint string }
 	require.NoError(t, daemon.Do(t.Context(), "POST", "/1.0/images", pull(server, certificate, ref, kind), &imported))

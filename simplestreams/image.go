@@ -10,13 +10,13 @@ import (
 	"github.com/golxd/lxd/internal/ctxerr"
 )
 
-// Type is the type of instances that an image is for.
-type Type string
+// ImageType is the type of the instances that an image is for.
+type ImageType string
 
-// The two types, with the names that LXD and Incus use.
+// The image types.
 const (
-	Container      Type = "container"
-	VirtualMachine Type = "virtual-machine"
+	Container      ImageType = "container"
+	VirtualMachine ImageType = "virtual-machine"
 )
 
 // Image is an image of a simplestreams server, with the values that LXD and Incus show once they have imported it. It
@@ -38,7 +38,7 @@ type Image struct {
 	// Architecture is the daemons' name, such as "x86_64". The index's name is in the property "architecture".
 	Architecture string
 
-	Type Type
+	Type ImageType
 
 	// Filename is the name of the image file or of the metadata file, without directories.
 	Filename string
@@ -133,7 +133,7 @@ func (e *listEntry) image() *Image {
 	return image
 }
 
-func (e *entry) kind() Type {
+func (e *entry) kind() ImageType {
 	if e.rootType.virtualMachine() {
 		return VirtualMachine
 	}
