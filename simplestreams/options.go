@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/golxd/lxd/internal/stall"
@@ -59,7 +60,7 @@ type Options struct {
 	// downloads.
 	HTTPClient *http.Client
 
-	// UserAgent is sent with every request. The default is "golxd-simplestreams/1".
+	// UserAgent is put before this package's own user agent, "golxd-simplestreams/1". The default is empty.
 	UserAgent string
 
 	// MaxMetadataSize is the maximum size in bytes of one metadata file (the index, or a products file), after
@@ -87,7 +88,7 @@ type Options struct {
 }
 
 const (
-	defaultUserAgent       = "golxd-simplestreams/1"
+	ownUserAgent           = "golxd-simplestreams/1"
 	defaultMaxMetadataSize = 128 << 20
 	defaultTTL             = time.Hour
 )
@@ -98,9 +99,7 @@ func (o *Options) withDefaults() Options {
 	if o != nil {
 		set = *o
 	}
-	if set.UserAgent == "" {
-		set.UserAgent = defaultUserAgent
-	}
+	set.UserAgent = strings.TrimSpace(set.UserAgent + " " + ownUserAgent)
 	if set.MaxMetadataSize <= 0 {
 		set.MaxMetadataSize = defaultMaxMetadataSize
 	}
