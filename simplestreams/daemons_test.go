@@ -197,6 +197,7 @@ func differingProducts(t *testing.T, unique string) []streamstest.Product {
 
 func differ(products streamstest.Object) {
 	set := func(name, key string, value any) { products[name].(streamstest.Object)[key] = value }
+	set("shared", "variant", "default")
 	set("shared", "requirements", streamstest.Object{"secureboot": "false"})
 	set("own", "requirements", streamstest.Object{"both": "shared", "shared": "yes"})
 	set("own", "lxd_requirements", streamstest.Object{"both": "own", "own": "yes"})

@@ -56,6 +56,7 @@ func TestEachDaemonsReading(t *testing.T) {
 			require.Equal(t, own, get("own").Properties["requirements.both"])
 			require.Equal(t, "Differs  amd64"+test.variant+" (release) (20240301)", get("cloud").Properties["description"])
 			require.Equal(t, "cloud", get("cloud").Properties["variant"])
+			require.Equal(t, "Differs  amd64 (release) (20240301)", get("shared").Properties["description"])
 			for _, name := range test.knows {
 				require.Equal(t, "x86_64", get(name).Architecture)
 			}
