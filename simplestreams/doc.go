@@ -18,8 +18,9 @@
 //	  + disk-kvm.img, uefi1.img, disk1.img       a virtual machine
 //
 // LXD 5.0.2 reads only items with lxd in their type, and lxd_requirements; Incus 6.0.4 only those with incus, and
-// requirements. [Options.Family] selects one of them, and [Options.DaemonVersion] a version: see [Family]. Delta files are ignored. Entries that daemons ignore, this package
-// ignores; if no image is left for a name, the error of [Client.Resolve] says why.
+// requirements. [Options.Family] selects one of them, and [Options.DaemonVersion] a version: see [Family]. Delta files
+// are ignored. Entries that daemons ignore, this package ignores; if no image is left for a name, the error of
+// [Client.Resolve] says why.
 //
 // # Names
 //
@@ -60,8 +61,9 @@
 // # Memory and caching
 //
 // The index is read once, as a stream, and kept in a compact form for [Options.TTL]; then the client asks the server
-// whether it has changed. It asks earlier if the index lists a file that is missing, or another than the index says. With a [Cache], such as [DirCache], the index is kept from one run to the next. Files of images
-// are never cached or kept in memory.
+// whether it has changed. It asks earlier if the index lists a file that is missing, or another than the index says.
+// With a [Cache], such as [DirCache], the index is kept from one run to the next. Files of images are never cached or
+// kept in memory.
 //
 // # Errors
 //
