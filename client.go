@@ -14,6 +14,7 @@ import (
 
 	"github.com/golxd/lxd/internal/retry"
 	"github.com/golxd/lxd/internal/stall"
+	"github.com/golxd/lxd/simplestreams"
 )
 
 // Version is the version of this package.
@@ -32,14 +33,14 @@ type Client struct {
 	public  bool
 }
 
-// Family is the kind of daemon that a server runs.
-type Family string
+// Family is the kind of daemon that a server runs: [LXD] or [Incus].
+type Family = simplestreams.Family
 
 // The two families. They speak one API with differences that this package
 // handles.
 const (
-	LXD   Family = "lxd"
-	Incus Family = "incus"
+	LXD   = simplestreams.LXD
+	Incus = simplestreams.Incus
 )
 
 // New returns a client for a server; nothing is sent yet. The endpoint is

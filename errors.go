@@ -10,6 +10,7 @@ import (
 	"github.com/golxd/lxd/internal/content"
 	"github.com/golxd/lxd/internal/redact"
 	"github.com/golxd/lxd/internal/retry"
+	"github.com/golxd/lxd/simplestreams"
 )
 
 // The kinds of failure, to be matched with [errors.Is].
@@ -20,7 +21,7 @@ var (
 
 	// ErrNotFound says that the image, alias, operation, project, profile or
 	// instance does not exist, or that this client may not see it.
-	ErrNotFound = errors.New("not found")
+	ErrNotFound = simplestreams.ErrNotFound
 
 	// ErrProjectNotFound says that the client's project does not exist. Every error
 	// that matches it also matches ErrNotFound. LXD 6.5 responds to a list in such a
@@ -37,7 +38,7 @@ var (
 	// ErrAmbiguous says that a fingerprint prefix matches more than one image, or
 	// is shorter than the server accepts (LXD 6.5 and up: 12 characters) and the
 	// images cannot be listed.
-	ErrAmbiguous = errors.New("fingerprint prefix is ambiguous or too short")
+	ErrAmbiguous = simplestreams.ErrAmbiguous
 
 	// ErrForbidden says that the server does not trust this client, or does
 	// not allow it to make this call, or that this user may not use the server's

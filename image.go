@@ -10,15 +10,17 @@ import (
 	"time"
 
 	"github.com/golxd/lxd/internal/progress"
+	"github.com/golxd/lxd/simplestreams"
 )
 
-// ImageType is the type of the instances that an image is for.
-type ImageType string
+// ImageType is the type of the instances that an image is for: [Container] or
+// [VirtualMachine].
+type ImageType = simplestreams.ImageType
 
 // The image types.
 const (
-	Container      ImageType = "container"
-	VirtualMachine ImageType = "virtual-machine"
+	Container      = simplestreams.Container
+	VirtualMachine = simplestreams.VirtualMachine
 )
 
 // Image is an image on a server. The fields have the values that the server

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/golxd/lxd/internal/content"
+	"github.com/golxd/lxd/internal/ctxerr"
 	"github.com/golxd/lxd/internal/wire"
 	"github.com/golxd/lxd/simplestreams"
 )
@@ -183,23 +184,41 @@ func (m *Images) importStream(ctx context.Context, server, alias string, o *Crea
 		}
 		source.Server, source.Protocol, source.Certificate, source.ImageRegistry = "", "", "", registry
 	}
+	if err := m.spellArchitecture(ctx, server, source, o); err != nil {
+		return nil, err
+	}
 	if checkFullFingerprint("", alias) == nil {
 		imp.fingerprint = strings.ToLower(alias) // the server must not take another
 	}
 	return imp.begin(ctx, source)
 }
 
-// streamError makes an error of package simplestreams match the sentinels of this
-// package.
+// spellArchitecture replaces the architecture of a name "alias/x86_64" by the
+// index's spelling of it, such as amd64: the daemons know no other. If the client
+// cannot find that out, the name remains as it is.
+func (m *Images) spellArchitecture(ctx context.Context, server string, source *wire.ImageSource, o *CreateFromSimplestreamsOptions) error {
+	slash := strings.LastIndexByte(source.Alias, '/')
+	last := source.Alias[slash+1:]
+	if name, known := simplestreams.ArchitectureName(last); slash < 0 || !known || name != last {
+		return nil // no name of daemons, or a name as in the indexes
+	}
+	streams, image, err := m.resolveStream(ctx, server, source.Alias, o, true)
+	if err != nil {
+		return ctxerr.Of(ctx)
+	}
+	if alias := source.Alias[:slash+1] + image.Properties["architecture"]; slices.Contains(image.Aliases, alias) {
+		source.Alias = alias
+	}
+	return streams.Close()
+}
+
+// streamError makes a hash error of package simplestreams a [*FingerprintError], and
+// names the option that allows plain http.
 func streamError(err error) error {
 	var corrupt *simplestreams.HashError
 	switch {
 	case errors.As(err, &corrupt):
 		return &FingerprintError{Want: corrupt.Expected, Got: corrupt.Actual, Err: err}
-	case errors.Is(err, simplestreams.ErrNotFound):
-		return fmt.Errorf("%w: %w", ErrNotFound, err)
-	case errors.Is(err, simplestreams.ErrAmbiguous):
-		return fmt.Errorf("%w: %w", ErrAmbiguous, err)
 	case errors.Is(err, simplestreams.ErrInsecure):
 		return fmt.Errorf("%w: set AllowHTTP to allow it", err)
 	}
@@ -214,15 +233,16 @@ func (m *Images) resolveStream(ctx context.Context, server, alias string, o *Cre
 		return nil, nil, err
 	}
 	var first error
+	versions := map[string]string{info.daemon().Name: info.Version}
 	for _, family := range info.daemon().Preferred() {
 		streams, err := simplestreams.New(server, &simplestreams.Options{
-			Family: simplestreams.Family(family.Name), AllowHTTP: o.AllowHTTP, Certificate: o.Certificate, Cache: o.Cache, HTTPClient: o.HTTPClient,
+			Family: simplestreams.Family(family.Name), DaemonVersion: versions[family.Name], AllowHTTP: o.AllowHTTP, Certificate: o.Certificate, Cache: o.Cache, HTTPClient: o.HTTPClient,
 			StallTimeout: cmp.Or(o.StallTimeout, m.client.t.stall), RetryTimeout: m.client.t.retry.Timeout, UserAgent: m.client.t.agent, Logger: m.client.t.log,
 		})
 		if err != nil {
 			return nil, nil, err
 		}
-		image, err := resolveFor(ctx, streams, alias, simplestreams.Type(o.Type), info.Architectures)
+		image, err := resolveFor(ctx, streams, alias, o.Type, info.Architectures)
 		if err == nil {
 			return streams, image, nil
 		}
@@ -231,7 +251,7 @@ func (m *Images) resolveStream(ctx context.Context, server, alias string, o *Cre
 			first = err
 		}
 		var unresolved *simplestreams.ResolveError
-		if own || !errors.As(err, &unresolved) || errors.Is(err, simplestreams.ErrAmbiguous) {
+		if own || !errors.As(err, &unresolved) || errors.Is(err, ErrAmbiguous) {
 			break
 		}
 	}
@@ -240,23 +260,54 @@ func (m *Images) resolveStream(ctx context.Context, server, alias string, o *Cre
 
 // resolveFor finds the image for a server with these architectures: one for the
 // first of them, and otherwise any, as the daemons do.
-func resolveFor(ctx context.Context, streams *simplestreams.Client, alias string, kind simplestreams.Type, architectures []string) (*simplestreams.Image, error) {
+func resolveFor(ctx context.Context, streams *simplestreams.Client, alias string, kind ImageType, architectures []string) (*simplestreams.Image, error) {
 	if len(architectures) > 0 {
 		image, err := streams.Resolve(ctx, alias, &simplestreams.ResolveOptions{Type: kind, Architecture: architectures[0]})
-		if err == nil || !errors.Is(err, simplestreams.ErrNotFound) {
+		if err == nil || !errors.Is(err, ErrNotFound) {
 			return image, err
 		}
 	}
 	return streams.Resolve(ctx, alias, &simplestreams.ResolveOptions{Type: kind})
 }
 
-// fetchStream makes the client fetch the image.
+// fetchStream makes the client fetch the image. If that is not what the index says,
+// the index may be an old one from the cache: if a new one says otherwise, the image
+// is fetched once more.
 func (m *Images) fetchStream(ctx context.Context, server, alias string, o *CreateFromSimplestreamsOptions, imp *importJob) (*Image, error) {
 	streams, image, err := m.resolveStream(ctx, server, alias, o, false)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = streams.Close() }()
+	created, err := m.uploadStream(ctx, streams, image, imp)
+	if !staleStream(err) {
+		return created, err
+	}
+	info, ierr := m.client.serverInfo(ctx, false)
+	if ierr != nil {
+		return created, err
+	}
+	// After such an error the client of the index revalidates it.
+	current, rerr := resolveFor(ctx, streams, alias, o.Type, info.Architectures)
+	if rerr != nil || current.Fingerprint == image.Fingerprint && slices.Equal(current.Files, image.Files) {
+		return created, err
+	}
+	return m.uploadStream(ctx, streams, current, imp)
+}
+
+// staleStream reports whether an error says that a file is missing, or another than
+// the index says.
+func staleStream(err error) bool {
+	var file *simplestreams.Error
+	if errors.As(err, &file) {
+		return errors.Is(file, ErrNotFound) || errors.Is(file, simplestreams.ErrInvalid)
+	}
+	var corrupt *simplestreams.HashError
+	return errors.As(err, &corrupt)
+}
+
+// uploadStream uploads the image while it is downloaded.
+func (m *Images) uploadStream(ctx context.Context, streams *simplestreams.Client, image *simplestreams.Image, imp *importJob) (*Image, error) {
 	existing, err := m.Get(ctx, image.Fingerprint)
 	if err == nil {
 		return imp.useExisting(ctx, existing)
@@ -300,7 +351,7 @@ func streamContent(image *simplestreams.Image, download *simplestreams.Download,
 		return nil, err
 	}
 	field := "rootfs"
-	if image.Type == simplestreams.VirtualMachine {
+	if image.Type == VirtualMachine {
 		field = "rootfs.img"
 	}
 	// The server takes the image's filename from that of the rootfs.

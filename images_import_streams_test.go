@@ -131,7 +131,7 @@ func TestImportStreamsPlain(t *testing.T) {
 	t.Parallel()
 	onImportTargets(t, func(t *testing.T, target *importTarget) {
 		source := importStreams(t, tree(t, "both", nil))["http"]
-		streams, err := simplestreams.New(source.URL, &simplestreams.Options{AllowHTTP: true, Family: simplestreams.Family(target.family)})
+		streams, err := simplestreams.New(source.URL, &simplestreams.Options{AllowHTTP: true, Family: target.family})
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, streams.Close()) })
 		newest, err := streams.Resolve(t.Context(), "distro", nil)
@@ -390,4 +390,97 @@ func TestImportStreamsWhoseOperationIsForgotten(t *testing.T) {
 		target.fake.Restart()
 		require.ErrorIs(t, image.Wait(t.Context()), lxd.ErrOutcomeUnknown)
 	}
+}
+
+// TestImportStreamsArchitecture imports "alias/x86_64", where the index says amd64, by
+// the server: only then the image has an update source.
+func TestImportStreamsArchitecture(t *testing.T) {
+	t.Parallel()
+	onImportTargets(t, func(t *testing.T, target *importTarget) {
+		source := importStreams(t, tree(t, "both", nil))["http"]
+		if !target.takesStreams {
+			target.fake.AddRegistry("distro", source.URL)
+		}
+		for ref, asked := range map[string]string{"distro/noble/x86_64": "distro/noble/amd64", "distro/amd64": "distro/amd64"} {
+			opts := target.streamsFrom(source)
+			opts.AutoUpdate = true
+			image, err := target.client.Images.CreateFromSimplestreams(t.Context(), source.URL, ref, opts)
+			require.NoError(t, err)
+			require.Equal(t, asked, image.UpdateSource.Alias)
+			require.True(t, image.AutoUpdate)
+			require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
+		}
+
+		// The client cannot read the index: the server gets the name as it is.
+		opts := target.streamsFrom(source)
+		opts.AllowHTTP, opts.Via = false, lxd.ViaServer
+		_, err := target.client.Images.CreateFromSimplestreams(t.Context(), source.URL, "distro/x86_64", opts)
+		require.Error(t, err)
+		target.requireEmpty(t)
+	})
+}
+
+// TestImportStreamsReplacedVersion has an index in the cache whose files the source has
+// replaced by those of a new version.
+func TestImportStreamsReplacedVersion(t *testing.T) {
+	t.Parallel()
+	onImportTargets(t, func(t *testing.T, target *importTarget) {
+		for _, gone := range []string{"lxd.tar.xz incus.tar.xz rootfs.squashfs", "rootfs.squashfs"} {
+			old := tree(t, "both", nil)
+			source := importStreams(t, old)["http"]
+			cache := simplestreams.DirCache(t.TempDir())
+			streams, err := simplestreams.New(source.URL, &simplestreams.Options{AllowHTTP: true, Cache: cache})
+			require.NoError(t, err)
+			require.NoError(t, streams.Refresh(t.Context()))
+			require.NoError(t, streams.Close())
+			for name := range strings.FieldsSeq(gone) {
+				source.Set("images/distro/noble/amd64/20240201_07:42/"+name, nil)
+			}
+			next := tree(t, "both", func(products streamstest.Object) {
+				product := products["distro:noble:amd64"].(streamstest.Object)
+				delete(product["versions"].(streamstest.Object), "20240201_07:42")
+			})
+			for path, content := range next {
+				if !strings.Contains(path, "20240201") {
+					source.Set(path, content)
+				}
+			}
+			opts := target.streamsFrom(source)
+			opts.Via, opts.Cache = lxd.ViaClient, cache
+			image, err := target.client.Images.CreateFromSimplestreams(t.Context(), source.URL, "distro", opts)
+			require.NoError(t, err)
+			require.Equal(t, "20240101_07:42", image.Properties["serial"])
+			require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
+			target.requireEmpty(t)
+		}
+	})
+}
+
+// TestImportStreamsLikeTheServer has the server and the client import what the daemons
+// describe differently.
+func TestImportStreamsLikeTheServer(t *testing.T) {
+	t.Parallel()
+	onImportTargets(t, func(t *testing.T, target *importTarget) {
+		if target.fake != nil {
+			return // what the daemons do is compared with the daemons
+		}
+		source := importStreams(t, tree(t, "both", func(products streamstest.Object) {
+			product := products["unified"].(streamstest.Object)
+			product["variant"] = "cloud"
+			product["requirements"] = streamstest.Object{"secureboot": "false"}
+			for _, item := range product["versions"].(streamstest.Object)["20240101"].(streamstest.Object)["items"].(streamstest.Object) {
+				item.(streamstest.Object)["path"] = "/" + item.(streamstest.Object)["path"].(string)
+			}
+		}))["http"]
+		var made [2]lxd.Image
+		for n, via := range []lxd.Via{lxd.ViaServer, lxd.ViaClient} {
+			opts := target.streamsFrom(source)
+			opts.Via = via
+			image, err := target.client.Images.CreateFromSimplestreams(t.Context(), source.URL, "unified", opts)
+			require.NoError(t, err, via)
+			made[n] = *image
+			require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
+		}
+		requireSameImport(t, made[0], made[1])
+	})
 }

@@ -2,7 +2,7 @@ package simplestreams
 
 import "runtime"
 
-// architectures maps every spelling that LXD 5.0.2 and Incus 6.0.4 accept in a simplestreams index to the name that they
+// architectures maps every spelling that LXD 5.0.2, Incus 6.0.4 and 7.0.2 accept in a simplestreams index to the name that they
 // report. Both map "arm" and the little-endian MIPS in this odd way; they differ only in loongarch64, which LXD 5.0.2 does
 // not know.
 var architectures = map[string]string{

@@ -50,7 +50,7 @@ type entry struct {
 	meta        part
 	root        part // the zero part for a unified image
 	rootType    rootType
-	family      Family
+	rules       *rules
 
 	// broken says why the image cannot be downloaded although daemons would list it. The image is not replaced by an
 	// older version: resolving it returns this error.

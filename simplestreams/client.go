@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"path"
 	"strings"
+	"sync/atomic"
 
 	"github.com/golxd/lxd/internal/redact"
 )
@@ -14,6 +15,7 @@ import (
 // Client reads one simplestreams server. It is safe for concurrent use.
 type Client struct {
 	options Options
+	daemons map[Family]*rules // those that the images are for
 	server  *url.URL
 	secrets *redact.Secrets // of the server's URL
 	http    *http.Client
@@ -22,6 +24,10 @@ type Client struct {
 	// loading is the lock for reading the index; a channel, so that a context can end the wait for it.
 	loading chan struct{}
 	index   *catalog
+
+	// doubtful says that a file of an image was missing or another than the index says: the index is revalidated when it
+	// is next used, whatever its age.
+	doubtful atomic.Bool
 }
 
 // New returns a client for the server at a URL, such as "https://images.example.net", with or without a path. It sends
@@ -54,7 +60,7 @@ func New(server string, options *Options) (*Client, error) {
 		return nil, err
 	}
 
-	return &Client{options: set, server: address, secrets: redact.HideURL(address), http: client, own: own, loading: make(chan struct{}, 1)}, nil
+	return &Client{options: set, daemons: set.rules(), server: address, secrets: redact.HideURL(address), http: client, own: own, loading: make(chan struct{}, 1)}, nil
 }
 
 // Close closes the idle connections, but not those of Options.HTTPClient's own transport. Downloads in progress continue,
@@ -74,7 +80,7 @@ func (c *Client) URL() string { return redact.URL(c.server) }
 // slashes are removed.
 func (c *Client) address(name string) *url.URL {
 	joined := *c.server
-	joined.Path = strings.TrimRight(c.server.Path, "/") + "/" + path.Clean(name)
+	joined.Path = strings.TrimRight(c.server.Path, "/") + "/" + strings.TrimLeft(path.Clean(name), "/")
 	joined.RawPath = ""
 
 	return &joined
@@ -100,9 +106,9 @@ func (c *Client) toFileError(path string, err error) error {
 // checkPath returns an error for a path that is not of a file below the server's address.
 func checkPath(name string) error {
 	switch {
-	case name == "" || path.Clean(name) == ".":
+	case strings.TrimLeft(path.Clean(name), "/") == "", path.Clean(name) == ".":
 		return errors.New("the path is empty")
-	case strings.HasPrefix(name, "/"), strings.Contains(name, "://"), strings.Contains(name, `\`):
+	case strings.Contains(name, "://"), strings.Contains(name, `\`):
 		return fmt.Errorf("path %q is not relative to the server", name)
 	}
 	for _, r := range name {

@@ -192,7 +192,7 @@ func TestOwnHTTPClientIsCopied(t *testing.T) {
 	defer client.Close()
 	_, err = client.Resolve(t.Context(), "alpine", nil)
 	require.NoError(t, err)
-	require.Equal(t, "tester/2", server.Requests()[0].Header.Get("User-Agent"))
+	require.Equal(t, "tester/2 golxd-simplestreams/1", server.Requests()[0].Header.Get("User-Agent"))
 	require.Same(t, transport, mine.Transport)
 	require.Nil(t, mine.CheckRedirect)
 	require.Nil(t, transport.TLSClientConfig.RootCAs)

@@ -21,7 +21,7 @@ func TestAgreesWithDaemons(t *testing.T) {
 	lxd, incus, err := testdaemon.FromEnv()
 	require.NoError(t, err)
 	for _, daemon := range append(lxd, incus...) {
-		t.Run(string(daemon.Family), func(t *testing.T) { testAgreement(t, daemon) })
+		t.Run(daemon.Name(), func(t *testing.T) { testAgreement(t, daemon) })
 	}
 }
 
@@ -43,13 +43,13 @@ func testAgreement(t *testing.T, daemon *testdaemon.Daemon) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			client, err := simplestreams.New(server.URL, &simplestreams.Options{
-				AllowHTTP: true, Certificate: server.certificate, Family: simplestreams.Family(family),
+				AllowHTTP: true, Certificate: server.certificate, Family: simplestreams.Family(family), DaemonVersion: daemon.Version,
 			})
 			require.NoError(t, err)
 			defer client.Close()
 			for _, test := range []struct {
 				ref  string
-				kind simplestreams.Type
+				kind simplestreams.ImageType
 			}{
 				{"split", ""}, {"split", simplestreams.VirtualMachine}, {"split/arm64", ""}, {"unified", ""}, {"tar", simplestreams.Container},
 				{"vm", ""}, {"arm", ""},
@@ -61,6 +61,20 @@ func testAgreement(t *testing.T, daemon *testdaemon.Daemon) {
 			}
 		})
 	}
+
+	t.Run("differences", func(t *testing.T) {
+		products := differingProducts(t, unique)
+		server := serve(t, streamstest.Tree(products, differ))
+		client := newClient(t, server, func(o *simplestreams.Options) {
+			o.Family, o.DaemonVersion = simplestreams.Family(family), daemon.Version
+		})
+		for _, product := range products {
+			mine, err := client.Resolve(t.Context(), product.Name, nil)
+			require.NoError(t, err)
+			compare(t, daemon, server.URL, "", product.Name, "", mine)
+			require.Equal(t, mine.Fingerprint, streamstest.Hash(readAll(t, client, mine)))
+		}
+	})
 
 	t.Run("architectures", func(t *testing.T) { testArchitectures(t, daemon) })
 
@@ -78,7 +92,8 @@ func testAgreement(t *testing.T, daemon *testdaemon.Daemon) {
 func testArchitectures(t *testing.T, daemon *testdaemon.Daemon) {
 	spellings := strings.Fields(`386 aarch64 amd64 arm arm64 arm64_generic armel armhf armhfp armv6l armv7 armv7a_hardfp
 		armv7a_vfpv3_hardfp armv7l armv8l generic_32 generic_64 i386 i586 i686 loong64 loongarch64 mips mips64 mips64el mips64le
-		mipsel mipsle powerpc powerpc64 ppc ppc64 ppc64el ppc64le riscv32 riscv64 s390x x86 x86_64`)
+		mipsel mipsle powerpc powerpc64 ppc ppc64 ppc64el ppc64le riscv32 riscv64 s390x x86 x86_64
+		amd64v3 x86_64_v1 x86_64_v2 x86_64_v3 x86_64_v4`)
 	var products []streamstest.Product
 	for _, spelling := range spellings {
 		unified := tarball(t, spelling+time.Now().String(), true)
@@ -88,18 +103,25 @@ func testArchitectures(t *testing.T, daemon *testdaemon.Daemon) {
 		})
 	}
 	server := serve(t, streamstest.Tree(products, nil))
-	client := newClient(t, server, nil)
+	client := newClient(t, server, func(o *simplestreams.Options) {
+		o.Family, o.DaemonVersion = simplestreams.Family(daemon.Family), daemon.Version
+	})
 	for _, spelling := range spellings {
 		if daemon.Family == testdaemon.LXD && strings.HasPrefix(spelling, "loong") {
 			continue // LXD 5.0.2 does not know it.
 		}
 		mine, err := client.Resolve(t.Context(), "on-"+spelling, nil)
+		if strings.Contains(spelling, "v") && err != nil {
+			require.ErrorIs(t, err, simplestreams.ErrInvalid)
+			require.Error(t, daemon.Do(t.Context(), "POST", "/1.0/images", pull(server.URL, "", "on-"+spelling, ""), nil), spelling)
+			continue
+		}
 		require.NoError(t, err)
 		compare(t, daemon, server.URL, "", "on-"+spelling, "", mine)
 	}
 }
 
-func pull(server, certificate, ref string, kind simplestreams.Type) map[string]any {
+func pull(server, certificate, ref string, kind simplestreams.ImageType) map[string]any {
 	return map[string]any{"source": map[string]any{
 		"type": "image", "mode": "pull", "protocol": "simplestreams", "server": server, "certificate": certificate,
 		"alias": ref, "image_type": string(kind),
@@ -107,7 +129,7 @@ func pull(server, certificate, ref string, kind simplestreams.Type) map[string]a
 }
 
 // compare imports an image by its alias and compares the result.
-func compare(t *testing.T, daemon *testdaemon.Daemon, server, certificate, ref string, kind simplestreams.Type, mine *simplestreams.Image) {
+func compare(t *testing.T, daemon *testdaemon.Daemon, server, certificate, ref string, kind simplestreams.ImageType, mine *simplestreams.Image) {
 	t.Helper()
 	var imported struct{ Fingerprint string }
 	require.NoError(t, daemon.Do(t.Context(), "POST", "/1.0/images", pull(server, certificate, ref, kind), &imported))
@@ -157,6 +179,39 @@ func realProducts(t *testing.T, family, unique string) []streamstest.Product {
 	return []streamstest.Product{
 		first, second, only("tar", "", "root.tar.xz"), only("vm", "", "disk-kvm.img"), only("arm", "arm64", "squashfs"),
 		{Name: "unified", Aliases: []string{"unified"}, OS: "Unified", Release: "3.20", Versions: []streamstest.Version{unified}},
+	}
+}
+
+// differingProducts are products that the daemons describe differently once differ has changed the index.
+func differingProducts(t *testing.T, unique string) []streamstest.Product {
+	var products []streamstest.Product
+	for _, name := range []string{"cloud", "shared", "own", "empty", "slash", "escaped"} {
+		products = append(products, streamstest.Product{
+			Name: name, Aliases: []string{name}, OS: "Differs", Release: "1", Variant: "cloud",
+			Versions: []streamstest.Version{{Serial: "20240301", Label: "release", Family: "both", Unified: tarball(t, unique+name, true)}},
+		})
+	}
+
+	return products
+}
+
+func differ(products streamstest.Object) {
+	set := func(name, key string, value any) { products[name].(streamstest.Object)[key] = value }
+	set("shared", "variant", "default")
+	set("shared", "requirements", streamstest.Object{"secureboot": "false"})
+	set("own", "requirements", streamstest.Object{"both": "shared", "shared": "yes"})
+	set("own", "lxd_requirements", streamstest.Object{"both": "own", "own": "yes"})
+	set("empty", "requirements", streamstest.Object{"shared": "yes"})
+	set("empty", "lxd_requirements", streamstest.Object{})
+	for name, change := range map[string]func(string) string{
+		"slash":   func(path string) string { return "/" + path },
+		"escaped": func(path string) string { return strings.Replace(path, "incus_", "incus%5F", 1) }, // LXD takes this literally
+	} {
+		version := products[name].(streamstest.Object)["versions"].(streamstest.Object)["20240301"].(streamstest.Object)
+		for _, each := range version["items"].(streamstest.Object) {
+			item := each.(streamstest.Object)
+			item["path"] = change(item["path"].(string))
+		}
 	}
 }
 

@@ -176,7 +176,8 @@ func noEOF(err error) error {
 }
 
 // decodeIndex reads streams/v1/index.json and returns the paths of the products files that list images.
-func decodeIndex(r io.Reader) ([]string, error) {
+func decodeIndex(r io.Reader, daemons map[Family]*rules) ([]string, error) {
+	reader := cmp.Or(daemons[LXD], daemons[Incus])
 	d := newDecoder(r)
 	var paths []string
 	found := false
@@ -203,6 +204,9 @@ func decodeIndex(r io.Reader) ([]string, error) {
 				}
 			})
 			if dataType == "image-downloads" && !empty {
+				if err == nil {
+					path, err = reader.path(path)
+				}
 				paths = append(paths, path)
 			}
 
@@ -216,10 +220,10 @@ func decodeIndex(r io.Reader) ([]string, error) {
 	return paths, err
 }
 
-// decodeProducts reads a products file and returns the images that daemons of the family see in it. It removes the prefix
-// from the aliases.
-func decodeProducts(r io.Reader, family Family, prefix string) (*productsFile, error) {
-	d := &productsDecoder{decoder: newDecoder(r), family: family, prefix: prefix, file: &productsFile{}}
+// decodeProducts reads a products file and returns the images that the daemons see in it. It removes the prefix from the
+// aliases.
+func decodeProducts(r io.Reader, daemons map[Family]*rules, prefix string) (*productsFile, error) {
+	d := &productsDecoder{decoder: newDecoder(r), daemons: daemons, prefix: prefix, file: &productsFile{}}
 	found := false
 	err := d.document(func(name []byte) error {
 		if string(name) != "products" {
@@ -242,9 +246,9 @@ func decodeProducts(r io.Reader, family Family, prefix string) (*productsFile, e
 // productsDecoder is the state of reading a products file.
 type productsDecoder struct {
 	*decoder
-	family Family
-	prefix string
-	file   *productsFile
+	daemons map[Family]*rules
+	prefix  string
+	file    *productsFile
 
 	current *product
 	serial  string
@@ -300,7 +304,11 @@ func (d *productsDecoder) product(name []byte) error {
 	}
 
 	known := false
-	p.architecture, known = architectures[p.arch]
+	for _, daemon := range d.daemons {
+		if name, ok := daemon.architecture(p.arch); ok {
+			p.architecture, known = name, true
+		}
+	}
 	switch {
 	case !known:
 		d.entries = d.entries[:0]
@@ -314,6 +322,10 @@ func (d *productsDecoder) product(name []byte) error {
 }
 
 func (d *productsDecoder) requirements(into *[]requirement) error {
+	if d.PeekKind() == '{' {
+		*into = []requirement{} // Daemons distinguish an empty object from none.
+	}
+
 	return d.object(func(name []byte) error {
 		key := d.intern(name)
 		var value string
@@ -383,10 +395,10 @@ func (d *productsDecoder) omit(reason string) {
 
 // wanted reports whether the client's family reads the metadata item.
 func (d *productsDecoder) wanted(meta *item) bool {
-	if d.family != "" {
-		return meta.family == d.family
+	if d.daemons[meta.family] == nil {
+		return false
 	}
-	if meta.family == LXD {
+	if meta.family == LXD || d.daemons[LXD] == nil {
 		return true
 	}
 	// For a client of both families, an item for LXD replaces the one for Incus if both are unified, or both split.
@@ -402,9 +414,10 @@ func (d *productsDecoder) wanted(meta *item) bool {
 // add adds the image of a metadata item and a root filesystem, or of a unified item. If there is none, it returns the
 // reason.
 func (d *productsDecoder) add(meta, root *item, label string) string {
-	e := &entry{product: d.current, serial: d.serial, label: label, family: meta.family, meta: meta.part, rootType: rootUnified}
+	e := &entry{product: d.current, serial: d.serial, label: label, rules: d.daemons[meta.family], meta: meta.part, rootType: rootUnified}
 	e.fingerprint = meta.sha256
 	e.broken = meta.broken
+	e.read(&e.meta, meta.id)
 	if root != nil {
 		e.root, e.rootType = root.part, root.rootType
 		e.fingerprint = meta.combined[root.rootType]
@@ -414,6 +427,7 @@ func (d *productsDecoder) add(meta, root *item, label string) string {
 		if e.broken == nil {
 			e.broken = root.broken
 		}
+		e.read(&e.root, root.id)
 	}
 	switch {
 	case e.broken == nil && e.fingerprint == (digest{}) && root == nil:
@@ -428,9 +442,19 @@ func (d *productsDecoder) add(meta, root *item, label string) string {
 	return ""
 }
 
+// read replaces the path in the index by that of the file.
+func (e *entry) read(file *part, id string) {
+	path, err := e.rules.path(file.path)
+	if err != nil && e.broken == nil {
+		e.broken = invalidf("item %q: %w", id, err)
+	}
+	file.path = path
+}
+
 // item is a file of a version, as the index describes it.
 type item struct {
 	part
+	id       string // its key in the index
 	family   Family // of a metadata item; empty for a root filesystem
 	unified  bool
 	rootType rootType
@@ -439,9 +463,9 @@ type item struct {
 }
 
 func (d *productsDecoder) item(name []byte) error {
-	it := item{}
-	known := false
 	id := d.intern(name)
+	it := item{id: id}
+	known := false
 	err := d.object(func(name []byte) (err error) {
 		switch string(name) {
 		case "ftype":
@@ -479,11 +503,6 @@ func (d *productsDecoder) item(name []byte) error {
 
 	if it.size < 0 {
 		it.fail("item %q: the size is %d", id, it.size)
-	}
-	if it.path != "" || it.family == "" {
-		if err := checkPath(it.path); err != nil {
-			it.fail("item %q: %w", id, err)
-		}
 	}
 	d.items = append(d.items, it)
 

@@ -53,7 +53,7 @@ func manyProducts(products int) []byte {
 }
 
 func TestManyProducts(t *testing.T) {
-	file, err := decodeProducts(bytes.NewReader(manyProducts(500)), "", "")
+	file, err := decodeProducts(bytes.NewReader(manyProducts(500)), (&Options{}).rules(), "")
 	require.NoError(t, err)
 	require.Len(t, file.entries, 500*3*2)
 	require.Empty(t, file.omitted)
@@ -70,7 +70,7 @@ func TestManyProducts(t *testing.T) {
 func TestMemoryIsInProportion(t *testing.T) {
 	text := manyProducts(2000)
 	before := heap()
-	file, err := decodeProducts(bytes.NewReader(text), "", "")
+	file, err := decodeProducts(bytes.NewReader(text), (&Options{}).rules(), "")
 	require.NoError(t, err)
 	var index catalog
 	index.arrange([]*productsFile{file})
@@ -96,12 +96,12 @@ func TestEveryCut(t *testing.T) {
 		Versions: []streamstest.Version{{Serial: "20240101", Metadata: []byte("m"), Roots: map[string][]byte{"squashfs": []byte("r")}}},
 	}}, nil)
 	for n := range tree[streamstest.IndexPath] {
-		_, err := decodeIndex(bytes.NewReader(tree[streamstest.IndexPath][:n]))
+		_, err := decodeIndex(bytes.NewReader(tree[streamstest.IndexPath][:n]), (&Options{}).rules())
 		require.Error(t, err)
 		require.False(t, errors.Is(noEOF(err), io.EOF))
 	}
 	for n := range tree[streamstest.ProductsPath] {
-		_, err := decodeProducts(bytes.NewReader(tree[streamstest.ProductsPath][:n]), "", "")
+		_, err := decodeProducts(bytes.NewReader(tree[streamstest.ProductsPath][:n]), (&Options{}).rules(), "")
 		require.Error(t, err)
 		require.NotErrorIs(t, err, io.EOF)
 	}
@@ -118,7 +118,7 @@ func FuzzProducts(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		file, err := decodeProducts(bytes.NewReader(text), "", "")
+		file, err := decodeProducts(bytes.NewReader(text), (&Options{}).rules(), "")
 		if err != nil {
 			if errors.Is(err, io.EOF) {
 				t.Fatalf("a bad document looks like the end of a good one: %v", err)
@@ -167,7 +167,7 @@ func FuzzIndex(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		paths, err := decodeIndex(bytes.NewReader(text))
+		paths, err := decodeIndex(bytes.NewReader(text), (&Options{}).rules())
 		if errors.Is(noEOF(err), io.EOF) {
 			t.Fatal("a bad document looks like the end of a good one")
 		}
@@ -182,7 +182,7 @@ func BenchmarkIndex12000(b *testing.B) {
 	b.SetBytes(int64(len(text)))
 	b.ReportAllocs()
 	for b.Loop() {
-		file, err := decodeProducts(bytes.NewReader(text), "", "")
+		file, err := decodeProducts(bytes.NewReader(text), (&Options{}).rules(), "")
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -194,7 +194,7 @@ func BenchmarkIndex12000(b *testing.B) {
 	}
 	b.StopTimer()
 	before := heap()
-	file, err := decodeProducts(bytes.NewReader(text), "", "")
+	file, err := decodeProducts(bytes.NewReader(text), (&Options{}).rules(), "")
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -236,7 +236,7 @@ func BenchmarkIndex12000Plain(b *testing.B) {
 }
 
 func BenchmarkResolve12000(b *testing.B) {
-	file, err := decodeProducts(bytes.NewReader(manyProducts(12000)), "", "")
+	file, err := decodeProducts(bytes.NewReader(manyProducts(12000)), (&Options{}).rules(), "")
 	if err != nil {
 		b.Fatal(err)
 	}

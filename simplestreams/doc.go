@@ -18,24 +18,26 @@
 //	  + disk-kvm.img, uefi1.img, disk1.img       a virtual machine
 //
 // LXD 5.0.2 reads only items with lxd in their type, and lxd_requirements; Incus 6.0.4 only those with incus, and
-// requirements. [Options.Family] selects one of them. Delta files are ignored. Entries that daemons ignore, this package
-// ignores; if no image is left for a name, the error of [Client.Resolve] says why.
+// requirements. [Options.Family] selects one of them, and [Options.DaemonVersion] a version: see [Family]. Delta files
+// are ignored. Entries that daemons ignore, this package ignores; if no image is left for a name, the error of
+// [Client.Resolve] says why.
 //
 // # Names
 //
 // An alias resolves to the newest version of the first product that has it, in the order of [Client.Images]; images for
 // the host's architecture and containers are preferred. "alias/amd64" selects an architecture by its name in the index;
 // other spellings ("alias/x86_64") work too. A fingerprint may be abbreviated as long as it is unique. An [Image] has the
-// values that LXD 5.0.2 and Incus 6.0.4 show for the image once they have imported it, except for the file name, which
+// values that the daemons show for the image once they have imported it, except for the file name, which
 // they show only in listings.
 //
 // # Safety
 //
 // Plain http is refused unless [Options.AllowHTTP] is set, in redirects too. Redirects may lead to other hosts, as they
 // do with mirrors, at most ten times; passwords are not passed on. A path in the index is relative to the server's
-// address: one that is absolute, names a host or contains ".." is refused. Metadata beyond [Options.MaxMetadataSize] is
-// an error. A file whose length differs from the index is refused before a byte of it is returned; daemons accept it if
-// the hash matches. An item without a sha256 is accepted if the combined hash matches; daemons refuse it.
+// address, even if it begins with "/"; with items for Incus it is escaped as in a URL. One that is a URL or contains
+// ".." is refused. Metadata beyond [Options.MaxMetadataSize] is an error. A file whose length differs from the index is
+// refused before a byte of it is returned; daemons accept it if the hash matches. An item without a sha256 is accepted
+// if the combined hash matches; daemons refuse it.
 //
 // The SHA-256 of each file and of the whole image is checked. On a mismatch the last read returns a [*HashError] instead
 // of [io.EOF]: a reader that returns io.EOF has returned the right bytes, and no error of a corrupt download matches
@@ -54,14 +56,14 @@
 // has. Since the hash verifies the content, the responses may have different ETags and dates, as those of mirrors do; a
 // response with another length ends the download.
 //
-// HEAD is sent only for a root filesystem whose size is not in the index. If the server refuses it, the size is
-// unknown.
+// HEAD is sent only for a root filesystem whose size is not in the index, once. If it fails, the size is unknown.
 //
 // # Memory and caching
 //
 // The index is read once, as a stream, and kept in a compact form for [Options.TTL]; then the client asks the server
-// whether it has changed. With a [Cache], such as [DirCache], the index is kept from one run to the next. Files of images
-// are never cached or kept in memory.
+// whether it has changed. It asks earlier if the index lists a file that is missing, or another than the index says.
+// With a [Cache], such as [DirCache], the index is kept from one run to the next. Files of images are never cached or
+// kept in memory.
 //
 // # Errors
 //

@@ -50,6 +50,9 @@ type Download struct {
 // last file, if the fingerprint matches too; else it returns a *HashError. A download that breaks or stalls resumes
 // with a Range request, and is retried for [Options.RetryTimeout] without progress; only a response with at least 4 KiB
 // is progress.
+//
+// If a file is missing, or another than the index says, the client revalidates the index when it is next used, whatever
+// its age: the version may have been replaced. Resolve the image and open it again.
 func (c *Client) Open(ctx context.Context, image *Image, options *DownloadOptions) (*Download, error) {
 	if image == nil || len(image.Files) < 1 || len(image.Files) > 2 {
 		return nil, errors.New("simplestreams: an image has one or two files")
@@ -224,7 +227,7 @@ func (r *FileReader) verify() error {
 	url := r.client.publicURL(r.File.Path)
 	if r.File.SHA256 != "" {
 		if sum := hex.EncodeToString(r.hash.Sum(nil)); sum != r.File.SHA256 {
-			return &HashError{File: url, Expected: r.File.SHA256, Actual: sum}
+			return r.doubt(&HashError{File: url, Expected: r.File.SHA256, Actual: sum})
 		}
 	}
 	if !r.download.last(r) {
@@ -234,7 +237,7 @@ func (r *FileReader) verify() error {
 		if r.download.Rootfs != nil {
 			url = r.client.publicURL(r.download.Metadata.File.Path) + " followed by " + url
 		}
-		return &HashError{File: url, Expected: r.download.fingerprint, Actual: sum}
+		return r.doubt(&HashError{File: url, Expected: r.download.fingerprint, Actual: sum})
 	}
 
 	return io.EOF
@@ -297,28 +300,34 @@ func (r *FileReader) failure(err error) error {
 	case errors.Is(err, rangeread.ErrChanged), errors.Is(err, rangeread.ErrRange):
 		err = invalidf("%w", err)
 	}
+	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrInvalid) {
+		err = r.doubt(err)
+	}
 
 	return r.client.toFileError(r.File.Path, err)
 }
 
-// learnSize asks the server for the length of a file that has none in the index. If the server refuses HEAD, or sends no
-// length, the size stays unknown until the GET.
+// doubt makes the client revalidate the index, and returns err, which says that the file is not as in the index.
+func (r *FileReader) doubt(err error) error {
+	r.client.doubtful.Store(true)
+	return err
+}
+
+// learnSize asks the server for the length of a file that has none in the index. If HEAD fails, or its response has no
+// length, the size stays unknown until the GET, which decides. It returns an error only if the context has ended.
 func (r *FileReader) learnSize() error {
-	return r.client.retry(r.ctx, r.File.Path, func() error {
-		response, err := r.client.request(r.ctx, http.MethodHead, r.File.Path, http.Header{"Accept-Encoding": {"identity"}})
-		if err != nil {
-			var failed *Error
-			if errors.As(err, &failed) && failed.StatusCode != 0 && !failed.Transient() && !errors.Is(err, ErrNotFound) {
-				return nil
-			}
+	response, err := r.client.request(r.ctx, http.MethodHead, r.File.Path, http.Header{"Accept-Encoding": {"identity"}})
+	if err != nil {
+		if r.ctx.Err() != nil {
 			return err
 		}
-		if response.StatusCode == http.StatusOK && response.ContentLength > 0 {
-			r.size = response.ContentLength
-		}
+		return nil
+	}
+	if response.StatusCode == http.StatusOK && response.ContentLength > 0 {
+		r.size = response.ContentLength
+	}
 
-		return response.Body.Close()
-	})
+	return response.Body.Close()
 }
 
 // isHash reports whether text is a SHA-256 hash in lower-case hexadecimal.

@@ -288,8 +288,13 @@ func TestSizeIsLearned(t *testing.T) {
 	require.Equal(t, want, readAll(t, client, image))
 
 	server.Fault(bigRoot, streamstest.Status(http.StatusNotFound))
-	_, err = client.Open(t.Context(), image, nil)
+	d, err = client.Open(t.Context(), image, nil)
+	require.NoError(t, err)
+	_, err = io.Copy(io.Discard, d.Metadata)
+	require.NoError(t, err)
+	_, err = io.Copy(io.Discard, d.Rootfs)
 	require.ErrorIs(t, err, simplestreams.ErrNotFound)
+	require.NoError(t, d.Close())
 
 	server.Fault(bigRoot, streamstest.Times(1, streamstest.Status(http.StatusBadGateway)))
 	patient := newClient(t, server, func(o *simplestreams.Options) { o.RetryTimeout = 0 })

@@ -18,7 +18,7 @@ var (
 	ErrNotFound = errors.New("not found")
 
 	// ErrAmbiguous says that a fingerprint prefix matches more than one image.
-	ErrAmbiguous = errors.New("ambiguous")
+	ErrAmbiguous = errors.New("fingerprint prefix is ambiguous or too short")
 
 	// ErrInvalid says that the server sent invalid data: an index that is not JSON, a path not below the server's
 	// address, a malformed hash, a file whose length or hash differs from the index.

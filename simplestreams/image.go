@@ -10,13 +10,13 @@ import (
 	"github.com/golxd/lxd/internal/ctxerr"
 )
 
-// Type is the type of instances that an image is for.
-type Type string
+// ImageType is the type of the instances that an image is for.
+type ImageType string
 
-// The two types, with the names that LXD and Incus use.
+// The image types.
 const (
-	Container      Type = "container"
-	VirtualMachine Type = "virtual-machine"
+	Container      ImageType = "container"
+	VirtualMachine ImageType = "virtual-machine"
 )
 
 // Image is an image of a simplestreams server, with the values that LXD and Incus show once they have imported it. It
@@ -38,7 +38,7 @@ type Image struct {
 	// Architecture is the daemons' name, such as "x86_64". The index's name is in the property "architecture".
 	Architecture string
 
-	Type Type
+	Type ImageType
 
 	// Filename is the name of the image file or of the metadata file, without directories.
 	Filename string
@@ -133,7 +133,7 @@ func (e *listEntry) image() *Image {
 	return image
 }
 
-func (e *entry) kind() Type {
+func (e *entry) kind() ImageType {
 	if e.rootType.virtualMachine() {
 		return VirtualMachine
 	}
@@ -143,10 +143,10 @@ func (e *entry) kind() Type {
 
 func (e *entry) metaType() string {
 	if e.rootType == rootUnified {
-		return string(e.family) + "_combined.tar.gz"
+		return string(e.rules.family) + "_combined.tar.gz"
 	}
 
-	return string(e.family) + ".tar.xz"
+	return string(e.rules.family) + ".tar.xz"
 }
 
 func (p part) file(ftype string) File {
@@ -158,10 +158,13 @@ func (p part) file(ftype string) File {
 	return file
 }
 
-// properties returns what LXD 5.0.2 and Incus 6.0.4 set on import.
+// properties returns what the daemons set on import.
 func (e *entry) properties() map[string]string {
 	p := e.product
 	description := p.os + " " + p.releaseTitle + " " + p.arch
+	if e.rules.variant && p.variant != "" && p.variant != "default" {
+		description += " (" + p.variant + ")"
+	}
 	if e.label != "" {
 		description += " (" + e.label + ")"
 	}
@@ -177,7 +180,7 @@ func (e *entry) properties() map[string]string {
 		"version":      p.version,
 	}
 	requirements := p.requirements
-	if e.family == LXD {
+	if e.rules.family == LXD && (p.lxdRequires != nil || !e.rules.sharedRequirements) {
 		requirements = p.lxdRequires
 	}
 	for _, each := range requirements {

@@ -56,15 +56,34 @@ func (c *Client) load(ctx context.Context, force bool) (*catalog, error) {
 	if err := ctxerr.Of(ctx); err != nil {
 		return nil, err
 	}
+	force = force || c.doubtful.Load()
 	if c.index != nil && !force && c.fresh(c.index.checked) {
 		return c.index, nil
 	}
 
+	next, err := c.read(ctx, force)
+	if errors.Is(err, ErrNotFound) && !force {
+		// The index that was kept lists a file that is gone.
+		next, err = c.read(ctx, true)
+	}
+	if err != nil {
+		return nil, err
+	}
+	c.index = next
+	c.doubtful.Store(false)
+
+	return next, nil
+}
+
+// read returns the index. The caller holds the lock.
+func (c *Client) read(ctx context.Context, force bool) (*catalog, error) {
 	var before catalog
 	if c.index != nil {
 		before = *c.index
 	}
-	index, err := get(ctx, c, indexPath, before.index, force, decodeIndex)
+	index, err := get(ctx, c, indexPath, before.index, force, func(r io.Reader) ([]string, error) {
+		return decodeIndex(r, c.daemons)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +95,7 @@ func (c *Client) load(ctx context.Context, force bool) (*catalog, error) {
 			continue
 		}
 		products, err := get(ctx, c, path, before.products[path], force, func(r io.Reader) (*productsFile, error) {
-			return decodeProducts(r, c.options.Family, c.aliasPrefix())
+			return decodeProducts(r, c.daemons, c.aliasPrefix())
 		})
 		if err != nil {
 			return nil, err
@@ -91,7 +110,6 @@ func (c *Client) load(ctx context.Context, force bool) (*catalog, error) {
 	} else {
 		next.entries, next.omitted = before.entries, before.omitted
 	}
-	c.index = next
 
 	return next, nil
 }
@@ -196,7 +214,7 @@ func fetch[T any](ctx context.Context, c *Client, path string, known *document[T
 
 // withoutCache returns a client that does not use the cache, for a request after the cache has failed.
 func (c *Client) withoutCache() *Client {
-	plain := &Client{options: c.options, server: c.server, secrets: c.secrets, http: c.http}
+	plain := &Client{options: c.options, daemons: c.daemons, server: c.server, secrets: c.secrets, http: c.http}
 	plain.options.Cache = nil
 
 	return plain

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/golxd/lxd/internal/stall"
@@ -12,6 +13,11 @@ import (
 
 // Family is one of the two families of daemons. They read different items of the same server, so an alias can be
 // different images for the two.
+//
+// Versions differ too. LXD 6.9 takes the architecture amd64v3 for x86_64, and requirements where a product has no
+// lxd_requirements; LXD 5.0.2 does neither. Incus 7.0.2 takes x86_64_v1 to x86_64_v4 for x86_64, and has the variant in
+// the description unless it is "default"; Incus 6.0.4 does neither. LXD after 5.0 is taken to do as 6.9, and Incus after
+// 6.0 as 7.0.2.
 type Family string
 
 const (
@@ -27,6 +33,10 @@ type Options struct {
 	// Family restricts the client to the images that this family's daemons see. The default is both; of a version that
 	// has items for both families, the client then reads those for LXD.
 	Family Family
+
+	// DaemonVersion is the version of the daemon that the images are for, such as "6.0.4" (see [Family]). The default, and
+	// what any other text is taken for, is the newest version.
+	DaemonVersion string
 
 	// AllowHTTP permits plain http, for the server itself and for redirects. By default it is refused, even on loopback:
 	// the index is not signed, so only TLS authenticates the hashes in it.
@@ -50,7 +60,7 @@ type Options struct {
 	// downloads.
 	HTTPClient *http.Client
 
-	// UserAgent is sent with every request. The default is "golxd-simplestreams/1".
+	// UserAgent is put before this package's own user agent, "golxd-simplestreams/1". The default is empty.
 	UserAgent string
 
 	// MaxMetadataSize is the maximum size in bytes of one metadata file (the index, or a products file), after
@@ -78,7 +88,7 @@ type Options struct {
 }
 
 const (
-	defaultUserAgent       = "golxd-simplestreams/1"
+	ownUserAgent           = "golxd-simplestreams/1"
 	defaultMaxMetadataSize = 128 << 20
 	defaultTTL             = time.Hour
 )
@@ -89,9 +99,7 @@ func (o *Options) withDefaults() Options {
 	if o != nil {
 		set = *o
 	}
-	if set.UserAgent == "" {
-		set.UserAgent = defaultUserAgent
-	}
+	set.UserAgent = strings.TrimSpace(set.UserAgent + " " + ownUserAgent)
 	if set.MaxMetadataSize <= 0 {
 		set.MaxMetadataSize = defaultMaxMetadataSize
 	}

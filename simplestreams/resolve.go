@@ -18,7 +18,7 @@ type ResolveOptions struct {
 	Architecture string
 
 	// Type is the type of the image. The default is a container, or a virtual machine if there is no container.
-	Type Type
+	Type ImageType
 
 	// Version is the version of the image, such as "20240101_07:42". The default is the newest.
 	Version string

@@ -1,0 +1,27 @@
+package lxd_test
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/simplestreams"
+)
+
+// TestOneTypeInBothPackages: a value of package simplestreams needs no conversion.
+func TestOneTypeInBothPackages(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, []lxd.Family{lxd.LXD, lxd.Incus}, []simplestreams.Family{simplestreams.LXD, simplestreams.Incus})
+	require.Equal(t, []lxd.ImageType{lxd.Container, lxd.VirtualMachine}, []simplestreams.ImageType{simplestreams.Container, simplestreams.VirtualMachine})
+	_, err := simplestreams.New("https://127.0.0.1:1", &simplestreams.Options{Family: lxd.Incus})
+	require.NoError(t, err)
+
+	require.ErrorIs(t, &simplestreams.Error{Err: simplestreams.ErrNotFound}, lxd.ErrNotFound)
+	require.ErrorIs(t, &simplestreams.ResolveError{Err: simplestreams.ErrAmbiguous}, lxd.ErrAmbiguous)
+	require.ErrorIs(t, &lxd.Error{StatusCode: 404}, simplestreams.ErrNotFound)
+
+	require.False(t, lxd.IsTransient(&simplestreams.HashError{}))
+	require.True(t, lxd.IsTransient(&simplestreams.Error{StatusCode: 503}))
+	require.False(t, lxd.IsTransient(&simplestreams.ResolveError{Err: &simplestreams.Error{StatusCode: 404}}))
+}
