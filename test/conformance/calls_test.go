@@ -827,7 +827,7 @@ func testOddAliases(t *testing.T, s *subject) {
 func testRefresh(t *testing.T, s *subject) {
 	c := s.Client(t)
 	image := testkit.Upload(t, c, nil)
-	err := image.Refresh(t.Context(), &lxd.RefreshOptions{Wait: true})
+	_, err := image.Refresh(t.Context(), &lxd.RefreshOptions{Wait: true})
 	if err != nil {
 		// An image that came from nowhere cannot be refreshed; the daemons say
 		// so as an operation.
@@ -849,7 +849,9 @@ func testRefresh(t *testing.T, s *subject) {
 	require.True(t, image.AutoUpdate)
 	require.NotNil(t, image.UpdateSource)
 	require.Equal(t, "rolling", image.UpdateSource.Alias)
-	require.NoError(t, image.Refresh(t.Context(), &lxd.RefreshOptions{Wait: true}))
+	same, err := image.Refresh(t.Context(), &lxd.RefreshOptions{Wait: true})
+	require.NoError(t, err)
+	require.Same(t, image, same)
 	require.Equal(t, false, image.Operation().Status().Metadata["refreshed"])
 }
 
