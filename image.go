@@ -333,7 +333,7 @@ type RefreshOptions struct {
 // of the newer image, if there is one. If the image has no source, the error (with
 // Wait, or of Image.Wait) matches [ErrNotFound].
 //
-// LXD 5.0.2, Incus 6.0.4 and 7.0.2 keep the index of a simplestreams server for an
+// LXD 5.0.2, 6.9, Incus 6.0.4 and 7.0.2 keep the index of a simplestreams server for an
 // hour: a newer image may be found only then. See RefreshOptions.Fresh.
 func (i *Image) Refresh(ctx context.Context, opts *RefreshOptions) (*Image, error) {
 	if err := i.check(); err != nil {
