@@ -250,7 +250,7 @@ func (m *Images) Update(ctx context.Context, ref string, change func(*Image) err
 		if !errors.Is(err, ErrConflict) {
 			return nil, err
 		}
-		if err = retries.Pause(ctx, err); err == nil {
+		if err = m.client.t.conns.pause(ctx, retries, err); err == nil {
 			image, err = m.Get(ctx, image.Fingerprint)
 		}
 	}
