@@ -1,8 +1,11 @@
 package lxd_test
 
 import (
+	"bytes"
+	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -58,4 +61,38 @@ func TestClose(t *testing.T) {
 	require.ErrorIs(t, err, lxd.ErrUnavailable)
 	require.ErrorContains(t, err, "closed")
 	require.NoError(t, export.Close())
+}
+
+// TestCloseDuringRetries: a call that waits before a retry ends at once.
+func TestCloseDuringRetries(t *testing.T) {
+	t.Parallel()
+	for name, call := range map[string]func(*lxd.Client, *lxd.Operation) error{
+		"request": func(c *lxd.Client, _ *lxd.Operation) error {
+			_, err := c.Images.Get(t.Context(), oneFingerprint)
+			return err
+		},
+		"wait": func(_ *lxd.Client, o *lxd.Operation) error { return o.Wait(t.Context()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := testkit.StartFake(t)
+			client := testkit.NewClient(t, f.Endpoint(), nil)
+			stall := f.Inject(lxdtest.StallImages())
+			defer stall.Remove()
+			made, err := client.Images.Create(t.Context(), bytes.NewReader(testkit.Unified(t, 0)), nil)
+			require.NoError(t, err)
+			down := f.Inject(lxdtest.TooManyRequests(time.Minute))
+			ended := make(chan error, 1)
+			go func() { ended <- call(client, made.Operation()) }()
+			require.Eventually(t, func() bool { return down.Fired() > 0 }, exportWait, exportTick)
+			time.Sleep(20 * time.Millisecond) // until the pause; before it, the call ends too
+			require.NoError(t, client.Close())
+			select {
+			case err := <-ended:
+				require.ErrorIs(t, err, net.ErrClosed)
+			case <-time.After(time.Second):
+				t.Fatal("it still waits")
+			}
+		})
+	}
 }

@@ -1,12 +1,17 @@
 package lxd
 
 import (
+	"bufio"
+	"bytes"
+	"errors"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/golxd/lxd/internal/redact"
 )
@@ -103,8 +108,10 @@ func parseAddress(text string) (string, error) {
 		return "", invalid("endpoint", "contains a user name; use a client certificate or Options.Token")
 	case strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "":
 		return "", invalid("endpoint", "for %q has more than a host and a port", u.Host)
-	case strings.ContainsFunc(u.Host, func(r rune) bool { return r > '~' }):
-		return "", invalid("endpoint", "has the host %q; write it in ASCII (xn--…)", u.Hostname())
+	}
+	host, err := asciiHost(u.Hostname())
+	if err != nil {
+		return "", invalid("endpoint", "has the host %q, which is not a host name; write it in ASCII (xn--…)", u.Hostname())
 	}
 	port := u.Port()
 	if port == "" {
@@ -114,8 +121,33 @@ func parseAddress(text string) (string, error) {
 		return "", invalid("endpoint", "has the port %s, which is not between 1 and 65535", port)
 	}
 	// The URL writes the zone of an IPv6 address with an escaped percent sign.
-	return (&url.URL{Scheme: "https", Host: net.JoinHostPort(u.Hostname(), port)}).String(), nil
+	return (&url.URL{Scheme: "https", Host: net.JoinHostPort(host, port)}).String(), nil
 }
+
+// asciiHost returns an internationalized host name in ASCII (xn--…), so that
+// requests, TLS, event connections and proxies use one form. It refuses characters
+// that could be written in several ways, such as combining ones.
+func asciiHost(host string) (string, error) {
+	isForeign := func(r rune) bool { return r > '~' }
+	if !strings.ContainsFunc(host, isForeign) {
+		return host, nil
+	}
+	if strings.ContainsFunc(host, func(r rune) bool { return isForeign(r) && !unicode.IsLetter(r) && !unicode.IsDigit(r) }) || strings.Contains(host, "xn--") {
+		return "", errNotHost
+	}
+	// net/http converts it for the header Host, and does not export the conversion.
+	var header bytes.Buffer
+	if err := (&http.Request{URL: &url.URL{Host: strings.ToLower(host)}}).Write(&header); err != nil {
+		return "", err
+	}
+	sent, err := http.ReadRequest(bufio.NewReader(&header))
+	if err != nil {
+		return "", err
+	}
+	return sent.Host, nil
+}
+
+var errNotHost = errors.New("it is not a host name")
 
 // serverName is the name that the certificate of the server at host:port must
 // have.

@@ -27,6 +27,8 @@ func TestParseEndpoint(t *testing.T) {
 		"HTTPS://host:443/":                   {bases: []string{"https://host:443"}},
 		"https://[fe80::1]":                   {bases: []string{"https://[fe80::1]:8443"}},
 		"https://[fe80::1%25eth0]:8443":       {bases: []string{"https://[fe80::1%25eth0]:8443"}},
+		"https://bücher.example":              {bases: []string{"https://xn--bcher-kva.example:8443"}},
+		"https://BÜCHER.example:1":            {bases: []string{"https://xn--bcher-kva.example:1"}},
 		"https://a:1,https://b, https://a:1 ": {bases: []string{"https://a:1", "https://b:8443"}},
 	} {
 		t.Run(text, func(t *testing.T) {
@@ -56,7 +58,8 @@ func TestParseEndpointRefuses(t *testing.T) {
 		"https://host/images?k=1":                "more than a host and a port",
 		"https://host:99999":                     "between 1 and 65535",
 		"https://host:0":                         "between 1 and 65535",
-		"https://bücher.example":                 "ASCII",
+		"https://bu\u0308cher.example":           "ASCII",
+		"https://xn--\u00fc.example:1":           "xn--…",
 		"https://a,http://b":                     "plain http",
 		"https://a,":                             "https://host:port",
 		"https://a,/run/unix.socket":             "https://host:port",

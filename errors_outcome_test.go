@@ -22,10 +22,14 @@ func TestMissingThings(t *testing.T) {
 			_, err := c.Images.CreateFromInstance(t.Context(), name, &lxd.CreateFromInstanceOptions{Wait: true})
 			return err
 		}
+		refresh := func() error {
+			_, err := image.Refresh(t.Context(), &lxd.RefreshOptions{Wait: true})
+			return err
+		}
 		for name, err := range map[string]error{
 			"instance": publish(none),
 			"snapshot": publish(instance + "/" + none),
-			"source":   image.Refresh(t.Context(), &lxd.RefreshOptions{Wait: true}),
+			"source":   refresh(),
 		} {
 			require.ErrorIs(t, err, lxd.ErrNotFound, "%s: %s", s.Column, name)
 			require.False(t, lxd.IsTransient(err))

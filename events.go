@@ -186,7 +186,7 @@ func (c *Client) Events(ctx context.Context, opts *EventsOptions) iter.Seq2[Even
 				return
 			}
 			if errors.Is(err, ErrUnavailable) && retry.Transient(err) && !c.t.conns.isClosed() {
-				if err = retries.Pause(ctx, err); err == nil {
+				if err = c.t.conns.pause(ctx, retries, err); err == nil {
 					continue
 				}
 			}

@@ -144,7 +144,7 @@ func TestRefreshNeedsItsExtension(t *testing.T) {
 	f := testkit.StartFakeWith(t, &lxdtest.Options{WithoutExtensions: []string{"image_force_refresh"}}, nil)
 	image := testkit.Upload(t, f.Client, nil)
 	f.ForgetRequests()
-	err := image.Refresh(t.Context(), nil)
+	_, err := image.Refresh(t.Context(), nil)
 	require.ErrorIs(t, err, lxd.ErrUnsupported)
 	require.ErrorContains(t, err, "image_force_refresh")
 	require.Empty(t, changesAt(f))

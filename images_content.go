@@ -76,6 +76,9 @@ func (c *Content) Size() int64 { return c.size }
 
 // Read reads at the current offset.
 func (c *Content) Read(p []byte) (int, error) {
+	if err := c.check(); err != nil {
+		return 0, err
+	}
 	stream, err := c.open()
 	if err != nil || len(p) == 0 {
 		return 0, err
@@ -127,6 +130,9 @@ func (c *Content) open() (io.Reader, error) {
 
 // Seek sets the offset of the next Read, as [io.Seeker] says. It sends nothing.
 func (c *Content) Seek(offset int64, whence int) (int64, error) {
+	if err := c.check(); err != nil {
+		return 0, err
+	}
 	switch whence {
 	case io.SeekStart:
 	case io.SeekCurrent:
@@ -155,12 +161,23 @@ func (c *Content) Seek(offset int64, whence int) (int64, error) {
 // Close ends the reading. A Read in another goroutine returns soon; it and all later
 // calls return an error that wraps [net.ErrClosed]. It may be called more than once.
 func (c *Content) Close() error {
+	if err := c.check(); err != nil {
+		return err
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.closed = true
 	c.cancel()
 	if c.stream != nil {
 		_ = c.stream.Close()
+	}
+	return nil
+}
+
+// check returns an error if the content does not come from an image.
+func (c *Content) check() error {
+	if c == nil || c.image == nil {
+		return invalid("content", "does not come from Image.Content")
 	}
 	return nil
 }

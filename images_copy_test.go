@@ -299,7 +299,7 @@ func TestMissingExtensions(t *testing.T) {
 	for extension, err := range map[string]error{
 		"image_profiles":              second(c.Images.Create(ctx, bytes.NewReader(testkit.Unified(t, 0)), &lxd.CreateOptions{Profiles: []string{"special"}, Wait: true})),
 		"images_push_relay":           second(here.Copy(ctx, other.Client, &lxd.CopyOptions{Mode: lxd.CopyPush, Wait: true})),
-		"image_force_refresh":         here.Refresh(ctx, nil),
+		"image_force_refresh":         second(here.Refresh(ctx, nil)),
 		"images_all_projects":         second(c.Images.All(ctx, &lxd.ListOptions{AllProjects: true})),
 		"image_registries":            second(c.Registries.All(ctx)),
 		"image_compression_algorithm": second(c.Images.CreateFromInstance(ctx, "web", &lxd.CreateFromInstanceOptions{Compression: "none"})),

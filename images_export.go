@@ -152,8 +152,19 @@ func (e *Export) begin() error {
 	return nil
 }
 
+// check returns an error if the export does not come from an image.
+func (e *Export) check() error {
+	if e == nil || e.image == nil {
+		return invalid("export", "does not come from Image.Export")
+	}
+	return nil
+}
+
 // current returns what Read and WriteTo read from, or the error that they return.
 func (e *Export) current() (*pump.Pump, error) {
+	if err := e.check(); err != nil {
+		return nil, err
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.pump, e.err
@@ -337,6 +348,9 @@ func (i *Image) contentError(ctx context.Context, err error) error {
 // Progress that is running, and none starts after it. Closing before the end is not
 // an error.
 func (e *Export) Close() error {
+	if err := e.check(); err != nil {
+		return err
+	}
 	e.mu.Lock()
 	if e.closed {
 		e.mu.Unlock()

@@ -283,7 +283,7 @@ func (imp *importJob) byClient(ctx context.Context) (*Image, error) {
 	image, err := imp.client(ctx)
 	for err != nil {
 		if errors.Is(err, ErrNotReplayable) {
-			err = retries.Pause(ctx, err)
+			err = imp.images.client.t.conns.pause(ctx, retries, err)
 		}
 		if err != nil {
 			return image, err

@@ -116,8 +116,14 @@ func (m *Images) CreateFromSimplestreams(ctx context.Context, server, alias stri
 	if err := o.check(alias); err != nil {
 		return nil, err
 	}
+	return m.createFromStream(ctx, server, alias, "", &o)
+}
+
+// createFromStream imports the image of an alias, whose fingerprint must be that one;
+// "" for any.
+func (m *Images) createFromStream(ctx context.Context, server, alias, fingerprint string, o *CreateFromSimplestreamsOptions) (*Image, error) {
 	imp := &importJob{
-		images: m, via: o.Via, explains: true,
+		images: m, via: o.Via, explains: true, fingerprint: fingerprint,
 		updates: o.AutoUpdate,
 		spec: imageSpec{
 			attributes: attributes{AutoUpdate: o.AutoUpdate, ExpiresAt: o.ExpiresAt, Profiles: o.Profiles, Properties: o.Properties, Public: o.Public}.clone(),
@@ -127,13 +133,13 @@ func (m *Images) CreateFromSimplestreams(ctx context.Context, server, alias stri
 	if err := imp.check("CreateFromSimplestreamsOptions"); err != nil {
 		return nil, err
 	}
-	imp.server = func(ctx context.Context) (*Image, error) { return m.importStream(ctx, server, alias, &o, imp) }
+	imp.server = func(ctx context.Context) (*Image, error) { return m.importStream(ctx, server, alias, o, imp) }
 	imp.client = func(ctx context.Context) (*Image, error) {
-		image, err := m.fetchStream(ctx, server, alias, &o, imp)
+		image, err := m.fetchStream(ctx, server, alias, o, imp)
 		return image, streamError(err)
 	}
 	imp.resolve = func(ctx context.Context) (string, error) {
-		streams, image, err := m.resolveStream(ctx, server, alias, &o, true)
+		streams, image, err := m.resolveStream(ctx, server, alias, o, true)
 		var unresolved *simplestreams.ResolveError
 		switch {
 		case errors.As(err, &unresolved):

@@ -199,7 +199,12 @@ func (s *OperationStatus) isToken(image string, upload bool) bool {
 }
 
 // Operation returns the token operation.
-func (s *Secret) Operation() *Operation { return s.op }
+func (s *Secret) Operation() *Operation {
+	if s == nil {
+		return nil
+	}
+	return s.op
+}
 
 // Revoke invalidates the secret. It takes effect when the server forgets the
 // operation, at most 5 seconds later (LXD 5.0.2, Incus 6.0.4). Revoking a used

@@ -241,6 +241,48 @@ func TestSetAliasKeepsDescription(t *testing.T) {
 	}
 }
 
+// TestUpdateLostUnseen: the one loss that is not reported. The server has compared the
+// ETag of one update when another begins; it writes the first after the second has
+// been read again. Through one client, the second waits for the first.
+func TestUpdateLostUnseen(t *testing.T) {
+	t.Parallel()
+	for _, shared := range []bool{true, false} {
+		f := testkit.StartFake(t)
+		image := testkit.Upload(t, f.Client, nil)
+		set := func(c *lxd.Client, name string) error {
+			_, err := c.Images.Update(t.Context(), image.Fingerprint, func(i *lxd.Image) error {
+				i.Properties["by"] += name
+				return nil
+			}, nil)
+			return err
+		}
+		stall := f.Inject(lxdtest.StallUpdates().Times(1))
+		first, second := make(chan error, 1), make(chan error, 1)
+		go func() { first <- set(f.Client, "first") }()
+		require.Eventually(t, func() bool { return stall.Fired() == 1 }, exportWait, exportTick)
+		other := f.Client
+		if !shared {
+			other = testkit.NewClient(t, f.Endpoint(), nil)
+		}
+		go func() { second <- set(other, "second") }()
+		if !shared {
+			require.NoError(t, <-second)
+		}
+		stall.Remove()
+		require.NoError(t, <-first)
+		if shared {
+			require.NoError(t, <-second)
+		}
+		read, err := f.Client.Images.Get(t.Context(), image.Fingerprint)
+		require.NoError(t, err)
+		want := "first"
+		if shared {
+			want = "firstsecond"
+		}
+		require.Equal(t, want, read.Properties["by"])
+	}
+}
+
 // TestFourWriters update one image at once. Through one client no change is lost.
 // Through four, which may be four programs, the daemons can lose some unseen; the
 // others are reported as conflicts, and repeated.
@@ -300,6 +342,9 @@ func TestFourWriters(t *testing.T) {
 					if shared {
 						require.Zero(t, lost)
 					} else {
+						// What is lost cannot be told from what remains: the image keeps
+						// neither a history nor the ETag of the overwritten state. So this
+						// is only a bound; see TestUpdateLostUnseen.
 						require.Less(t, lost, calls/2, "most of what is reported as done is there")
 					}
 				})

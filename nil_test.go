@@ -34,8 +34,9 @@ func TestZeroValuesAndNilContexts(t *testing.T) {
 		{&lxd.Aliases{}, (*lxd.Aliases)(nil), f.Client.Aliases},
 		{&lxd.Registries{}, (*lxd.Registries)(nil), f.Client.Registries},
 		{&lxd.Image{}, (*lxd.Image)(nil), image},
-		{&lxd.Operation{}, nil, made.Operation()},
-		{&lxd.Secret{}, nil, secret},
+		{&lxd.Operation{}, (*lxd.Operation)(nil), made.Operation()},
+		{&lxd.Secret{}, (*lxd.Secret)(nil), secret},
+		{&lxd.ExportedFiles{}, (*lxd.ExportedFiles)(nil), &lxd.ExportedFiles{Image: "x"}},
 	} {
 		callAll(t, "zero", test.zero, t.Context())
 		if test.null != nil {
@@ -108,6 +109,34 @@ func callAll(t *testing.T, what string, receiver any, ctx context.Context) {
 		}
 	}
 	require.NotZero(t, called)
+}
+
+// TestNilResults: what a call returns beside an error is nil, and may be used by
+// mistake.
+func TestNilResults(t *testing.T) {
+	t.Parallel()
+	for name, call := range map[string]func(*lxd.Content, *lxd.Export) error{
+		"Content.Read":   func(c *lxd.Content, _ *lxd.Export) error { _, err := c.Read(make([]byte, 1)); return err },
+		"Content.Seek":   func(c *lxd.Content, _ *lxd.Export) error { _, err := c.Seek(0, io.SeekStart); return err },
+		"Content.Close":  func(c *lxd.Content, _ *lxd.Export) error { return c.Close() },
+		"Export.Read":    func(_ *lxd.Content, e *lxd.Export) error { _, err := e.Read(make([]byte, 1)); return err },
+		"Export.WriteTo": func(_ *lxd.Content, e *lxd.Export) error { _, err := e.WriteTo(io.Discard); return err },
+		"Export.Next":    func(_ *lxd.Content, e *lxd.Export) error { return e.Next() },
+		"Export.Close":   func(_ *lxd.Content, e *lxd.Export) error { return e.Close() },
+	} {
+		for _, zero := range []bool{false, true} {
+			var content *lxd.Content
+			var export *lxd.Export
+			if zero {
+				content, export = &lxd.Content{}, &lxd.Export{}
+			}
+			require.NotPanics(t, func() {
+				err := call(content, export)
+				require.ErrorIs(t, err, lxd.ErrInvalid, name)
+				testkit.ErrOf[*lxd.InputError](t, err)
+			}, name)
+		}
+	}
 }
 
 // waits reports whether Wait of the value has an operation to wait for.

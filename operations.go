@@ -106,12 +106,20 @@ func without(state wire.Operation, secrets *redact.Secrets) wire.Operation {
 }
 
 // ID returns the operation's UUID.
-func (o *Operation) ID() string { return o.id }
+func (o *Operation) ID() string {
+	if o == nil {
+		return ""
+	}
+	return o.id
+}
 
 // Status returns the last known state of the operation, without a request. It
 // contains no secrets, neither of the requests for it nor its own, and no user
 // names and queries of URLs.
 func (o *Operation) Status() OperationStatus {
+	if o == nil {
+		return OperationStatus{}
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return statusOf(&o.state)

@@ -86,7 +86,7 @@ func (o *Operation) Wait(ctx context.Context) error {
 		default:
 			return err
 		}
-		if err := series.Pause(ctx, err); err != nil {
+		if err := o.client.t.conns.pause(ctx, series, err); err != nil {
 			if ctx.Err() != nil {
 				return o.interrupted(ctx)
 			}

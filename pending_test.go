@@ -127,7 +127,7 @@ func TestRefreshKeepsPendingWork(t *testing.T) {
 	f := testkit.StartFake(t)
 	image := begun(t, f, &lxd.CreateOptions{})
 	require.NoError(t, image.Operation().Wait(t.Context()))
-	_ = image.Refresh(t.Context(), nil) // the image has no source
+	_, _ = image.Refresh(t.Context(), nil) // the image has no source
 	_ = image.Wait(t.Context())
 	require.Len(t, f.Aliases(), 1)
 }

@@ -28,7 +28,7 @@ func (t *transport) retrying(ctx context.Context, req *request, attempt func() e
 			return err
 		}
 		lost = lost || maybeSeen(err)
-		if err := retries.Pause(ctx, err); err != nil {
+		if err := t.conns.pause(ctx, retries, err); err != nil {
 			return err
 		}
 		t.log.DebugContext(ctx, "lxd request is retried", "method", req.method, "path", req.path, "error", err)

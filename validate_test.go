@@ -122,7 +122,7 @@ func TestBadInputIsRefusedBeforeAnythingIsSent(t *testing.T) {
 		{"CreateOptions.Rootfs", create(data, lxd.CreateOptions{Rootfs: strings.NewReader("a list of files")})},
 		{"image", none.Update(ctx, nil)},
 		{"image", none.Delete(ctx, nil)},
-		{"image", none.Refresh(ctx, nil)},
+		{"image", second(none.Refresh(ctx, nil))},
 		{"image", none.AddAlias(ctx, "a", "")},
 		{"image", none.DeleteAlias(ctx, "a")},
 		{"image", second(none.Export(ctx, nil))},

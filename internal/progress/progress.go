@@ -78,7 +78,7 @@ func (m *Meter) state() State {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := State{Phase: m.phase, Done: m.done.Load(), Total: m.total, Percent: m.percent, Text: m.text}
-	if s.Percent < 0 && s.Total > 0 {
+	if s.Percent < 0 && s.Total > 0 && s.Done >= 0 {
 		s.Percent = int(min(100*s.Done/s.Total, 100))
 	}
 	return s

@@ -159,3 +159,14 @@ func TestNobodyIsTold(t *testing.T) {
 		m.Leave()
 	}))
 }
+
+// TestUnknownPercent: a server that reports neither a percentage nor bytes.
+func TestUnknownPercent(t *testing.T) {
+	for _, total := range []int64{-1, 0, 1, 50, 1 << 40} {
+		var last State
+		m := Start("server", total, func(s State) { last = s })
+		m.Server(-1, -1, "working")
+		m.Stop()
+		require.Equal(t, State{Phase: "server", Done: -1, Total: total, Percent: -1, Text: "working"}, last)
+	}
+}

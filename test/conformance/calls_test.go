@@ -43,15 +43,22 @@ var conformanceCalls = []struct {
 	{"Images.Get prefix", testGetPrefix},
 	{"Images.GetWithEntitlements", testEntitlements},
 	{"Images.GetByAlias", testGetByAlias},
+	{"Images.Resolve", testResolve},
 	{"Images.Exists", testExists},
 	{"Image.Locations", testLocations},
 	{"Images.CreateFromURL", testFromURL},
 	{"Images.CreateFromSimplestreams", testFromSimplestreams},
 	{"Images.CreateFromInstance", testFromInstance},
 	{"Images.CreateFromInstance split", testFromInstanceSplit},
+	{"Images.CreateFromInstance of existing content", testFromInstanceExisting},
+	{"Images.Update", testImagesUpdate},
+	{"Images.Delete", testImagesDelete},
+	{"DeleteReplaced", testDeleteReplaced},
 	{"Image.Export unified", testExportUnified},
 	{"Image.Export split", testExportSplit},
 	{"Image.ExportTo", testExportTo},
+	{"ExportedFiles.Verify", testVerifyFiles},
+	{"Image.Content", testContent},
 	{"Image.Update", testUpdate},
 	{"Image.Update conflict", testUpdateConflict},
 	{"Image.AddAlias", testAddAlias},
@@ -60,6 +67,7 @@ var conformanceCalls = []struct {
 	{"Aliases", testAliases},
 	{"Aliases with odd names", testOddAliases},
 	{"Image.Refresh", testRefresh},
+	{"Image.Refresh Fresh", testRefreshFresh},
 	{"Image.Delete", testDelete},
 	{"Image.Secret", testSecret},
 	{"Image.Copy pull", testCopyPull},
@@ -830,7 +838,7 @@ func testOddAliases(t *testing.T, s *subject) {
 func testRefresh(t *testing.T, s *subject) {
 	c := s.Client(t)
 	image := testkit.Upload(t, c, nil)
-	err := image.Refresh(t.Context(), &lxd.RefreshOptions{Wait: true})
+	_, err := image.Refresh(t.Context(), &lxd.RefreshOptions{Wait: true})
 	if err != nil {
 		// An image that came from nowhere cannot be refreshed; the daemons say
 		// so as an operation.
@@ -852,8 +860,128 @@ func testRefresh(t *testing.T, s *subject) {
 	require.True(t, image.AutoUpdate)
 	require.NotNil(t, image.UpdateSource)
 	require.Equal(t, "rolling", image.UpdateSource.Alias)
-	require.NoError(t, image.Refresh(t.Context(), &lxd.RefreshOptions{Wait: true}))
+	same, err := image.Refresh(t.Context(), &lxd.RefreshOptions{Wait: true})
+	require.NoError(t, err)
+	require.Same(t, image, same)
 	require.Equal(t, false, image.Operation().Status().Metadata["refreshed"])
+}
+
+func testRefreshFresh(t *testing.T, s *subject) {
+	c := s.Client(t)
+	product := streamstest.Product{Name: "product", Aliases: []string{"rolling"}, OS: "Distro", Release: "1",
+		Versions: []streamstest.Version{{Serial: "20240101", Family: "both", Unified: testkit.Unified(t, 0)}}}
+	source := streamstest.NewServer(streamstest.Tree([]streamstest.Product{product}, nil))
+	t.Cleanup(source.Close)
+	alias := testkit.Unique("rolling")
+	image, err := c.Images.CreateFromSimplestreams(t.Context(), source.URL, "rolling", &lxd.CreateFromSimplestreamsOptions{
+		Via: lxd.ViaServer, Wait: true, Aliases: []lxd.Alias{{Name: alias}},
+	})
+	require.NoError(t, err)
+	testkit.DeleteAfter(t, image)
+	same, err := image.Refresh(t.Context(), &lxd.RefreshOptions{Fresh: true})
+	require.NoError(t, err)
+	require.Same(t, image, same)
+	content := testkit.Unified(t, 0)
+	product.Versions = append(product.Versions, streamstest.Version{Serial: "20240202", Family: "both", Unified: content})
+	for path, file := range streamstest.Tree([]streamstest.Product{product}, nil) {
+		source.Set(path, file)
+	}
+	newer, err := image.Refresh(t.Context(), &lxd.RefreshOptions{Fresh: true})
+	require.NoError(t, err)
+	testkit.DeleteAfter(t, newer)
+	require.Equal(t, lxdtest.Fingerprint(content), newer.Fingerprint)
+	found, err := c.Images.GetByAlias(t.Context(), alias)
+	require.NoError(t, err)
+	require.Equal(t, newer.Fingerprint, found.Fingerprint)
+}
+
+func testResolve(t *testing.T, s *subject) {
+	c := s.Client(t)
+	alias := testkit.Unique("resolved")
+	image := testkit.Upload(t, c, &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: alias}}})
+	for _, ref := range []string{alias, image.Fingerprint, image.Fingerprint[:20]} {
+		found, err := c.Images.Resolve(t.Context(), ref, &lxd.ResolveOptions{Type: lxd.Container, Architecture: "amd64"})
+		require.NoError(t, err, ref)
+		require.Equal(t, image.Fingerprint, found.Fingerprint)
+		_, err = c.Images.Resolve(t.Context(), ref, &lxd.ResolveOptions{Type: lxd.VirtualMachine})
+		require.ErrorIs(t, err, lxd.ErrNotFound, ref)
+	}
+}
+
+func testImagesUpdate(t *testing.T, s *subject) {
+	c := s.Client(t)
+	image := testkit.Upload(t, c, nil)
+	updated, err := c.Images.Update(t.Context(), image.Fingerprint[:20], func(i *lxd.Image) error {
+		i.Properties["new"] = "a value"
+		return nil
+	}, nil)
+	require.NoError(t, err)
+	require.Equal(t, "a value", updated.Properties["new"])
+	read, err := c.Images.Get(t.Context(), image.Fingerprint)
+	require.NoError(t, err)
+	require.Equal(t, updated.Properties, read.Properties)
+}
+
+func testImagesDelete(t *testing.T, s *subject) {
+	c := s.Client(t)
+	alias := testkit.Unique("deleted")
+	image := testkit.Upload(t, c, &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: alias}}})
+	require.NoError(t, c.Images.Delete(t.Context(), alias, &lxd.DeleteOptions{Wait: true}))
+	_, err := c.Images.Get(t.Context(), image.Fingerprint)
+	require.ErrorIs(t, err, lxd.ErrNotFound)
+	require.ErrorIs(t, c.Images.Delete(t.Context(), alias, nil), lxd.ErrNotFound)
+}
+
+func testContent(t *testing.T, s *subject) {
+	data := testkit.Unified(t, 100_000)
+	image, err := s.Client(t).Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
+	require.NoError(t, err)
+	testkit.DeleteAfter(t, image)
+	content, err := image.Content(t.Context(), nil)
+	require.NoError(t, err)
+	require.EqualValues(t, len(data), content.Size())
+	for _, offset := range []int64{50_000, 0} {
+		_, err = content.Seek(offset, io.SeekStart)
+		require.NoError(t, err)
+		got, err := io.ReadAll(content)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(data[offset:], got), offset)
+	}
+	require.NoError(t, content.Close())
+}
+
+func testVerifyFiles(t *testing.T, s *subject) {
+	image := testkit.Upload(t, s.Client(t), nil)
+	files, err := image.ExportTo(t.Context(), t.TempDir(), nil)
+	require.NoError(t, err)
+	require.NoError(t, files.Verify(t.Context(), image.Fingerprint))
+	require.NoError(t, os.WriteFile(files.Image, []byte("damaged"), 0o600))
+	testkit.ErrOf[*lxd.FingerprintError](t, files.Verify(t.Context(), image.Fingerprint))
+}
+
+func testFromInstanceExisting(t *testing.T, s *subject) {
+	c := s.Client(t)
+	instance := s.AddInstance(t) + "/snap0"
+	first, err := c.Images.CreateFromInstance(t.Context(), instance, &lxd.CreateFromInstanceOptions{Compression: "none", Wait: true})
+	require.NoError(t, err)
+	testkit.DeleteAfter(t, first)
+	// The content of a second publication is the same, or differs in its time.
+	second, err := c.Images.CreateFromInstance(t.Context(), instance, &lxd.CreateFromInstanceOptions{
+		Compression: "none", Wait: true, Properties: map[string]string{"second": "yes"},
+	})
+	require.NoError(t, err)
+	testkit.DeleteAfter(t, second)
+	require.Equal(t, "yes", second.Properties["second"])
+}
+
+func testDeleteReplaced(t *testing.T, s *subject) {
+	c := s.Client(t)
+	aliases := []lxd.Alias{{Name: testkit.Unique("replaced")}}
+	old := testkit.Upload(t, c, &lxd.CreateOptions{Aliases: aliases})
+	image := testkit.Upload(t, c, &lxd.CreateOptions{Aliases: aliases, ReuseAliases: true, DeleteReplaced: true})
+	require.Len(t, image.Aliases, 1)
+	_, err := c.Images.Get(t.Context(), old.Fingerprint)
+	require.ErrorIs(t, err, lxd.ErrNotFound)
 }
 
 func testDelete(t *testing.T, s *subject) {

@@ -314,7 +314,7 @@ func copyPush(ctx context.Context, p *player, c *lxd.Client) (any, error) {
 func refresh(project string, wait bool) func(context.Context, *player, *lxd.Client) (any, error) {
 	return func(ctx context.Context, p *player, c *lxd.Client) (any, error) {
 		image := p.image(c.InProject(project), p.fingerprint("unified"))
-		err := image.Refresh(ctx, &lxd.RefreshOptions{Wait: wait})
+		_, err := image.Refresh(ctx, &lxd.RefreshOptions{Wait: wait})
 		if err != nil {
 			return nil, err
 		}
