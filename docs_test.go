@@ -60,3 +60,38 @@ func TestArchitecturePage(t *testing.T) {
 	}
 	require.Greater(t, checked, 100)
 }
+
+// TestGuaranteesNameTheirTests: each guarantee of README.md and SECURITY.md names a
+// test or a fuzz target, and all of them exist.
+func TestGuaranteesNameTheirTests(t *testing.T) {
+	t.Parallel()
+	var tests strings.Builder
+	require.NoError(t, filepath.WalkDir(".", func(name string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(name, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(name)
+		tests.Write(text)
+		return err
+	}))
+	named := regexp.MustCompile("`((?:Test|Fuzz)\\w+)`")
+	for file, start := range map[string]string{"README.md": "\n| ", "SECURITY.md": "\n- "} {
+		page, err := os.ReadFile(file)
+		require.NoError(t, err)
+		_, section, found := strings.Cut(string(page), "\n## Guarantees\n")
+		require.True(t, found, file)
+		section, _, _ = strings.Cut(section, "\n## ")
+		guarantees := strings.Split(section, start)[1:]
+		if file == "README.md" {
+			guarantees = guarantees[1:] // the head of the table
+		}
+		require.NotEmpty(t, guarantees, file)
+		for _, guarantee := range guarantees {
+			names := named.FindAllStringSubmatch(guarantee, -1)
+			require.NotEmpty(t, names, "%s: a guarantee without a test: %s", file, guarantee)
+			for _, name := range names {
+				require.Regexp(t, `(?m)^func `+name[1]+`\(`, tests.String(), "%s names a test that does not exist", file)
+			}
+		}
+	}
+}

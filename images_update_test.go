@@ -352,3 +352,42 @@ func TestFourWriters(t *testing.T) {
 		}
 	}
 }
+
+// TestUpdateAfterTheWriteOfAnother: what another client writes between the comparison
+// and the request is not overwritten, by PATCH and by PUT.
+func TestUpdateAfterTheWriteOfAnother(t *testing.T) {
+	t.Parallel()
+	for method, change := range map[string]func(*lxd.Image){
+		http.MethodPatch: func(i *lxd.Image) { i.Properties["n"] = "mine" },
+		http.MethodPut:   func(i *lxd.Image) { i.Properties["n"] = "mine"; delete(i.Properties, "old") },
+	} {
+		t.Run(method, func(t *testing.T) {
+			t.Parallel()
+			eachDialect(t, func(t *testing.T, f *testkit.Fake) {
+				other := testkit.Upload(t, f.Client, &lxd.CreateOptions{Properties: map[string]string{"old": "1", "n": "1"}})
+				var once sync.Once
+				c := between(t, f, func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
+					if req.Method != method {
+						return next.RoundTrip(req)
+					}
+					var err error
+					once.Do(func() {
+						other.Properties["n"] = "theirs"
+						err = other.Update(context.Background(), nil)
+					})
+					if err != nil {
+						return nil, err
+					}
+					return next.RoundTrip(req)
+				})
+				image, err := c.Images.Get(t.Context(), other.Fingerprint)
+				require.NoError(t, err)
+				change(image)
+				require.ErrorIs(t, image.Update(t.Context(), nil), lxd.ErrConflict)
+				now, err := f.Client.Images.Get(t.Context(), other.Fingerprint)
+				require.NoError(t, err)
+				require.Equal(t, "theirs", now.Properties["n"])
+			})
+		})
+	}
+}

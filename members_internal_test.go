@@ -1,10 +1,13 @@
 package lxd
 
 import (
+	"errors"
 	"io"
 	"net/http"
+	"strings"
 	"syscall"
 	"testing"
+	"testing/iotest"
 
 	"github.com/stretchr/testify/require"
 )
@@ -21,6 +24,27 @@ func TestOnlyTheCurrentMemberIsLeft(t *testing.T) {
 	m.leave("https://b:8443")
 	m.leave("https://c:8443")
 	require.Equal(t, "https://a:8443", m.base())
+}
+
+// TestBrokenBodyLeavesItsMember: a member is left if a response breaks, but not at
+// the end of one, nor if the client closes it.
+func TestBrokenBodyLeavesItsMember(t *testing.T) {
+	t.Parallel()
+	left := 0
+	body := func(r io.Reader) *memberBody {
+		return &memberBody{ReadCloser: io.NopCloser(r), leave: func() { left++ }}
+	}
+	_, err := io.ReadAll(body(strings.NewReader("whole")))
+	require.NoError(t, err)
+	require.Zero(t, left)
+	closed := body(iotest.ErrReader(errors.New("closed")))
+	require.NoError(t, closed.Close())
+	_, err = closed.Read(make([]byte, 1))
+	require.Error(t, err)
+	require.Zero(t, left)
+	_, err = io.ReadAll(body(iotest.ErrReader(io.ErrUnexpectedEOF)))
+	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+	require.Equal(t, 1, left)
 }
 
 // TestRetryable has the connection of each kind of request break after it was
