@@ -126,11 +126,11 @@ func (s subject) round(t *testing.T, w way, callers int, alias bool) {
 	}
 	images := make([]*lxd.Image, callers)
 	errs := together(callers, func(n int) (err error) {
-		make := w.make
-		if make == nil {
-			make = ways[n%len(ways)].make
+		create := w.make
+		if create == nil {
+			create = ways[n%len(ways)].make
 		}
-		images[n], err = make(t, u, aliases)
+		images[n], err = create(t, u, aliases)
 		return err
 	})
 	requireNone(t, errs)
