@@ -82,13 +82,14 @@
 // Creating or copying an image that already exists succeeds and returns the
 // existing one; IfExists makes it an [ErrExists]. Every way to create an image then
 // applies the options that are set to it: Properties are added to its own, and a zero
-// field changes nothing. A copy applies only its aliases. With a Fingerprint, or
-// Dedupe, no content is sent. Repeating a call that has succeeded succeeds, also with
-// an alias, which the image then has already.
+// field changes nothing. A copy applies what CopyOptions set, and nothing of the
+// source. With a Fingerprint, or Dedupe, no content is sent. Repeating a call that has
+// succeeded succeeds, also with an alias, which the image then has already.
 //
 // The same is true of calls at the same moment. The server keeps an image that it has
 // cached (Image.Cached) as a cached one, which it deletes when it is not used any
-// more; to keep it, delete it and create it again.
+// more: neither an upload, a pull, an update nor an alias changes that (LXD 5.0.2,
+// Incus 6.0.4, 7.0.2). To keep it, delete it and create it again.
 //
 // # Testing
 //

@@ -275,6 +275,18 @@ func (e *OperationError) missing(hint string) *OperationError {
 	return &found
 }
 
+// withHint returns a failure with a hint, if it is that of an operation, has no hint
+// and is no cancellation.
+func withHint(failure error, format string, args ...any) error {
+	var failed *OperationError
+	if !errors.As(failure, &failed) || error(failed) != failure || failed.Hint != "" || failed.StatusCode == statusCancelled {
+		return failure
+	}
+	hinted := *failed
+	hinted.Hint = fmt.Sprintf(format, args...)
+	return &hinted
+}
+
 // Is matches [ErrCancelled], and the sentinel of the server's err_code if it
 // sends one.
 func (e *OperationError) Is(target error) bool {

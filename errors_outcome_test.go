@@ -1,11 +1,15 @@
 package lxd_test
 
 import (
+	"bytes"
+	"errors"
+	"net/http"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/streamstest"
 	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
@@ -90,4 +94,41 @@ func TestTransientOperations(t *testing.T) {
 		require.Equal(t, want, lxd.IsTransient(err), code)
 		require.ErrorContains(t, err, "do this")
 	}
+}
+
+// TestFailedOperationsHaveHints: what an operation cannot do on its own account, the
+// error says how to do otherwise.
+func TestFailedOperationsHaveHints(t *testing.T) {
+	t.Parallel()
+	for _, s := range testkit.Subjects(t) {
+		t.Run(s.Column, func(t *testing.T) {
+			t.Parallel()
+			c := s.Client(t)
+			metadata, rootfs := lxdtest.SplitImage(testkit.Unique("hint"), 1000)
+			_, err := c.Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Wait: true})
+			require.ErrorContains(t, err, "CreateOptions.Rootfs", "a metadata tarball alone")
+			image, err := c.Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Wait: true, Rootfs: bytes.NewReader(rootfs)})
+			require.NoError(t, err)
+			testkit.DeleteAfter(t, image)
+
+			source := streamstest.NewServer(map[string][]byte{"image": []byte("no image")})
+			t.Cleanup(source.Close)
+			_, err = c.Images.CreateFromURL(t.Context(), source.URL+"/image", &lxd.CreateFromURLOptions{Via: lxd.ViaServer, Wait: true})
+			if refused := (*lxd.Error)(nil); errors.As(err, &refused) {
+				require.ErrorContains(t, refused, "not supported", "LXD 6.9 starts no operation")
+				return
+			}
+			require.Contains(t, testkit.ErrOf[*lxd.OperationError](t, err).Hint, "ViaClient")
+		})
+	}
+	source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	image := testkit.Upload(t, source.Client, nil)
+	source.Inject(lxdtest.Status(http.StatusInternalServerError, "no way").On("GET", "/1.0/images/*/export"))
+	_, err := image.Copy(t.Context(), testkit.StartFake(t).Client, &lxd.CopyOptions{Mode: lxd.CopyPull, Wait: true})
+	require.ErrorContains(t, err, "the target must be able to connect to "+source.URL())
+
+	running := testkit.StartFake(t)
+	running.AddInstance("busy", &lxdtest.InstanceOptions{Running: true})
+	_, err = running.Client.Images.CreateFromInstance(t.Context(), "busy", &lxd.CreateFromInstanceOptions{Wait: true})
+	require.ErrorContains(t, err, "stop it")
 }

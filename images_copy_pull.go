@@ -51,6 +51,7 @@ func (j *copyJob) pullFrom(ctx context.Context, addresses []string, from, to *Se
 	}
 	image, err := j.target.Images.post(ctx, &wire.ImagePost{Source: source, Aliases: []wire.Alias{}}, &spec, j.settle, func(ctx context.Context, op *Operation, failure error, _ *progress.Meter) (*Image, error) {
 		if failure != nil {
+			failure = withHint(failure, "the target must be able to connect to %s; a relay needs only this client", source.Server)
 			return j.afterFailure(ctx, op, failure, func(*Image) bool { return false })
 		}
 		if _, err := j.target.Images.createdFingerprint(ctx, op, op.fingerprint(), j.source.Fingerprint); err != nil {

@@ -72,6 +72,7 @@ func (j *copyJob) push(ctx context.Context) (*Image, error) {
 	image := j.expectedImage()
 	image.pending = newPending(op, j.source.Size, func(ctx context.Context, failure error, _ *progress.Meter) (*Image, error) {
 		if failure != nil {
+			failure = withHint(failure, "the source must be able to connect to %s; a relay needs only this client", export.Target)
 			j.awaitTarget(ctx, secret.op)
 			return j.afterFailure(ctx, secret.op, failure, func(existing *Image) bool { return existing.isNewOf(secret.op) && secret.used(ctx) })
 		}

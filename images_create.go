@@ -152,7 +152,7 @@ func (m *Images) Create(ctx context.Context, image io.Reader, opts *CreateOption
 		spec.kind = ""
 	}
 	u := &upload{
-		images: m, content: body, fingerprint: strings.ToLower(o.Fingerprint),
+		images: m, content: body, split: o.Rootfs != nil, fingerprint: strings.ToLower(o.Fingerprint),
 		// If the server forgets the operation, the fingerprint determines the
 		// outcome. A one-shot reader can be hashed only while it is sent.
 		hash: o.Verify || (o.Fingerprint == "" && (!o.Wait || !body.Replayable())),

@@ -256,17 +256,19 @@ func (imp *importJob) resolved(ctx context.Context) string {
 }
 
 // explain adds to the server's error that the source does not have the image, if that
-// is so: the server's words differ between the daemons.
+// is so: the server's words differ between the daemons. Otherwise it adds a hint.
 func (imp *importJob) explain(ctx context.Context, failure error) error {
-	if !imp.explains || errors.Is(failure, ErrNotFound) || errors.Is(failure, ErrCancelled) || errors.Is(failure, ErrForbidden) {
+	if errors.Is(failure, ErrNotFound) || errors.Is(failure, ErrCancelled) || errors.Is(failure, ErrForbidden) {
 		return failure
 	}
-	resolve, cancel := context.WithTimeout(ctx, resolveTimeout)
-	defer cancel()
-	if _, err := imp.resolve(resolve); errors.Is(err, ErrNotFound) {
-		return fmt.Errorf("%w (by the server: %w)", err, failure)
+	if imp.explains {
+		resolve, cancel := context.WithTimeout(ctx, resolveTimeout)
+		defer cancel()
+		if _, err := imp.resolve(resolve); errors.Is(err, ErrNotFound) {
+			return fmt.Errorf("%w (by the server: %w)", err, failure)
+		}
 	}
-	return failure
+	return withHint(failure, "the server must be able to fetch the image; with ViaClient, this client does it")
 }
 
 // settledFingerprint returns the fingerprint that settle has found; "" for none.

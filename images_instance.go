@@ -94,8 +94,13 @@ func (m *Images) explainInstance(ctx context.Context, name, snapshot string, fai
 	if snapshot != "" {
 		at, kind, what = path("instances", name, "snapshots", snapshot), "snapshot", name+"/"+snapshot
 	}
-	type instance struct{}
-	_, _, err := get(ctx, m.client.t, &request{method: http.MethodGet, path: at, query: m.client.query()}, func(*instance) error { return nil })
+	type instance struct {
+		Status string `json:"status"` // of an instance, not of a snapshot
+	}
+	found, _, err := get(ctx, m.client.t, &request{method: http.MethodGet, path: at, query: m.client.query()}, func(*instance) error { return nil })
+	if err == nil && found.Status != "" && found.Status != "Stopped" {
+		return withHint(failure, "the instance is %s; stop it, or publish a snapshot", strings.ToLower(found.Status))
+	}
 	if !isMissing(err) {
 		return failure
 	}

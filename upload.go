@@ -19,6 +19,7 @@ type upload struct {
 	content     *content.Content
 	fingerprint string // known in advance, or ""
 	hash        bool   // compute the fingerprint while sending, and require it of the server
+	split       bool   // the content is two files
 	spec        imageSpec
 	meter       *progress.Meter
 	report      func(Progress) // for a later Image.Wait; nil for none
@@ -244,7 +245,12 @@ func (u *upload) afterFailure(ctx context.Context, op *Operation, reported strin
 		}
 		return u.useExisting(ctx, existing)
 	}
-	return nil, failure
+	if u.split {
+		return nil, withHint(failure, "the first file must be the metadata tarball, and Rootfs the root filesystem or disk of the Type")
+	}
+	// The daemons do not say it of a metadata tarball alone (LXD 5.0.2, Incus 6.0.4,
+	// 7.0.2: "Invalid instance type").
+	return nil, withHint(failure, "a unified image contains metadata.yaml and a rootfs; the files of a split image are two readers, see CreateOptions.Rootfs")
 }
 
 // createdEarlier reports whether the existing image was created by an earlier
