@@ -279,6 +279,7 @@ func (e *OperationError) missing(hint string) *OperationError {
 // and is no cancellation.
 func withHint(failure error, format string, args ...any) error {
 	var failed *OperationError
+	//nolint:errorlint // what wraps the error of an operation says more, and is kept
 	if !errors.As(failure, &failed) || error(failed) != failure || failed.Hint != "" || failed.StatusCode == statusCancelled {
 		return failure
 	}
