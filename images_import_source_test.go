@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -198,4 +200,76 @@ func TestContextEndsAnImport(t *testing.T) {
 		require.ErrorIs(t, err, stop, name)
 	}
 	target.requireEmpty(t)
+}
+
+// TestPasswordStaysWithItsHost: the user name and password of a URL are sent to the
+// host of LXD-Image-URL only if that is the same.
+func TestPasswordStaysWithItsHost(t *testing.T) {
+	t.Parallel()
+	target := importFake(t, lxdtest.LXD69, nil)
+	for location, want := range map[string]string{
+		"https://images.example.net/image.tar.gz":          "user:s3cr3t",
+		"https://own:other@images.example.net/image":       "own:other",
+		"https://mirror.example.net/image.tar.gz":          "",
+		"https://images.example.net:8443/image.tar.gz":     "",
+		"https://images.example.net.example.org/image":     "",
+		"https://own:other@mirror.example.net/image":       "own:other",
+		"https://images.example.net@mirror.example.net/im": "images.example.net:",
+	} {
+		data := testkit.Unified(t, 10_000)
+		got := "not fetched"
+		source := &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+			res := &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: http.NoBody, Request: r}
+			if r.Method == http.MethodHead {
+				res.Header.Set("LXD-Image-Hash", streamstest.Hash(data))
+				res.Header.Set("LXD-Image-URL", location)
+				return res, nil
+			}
+			got = ""
+			if user, password, ok := r.BasicAuth(); ok {
+				got = user + ":" + password
+			}
+			res.Body, res.ContentLength = io.NopCloser(bytes.NewReader(data)), int64(len(data))
+			return res, nil
+		})}
+		image, err := target.client.Images.CreateFromURL(t.Context(), "https://user:s3cr3t@images.example.net/image", &lxd.CreateFromURLOptions{
+			Via: lxd.ViaClient, Wait: true, HTTPClient: source,
+		})
+		require.NoError(t, err, location)
+		require.Equal(t, streamstest.Hash(data), image.Fingerprint)
+		require.Equal(t, want, got, location)
+	}
+}
+
+// TestRedirectsOfASourceEnd: ten redirects are followed, and no more.
+func TestRedirectsOfASourceEnd(t *testing.T) {
+	t.Parallel()
+	target := importFake(t, lxdtest.LXD69, nil)
+	data := testkit.Unified(t, 10_000)
+	for redirects, followed := range map[int]bool{10: true, 11: false} {
+		var most int
+		source := &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+			n, _ := strconv.Atoi(r.URL.Query().Get("n"))
+			most = max(most, n)
+			res := &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: http.NoBody, Request: r}
+			switch {
+			case n < redirects:
+				res.StatusCode = http.StatusFound
+				res.Header.Set("Location", "/image?n="+strconv.Itoa(n+1))
+			case r.Method == http.MethodGet:
+				res.Body, res.ContentLength = io.NopCloser(bytes.NewReader(data)), int64(len(data))
+			}
+			return res, nil
+		})}
+		_, err := target.client.Images.CreateFromURL(t.Context(), "https://images.example.net/image", &lxd.CreateFromURLOptions{
+			Via: lxd.ViaClient, Wait: true, HTTPClient: source,
+		})
+		require.Equal(t, min(redirects, 10), most)
+		if followed {
+			require.NoError(t, err)
+			continue
+		}
+		require.ErrorContains(t, err, "redirect not followed")
+		require.False(t, lxd.IsTransient(testkit.ErrOf[*lxd.SourceError](t, err)))
+	}
 }

@@ -3,15 +3,19 @@ package lxd_test
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/binary"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -320,4 +324,24 @@ func TestProxyURL(t *testing.T) {
 		require.ErrorIs(t, err, lxd.ErrInvalid, bad)
 		require.NotContains(t, err.Error(), "secret")
 	}
+}
+
+// TestProxyWithUntrustedCertificate: an https proxy must show a certificate that the
+// system trusts. Another one is sent neither the target nor the password.
+func TestProxyWithUntrustedCertificate(t *testing.T) {
+	t.Parallel()
+	var requests atomic.Int32
+	proxy := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { requests.Add(1) }))
+	proxy.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	proxy.StartTLS()
+	defer proxy.Close()
+	through, err := lxd.ProxyURL("https://user:pass@"+proxy.Listener.Addr().String(), "")
+	require.NoError(t, err)
+	client := testkit.NewClient(t, "https://127.0.0.1:1", &lxd.Options{Proxy: through})
+	_, err = client.Server(t.Context())
+	testkit.ErrOf[*lxd.ProxyError](t, err)
+	var untrusted *tls.CertificateVerificationError
+	require.ErrorAs(t, err, &untrusted)
+	require.False(t, lxd.IsTransient(err))
+	require.Zero(t, requests.Load())
 }

@@ -2,6 +2,7 @@ package lxd_test
 
 import (
 	"crypto/tls"
+	"encoding/pem"
 	"io"
 	"log/slog"
 	"net/http"
@@ -61,6 +62,17 @@ func TestPins(t *testing.T) {
 	var unknown *tls.CertificateVerificationError
 	require.ErrorAs(t, err, &unknown)
 	require.Empty(t, server.Requests())
+}
+
+// TestPinInUpperCase: the case of the digits does not matter.
+func TestPinInUpperCase(t *testing.T) {
+	t.Parallel()
+	server := lxdtest.NewServer(&lxdtest.Options{TLS: true})
+	t.Cleanup(server.Close)
+	block, _ := pem.Decode(server.Certificate())
+	client := testkit.NewClient(t, server.URL(), &lxd.Options{ServerFingerprint: strings.ToUpper(fingerprintOf(block.Bytes))})
+	_, err := client.Server(t.Context())
+	require.NoError(t, err)
 }
 
 // TestPathsInPlaceOfPEM: the options are the content of the files.
