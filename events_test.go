@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -174,9 +175,32 @@ func TestLifecycleNamesTheAlias(t *testing.T) {
 				}
 				mark := testkit.Unique("x")
 				var want, got []string
+				begun, done := make(chan struct{}), make(chan struct{})
+				started := false
 				for event, err := range c.Events(t.Context(), &lxd.EventsOptions{Types: []lxd.EventType{lxd.EventLifecycle}}) {
 					require.NoError(t, err)
 					if event.Type == lxd.EventConnected {
+						// A daemon sends no event of the moment in which the connection is new.
+						go func() {
+							defer close(done)
+							for n := 0; ; n++ {
+								_ = image.Client().Aliases.Create(t.Context(), lxd.Alias{Name: mark + "before" + strconv.Itoa(n), Target: image.Fingerprint})
+								select {
+								case <-begun:
+									return
+								case <-time.After(20 * time.Millisecond):
+								}
+							}
+						}()
+						continue
+					}
+					if strings.HasPrefix(event.Lifecycle.Alias(), mark+"before") {
+						if started {
+							continue
+						}
+						started = true
+						close(begun)
+						<-done
 						for _, name := range names {
 							from, to := mark+name+"1", mark+name+"2"
 							require.NoError(t, image.AddAlias(t.Context(), from, ""))
