@@ -128,9 +128,9 @@ func (a *Aliases) post(ctx context.Context, alias Alias) error {
 }
 
 // Update changes an alias: fn receives its current state, and changes its
-// Description or Target; a change of Name or Type is an [*InputError]. If the alias is seen to be changed by somebody else in
-// between, nothing is written and the error matches [ErrConflict]; see
-// [Image.Update] for what the daemons cannot see.
+// Description or Target; a change of Name or Type is an [*InputError]. If the alias is
+// seen to be changed by somebody else in between, nothing is written and the error
+// matches [ErrConflict]; see [Image.Update] for what the daemons cannot see.
 func (a *Aliases) Update(ctx context.Context, name string, fn func(*Alias)) error {
 	if err := a.check(ctx); err != nil {
 		return err
@@ -200,11 +200,13 @@ func (a *Aliases) set(ctx context.Context, alias Alias) (Alias, error) {
 	return alias, err
 }
 
-// move changes an existing alias.
+// move changes an existing alias. Without a description, it reads the existing one, and
+// does so again after a conflict, until the retry timeout has passed.
 func (a *Aliases) move(ctx context.Context, alias Alias) (Alias, error) {
 	if alias.Description != "" {
 		return alias, a.put(ctx, alias.Name, alias, "")
 	}
+	retries := a.client.t.retry.Begin()
 	for {
 		existing, etag, err := a.get(ctx, alias.Name)
 		if err != nil {
@@ -222,6 +224,9 @@ func (a *Aliases) move(ctx context.Context, alias Alias) (Alias, error) {
 		}
 		if !errors.Is(err, ErrConflict) {
 			return existing, err
+		}
+		if err := a.client.t.conns.pause(ctx, retries, err); err != nil {
+			return Alias{}, err
 		}
 	}
 }

@@ -104,9 +104,9 @@ type CopyAttempt struct {
 // Copy copies the image to another server, or to another project. The copy has the
 // image's properties, expiry, filename and Public, unless the options set others. If
 // the target has the image, no content is sent. If the target has the copy but an
-// alias could not be set, Copy returns both the copy and the error. If all modes of CopyAuto fail, the
-// error contains the error of each, and matches the one that decided: the last that
-// is not merely unsupported.
+// alias could not be set, Copy returns both the copy and the error. If all modes of
+// CopyAuto fail, the error contains the error of each, and matches the one that
+// decided: the last that is not merely unsupported.
 func (i *Image) Copy(ctx context.Context, target *Client, opts *CopyOptions) (*Copied, error) {
 	if err := checkContext(ctx); err != nil {
 		return nil, err

@@ -224,11 +224,8 @@ func TestErrorOfCopyAutoThatUpdates(t *testing.T) {
 // one timeout; the error is transient.
 func TestRelayOfABrokenSource(t *testing.T) {
 	inRetryCase(t, nil, func(t *testing.T, r *retryCase) {
-		target := lxdtest.NewServer(&lxdtest.Options{InMemory: true})
-		defer target.Close()
-		client, err := lxd.New("unix:///target", &lxd.Options{Dial: target.DialContext})
-		require.NoError(t, err)
-		defer func() { require.NoError(t, client.Close()) }()
+		client, end := memoryTarget(t)
+		defer end()
 		cut := r.Inject(lxdtest.CutResponse(8000).On("GET", "/1.0/images/*/export").Times(1))
 		began := time.Now()
 		ended := make(chan error)
@@ -239,7 +236,7 @@ func TestRelayOfABrokenSource(t *testing.T) {
 		synctest.Wait() // until the pause before the content is resumed
 		require.Equal(t, 1, cut.Fired())
 		r.Inject(lxdtest.Unavailable().On("GET", "/1.0/images/*/export"))
-		err = <-ended
+		err := <-ended
 		require.ErrorIs(t, err, lxd.ErrUnavailable)
 		require.True(t, lxd.IsTransient(err))
 		require.WithinDuration(t, began.Add(30*time.Second), time.Now(), 2*time.Second)

@@ -54,18 +54,27 @@ func TestRelayLeavesTheSourceAlone(t *testing.T) {
 	require.Never(t, func() bool { return late.Load() > 0 }, 500*time.Millisecond, exportTick)
 }
 
+// memoryTarget is the client of another server, for a bubble: end must be called in it.
+func memoryTarget(t *testing.T) (client *lxd.Client, end func()) {
+	t.Helper()
+	target := lxdtest.NewServer(&lxdtest.Options{InMemory: true})
+	client, err := lxd.New("unix:///target", &lxd.Options{Dial: target.DialContext})
+	require.NoError(t, err)
+	return client, func() {
+		require.NoError(t, client.Close())
+		target.Close()
+	}
+}
+
 // TestRelayRetriesTheSourceOnce has a source that is unavailable: reading it is
 // retried for the timeout, and not again for that of the upload.
 func TestRelayRetriesTheSourceOnce(t *testing.T) {
 	inRetryCase(t, nil, func(t *testing.T, r *retryCase) {
-		target := lxdtest.NewServer(&lxdtest.Options{InMemory: true})
-		defer target.Close()
-		client, err := lxd.New("unix:///target", &lxd.Options{Dial: target.DialContext})
-		require.NoError(t, err)
-		defer func() { require.NoError(t, client.Close()) }()
+		client, end := memoryTarget(t)
+		defer end()
 		r.Inject(lxdtest.Unavailable().On("GET", "/1.0/images/*/export"))
 		began := time.Now()
-		_, err = r.image.Copy(r.ctx, client, &lxd.CopyOptions{Mode: lxd.CopyRelay})
+		_, err := r.image.Copy(r.ctx, client, &lxd.CopyOptions{Mode: lxd.CopyRelay})
 		require.ErrorIs(t, err, lxd.ErrUnavailable)
 		require.WithinDuration(t, began.Add(30*time.Second), time.Now(), time.Second)
 	})

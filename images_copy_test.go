@@ -469,6 +469,10 @@ func TestCopyAutoUpdate(t *testing.T) {
 			check(&yes, pulls)
 			check(nil, pulls)
 			check(&no, false)
+			image.Public = false // and with a name
+			require.NoError(t, image.Update(t.Context(), nil))
+			check(&yes, false)
+			check(nil, false)
 		}
 	}
 }

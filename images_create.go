@@ -113,12 +113,12 @@ type CreateOptions struct {
 // Create uploads an image from a reader: a unified tarball, or with
 // [CreateOptions.Rootfs] a split image. It reads from the reader's current
 // position. A reader that is empty, or whose first bytes are those of a text or of
-// another file of the image, is an [*InputError]. If the reader is an [io.Seeker], it is sent with its length, and sent
-// again if the connection breaks; the kernel sends a file if possible. Create does
-// not read after it has returned, with one exception: if ctx ends while a Read
-// blocks, that Read is the last one, and the reader must not be used until it
-// returns. If the server refuses the upload, Create returns when the current Read
-// has returned.
+// another file of the image, is an [*InputError]. If the reader is an [io.Seeker], it
+// is sent with its length, and sent again if the connection breaks; the kernel sends a
+// file if possible. Create does not read after it has returned, with one exception: if
+// ctx ends while a Read blocks, that Read is the last one, and the reader must not be
+// used until it returns. If the server refuses the upload, Create returns when the
+// current Read has returned.
 //
 // The first Read of a reader that is not seekable, of at most 512 bytes, is made before
 // anything is sent.

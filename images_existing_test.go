@@ -44,6 +44,15 @@ func TestCreateAgainWithAlias(t *testing.T) {
 			require.Equal(t, "2", again.Properties["n"], name)
 			require.Len(t, again.Aliases, 1, name)
 		}
+		if s.Fake != nil {
+			uploads := 0
+			for _, r := range s.Fake.Requests() {
+				if r.Method == http.MethodPost && r.Path == "/1.0/images" {
+					uploads++
+				}
+			}
+			require.Equal(t, 2, uploads, "the first, and the one-shot reader; the alias shows that the other is there")
+		}
 
 		// Another image may not have the alias.
 		other := testkit.Unified(t, 0)

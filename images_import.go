@@ -177,12 +177,10 @@ func (imp *importJob) finish(ctx context.Context, op *Operation, failure error, 
 		}
 		imp.meter = m
 		image, err := imp.fallBack(ctx, failure)
-		if err == nil && image.pending != nil {
-			if err = image.pending.wait(ctx, image, m); err != nil && image.UploadedAt.IsZero() {
-				return nil, err
-			}
+		if err != nil || image.pending == nil { // nil if the server had the image
+			return image, err
 		}
-		return image, err
+		return imageIfUploaded(image, image.pending.wait(ctx, image, m))
 	}
 	fingerprint, err := imp.images.createdFingerprint(ctx, op, op.fingerprint(), cmp.Or(imp.fingerprint, imp.settledFingerprint()))
 	if err != nil {

@@ -75,11 +75,7 @@ func (m *Images) publishAgain(ctx context.Context, post *wire.ImagePost, spec *i
 	if err != nil {
 		return nil, err
 	}
-	err = image.pending.wait(ctx, image, meter)
-	if err != nil && image.UploadedAt.IsZero() {
-		return nil, err
-	}
-	return image, err
+	return imageIfUploaded(image, image.pending.wait(ctx, image, meter))
 }
 
 // explainInstance makes an error match ErrNotFound if the instance or snapshot does

@@ -107,7 +107,14 @@ func (p *pending) waitInCall(ctx context.Context, image *Image, m *progress.Mete
 			err = p.cancel(ctx, err)
 		}
 		return image, err
-	case image.UploadedAt.IsZero():
+	}
+	return imageIfUploaded(image, err)
+}
+
+// imageIfUploaded returns the image beside an error only if the server has it: then an
+// alias or an attribute could not be set.
+func imageIfUploaded(image *Image, err error) (*Image, error) {
+	if err != nil && image.UploadedAt.IsZero() {
 		return nil, err
 	}
 	return image, err

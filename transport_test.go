@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -122,7 +123,11 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 		var seen http.Header
 		server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			seen = r.Header.Clone()
-			http.Redirect(w, r, elsewhere.URL()+r.URL.Path+"?secret=s3cr3t", status)
+			target := elsewhere.URL() + r.URL.Path + "?secret=s3cr3t"
+			if status == http.StatusPermanentRedirect { // an address without a scheme is hidden too
+				target = strings.TrimPrefix(target, "https:")
+			}
+			http.Redirect(w, r, target, status)
 		}))
 		c := testkit.NewClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw), Token: "bearer-s3cr3t"})
 		_, err := c.Images.All(t.Context(), nil)

@@ -43,18 +43,22 @@ func (u *upload) run(ctx context.Context) (*Image, error) {
 			return nil, err
 		}
 	}
+	hashed := ""
 	err := u.spec.checkTarget(ctx, c, u.fingerprint, func() (string, error) {
 		if !u.content.Replayable() {
 			return "", nil
 		}
-		fingerprint, err := u.content.HashAhead(ctx, nil)
-		if err != nil {
+		var err error
+		if hashed, err = u.content.HashAhead(ctx, nil); err != nil {
 			return "", fmt.Errorf("read the image: %w", err)
 		}
-		return fingerprint, nil
+		return hashed, nil
 	})
 	if err != nil {
 		return nil, err
+	}
+	if existing := u.images.existing(ctx, hashed); existing != nil {
+		return u.useExisting(ctx, existing) // the alias pointed to it
 	}
 	server, err := c.serverInfo(ctx, false)
 	if err != nil {
