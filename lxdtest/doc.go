@@ -13,7 +13,8 @@
 // exports honor Range and If-Range. It supports ETags, filters, projects,
 // aliases with any character, secrets, events, imports over HTTP, and copies
 // from and to other servers, whether lxdtest's or not. It has no networks or
-// storage, and only as much of instances as publishing needs (AddInstance).
+// storage. Of instances it has what images need: they are added (AddInstance) or
+// created by a client from an image, started, stopped, published and deleted.
 //
 // Options.Dialect selects the daemon to imitate: LXD40, LXD50, LXD69, Incus60 or
 // Incus70. They differ in headers, in extensions, in what they tell untrusted

@@ -20,6 +20,8 @@ type imagesPost struct {
 	Compression string            `json:"compression_algorithm"`
 	Format      string            `json:"format"`
 	Aliases     []imageAliasJSON  `json:"aliases"`
+
+	cached bool // an instance is created from the image
 }
 
 // imagesSource is the source of a new image.
@@ -242,7 +244,7 @@ func (s *Server) override(img *image, post imagesPost) error {
 func (s *Server) storeDownload(ctx context.Context, r *http.Request, op *operation, u *upload, project string, post imagesPost, info *imageJSON) (*image, error) {
 	spec := imageSpec{
 		project: project, public: post.Public, autoUpdate: post.AutoUpdate, filename: post.Filename,
-		properties: post.Properties, profiles: post.Profiles, expires: post.ExpiresAt,
+		properties: post.Properties, profiles: post.Profiles, expires: post.ExpiresAt, cached: post.cached,
 	}
 	if info != nil {
 		u.filename = "" // info takes precedence over the form

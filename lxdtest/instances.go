@@ -3,6 +3,7 @@ package lxdtest
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"context"
 	"crypto/sha256"
@@ -16,13 +17,14 @@ import (
 // instanceKey names an instance or a snapshot.
 type instanceKey struct{ project, name string }
 
-// instance is an instance or snapshot to publish an image from. It is never
-// modified.
+// instance is an instance or snapshot to publish an image from, or one that a client
+// has created. It is never modified; a change replaces it.
 type instance struct {
-	key     instanceKey
-	running bool
-	vm      bool
-	content []byte
+	key       instanceKey
+	running   bool
+	vm        bool
+	content   []byte
+	baseImage string // the fingerprint of its image; "" if it has none
 }
 
 // InstanceOptions are the settings of an instance.
@@ -36,6 +38,15 @@ type InstanceOptions struct {
 	// Content is the content of a file in its root. The default is the
 	// instance's name.
 	Content []byte
+}
+
+// instanceURL returns the path of an instance.
+func instanceURL(key instanceKey) string {
+	at := "/1.0/instances/" + key.name
+	if key.project != defaultProject {
+		at += "?project=" + key.project
+	}
+	return at
 }
 
 // AddInstance adds an instance to publish an image from, or a snapshot if the
@@ -70,13 +81,14 @@ type instanceJSON struct {
 	StatusCode   int               `json:"status_code"`
 	Type         string            `json:"type"`
 	Project      string            `json:"project"`
+	Location     string            `json:"location"`
 }
 
 // render copies an instance for the wire.
 func (i *instance) render() instanceJSON {
 	out := instanceJSON{
 		Architecture: "x86_64", Config: map[string]string{}, Profiles: []string{"default"}, Name: i.key.name,
-		Status: "Stopped", StatusCode: 102, Type: "container", Project: i.key.project,
+		Status: "Stopped", StatusCode: 102, Type: "container", Project: i.key.project, Location: "none",
 	}
 	if i.running {
 		out.Status, out.StatusCode = "Running", statusRunning
@@ -84,27 +96,41 @@ func (i *instance) render() instanceJSON {
 	if i.vm {
 		out.Type = "virtual-machine"
 	}
+	if i.baseImage != "" {
+		out.Config["volatile.base_image"] = i.baseImage
+	}
 	return out
 }
 
-// serveInstances handles GET of the instances of a project, without snapshots.
+// serveInstances handles GET of the instances of a project, or of all that the client
+// may see, without snapshots.
 func (s *Server) serveInstances(w http.ResponseWriter, r *http.Request) error {
+	all := r.URL.Query().Get("all-projects") == "true"
+	if all && r.URL.Query().Has("project") {
+		return statusErrorf(http.StatusBadRequest, "Cannot specify a project when requesting all projects")
+	}
 	s.mu.Lock()
 	full := []instanceJSON{}
 	for key, i := range s.instances {
-		if key.project == projectParam(r) && !strings.Contains(key.name, "/") {
+		listed := key.project == projectParam(r)
+		if all {
+			listed = s.allowsProject(r, key.project)
+		}
+		if listed && !strings.Contains(key.name, "/") {
 			full = append(full, i.render())
 		}
 	}
 	s.mu.Unlock()
-	slices.SortFunc(full, func(a, b instanceJSON) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(full, func(a, b instanceJSON) int {
+		return cmp.Or(strings.Compare(a.Project, b.Project), strings.Compare(a.Name, b.Name))
+	})
 	if r.URL.Query().Get("recursion") != "" && r.URL.Query().Get("recursion") != "0" {
 		writeSync(w, full)
 		return nil
 	}
 	urls := []string{}
 	for _, i := range full {
-		urls = append(urls, "/1.0/instances/"+i.Name)
+		urls = append(urls, instanceURL(instanceKey{i.Project, i.Name}))
 	}
 	writeSync(w, urls)
 	return nil

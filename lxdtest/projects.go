@@ -106,11 +106,14 @@ func (s *Server) renderProject(p *project) projectJSON {
 	return projectJSON{Config: maps.Clone(p.config), Description: p.description, Name: p.name, UsedBy: used}
 }
 
-// serveProjects handles GET of the list of projects.
+// serveProjects handles GET of the list of the projects that the client may see.
 func (s *Server) serveProjects(w http.ResponseWriter, r *http.Request) error {
 	s.mu.Lock()
 	urls, full := []string{}, []projectJSON{}
 	for _, name := range slices.Sorted(maps.Keys(s.projects)) {
+		if !s.allowsProject(r, name) {
+			continue
+		}
 		urls = append(urls, "/1.0/projects/"+name)
 		full = append(full, s.renderProject(s.projects[name]))
 	}

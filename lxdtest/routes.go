@@ -157,9 +157,11 @@ func (s *Server) methods(path string) map[string]endpoint {
 	case "instances", "containers", "virtual-machines":
 		switch {
 		case len(rest) == 0:
-			return map[string]endpoint{"GET": {s.serveInstances, false}}
+			return map[string]endpoint{"GET": {s.serveInstances, false}, "POST": {s.serveCreateInstance, false}}
 		case len(rest) == 1:
-			return map[string]endpoint{"GET": {with(s.serveInstance, rest[0]), false}}
+			return map[string]endpoint{"GET": {with(s.serveInstance, rest[0]), false}, "DELETE": {with(s.serveDeleteInstance, rest[0]), false}}
+		case len(rest) == 2 && rest[1] == "state":
+			return map[string]endpoint{"PUT": {with(s.serveInstanceState, rest[0]), false}}
 		case len(rest) == 3 && rest[1] == "snapshots":
 			return map[string]endpoint{"GET": {with(s.serveInstance, rest[0]+"/"+rest[2]), false}}
 		}

@@ -82,15 +82,24 @@ func (s *Server) Sessions() int {
 // allows reports whether the server trusts the client for the request's project: a
 // restricted certificate is trusted only for some.
 func (s *Server) allows(r *http.Request) bool {
+	project := projectParam(r)
+	if name, ok := strings.CutPrefix(r.URL.Path, projectURL("")); ok {
+		project = name
+	}
+	switch {
+	case r.URL.Path == "/1.0/projects", r.URL.Path == "/1.0/instances" && r.URL.Query().Get("all-projects") == "true" && s.traits.family == "incus":
+		return s.trusts(r) // the list has what the client may see
+	}
+	return s.allowsProject(r, project)
+}
+
+// allowsProject reports whether the client of a request is trusted for a project.
+func (s *Server) allowsProject(r *http.Request, project string) bool {
 	if !s.trusts(r) {
 		return false
 	}
 	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
 		return true
-	}
-	project := projectParam(r)
-	if name, ok := strings.CutPrefix(r.URL.Path, projectURL("")); ok {
-		project = name
 	}
 	fingerprint := certFingerprint(r.TLS.PeerCertificates[0])
 	s.trustMu.Lock()

@@ -191,6 +191,7 @@ type imageSpec struct {
 	aliases              []imageAliasJSON
 	expires              time.Time
 	source               *updateSource
+	cached               bool              // it was fetched to create an instance
 	setExpiry            bool              // set expires even if it is zero
 	replaceProperties    map[string]string // if non-nil, replaces the properties of the metadata
 }
@@ -344,6 +345,7 @@ func (s *Server) store(ctx context.Context, r *http.Request, op *operation, u *u
 		created:      found.created,
 		uploaded:     s.now(),
 		source:       spec.source,
+		cached:       spec.cached,
 		metadata:     u.metadata,
 		rootfs:       u.rootfs,
 		suffix:       found.suffix,
