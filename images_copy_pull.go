@@ -25,24 +25,9 @@ func (j *copyJob) pull(ctx context.Context) (*Image, error) {
 // pullFrom tries the first address, and the next one if the target cannot fetch the
 // image from it.
 func (j *copyJob) pullFrom(ctx context.Context, addresses []string, from, to *Server) (*Image, error) {
-	source := &wire.ImageSource{
-		Type: "image", Mode: "pull", Server: addresses[0], Protocol: to.daemon().Name, Fingerprint: j.source.Fingerprint,
-		Certificate: j.source.client.certificate(from), ImageType: string(j.source.Type),
-	}
-	// Not Image.Project: a project may share the images of the default one.
-	if project := j.source.client.Project(); project != "default" {
-		if err := to.need("pull an image from a project", "image_source_project"); err != nil {
-			return nil, err
-		}
-		source.Project = project
-	}
-	var secret *Secret
-	if !j.source.Public {
-		var err error
-		if secret, err = j.source.Secret(ctx); err != nil {
-			return nil, &sourceError{err}
-		}
-		source.Secret = secret.Value
+	source, secret, err := j.source.pullSource(ctx, addresses[0], from, to)
+	if err != nil {
+		return nil, err
 	}
 	spec := j.spec
 	if j.updatesFrom != "" {
@@ -86,4 +71,30 @@ func (j *copyJob) pullFrom(ctx context.Context, addresses []string, from, to *Se
 		return next, nil
 	})
 	return image, nil
+}
+
+// pullSource returns the image as a source from which the server to can fetch it, at
+// this address of its own server from. If the image is private, the source contains a
+// new secret, which the caller must end.
+func (i *Image) pullSource(ctx context.Context, address string, from, to *Server) (*wire.ImageSource, *Secret, error) {
+	source := &wire.ImageSource{
+		Type: "image", Mode: "pull", Server: address, Protocol: to.daemon().Name, Fingerprint: i.Fingerprint,
+		Certificate: i.client.certificate(from), ImageType: string(i.Type),
+	}
+	// Not Image.Project: a project may share the images of the default one.
+	if project := i.client.Project(); project != "default" {
+		if err := to.need("pull an image from a project", "image_source_project"); err != nil {
+			return nil, nil, err
+		}
+		source.Project = project
+	}
+	if i.Public {
+		return source, nil, nil
+	}
+	secret, err := i.Secret(ctx)
+	if err != nil {
+		return nil, nil, &sourceError{err}
+	}
+	source.Secret = secret.Value
+	return source, secret, nil
 }
