@@ -243,3 +243,31 @@ func ExampleClient_Events() {
 	}
 	// Output: image-created
 }
+
+func ExampleClient_Do() {
+	client, stop := exampleClient()
+	defer stop()
+	ctx := context.Background()
+	image, err := client.Images.Create(ctx, bytes.NewReader(lxdtest.UnifiedImage("example", 0)), &lxd.CreateOptions{Wait: true})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	source, err := image.InstanceSource(ctx, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	op, err := client.Do(ctx, "POST", "/1.0/instances", map[string]any{"name": "web1", "source": source}, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := op.Wait(ctx); err != nil {
+		log.Fatal(err)
+	}
+	instances, err := image.UsedBy(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(instances[0].Name, instances[0].Status)
+	// Output: web1 Stopped
+}

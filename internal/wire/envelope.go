@@ -48,8 +48,9 @@ type GroupedFunc func(*jsontext.Decoder) error
 
 // Decode reads one envelope from r. The metadata is decoded in the same pass,
 // straight from r, into metadata: a pointer, an [ElementFunc], a [GroupedFunc],
-// or nil to ignore it. Unless it is ignored, metadata must be present and not null:
-// no daemon sends null for an empty list (LXD 4.0.13 to 6.9, Incus 6.0.0 to 7.3).
+// a *jsontext.Value to keep whatever it is, or nil to ignore it. Unless it is kept or
+// ignored, metadata must be present and not null: no daemon sends null for an empty
+// list (LXD 4.0.13 to 6.9, Incus 6.0.0 to 7.3).
 // The metadata of an error response is not decoded if the envelope's type comes
 // first, as it does from all daemons.
 func Decode(r io.Reader, metadata any) (*Envelope, error) {
@@ -62,7 +63,8 @@ func Decode(r io.Reader, metadata any) (*Envelope, error) {
 		return nil, fmt.Errorf("%w: it starts with %s", ErrNotEnvelope, tok.Kind())
 	}
 	env := &Envelope{}
-	found := metadata == nil
+	_, found := metadata.(*jsontext.Value)
+	found = found || metadata == nil
 	for dec.PeekKind() != '}' {
 		name, err := dec.ReadToken()
 		if err != nil {

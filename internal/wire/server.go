@@ -22,3 +22,13 @@ type Environment struct {
 	CertificateFingerprint string   `json:"certificate_fingerprint"`
 	Project                string   `json:"project"`
 }
+
+// Instance is what this module needs of an instance.
+type Instance struct {
+	Name     string            `json:"name"`
+	Project  string            `json:"project"`
+	Type     string            `json:"type"`
+	Status   string            `json:"status"`
+	Location string            `json:"location"`
+	Config   map[string]string `json:"config"`
+}

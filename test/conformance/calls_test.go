@@ -17,6 +17,7 @@ import (
 
 	"github.com/golxd/lxd"
 	"github.com/golxd/lxd/internal/streamstest"
+	"github.com/golxd/lxd/internal/testdaemon"
 	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
 )
@@ -76,6 +77,9 @@ var conformanceCalls = []struct {
 	{"Image.Copy auto", testCopyAuto},
 	{"Image.Copy into a project", testCopyProject},
 	{"Client.InProject", testInProject},
+	{"Client.Projects", testProjects},
+	{"Client.Do", testDo},
+	{"Image.InstanceSource", testInstanceSource},
 	{"Client.Operations", testOperations},
 	{"Client.Events", testEvents},
 	{"Operation.Cancel", testCancel},
@@ -1146,6 +1150,63 @@ func testInProject(t *testing.T, s *subject) {
 	require.ErrorIs(t, err, lxd.ErrNotFound)
 	_, err = c.InProject("no-such-project").Images.All(t.Context(), nil)
 	require.ErrorIs(t, err, lxd.ErrNotFound)
+}
+
+func testProjects(t *testing.T, s *subject) {
+	own, shared := s.AddProject(t), s.AddSharedProject(t)
+	projects, err := s.Client(t).Projects(t.Context())
+	require.NoError(t, err)
+	images := map[string]bool{}
+	for _, p := range projects {
+		images[p.Name] = p.OwnImages()
+	}
+	require.True(t, images["default"])
+	require.True(t, images[own])
+	require.Contains(t, images, shared)
+	require.False(t, images[shared])
+}
+
+func testDo(t *testing.T, s *subject) {
+	c := s.Client(t)
+	var names []string
+	op, err := c.Do(t.Context(), http.MethodGet, "/1.0/projects", nil, &names)
+	require.NoError(t, err)
+	require.Nil(t, op)
+	require.Contains(t, names, "/1.0/projects/default")
+	_, err = c.Do(t.Context(), http.MethodGet, "/1.0/projects/none", nil, nil)
+	require.ErrorIs(t, err, lxd.ErrNotFound)
+}
+
+// testInstanceSource creates an instance, finds the image's users, and deletes it.
+func testInstanceSource(t *testing.T, s *subject) {
+	c := s.Client(t)
+	if s.Real != nil && !s.Clustered() {
+		require.NoError(t, s.Real.CreatePool(t.Context()))
+	}
+	image := testkit.Upload(t, c, nil)
+	source, err := image.InstanceSource(t.Context(), nil)
+	require.NoError(t, err)
+	require.Equal(t, image.Fingerprint, source.Fingerprint)
+	used, err := image.UsedBy(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, used)
+	if s.Clustered() {
+		return // its members have no storage pool
+	}
+	name := testkit.Unique("instance")
+	op, err := c.Do(t.Context(), http.MethodPost, "/1.0/instances", map[string]any{
+		"name": name, "source": source,
+		"devices": map[string]any{"root": map[string]any{"type": "disk", "path": "/", "pool": testdaemon.PoolName}},
+	}, nil)
+	require.NoError(t, err)
+	require.NoError(t, op.Wait(t.Context()))
+	used, err = image.UsedBy(t.Context())
+	require.NoError(t, err)
+	require.Len(t, used, 1)
+	require.Equal(t, name, used[0].Name)
+	op, err = c.Do(t.Context(), http.MethodDelete, "/1.0/instances/"+name, nil, nil)
+	require.NoError(t, err)
+	require.NoError(t, op.Wait(t.Context()))
 }
 
 func testOperations(t *testing.T, s *subject) {
