@@ -119,17 +119,20 @@ func (m *Images) CreateFromURL(ctx context.Context, imageURL string, opts *Creat
 	imp.client = func(ctx context.Context) (*Image, error) {
 		return m.fetchURL(ctx, u, &o, imp)
 	}
-	imp.resolve = func(ctx context.Context) (string, error) {
-		source := newSource(&o, u, m.client.t)
-		defer source.close()
-		info, err := m.client.serverInfo(ctx, false)
-		if err != nil {
-			return "", err
-		}
-		return source.probe(ctx, info)
-	}
+	imp.resolve = func(ctx context.Context) (string, error) { return m.resolveURL(ctx, u, &o) }
 	imp.meter, imp.report = meter(PhaseServer, -1, o.Progress), o.Progress
 	return imp.run(ctx, o.Wait, o.CancelOnDone)
+}
+
+// resolveURL returns the fingerprint in the headers of the source; "" if there is none.
+func (m *Images) resolveURL(ctx context.Context, u *url.URL, o *CreateFromURLOptions) (string, error) {
+	source := newSource(o, u, m.client.t)
+	defer source.close()
+	info, err := m.client.serverInfo(ctx, false)
+	if err != nil {
+		return "", err
+	}
+	return source.probe(ctx, info)
 }
 
 func checkSourceURL(field, raw string) (*url.URL, error) {

@@ -49,6 +49,7 @@ var conformanceCalls = []struct {
 	{"Image.Locations", testLocations},
 	{"Images.CreateFromURL", testFromURL},
 	{"Images.CreateFromSimplestreams", testFromSimplestreams},
+	{"Images.CreateFrom", testCreateFrom},
 	{"Images.CreateFromInstance", testFromInstance},
 	{"Images.CreateFromInstance split", testFromInstanceSplit},
 	{"Images.CreateFromInstance of existing content", testFromInstanceExisting},
@@ -1150,6 +1151,20 @@ func testInProject(t *testing.T, s *subject) {
 	require.ErrorIs(t, err, lxd.ErrNotFound)
 	_, err = c.InProject("no-such-project").Images.All(t.Context(), nil)
 	require.ErrorIs(t, err, lxd.ErrNotFound)
+}
+
+// testCreateFrom creates an image from a reader, and from an image of the twin.
+func testCreateFrom(t *testing.T, s *subject) {
+	c := s.Client(t)
+	far := testkit.Upload(t, s.Twin.Client(t), nil)
+	for _, source := range []lxd.Source{lxd.FromReader(bytes.NewReader(testkit.Unified(t, 0)), nil), lxd.FromImage(far.Client(), far.Fingerprint, nil)} {
+		resolved, err := source.Resolve(t.Context(), c)
+		require.NoError(t, err)
+		image, err := c.Images.CreateFrom(t.Context(), source, &lxd.CreateFromOptions{Wait: true})
+		require.NoError(t, err)
+		testkit.DeleteAfter(t, image)
+		require.Equal(t, resolved.Fingerprint, image.Fingerprint)
+	}
 }
 
 func testProjects(t *testing.T, s *subject) {

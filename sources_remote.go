@@ -1,0 +1,151 @@
+package lxd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// FromImageOptions select an image of another server, and how it is copied.
+type FromImageOptions struct {
+	// Type and Architecture select one of several images with the name; see
+	// ResolveOptions.
+	Type         ImageType
+	Architecture string
+	// Mode is how the content is copied. The default is CopyAuto.
+	Mode CopyMode
+}
+
+type imageSource struct {
+	client *Client
+	ref    string
+	opts   FromImageOptions
+}
+
+// FromImage returns a source that is an image of another server, or of another project:
+// an alias, a fingerprint or a prefix of one, as [Images.Resolve] finds it. See
+// [Image.Copy].
+func FromImage(client *Client, ref string, opts *FromImageOptions) Source {
+	s := &imageSource{client: client, ref: ref}
+	if opts != nil {
+		s.opts = *opts
+	}
+	return s
+}
+
+func (s *imageSource) String() string {
+	if s.client == nil {
+		return fmt.Sprintf("image %q of no server", s.ref)
+	}
+	return fmt.Sprintf("image %q of %s", s.ref, s.client.Endpoint())
+}
+
+// find returns the image on the other server.
+func (s *imageSource) find(ctx context.Context) (*Image, error) {
+	if err := s.client.check(ctx); err != nil {
+		return nil, err
+	}
+	return s.client.Images.Resolve(ctx, s.ref, &ResolveOptions{Type: s.opts.Type, Architecture: s.opts.Architecture})
+}
+
+// Resolve returns what the other server says of the image.
+func (s *imageSource) Resolve(ctx context.Context, _ *Client) (*SourceImage, error) {
+	image, err := s.find(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resolved := &SourceImage{
+		Fingerprint: image.Fingerprint, Type: image.Type, Architecture: image.Architecture, Properties: image.Properties, Size: image.Size,
+	}
+	for _, alias := range image.Aliases {
+		resolved.Aliases = append(resolved.Aliases, alias.Name)
+	}
+	return resolved, nil
+}
+
+// CreateIn copies the image.
+func (s *imageSource) CreateIn(ctx context.Context, images *Images, opts *CreateFromOptions) (*Image, error) {
+	image, err := s.find(ctx)
+	if err != nil {
+		return nil, err
+	}
+	o := &CopyOptions{
+		Mode: s.opts.Mode, Public: &opts.Public, AutoUpdate: &opts.AutoUpdate, Filename: opts.Filename, Properties: opts.Properties,
+		Profiles: opts.Profiles, Aliases: opts.Aliases, ReuseAliases: opts.ReuseAliases, DeleteReplaced: opts.DeleteReplaced,
+		IfExists: opts.IfExists, Wait: opts.Wait, CancelOnDone: opts.CancelOnDone, Progress: opts.Progress,
+	}
+	if !opts.ExpiresAt.IsZero() {
+		o.ExpiresAt = &opts.ExpiresAt
+	}
+	copied, err := image.Copy(ctx, images.client, o)
+	if copied == nil {
+		return nil, err
+	}
+	return copied.Image, err
+}
+
+// OpenSourceOptions configure [OpenSource].
+type OpenSourceOptions struct {
+	// Options are those of the client of a remote that is an LXD or Incus server; see
+	// [Remote]. Family and ConfigDir select the configuration for all remotes.
+	Options *Options
+	// Type selects one of several images with the name.
+	Type ImageType
+	// Image configures a remote that is an LXD or Incus server; its Type is ignored.
+	Image FromImageOptions
+	// Simplestreams configures a remote that is a simplestreams server; its Type is
+	// ignored.
+	Simplestreams FromSimplestreamsOptions
+}
+
+// OpenedSource is the source of [OpenSource]. It must be closed.
+type OpenedSource struct {
+	Source
+
+	client *Client // nil for a simplestreams server
+}
+
+// Close closes the connections to the remote. An Image that was not waited for must be
+// waited for first.
+func (s *OpenedSource) Close() error {
+	if s == nil || s.client == nil {
+		return nil
+	}
+	return s.client.Close()
+}
+
+// OpenSource returns the source that the lxc and incus command lines know by this name,
+// such as "images:debian/13": an image of one of the user's remotes, LXD or Incus server
+// or simplestreams server. Without a remote it is an image of the default remote. An
+// unknown remote is a [*RemoteError] that matches [ErrNotFound] and lists the others.
+// Nothing is sent yet.
+func OpenSource(name string, opts *OpenSourceOptions) (*OpenedSource, error) {
+	var o OpenSourceOptions
+	if opts != nil {
+		o = *opts
+	}
+	remote, ref, named := strings.Cut(name, ":")
+	if !named {
+		remote, ref = "", name
+	}
+	switch {
+	case ref == "":
+		return nil, invalid("name", "%q has no image; write remote:alias", name)
+	case named && remote == "":
+		return nil, invalid("name", "%q has no remote before the colon", name)
+	}
+	if err := checkOneOf("OpenSourceOptions.Type", o.Type, "", Container, VirtualMachine); err != nil {
+		return nil, err
+	}
+	o.Image.Type, o.Simplestreams.Type = o.Type, o.Type
+	client, err := Remote(remote, o.Options)
+	if err == nil {
+		return &OpenedSource{Source: FromImage(client, ref, &o.Image), client: client}, nil
+	}
+	var refused *RemoteError
+	if !errors.As(err, &refused) || refused.Info == nil || refused.Info.Protocol != SimplestreamsProtocol {
+		return nil, err
+	}
+	return &OpenedSource{Source: FromSimplestreams(refused.Info.Address, ref, &o.Simplestreams)}, nil
+}

@@ -1,0 +1,250 @@
+package lxd_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/streamstest"
+	"github.com/golxd/lxd/internal/testkit"
+	"github.com/golxd/lxd/lxdtest"
+)
+
+// sourceOf is a source, and what Resolve says of it.
+type sourceOf struct {
+	source lxd.Source
+	want   string // the fingerprint that Resolve returns
+	again  bool   // it can be used again
+	twice  string // the fingerprint of the image; "" if it is want, "-" if it is not known
+}
+
+func writeTemp(t *testing.T, name string, content []byte) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	require.NoError(t, os.WriteFile(path, content, 0o600))
+	return path
+}
+
+// sourcesFor returns a source of each kind.
+func sourcesFor(t *testing.T, s *testkit.Subject) map[string]sourceOf {
+	t.Helper()
+	contents := make([][]byte, 5)
+	for n := range contents {
+		contents[n] = testkit.Unified(t, 0)
+	}
+	metadata, rootfs := lxdtest.SplitImage(testkit.Unique("split"), 0)
+	server := streamstest.NewServer(rollingTree(contents[3]))
+	t.Cleanup(server.Close)
+	far := testkit.Upload(t, s.Twin.Client(t), nil)
+	name := testkit.Unique("far")
+	require.NoError(t, far.AddAlias(t.Context(), name, ""))
+	return map[string]sourceOf{
+		"file":          {source: lxd.FromFile(writeTemp(t, "image.tar", contents[0]), nil), want: lxdtest.Fingerprint(contents[0]), again: true},
+		"split file":    {source: lxd.FromFile(writeTemp(t, "meta.tar", metadata), &lxd.FromFileOptions{Rootfs: writeTemp(t, "rootfs", rootfs)}), want: lxdtest.Fingerprint(metadata, rootfs), again: true},
+		"reader":        {source: lxd.FromReader(bytes.NewReader(contents[1]), nil), want: lxdtest.Fingerprint(contents[1])},
+		"one-shot":      {source: lxd.FromReader(testkit.OneShotReader{Reader: bytes.NewReader(contents[2])}, nil), twice: lxdtest.Fingerprint(contents[2])},
+		"known reader":  {source: lxd.FromReader(testkit.OneShotReader{Reader: bytes.NewReader(contents[4])}, &lxd.FromReaderOptions{Fingerprint: lxdtest.Fingerprint(contents[4])}), want: lxdtest.Fingerprint(contents[4])},
+		"URL":           {source: lxd.FromURL(server.Direct("direct", streamstest.Direct{Content: contents[0]}), nil), want: lxdtest.Fingerprint(contents[0]), again: true},
+		"simplestreams": {source: lxd.FromSimplestreams(server.URL, "rolling", &lxd.FromSimplestreamsOptions{AllowHTTP: true}), want: lxdtest.Fingerprint(contents[3]), again: true},
+		"image":         {source: lxd.FromImage(far.Client(), name, nil), want: far.Fingerprint, again: true},
+		"instance":      {source: lxd.FromInstance(s.AddInstance(t), nil), twice: "-"},
+	}
+}
+
+// TestCreateFrom: each kind of source says what it can of its image, and creates it.
+func TestCreateFrom(t *testing.T) {
+	for _, s := range testkit.Subjects(t) {
+		t.Run(s.Column, func(t *testing.T) {
+			c := s.Client(t)
+			for kind, from := range sourcesFor(t, s) {
+				t.Run(kind, func(t *testing.T) {
+					resolved, err := from.source.Resolve(t.Context(), c)
+					require.NoError(t, err)
+					require.Equal(t, from.want, resolved.Fingerprint)
+					name := testkit.Unique("from")
+					opts := &lxd.CreateFromOptions{Aliases: []lxd.Alias{{Name: name}}, Properties: map[string]string{"made": "here"}, Wait: true}
+					image, err := c.Images.CreateFrom(t.Context(), from.source, opts)
+					require.NoError(t, err)
+					testkit.DeleteAfter(t, image)
+					if from.twice != "-" {
+						require.Contains(t, []string{from.want, from.twice}, image.Fingerprint)
+					}
+					require.Equal(t, "here", image.Properties["made"])
+					require.Len(t, image.Aliases, 1)
+					require.Equal(t, name, image.Aliases[0].Name)
+					if !from.again {
+						return
+					}
+					again, err := c.Images.CreateFrom(t.Context(), from.source, opts)
+					require.NoError(t, err)
+					require.Equal(t, image.Fingerprint, again.Fingerprint)
+					opts.IfExists = lxd.ErrorIfExists
+					_, err = c.Images.CreateFrom(t.Context(), from.source, opts)
+					require.ErrorIs(t, err, lxd.ErrExists)
+					opts.IfExists, opts.Wait = "", false
+					again, err = c.Images.CreateFrom(t.Context(), from.source, opts)
+					require.NoError(t, err)
+					require.NoError(t, again.Wait(t.Context()))
+				})
+			}
+		})
+	}
+}
+
+// TestSourcesSay: what Resolve says beside the fingerprint.
+func TestSourcesSay(t *testing.T) {
+	t.Parallel()
+	f, far := testkit.StartFake(t), testkit.StartFake(t)
+	ctx := t.Context()
+	content := testkit.Unified(t, 0)
+	server := streamstest.NewServer(rollingTree(content))
+	t.Cleanup(server.Close)
+	resolved, err := lxd.FromSimplestreams(server.URL, "rolling", &lxd.FromSimplestreamsOptions{AllowHTTP: true}).Resolve(ctx, f.Client)
+	require.NoError(t, err)
+	require.Equal(t, lxd.Container, resolved.Type)
+	require.Equal(t, "x86_64", resolved.Architecture)
+	require.EqualValues(t, len(content), resolved.Size)
+	require.Equal(t, "Distro", resolved.Properties["os"])
+	require.Contains(t, resolved.Aliases, "rolling")
+
+	image := testkit.Upload(t, far.Client, &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: "web"}}, Properties: map[string]string{"os": "own"}})
+	resolved, err = lxd.FromImage(far.Client, image.Fingerprint[:12], nil).Resolve(ctx, f.Client)
+	require.NoError(t, err)
+	require.Equal(t, &lxd.SourceImage{
+		Fingerprint: image.Fingerprint, Type: lxd.Container, Architecture: image.Architecture, Properties: image.Properties, Size: image.Size, Aliases: []string{"web"},
+	}, resolved)
+	_, err = lxd.FromImage(far.Client, "web", &lxd.FromImageOptions{Type: lxd.VirtualMachine}).Resolve(ctx, f.Client)
+	require.ErrorIs(t, err, lxd.ErrNotFound)
+
+	reader := bytes.NewReader(append([]byte("skipped"), content...))
+	_, err = reader.Seek(7, io.SeekStart)
+	require.NoError(t, err)
+	for range 2 { // Resolve leaves the position as it was
+		resolved, err = lxd.FromReader(reader, nil).Resolve(ctx, f.Client)
+		require.NoError(t, err)
+		require.Equal(t, &lxd.SourceImage{Fingerprint: lxdtest.Fingerprint(content), Size: int64(len(content))}, resolved)
+	}
+	_, rootfs := lxdtest.SplitImage("disk", 0)
+	disk := append([]byte("QFI\xfb"), rootfs...)
+	metadata, _ := lxdtest.SplitImage("disk", 0)
+	resolved, err = lxd.FromReader(bytes.NewReader(metadata), &lxd.FromReaderOptions{Rootfs: bytes.NewReader(disk)}).Resolve(ctx, f.Client)
+	require.NoError(t, err)
+	require.Equal(t, lxd.VirtualMachine, resolved.Type)
+}
+
+// TestCreateFromSendsNothing: a file that the server has is not sent.
+func TestCreateFromSendsNothing(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFake(t)
+	source := lxd.FromFile(writeTemp(t, "image.tar", testkit.Unified(t, 0)), nil)
+	_, err := f.Client.Images.CreateFrom(t.Context(), source, &lxd.CreateFromOptions{Wait: true})
+	require.NoError(t, err)
+	f.ForgetRequests()
+	_, err = f.Client.Images.CreateFrom(t.Context(), source, &lxd.CreateFromOptions{Wait: true})
+	require.NoError(t, err)
+	for _, r := range f.Requests() {
+		require.Equal(t, "GET", r.Method)
+	}
+}
+
+// TestCreateFromInput: what is refused before anything is sent.
+func TestCreateFromInput(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFake(t)
+	ctx := t.Context()
+	update := &lxd.CreateFromOptions{AutoUpdate: true}
+	file := lxd.FromFile(writeTemp(t, "image.tar", testkit.Unified(t, 0)), nil)
+	for name, test := range map[string]struct {
+		source lxd.Source
+		opts   *lxd.CreateFromOptions
+		is     error
+	}{
+		"nil source":            {nil, nil, lxd.ErrInvalid},
+		"no path":               {lxd.FromFile("", nil), nil, lxd.ErrInvalid},
+		"no file":               {lxd.FromFile(filepath.Join(t.TempDir(), "none"), nil), nil, fs.ErrNotExist},
+		"no rootfs":             {lxd.FromFile(writeTemp(t, "m", []byte("x")), &lxd.FromFileOptions{Rootfs: "/nowhere"}), nil, fs.ErrNotExist},
+		"text":                  {lxd.FromFile(writeTemp(t, "m", []byte("hello")), nil), nil, lxd.ErrInvalid},
+		"nil reader":            {lxd.FromReader(nil, nil), nil, lxd.ErrInvalid},
+		"no URL":                {lxd.FromURL("images:debian", nil), nil, lxd.ErrInvalid},
+		"no server":             {lxd.FromSimplestreams("", "debian", nil), nil, lxd.ErrInvalid},
+		"no alias":              {lxd.FromSimplestreams("https://localhost", "", nil), nil, lxd.ErrInvalid},
+		"no client":             {lxd.FromImage(nil, "web", nil), nil, lxd.ErrInvalid},
+		"no instance":           {lxd.FromInstance("", nil), nil, lxd.ErrInvalid},
+		"update of a file":      {file, update, lxd.ErrInvalid},
+		"update of a reader":    {lxd.FromReader(bytes.NewReader(testkit.Unified(t, 0)), nil), update, lxd.ErrInvalid},
+		"update of an instance": {lxd.FromInstance("web1", nil), update, lxd.ErrInvalid},
+		"alias":                 {file, &lxd.CreateFromOptions{Aliases: []lxd.Alias{{}}}, lxd.ErrInvalid},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := f.Client.Images.CreateFrom(ctx, test.source, test.opts)
+			require.ErrorIs(t, err, test.is)
+			if test.source != nil {
+				require.NotEmpty(t, test.source.String())
+			}
+		})
+	}
+	require.Empty(t, f.Requests())
+	require.Equal(t, "URL https://host/x", lxd.FromURL("https://user:word@host/x?token=y", nil).String())
+	require.NotContains(t, lxd.FromSimplestreams("https://user:word@host/x", "web", nil).String(), "word")
+}
+
+// TestOpenSource: images of remotes, and what is no name of one.
+func TestOpenSource(t *testing.T) {
+	t.Parallel()
+	f, far := testkit.StartFake(t), testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	ctx := t.Context()
+	content := testkit.Unified(t, 0)
+	streams := streamstest.NewSelfSignedServer(rollingTree(content))
+	t.Cleanup(streams.Close)
+	image := testkit.Upload(t, far.Client, &lxd.CreateOptions{Public: true, Aliases: []lxd.Alias{{Name: "web:v1"}}})
+	dir := newConfigDir(t, fmt.Sprintf(`default-remote: farm
+remotes:
+  farm:
+    addr: %s
+    protocol: lxd
+    public: true
+  images:
+    addr: %s
+    protocol: simplestreams
+    public: true
+`, far.Server.URL(), streams.URL))
+	dir.write(t, "servercerts/farm.crt", far.Certificate())
+	opts := &lxd.OpenSourceOptions{
+		Options:       &lxd.Options{ConfigDir: dir.dir},
+		Simplestreams: lxd.FromSimplestreamsOptions{Certificate: streams.Certificate},
+	}
+	for name, want := range map[string]string{
+		"farm:web:v1": image.Fingerprint, "farm:" + image.Fingerprint[:12]: image.Fingerprint, image.Fingerprint: image.Fingerprint,
+		"images:rolling": lxdtest.Fingerprint(content),
+	} {
+		source, err := lxd.OpenSource(name, opts)
+		require.NoError(t, err, name)
+		created, err := f.Client.Images.CreateFrom(ctx, source, &lxd.CreateFromOptions{Wait: true})
+		require.NoError(t, err, name)
+		require.Equal(t, want, created.Fingerprint)
+		require.NoError(t, source.Close())
+	}
+	for _, name := range []string{"", ":web", "farm:"} {
+		_, err := lxd.OpenSource(name, opts)
+		require.ErrorIs(t, err, lxd.ErrInvalid, name)
+	}
+	_, err := lxd.OpenSource("none:web", opts)
+	require.ErrorIs(t, err, lxd.ErrNotFound)
+	require.ErrorContains(t, err, "farm, images")
+	source, err := lxd.OpenSource("farm:none", opts)
+	require.NoError(t, err)
+	_, err = source.Resolve(ctx, f.Client)
+	require.ErrorIs(t, err, lxd.ErrNotFound)
+	require.NoError(t, source.Close())
+	_, err = source.Resolve(ctx, f.Client)
+	require.ErrorIs(t, err, lxd.ErrUnavailable)
+	require.NoError(t, errors.Join((*lxd.OpenedSource)(nil).Close(), (&lxd.OpenedSource{}).Close()))
+}
