@@ -271,3 +271,33 @@ func ExampleClient_Do() {
 	fmt.Println(instances[0].Name, instances[0].Status)
 	// Output: web1 Stopped
 }
+
+func ExampleImages_Ensure() {
+	client, stop := exampleClient()
+	defer stop()
+	ctx := context.Background()
+
+	for _, build := range []string{"first", "first", "second"} {
+		source := lxd.FromReader(bytes.NewReader(lxdtest.UnifiedImage(build, 0)), nil)
+		ensured, err := client.Images.Ensure(ctx, source, &lxd.EnsureOptions{
+			Aliases: []lxd.Alias{{Name: "web/stable"}}, Previous: "web/previous", DeleteReplaced: true,
+		})
+		if err != nil {
+			log.Fatal(err)
+		}
+		for _, change := range ensured.Changes {
+			fmt.Printf("%s(%s)\n", change.Action, change.Alias)
+		}
+		fmt.Println(build, "is there")
+	}
+	// Output:
+	// create()
+	// alias(web/stable)
+	// first is there
+	// first is there
+	// create()
+	// update()
+	// alias(web/previous)
+	// alias(web/stable)
+	// second is there
+}

@@ -207,7 +207,7 @@ func (i *Image) Update(ctx context.Context, _ *UpdateOptions) error {
 	}
 	err = i.client.changeAttributes(ctx, i.Fingerprint, to, from, etag)
 	if err != nil && !errors.Is(err, ErrConflict) && !maybeSeen(err) {
-		return err
+		return i.explainProfiles(ctx, to, from, err)
 	}
 	now, _, gerr := i.client.Images.get(ctx, i.Fingerprint, nil)
 	switch {
@@ -224,6 +224,18 @@ func (i *Image) Update(ctx context.Context, _ *UpdateOptions) error {
 	}
 	i.replace(now)
 	return nil
+}
+
+// explainProfiles makes an error match ErrNotFound if a new profile does not exist: no
+// daemon says so with a status (LXD 5.0.2, Incus 6.0.4, 7.0.2).
+func (i *Image) explainProfiles(ctx context.Context, to, from attributes, err error) error {
+	if to.Profiles == nil || sameNames(to.Profiles, from.Profiles) {
+		return err
+	}
+	if missing := i.client.checkProfiles(ctx, to.Profiles); errors.Is(missing, ErrNotFound) {
+		return fmt.Errorf("%w (%w)", missing, err)
+	}
+	return err
 }
 
 // conflict returns an ErrConflict.

@@ -394,3 +394,23 @@ func TestUpdateAfterTheWriteOfAnother(t *testing.T) {
 		})
 	}
 }
+
+// TestUpdateWithoutProfile: a profile that does not exist is an ErrNotFound that names
+// it, and nothing is changed.
+func TestUpdateWithoutProfile(t *testing.T) {
+	for _, s := range testkit.Subjects(t) {
+		t.Run(s.Column, func(t *testing.T) {
+			image := testkit.Upload(t, s.Client(t), nil)
+			name := testkit.Unique("none")
+			image.Profiles = []string{name}
+			err := image.Update(t.Context(), nil)
+			require.ErrorIs(t, err, lxd.ErrNotFound)
+			require.ErrorContains(t, err, name)
+			now, err := image.Client().Images.Get(t.Context(), image.Fingerprint)
+			require.NoError(t, err)
+			require.Equal(t, []string{"default"}, now.Profiles)
+			image.Profiles, image.Public = now.Profiles, true
+			require.NoError(t, image.Update(t.Context(), nil))
+		})
+	}
+}

@@ -52,6 +52,7 @@ type transport struct {
 	tokens   recentTokens
 	secrets  recentSecrets
 	updates  keyLocks // of the images that are being updated
+	ensures  keyLocks // of the aliases that Ensure works on
 }
 
 // pinned returns a transport to the same server with its own connections. On

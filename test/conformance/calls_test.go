@@ -50,6 +50,7 @@ var conformanceCalls = []struct {
 	{"Images.CreateFromURL", testFromURL},
 	{"Images.CreateFromSimplestreams", testFromSimplestreams},
 	{"Images.CreateFrom", testCreateFrom},
+	{"Images.Ensure", testEnsure},
 	{"Images.CreateFromInstance", testFromInstance},
 	{"Images.CreateFromInstance split", testFromInstanceSplit},
 	{"Images.CreateFromInstance of existing content", testFromInstanceExisting},
@@ -1164,6 +1165,23 @@ func testCreateFrom(t *testing.T, s *subject) {
 		require.NoError(t, err)
 		testkit.DeleteAfter(t, image)
 		require.Equal(t, resolved.Fingerprint, image.Fingerprint)
+	}
+}
+
+// testEnsure replaces an image by another, and finds then that nothing is to do.
+func testEnsure(t *testing.T, s *subject) {
+	c := s.Client(t)
+	opts := &lxd.EnsureOptions{Aliases: []lxd.Alias{{Name: testkit.Unique("ensured")}}, DeleteReplaced: true}
+	for range 2 {
+		content := testkit.Unified(t, 0)
+		source := lxd.FromReader(bytes.NewReader(content), nil)
+		for _, changed := range []bool{true, false} {
+			ensured, err := c.Images.Ensure(t.Context(), source, opts)
+			require.NoError(t, err)
+			testkit.DeleteAfter(t, ensured.Image)
+			require.Equal(t, lxdtest.Fingerprint(content), ensured.Image.Fingerprint)
+			require.Equal(t, changed, len(ensured.Changes) > 0)
+		}
 	}
 }
 
