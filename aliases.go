@@ -225,7 +225,7 @@ func (a *Aliases) move(ctx context.Context, alias Alias) (Alias, error) {
 		if !errors.Is(err, ErrConflict) {
 			return existing, err
 		}
-		if err := a.client.t.conns.pause(ctx, retries, err); err != nil {
+		if err := retries.Pause(ctx, err); err != nil {
 			return Alias{}, err
 		}
 	}

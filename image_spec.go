@@ -166,7 +166,7 @@ func (s *imageSpec) complete(ctx context.Context, m *Images, op *Operation, fing
 		repeat := maybeSeen(err) || errors.Is(err, ErrConflict)
 		switch {
 		case repeat:
-			if err := c.t.conns.pause(ctx, retries, err); err != nil {
+			if err := retries.Pause(ctx, err); err != nil {
 				return nil, err
 			}
 		case err != nil:

@@ -248,7 +248,11 @@ func (m *Images) resolveStream(ctx context.Context, server, alias string, o *Cre
 		if err != nil {
 			return nil, nil, err
 		}
-		image, err := resolveFor(ctx, streams, alias, o.Type, info.Architectures)
+		var image *simplestreams.Image
+		err = m.client.t.untilClosed(ctx, func(ctx context.Context) (err error) {
+			image, err = resolveFor(ctx, streams, alias, o.Type, info.Architectures)
+			return err
+		})
 		if err == nil {
 			return streams, image, nil
 		}

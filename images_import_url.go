@@ -119,14 +119,18 @@ func (m *Images) CreateFromURL(ctx context.Context, imageURL string, opts *Creat
 	imp.client = func(ctx context.Context) (*Image, error) {
 		return m.fetchURL(ctx, u, &o, imp)
 	}
-	imp.resolve = func(ctx context.Context) (string, error) {
+	imp.resolve = func(ctx context.Context) (fingerprint string, err error) {
 		source := newSource(&o, u, m.client.t)
 		defer source.close()
 		info, err := m.client.serverInfo(ctx, false)
 		if err != nil {
 			return "", err
 		}
-		return source.probe(ctx, info)
+		err = m.client.t.untilClosed(ctx, func(ctx context.Context) error {
+			fingerprint, err = source.probe(ctx, info)
+			return err
+		})
+		return fingerprint, err
 	}
 	imp.meter, imp.report = meter(PhaseServer, -1, o.Progress), o.Progress
 	return imp.run(ctx, o.Wait, o.CancelOnDone)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"time"
 
 	"github.com/golxd/lxd/internal/retry"
 )
@@ -28,11 +29,37 @@ func (t *transport) retrying(ctx context.Context, req *request, attempt func() e
 			return err
 		}
 		lost = lost || maybeSeen(err)
-		if err := t.conns.pause(ctx, retries, err); err != nil {
+		if err := retries.Pause(ctx, err); err != nil {
 			return err
 		}
 		t.log.DebugContext(ctx, "lxd request is retried", "method", req.method, "path", req.path, "error", err)
 	}
+}
+
+// retriesFor returns the retries of a call that has its own retry timeout.
+func (t *transport) retriesFor(timeout time.Duration) *retry.Retries {
+	policy := t.retry
+	policy.Timeout = timeout
+	return policy.Begin()
+}
+
+// untilClosed calls work, which is with another server, with a context that also ends
+// when the client is closed: that closes only the connections to its own server.
+func (t *transport) untilClosed(ctx context.Context, work func(context.Context) error) error {
+	working, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-t.conns.done:
+			cancel(errClosed)
+		case <-working.Done():
+		}
+	}()
+	err := work(working)
+	if err != nil && t.conns.isClosed() {
+		return t.connectionError(ctx, &request{method: http.MethodPost, path: path("images")}, errClosed)
+	}
+	return err
 }
 
 // errDeletedBefore means that a repeated DELETE got a 404, as an earlier attempt
