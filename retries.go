@@ -30,6 +30,9 @@ func (t *transport) retrying(ctx context.Context, req *request, attempt func() e
 		}
 		lost = lost || maybeSeen(err)
 		if err := retries.Pause(ctx, err); err != nil {
+			if lost && req.method == http.MethodDelete && t.isDeleted(ctx, req) {
+				return errDeletedBefore
+			}
 			return err
 		}
 		t.log.DebugContext(ctx, "lxd request is retried", "method", req.method, "path", req.path, "error", err)
@@ -62,8 +65,29 @@ func (t *transport) untilClosed(ctx context.Context, work func(context.Context) 
 	return err
 }
 
-// errDeletedBefore means that a repeated DELETE got a 404, as an earlier attempt
-// has deleted the thing.
+// deletedTimeout is how long isDeleted looks: the daemons delete an image after
+// their response.
+const deletedTimeout = 2 * time.Second
+
+// isDeleted reports whether what a DELETE with a lost response should delete does not
+// exist.
+func (t *transport) isDeleted(ctx context.Context, req *request) bool {
+	ctx, cancel := context.WithTimeout(ctx, deletedTimeout)
+	defer cancel()
+	look := &request{method: http.MethodGet, path: req.path, query: req.query, secrets: req.secrets}
+	for retries := t.retriesFor(deletedTimeout); ; {
+		err := t.onMembers(look, func() error {
+			_, err := t.attempt(ctx, look, nil)
+			return err
+		})
+		if err != nil || retries.Pause(ctx, errUnsettled) != nil {
+			return errors.Is(err, ErrNotFound)
+		}
+	}
+}
+
+// errDeletedBefore means that the response to a DELETE was lost, and that the thing
+// does not exist any more.
 var errDeletedBefore = errors.New("deleted by an earlier attempt")
 
 // retryable reports whether a request that failed with err may be sent again: the
