@@ -310,7 +310,7 @@ func (m *Images) fetchStream(ctx context.Context, server, alias string, o *Creat
 func staleStream(err error) bool {
 	var file *simplestreams.Error
 	if errors.As(err, &file) {
-		return errors.Is(file, ErrNotFound) || errors.Is(file, simplestreams.ErrInvalid)
+		return errors.Is(file, ErrNotFound) || errors.Is(file, simplestreams.ErrBadData)
 	}
 	var corrupt *simplestreams.HashError
 	return errors.As(err, &corrupt)

@@ -68,6 +68,6 @@
 // # Errors
 //
 // [*Error] names the file and the HTTP status, [*ResolveError] the reference, [*HashError] the file and both hashes.
-// [ErrNotFound], [ErrAmbiguous], [ErrInvalid], [ErrTooLarge], [ErrInsecure], [ErrRedirect] and [ErrStalled] are matched
+// [ErrNotFound], [ErrAmbiguous], [ErrBadData], [ErrTooLarge], [ErrInsecure], [ErrRedirect] and [ErrStalled] are matched
 // with [errors.Is].
 package simplestreams

@@ -62,13 +62,13 @@ func (c *Client) Open(ctx context.Context, image *Image, options *DownloadOption
 	}
 	for _, file := range image.Files {
 		if err := checkPath(file.Path); err != nil {
-			return nil, c.fileError(file.Path, invalidf("%w", err))
+			return nil, c.fileError(file.Path, badDataf("%w", err))
 		}
 		if file.SHA256 != "" && !isHash(file.SHA256) {
-			return nil, c.fileError(file.Path, invalidf("%q is not a SHA-256 hash in lower case", file.SHA256))
+			return nil, c.fileError(file.Path, badDataf("%q is not a SHA-256 hash in lower case", file.SHA256))
 		}
 		if file.Size < 0 {
-			return nil, c.fileError(file.Path, invalidf("the size is %d", file.Size))
+			return nil, c.fileError(file.Path, badDataf("the size is %d", file.Size))
 		}
 	}
 
@@ -280,9 +280,9 @@ func (r *FileReader) open(ctx context.Context, header http.Header) (*http.Respon
 	}
 	switch whole := response.StatusCode == http.StatusOK; {
 	case !whole && response.StatusCode != http.StatusPartialContent:
-		err = &Error{URL: r.client.publicURL(r.File.Path), StatusCode: response.StatusCode, Err: invalidf("want status 200")}
+		err = &Error{URL: r.client.publicURL(r.File.Path), StatusCode: response.StatusCode, Err: badDataf("want status 200")}
 	case whole && r.File.Size > 0 && response.ContentLength >= 0 && response.ContentLength != r.File.Size:
-		err = r.client.fileError(r.File.Path, invalidf("the server has %d bytes, the index says %d", response.ContentLength, r.File.Size))
+		err = r.client.fileError(r.File.Path, badDataf("the server has %d bytes, the index says %d", response.ContentLength, r.File.Size))
 	}
 	if err != nil {
 		_ = response.Body.Close()
@@ -298,9 +298,9 @@ func (r *FileReader) failure(err error) error {
 	case errors.Is(err, rangeread.ErrClosed):
 		err = ctxerr.Of(r.ctx)
 	case errors.Is(err, rangeread.ErrChanged), errors.Is(err, rangeread.ErrRange):
-		err = invalidf("%w", err)
+		err = badDataf("%w", err)
 	}
-	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrInvalid) {
+	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrBadData) {
 		err = r.doubt(err)
 	}
 

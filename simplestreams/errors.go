@@ -20,9 +20,9 @@ var (
 	// ErrAmbiguous says that a fingerprint prefix matches more than one image.
 	ErrAmbiguous = errors.New("fingerprint prefix is ambiguous or too short")
 
-	// ErrInvalid says that the server sent invalid data: an index that is not JSON, a path not below the server's
+	// ErrBadData says that the server sent invalid data: an index that is not JSON, a path not below the server's
 	// address, a malformed hash, a file whose length or hash differs from the index.
-	ErrInvalid = errors.New("invalid data")
+	ErrBadData = errors.New("invalid data")
 
 	// ErrTooLarge says that a metadata file is larger than [Options.MaxMetadataSize].
 	ErrTooLarge = errors.New("too large")
@@ -38,7 +38,7 @@ var (
 )
 
 // permanent are the causes for which a retry is useless.
-var permanent = []error{ErrNotFound, ErrInvalid, ErrTooLarge, ErrInsecure, ErrRedirect, context.Canceled}
+var permanent = []error{ErrNotFound, ErrBadData, ErrTooLarge, ErrInsecure, ErrRedirect, context.Canceled}
 
 // Error is the failure of a request for a file. The cause is matched with [errors.Is] and [errors.As].
 type Error struct {
@@ -105,11 +105,11 @@ func (e *HashError) Error() string {
 	return fmt.Sprintf("simplestreams: %s: SHA-256 is %s, the index says %s", e.File, e.Actual, e.Expected)
 }
 
-// Is matches [ErrInvalid].
-func (e *HashError) Is(target error) bool { return target == ErrInvalid }
+// Is matches [ErrBadData].
+func (e *HashError) Is(target error) bool { return target == ErrBadData }
 
 // ResolveError says why a reference does not resolve to one image. It matches [ErrNotFound], [ErrAmbiguous] or
-// [ErrInvalid].
+// [ErrBadData].
 type ResolveError struct {
 	// Ref is the alias or fingerprint as it was passed to Resolve.
 	Ref string
@@ -141,7 +141,7 @@ func (e *ResolveError) Error() string {
 // Unwrap returns the cause.
 func (e *ResolveError) Unwrap() error { return e.Err }
 
-// invalidf returns an error that matches ErrInvalid.
-func invalidf(format string, args ...any) error {
-	return fmt.Errorf("%w: %w", ErrInvalid, fmt.Errorf(format, args...))
+// badDataf returns an error that matches ErrBadData.
+func badDataf(format string, args ...any) error {
+	return fmt.Errorf("%w: %w", ErrBadData, fmt.Errorf(format, args...))
 }

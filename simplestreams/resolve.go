@@ -28,7 +28,7 @@ type ResolveOptions struct {
 // architecture such as "debian/12/arm64" (the architecture overrides the options), or a fingerprint or a prefix of one.
 // An alias takes precedence over a fingerprint.
 //
-// The error is a *ResolveError that matches ErrNotFound, ErrAmbiguous (a prefix of several fingerprints) or ErrInvalid
+// The error is a *ResolveError that matches ErrNotFound, ErrAmbiguous (a prefix of several fingerprints) or ErrBadData
 // (the image's description in the index is invalid), or else says why the index could not be read.
 func (c *Client) Resolve(ctx context.Context, ref string, options *ResolveOptions) (*Image, error) {
 	var set ResolveOptions
@@ -183,7 +183,7 @@ func (c *catalog) notFound(ref string, o *ResolveOptions) error {
 			if s.serial != "" {
 				version = fmt.Sprintf(", version %q", s.serial)
 			}
-			return &ResolveError{Ref: ref, Err: invalidf("product %q%s: %s", s.product.name, version, s.reason)}
+			return &ResolveError{Ref: ref, Err: badDataf("product %q%s: %s", s.product.name, version, s.reason)}
 		}
 	}
 

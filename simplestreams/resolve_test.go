@@ -169,7 +169,7 @@ func TestUnusableImages(t *testing.T) {
 	for name := range change {
 		t.Run(name, func(t *testing.T) {
 			_, err := client.Resolve(t.Context(), name, nil)
-			require.ErrorIs(t, err, simplestreams.ErrInvalid)
+			require.ErrorIs(t, err, simplestreams.ErrBadData)
 			require.ErrorContains(t, err, `product "`+name+`"`)
 			require.ErrorContains(t, err, says[name])
 		})
@@ -185,7 +185,7 @@ func TestBrokenNewestIsNotReplacedByAnOlderOne(t *testing.T) {
 	}))
 	client := newClient(t, server, nil)
 	_, err := client.Resolve(t.Context(), "p", nil)
-	require.ErrorIs(t, err, simplestreams.ErrInvalid)
+	require.ErrorIs(t, err, simplestreams.ErrBadData)
 	require.ErrorContains(t, err, "20240102")
 	image, err := client.Resolve(t.Context(), "p", &simplestreams.ResolveOptions{Version: "20240101"})
 	require.NoError(t, err)

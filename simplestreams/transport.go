@@ -99,7 +99,7 @@ func trust(transport *http.Transport, o *Options) error {
 // send sends one request. It returns an *Error for any status but 2xx and 304. The caller must close the body.
 func (c *Client) send(ctx context.Context, method, path string, header http.Header) (*http.Response, error) {
 	if err := checkPath(path); err != nil {
-		return nil, c.fileError(path, invalidf("%w", err))
+		return nil, c.fileError(path, badDataf("%w", err))
 	}
 
 	request, err := http.NewRequestWithContext(ctx, method, c.address(path).String(), nil)
