@@ -31,28 +31,28 @@ type Client struct {
 }
 
 // New returns a client for the server at a URL, such as "https://images.example.net", with or without a path. It sends
-// nothing: the index is read when it is first needed.
+// nothing: the index is read when it is first needed. A bad URL or option is an [*InputError].
 func New(server string, options *Options) (*Client, error) {
 	set := options.withDefaults()
 
 	address, err := url.Parse(server)
 	if err != nil {
-		return nil, fmt.Errorf("simplestreams: server URL: %w", redact.Error(err))
+		return nil, invalid("server", "is not a URL: %v", redact.Error(err))
 	}
 	switch {
 	case address.Scheme != "https" && address.Scheme != "http":
-		return nil, fmt.Errorf("simplestreams: server URL %q: the scheme must be https", redact.URL(address))
+		return nil, invalid("server", "%q has another scheme than https, or http with Options.AllowHTTP", redact.URL(address))
 	case address.Scheme == "http" && !set.AllowHTTP:
-		return nil, fmt.Errorf("simplestreams: server URL %q: %w (set AllowHTTP to permit it)", redact.URL(address), ErrInsecure)
+		return nil, fmt.Errorf("%w: %w", invalid("server", "%q is not https: set Options.AllowHTTP to permit it", redact.URL(address)), ErrInsecure)
 	case address.Host == "":
-		return nil, fmt.Errorf("simplestreams: server URL %q: no host", redact.URL(address))
+		return nil, invalid("server", "%q has no host", redact.URL(address))
 	case address.RawQuery != "" || address.Fragment != "":
-		return nil, fmt.Errorf("simplestreams: server URL %q: a query or fragment is not allowed", redact.URL(address))
+		return nil, invalid("server", "%q has a query or fragment, which is not allowed", redact.URL(address))
 	}
 	switch set.Family {
 	case "", LXD, Incus:
 	default:
-		return nil, fmt.Errorf("simplestreams: Family: %q is neither %q nor %q", set.Family, LXD, Incus)
+		return nil, invalid("Options.Family", "is %.80q, not one of \"\", %q, %q", set.Family, LXD, Incus)
 	}
 
 	client, own, err := newHTTPClient(&set)

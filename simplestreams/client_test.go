@@ -30,19 +30,23 @@ func TestNewRefuses(t *testing.T) {
 		options *simplestreams.Options
 		says    string
 	}{
-		"no scheme":     {"images.example.net", nil, "scheme must be https"},
-		"other scheme":  {"ftp://images.example.net", nil, "scheme must be https"},
+		"no scheme":     {"images.example.net", nil, "another scheme than https"},
+		"other scheme":  {"ftp://images.example.net", nil, "another scheme than https"},
 		"plain http":    {"http://127.0.0.1", nil, "AllowHTTP"},
 		"no host":       {"https:///images", nil, "no host"},
 		"query":         {"https://images.example.net/?a=b", nil, "query"},
-		"control":       {"https://images.example.net/\x01", nil, "server URL"},
-		"family":        {"https://images.example.net", &simplestreams.Options{Family: "docker"}, "Family"},
-		"no PEM":        {"https://images.example.net", &simplestreams.Options{Certificate: "-"}, "Certificate"},
-		"custom client": {"https://images.example.net", &simplestreams.Options{HTTPClient: &http.Client{Transport: roundTripper{}}, RootCAs: x509.NewCertPool()}, "HTTPClient"},
+		"control":       {"https://images.example.net/\x01", nil, "not a URL"},
+		"family":        {"https://images.example.net", &simplestreams.Options{Family: "docker"}, `Options.Family is "docker", not one of "", "lxd", "incus"`},
+		"no PEM":        {"https://images.example.net", &simplestreams.Options{Certificate: "-"}, "Options.Certificate contains no"},
+		"custom client": {"https://images.example.net", &simplestreams.Options{HTTPClient: &http.Client{Transport: roundTripper{}}, RootCAs: x509.NewCertPool()}, "Options.HTTPClient has"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := simplestreams.New(test.server, test.options)
 			require.ErrorContains(t, err, test.says)
+			require.ErrorIs(t, err, simplestreams.ErrInvalid)
+			var refused *simplestreams.InputError
+			require.ErrorAs(t, err, &refused)
+			require.False(t, refused.Transient())
 		})
 	}
 	_, err := simplestreams.New("http://127.0.0.1", nil)

@@ -55,10 +55,10 @@ type Download struct {
 // its age: the version may have been replaced. Resolve the image and open it again.
 func (c *Client) Open(ctx context.Context, image *Image, options *DownloadOptions) (*Download, error) {
 	if image == nil || len(image.Files) < 1 || len(image.Files) > 2 {
-		return nil, errors.New("simplestreams: an image has one or two files")
+		return nil, invalid("image.Files", "must be one or two files")
 	}
 	if !isHash(image.Fingerprint) {
-		return nil, fmt.Errorf("simplestreams: fingerprint: %q is not a SHA-256 hash in lower case", image.Fingerprint)
+		return nil, invalid("image.Fingerprint", "%.80q is not a SHA-256 hash in lower case", image.Fingerprint)
 	}
 	for _, file := range image.Files {
 		if err := checkPath(file.Path); err != nil {

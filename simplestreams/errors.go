@@ -13,6 +13,10 @@ import (
 )
 
 var (
+	// ErrInvalid says that an argument or option was refused before anything was sent. The error is an [*InputError] that
+	// names the field.
+	ErrInvalid = errors.New("invalid input")
+
 	// ErrNotFound says that the server has no such file (404 or 410), or no image of the requested name, fingerprint,
 	// version, type and architecture.
 	ErrNotFound = errors.New("not found")
@@ -36,6 +40,25 @@ var (
 	// ErrStalled says that the server sent nothing for [Options.StallTimeout].
 	ErrStalled = stall.Err
 )
+
+// InputError names the argument or option that was refused, and says why. Nothing was sent. It matches [ErrInvalid].
+type InputError struct {
+	Field   string // such as "server" or "Options.Family"
+	Problem string // such as "is empty"
+}
+
+// Error returns the field and the problem.
+func (e *InputError) Error() string { return e.Field + " " + e.Problem }
+
+// Is matches [ErrInvalid].
+func (e *InputError) Is(target error) bool { return target == ErrInvalid }
+
+// Transient is false: the same call fails in the same way.
+func (e *InputError) Transient() bool { return false }
+
+func invalid(field, format string, args ...any) error {
+	return &InputError{Field: field, Problem: fmt.Sprintf(format, args...)}
+}
 
 // permanent are the causes for which a retry is useless.
 var permanent = []error{ErrNotFound, ErrBadData, ErrTooLarge, ErrInsecure, ErrRedirect, context.Canceled}
@@ -108,8 +131,8 @@ func (e *HashError) Error() string {
 // Is matches [ErrBadData].
 func (e *HashError) Is(target error) bool { return target == ErrBadData }
 
-// ResolveError says why a reference does not resolve to one image. It matches [ErrNotFound], [ErrAmbiguous] or
-// [ErrBadData].
+// ResolveError says why a reference does not resolve to one image. It matches [ErrInvalid], [ErrNotFound],
+// [ErrAmbiguous] or [ErrBadData].
 type ResolveError struct {
 	// Ref is the alias or fingerprint as it was passed to Resolve.
 	Ref string
