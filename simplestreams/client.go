@@ -1,6 +1,7 @@
 package simplestreams
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -66,6 +67,9 @@ func New(server string, options *Options) (*Client, error) {
 // Close closes the idle connections, but not those of Options.HTTPClient's own transport. Downloads in progress continue,
 // and the client can still be used.
 func (c *Client) Close() error {
+	if err := c.checkMade(); err != nil {
+		return err
+	}
 	if c.own != nil {
 		c.own.CloseIdleConnections()
 	}
@@ -74,7 +78,34 @@ func (c *Client) Close() error {
 }
 
 // URL returns the server's address as it was passed to New, without user name and password.
-func (c *Client) URL() string { return redact.URL(c.server) }
+func (c *Client) URL() string {
+	if c.checkMade() != nil {
+		return ""
+	}
+
+	return redact.URL(c.server)
+}
+
+// checkMade returns an error for a client that New has not returned.
+func (c *Client) checkMade() error {
+	if c == nil || c.server == nil {
+		return invalid("client", "is not from New")
+	}
+
+	return nil
+}
+
+// check returns an error for such a client, and for a nil ctx.
+func (c *Client) check(ctx context.Context) error {
+	if err := c.checkMade(); err != nil {
+		return err
+	}
+	if ctx == nil {
+		return invalid("ctx", "is nil")
+	}
+
+	return nil
+}
 
 // address returns the URL of a file on the server. A "%" or "?" in the name is taken literally; "." segments and double
 // slashes are removed.

@@ -2,6 +2,7 @@ package simplestreams_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
@@ -51,6 +52,45 @@ func TestNewRefuses(t *testing.T) {
 	}
 	_, err := simplestreams.New("http://127.0.0.1", nil)
 	require.ErrorIs(t, err, simplestreams.ErrInsecure)
+}
+
+// TestNilAndZeroValues: a method that returns an error refuses a value that this package has not returned, and a nil
+// context; another one returns the value of nothing.
+func TestNilAndZeroValues(t *testing.T) {
+	client, err := simplestreams.New("https://127.0.0.1:1", nil)
+	require.NoError(t, err)
+	refused := func(err error) {
+		t.Helper()
+		var input *simplestreams.InputError
+		require.ErrorAs(t, err, &input)
+	}
+	call := func(ctx context.Context, c *simplestreams.Client) {
+		t.Helper()
+		_, err := c.Resolve(ctx, "a", nil)
+		refused(err)
+		_, err = c.Open(ctx, &simplestreams.Image{}, nil)
+		refused(err)
+		refused(c.Refresh(ctx))
+		for _, err := range c.Images(ctx) {
+			refused(err)
+		}
+	}
+	for _, c := range []*simplestreams.Client{nil, {}} {
+		call(t.Context(), c)
+		refused(c.Close())
+		require.Empty(t, c.URL())
+	}
+	call(nil, client) //nolint:staticcheck // A nil context is the test.
+	for _, download := range []*simplestreams.Download{nil, {}} {
+		refused(download.Close())
+	}
+	for _, file := range []*simplestreams.FileReader{nil, {}} {
+		_, err := file.Read(make([]byte, 1))
+		refused(err)
+		require.Empty(t, file.Name())
+	}
+	require.Equal(t, int64(-1), (*simplestreams.FileReader)(nil).Size())
+	require.False(t, (*simplestreams.Image)(nil).Split())
 }
 
 // TestSecretsAreNotTold searches all errors and log records for the secrets in the server's URL and in those of

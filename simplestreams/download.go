@@ -54,6 +54,9 @@ type Download struct {
 // If a file is missing, or another than the index says, the client revalidates the index when it is next used, whatever
 // its age: the version may have been replaced. Resolve the image and open it again.
 func (c *Client) Open(ctx context.Context, image *Image, options *DownloadOptions) (*Download, error) {
+	if err := c.check(ctx); err != nil {
+		return nil, err
+	}
 	if image == nil || len(image.Files) < 1 || len(image.Files) > 2 {
 		return nil, invalid("image.Files", "must be one or two files")
 	}
@@ -102,8 +105,11 @@ func (c *Client) Open(ctx context.Context, image *Image, options *DownloadOption
 }
 
 // Close ends the download; a Read in progress in another goroutine returns [context.Canceled]. It may be called before the
-// end of the content, and by Progress. It always returns nil.
+// end of the content, and by Progress. It returns nil.
 func (d *Download) Close() error {
+	if d == nil || d.cancel == nil {
+		return invalid("download", "does not come from Client.Open")
+	}
 	d.cancel()
 	for _, r := range []*FileReader{d.Metadata, d.Rootfs} {
 		if r != nil {
@@ -152,13 +158,28 @@ func (c *Client) reader(ctx context.Context, d *Download, file File, split bool)
 }
 
 // Name returns the last part of the file's path, such as "rootfs.squashfs". It comes from the server.
-func (r *FileReader) Name() string { return r.File.Path[strings.LastIndexByte(r.File.Path, '/')+1:] }
+func (r *FileReader) Name() string {
+	if r == nil {
+		return ""
+	}
+
+	return r.File.Path[strings.LastIndexByte(r.File.Path, '/')+1:]
+}
 
 // Size returns the file's length in bytes, or -1 if neither the index nor the server has it.
-func (r *FileReader) Size() int64 { return r.size }
+func (r *FileReader) Size() int64 {
+	if r == nil {
+		return -1
+	}
+
+	return r.size
+}
 
 // Read reads the next bytes of the file. After an error it returns the same error again.
 func (r *FileReader) Read(p []byte) (int, error) {
+	if r == nil || r.download == nil {
+		return 0, invalid("file", "does not come from Client.Open")
+	}
 	if r.err != nil {
 		return 0, r.err
 	}

@@ -47,6 +47,9 @@ func (c *Client) Refresh(ctx context.Context) error {
 // load returns the index, which it reads if there is none, if it is older than the TTL, or if force is set. Only one call
 // reads at a time.
 func (c *Client) load(ctx context.Context, force bool) (*catalog, error) {
+	if err := c.check(ctx); err != nil {
+		return nil, err
+	}
 	select {
 	case c.loading <- struct{}{}:
 		defer func() { <-c.loading }()

@@ -31,6 +31,9 @@ type ResolveOptions struct {
 // The error is a *ResolveError that matches ErrInvalid, ErrNotFound, ErrAmbiguous (a prefix of several fingerprints) or
 // ErrBadData (the image's description in the index is invalid), or else says why the index could not be read.
 func (c *Client) Resolve(ctx context.Context, ref string, options *ResolveOptions) (*Image, error) {
+	if err := c.check(ctx); err != nil {
+		return nil, err
+	}
 	var set ResolveOptions
 	if options != nil {
 		set = *options
