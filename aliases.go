@@ -153,6 +153,8 @@ func (a *Aliases) Update(ctx context.Context, name string, fn func(*Alias)) erro
 	return a.put(ctx, name, alias, etag)
 }
 
+// put sends the request that changes an alias. If the response is lost, it looks
+// whether the alias was changed.
 func (a *Aliases) put(ctx context.Context, name string, alias Alias, etag string) error {
 	if err := checkFingerprint("Alias.Target", alias.Target); err != nil {
 		return err
@@ -165,6 +167,12 @@ func (a *Aliases) put(ctx context.Context, name string, alias Alias, etag string
 		req.header = http.Header{"If-Match": {etag}}
 	}
 	_, err := a.client.t.call(ctx, req, nil)
+	if maybeSeen(err) {
+		now, gerr := a.Get(ctx, name)
+		if gerr == nil && strings.EqualFold(now.Target, alias.Target) && now.Description == alias.Description {
+			return nil
+		}
+	}
 	return err
 }
 
@@ -217,15 +225,10 @@ func (a *Aliases) move(ctx context.Context, alias Alias) (Alias, error) {
 			return existing, nil
 		}
 		err = a.put(ctx, alias.Name, existing, etag)
-		if err != nil && maybeSeen(err) {
-			if now, gerr := a.Get(ctx, alias.Name); gerr == nil && now.Target == existing.Target {
-				return now, nil
-			}
-		}
 		if !errors.Is(err, ErrConflict) {
 			return existing, err
 		}
-		if err := a.client.t.conns.pause(ctx, retries, err); err != nil {
+		if err := retries.Pause(ctx, err); err != nil {
 			return Alias{}, err
 		}
 	}

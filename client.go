@@ -119,7 +119,8 @@ func New(endpoint string, opts *Options) (*Client, error) {
 			dial = func(ctx context.Context, _, _ string) (net.Conn, error) { return network(ctx, "unix", socket) }
 		}
 	}
-	t.conns, t.tls = &connections{dial: dial, lazy: t.unix}, tlsConfig
+	t.conns, t.tls = &connections{dial: dial, lazy: t.unix, done: make(chan struct{})}, tlsConfig
+	t.retry.Closed = t.conns.done
 	t.pool = newPool(t.conns, tlsConfig)
 	t.http = t.pool
 	if t.wrap = o.Transport; t.wrap != nil {

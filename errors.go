@@ -17,7 +17,7 @@ import (
 var (
 	// ErrInvalid says that an argument or option was refused before anything
 	// was sent. The error is an [*InputError] that names the field.
-	ErrInvalid = errors.New("invalid input")
+	ErrInvalid = simplestreams.ErrInvalid
 
 	// ErrNotFound says that the image, alias, operation, project, profile or
 	// instance does not exist, or that this client may not see it.
@@ -187,19 +187,7 @@ func (e *Error) RetryAfter() (wait time.Duration, ok bool) { return retry.ParseA
 
 // InputError names the argument or option that was refused, and says why.
 // Nothing was sent. It matches [ErrInvalid].
-type InputError struct {
-	Field   string // such as "fingerprint" or "CreateOptions.Size"
-	Problem string // such as "is empty"
-}
-
-// Error returns the field and the problem.
-func (e *InputError) Error() string { return e.Field + " " + e.Problem }
-
-// Is matches [ErrInvalid].
-func (e *InputError) Is(target error) bool { return target == ErrInvalid }
-
-// Transient is false: the same call fails in the same way.
-func (e *InputError) Transient() bool { return false }
+type InputError = simplestreams.InputError
 
 func invalid(field, format string, args ...any) error {
 	return &InputError{Field: field, Problem: fmt.Sprintf(format, args...)}

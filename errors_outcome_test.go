@@ -79,6 +79,23 @@ func TestLostResponses(t *testing.T) {
 	f.Inject(lxdtest.Reset().On("POST", "/1.0/images/aliases/two").Times(1)) // before it is renamed
 	require.ErrorIs(t, f.Client.Aliases.Rename(t.Context(), "two", "three"), lxd.ErrUnavailable)
 
+	lose("PUT", "/1.0/images/aliases/two")
+	require.NoError(t, f.Client.Aliases.Update(t.Context(), "two", func(alias *lxd.Alias) { alias.Description = "new" }))
+	lose("PUT", "/1.0/images/aliases/two")
+	require.NoError(t, other.SetAlias(t.Context(), "two", ""))
+	f.Inject(lxdtest.Reset().On("PUT", "/1.0/images/aliases/two").Times(1)) // before it is changed
+	require.ErrorIs(t, image.SetAlias(t.Context(), "two", ""), lxd.ErrUnavailable)
+	require.Equal(t, map[string]string{"two": other.Fingerprint}, f.Aliases())
+	lose("DELETE", "/1.0/images/aliases/two")
+	require.NoError(t, f.Client.Aliases.Delete(t.Context(), "two"))
+	require.ErrorIs(t, f.Client.Aliases.Delete(t.Context(), "two"), lxd.ErrNotFound)
+
+	f.Inject(lxdtest.Reset().On("DELETE", "/1.0/images/*").Times(1)) // before it is deleted
+	require.ErrorIs(t, image.Delete(t.Context(), nil), lxd.ErrUnavailable)
+	lose("DELETE", "/1.0/images/*")
+	require.NoError(t, image.Delete(t.Context(), nil))
+	require.ErrorIs(t, image.Delete(t.Context(), nil), lxd.ErrNotFound)
+
 	secret, err := other.Secret(t.Context())
 	require.NoError(t, err)
 	require.NoError(t, secret.Operation().Cancel(t.Context()))

@@ -6,6 +6,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/simplestreams"
 )
 
@@ -20,6 +21,10 @@ func TestOneTypeInBothPackages(t *testing.T) {
 	require.ErrorIs(t, &simplestreams.Error{Err: simplestreams.ErrNotFound}, lxd.ErrNotFound)
 	require.ErrorIs(t, &simplestreams.ResolveError{Err: simplestreams.ErrAmbiguous}, lxd.ErrAmbiguous)
 	require.ErrorIs(t, &lxd.Error{StatusCode: 404}, simplestreams.ErrNotFound)
+	_, err = simplestreams.New("https://127.0.0.1:1", &simplestreams.Options{Family: "other"})
+	require.ErrorIs(t, err, lxd.ErrInvalid)
+	require.Equal(t, "Options.Family", testkit.ErrOf[*lxd.InputError](t, err).Field)
+	require.NotErrorIs(t, &simplestreams.HashError{}, lxd.ErrInvalid, "a server's bad data is no bad input")
 
 	require.False(t, lxd.IsTransient(&simplestreams.HashError{}))
 	require.True(t, lxd.IsTransient(&simplestreams.Error{StatusCode: 503}))

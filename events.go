@@ -145,8 +145,8 @@ type EventsOptions struct {
 	ImagesOnly bool
 }
 
-// endless is the retry policy for work that only ctx ends.
-var endless = retry.Policy{Timeout: math.MaxInt64}
+// endless is the retry timeout of work that only ctx ends.
+const endless = math.MaxInt64
 
 const (
 	// eventSilence is how long a connection may be silent before it counts as
@@ -180,13 +180,13 @@ func (c *Client) Events(ctx context.Context, opts *EventsOptions) iter.Seq2[Even
 			req := c.eventsRequest(&o)
 			more, connected, err := c.connectEvents(ctx, req, &o, yield)
 			if connected {
-				retries = endless.Begin()
+				retries = c.t.retriesFor(endless)
 			}
 			if !more {
 				return
 			}
 			if errors.Is(err, ErrUnavailable) && retry.Transient(err) && !c.t.conns.isClosed() {
-				if err = c.t.conns.pause(ctx, retries, err); err == nil {
+				if err = retries.Pause(ctx, err); err == nil {
 					continue
 				}
 			}

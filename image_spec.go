@@ -166,8 +166,14 @@ func (s *imageSpec) complete(ctx context.Context, m *Images, op *Operation, fing
 		repeat := maybeSeen(err) || errors.Is(err, ErrConflict)
 		switch {
 		case repeat:
-			if err := c.t.conns.pause(ctx, retries, err); err != nil {
-				return nil, err
+			if perr := retries.Pause(ctx, err); perr != nil {
+				if now, _, err = c.Images.get(ctx, fingerprint, nil); err != nil {
+					return nil, perr
+				}
+				if _, differs = s.attributes.over(now.attributes(), s.exact); differs {
+					return nil, perr
+				}
+				return now, s.assign(ctx, now)
 			}
 		case err != nil:
 			var refused *Error

@@ -229,12 +229,17 @@ func TestPropertiesComeBeforeNames(t *testing.T) {
 func TestLostResponsesKeepProperties(t *testing.T) {
 	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60} {
 		for _, ifExists := range []lxd.IfExists{lxd.UseExisting, lxd.ErrorIfExists} {
-			for _, fault := range []lxdtest.Fault{
-				lxdtest.LoseResponse().On("POST", "/1.0/images"),
-				lxdtest.LoseResponse().On("PUT", "/1.0/images/*"),
-				lxdtest.Reset().On("PUT", "/1.0/images/*"),
+			for _, lost := range []struct {
+				fault   lxdtest.Fault
+				timeout time.Duration
+			}{
+				{lxdtest.LoseResponse().On("POST", "/1.0/images"), 0},
+				{lxdtest.LoseResponse().On("PUT", "/1.0/images/*"), 0},
+				{lxdtest.LoseResponse().On("PUT", "/1.0/images/*"), -1},
+				{lxdtest.Reset().On("PUT", "/1.0/images/*"), 0},
 			} {
-				f := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect}, nil)
+				fault := lost.fault
+				f := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect}, &lxd.Options{RetryTimeout: lost.timeout})
 				injected := f.Inject(fault.Times(1))
 				data, _ := bareImage(t, false)
 				image, err := f.Client.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{

@@ -259,7 +259,7 @@ func (m *Images) update(ctx context.Context, image *Image, change func(*Image) e
 		if !errors.Is(err, ErrConflict) {
 			return nil, err
 		}
-		if err = m.client.t.conns.pause(ctx, retries, err); err != nil {
+		if err = retries.Pause(ctx, err); err != nil {
 			return nil, err
 		}
 		if image, err = m.Get(ctx, image.Fingerprint); err != nil {

@@ -72,7 +72,12 @@ func (i *Image) Content(ctx context.Context, _ *ContentOptions) (*Content, error
 }
 
 // Size returns the length of the content in bytes.
-func (c *Content) Size() int64 { return c.size }
+func (c *Content) Size() int64 {
+	if c == nil {
+		return 0
+	}
+	return c.size
+}
 
 // Read reads at the current offset.
 func (c *Content) Read(p []byte) (int, error) {

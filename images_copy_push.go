@@ -93,7 +93,7 @@ func (j *copyJob) awaitTarget(ctx context.Context, token *Operation) {
 			s := op.Status()
 			return s.Class == "task" && !s.Done() && !s.CreatedAt.Before(began)
 		})
-		if err != nil || !running || j.target.t.conns.pause(ctx, retries, errUnsettled) != nil {
+		if err != nil || !running || retries.Pause(ctx, errUnsettled) != nil {
 			return
 		}
 	}

@@ -204,15 +204,25 @@ func (a *atMost) Read(p []byte) (int, error) {
 
 // Split reports whether the image is two files, the metadata tarball and the
 // rootfs.
-func (e *Export) Split() bool { return e.split }
+func (e *Export) Split() bool { return e != nil && e.split }
 
 // Filename returns the server's name of the current file, without directories. It
 // must not be used as a path without a check. It may be empty.
-func (e *Export) Filename() string { return e.filename }
+func (e *Export) Filename() string {
+	if e == nil {
+		return ""
+	}
+	return e.filename
+}
 
 // Size returns the size of the current file in bytes, or -1 if the server does not
 // send it (a split image).
-func (e *Export) Size() int64 { return e.size }
+func (e *Export) Size() int64 {
+	if e == nil {
+		return -1
+	}
+	return e.size
+}
 
 // Read reads the current file.
 func (e *Export) Read(p []byte) (int, error) {

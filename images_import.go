@@ -278,12 +278,20 @@ func (imp *importJob) settledFingerprint() string {
 
 // byClient downloads the image and uploads it to the server. If the connection to
 // the server breaks, it starts over.
-func (imp *importJob) byClient(ctx context.Context) (*Image, error) {
+func (imp *importJob) byClient(ctx context.Context) (image *Image, err error) {
+	err = imp.images.client.t.untilClosed(ctx, func(ctx context.Context) error {
+		image, err = imp.fetch(ctx)
+		return err
+	})
+	return image, err
+}
+
+func (imp *importJob) fetch(ctx context.Context) (*Image, error) {
 	retries := imp.images.client.t.retry.Begin()
 	image, err := imp.client(ctx)
 	for err != nil {
 		if errors.Is(err, ErrNotReplayable) {
-			err = imp.images.client.t.conns.pause(ctx, retries, err)
+			err = retries.Pause(ctx, err)
 		}
 		if err != nil {
 			return image, err

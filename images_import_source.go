@@ -76,7 +76,7 @@ type source struct {
 	secrets  *redact.Secrets // of its URLs
 	verified bool            // the content will be compared with a fingerprint
 	stall    time.Duration
-	policy   retry.Policy
+	policy   retry.Policy // its context ends when the client is closed
 
 	size int64  // -1 if unknown
 	name string // the filename in the response; may be empty
@@ -85,7 +85,7 @@ type source struct {
 }
 
 func newSource(o *CreateFromURLOptions, u *url.URL, t *transport) *source {
-	s := &source{url: u, secrets: redact.HideURL(u), stall: cmp.Or(o.StallTimeout, t.stall), policy: t.retry, verified: o.Fingerprint != ""}
+	s := &source{url: u, secrets: redact.HideURL(u), stall: cmp.Or(o.StallTimeout, t.stall), policy: retry.Policy{Timeout: t.retry.Timeout}, verified: o.Fingerprint != ""}
 	s.client = &http.Client{}
 	if o.HTTPClient != nil {
 		*s.client = *o.HTTPClient

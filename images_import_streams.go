@@ -248,7 +248,11 @@ func (m *Images) resolveStream(ctx context.Context, server, alias string, o *Cre
 		if err != nil {
 			return nil, nil, err
 		}
-		image, err := resolveFor(ctx, streams, alias, o.Type, info.Architectures)
+		var image *simplestreams.Image
+		err = m.client.t.untilClosed(ctx, func(ctx context.Context) (err error) {
+			image, err = resolveFor(ctx, streams, alias, o.Type, info.Architectures)
+			return err
+		})
 		if err == nil {
 			return streams, image, nil
 		}
@@ -306,7 +310,7 @@ func (m *Images) fetchStream(ctx context.Context, server, alias string, o *Creat
 func staleStream(err error) bool {
 	var file *simplestreams.Error
 	if errors.As(err, &file) {
-		return errors.Is(file, ErrNotFound) || errors.Is(file, simplestreams.ErrInvalid)
+		return errors.Is(file, ErrNotFound) || errors.Is(file, simplestreams.ErrBadData)
 	}
 	var corrupt *simplestreams.HashError
 	return errors.As(err, &corrupt)

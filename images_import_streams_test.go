@@ -218,7 +218,7 @@ func badStreams() map[string]badStream {
 	fileError := func(t *testing.T, err error) { t.Helper(); testkit.ErrOf[*simplestreams.Error](t, err) }
 	const rootfs = "images/distro/noble/amd64/20240201_07:42/rootfs.squashfs"
 	return map[string]badStream{
-		"not JSON":       {fault: streamstest.IndexPath, is: streamstest.HTML(), check: matches(simplestreams.ErrInvalid), mention: "index.json"},
+		"not JSON":       {fault: streamstest.IndexPath, is: streamstest.HTML(), check: matches(simplestreams.ErrBadData), mention: "index.json"},
 		"no index":       {fault: streamstest.IndexPath, is: streamstest.Status(http.StatusNotFound), check: matches(lxd.ErrNotFound), mention: "index.json"},
 		"cut index":      {fault: streamstest.ProductsPath, is: streamstest.Cut(500), check: fileError, mention: "images.json"},
 		"loop":           {fault: streamstest.IndexPath, is: streamstest.RedirectLoop(), check: matches(simplestreams.ErrRedirect), mention: "index.json"},
@@ -228,11 +228,11 @@ func badStreams() map[string]badStream {
 			edit: func(p streamstest.Object) {
 				p["distro:noble:amd64"].(streamstest.Object)["versions"] = streamstest.Object{}
 			},
-			check: matches(simplestreams.ErrInvalid), mention: "no versions",
+			check: matches(simplestreams.ErrBadData), mention: "no versions",
 		},
 		"path upwards": {
 			edit:  func(p streamstest.Object) { item(p, "rootfs.squashfs")["path"] = "../../etc/passwd" },
-			check: matches(simplestreams.ErrInvalid), mention: "..",
+			check: matches(simplestreams.ErrBadData), mention: "..",
 		},
 		"wrong hash": {
 			edit:  func(p streamstest.Object) { item(p, "rootfs.squashfs")["sha256"] = wrong },
@@ -247,10 +247,10 @@ func badStreams() map[string]badStream {
 			check: fingerprintError, mention: wrong,
 		},
 		"corrupt":   {fault: rootfs, is: streamstest.Corrupt(1000), check: fingerprintError, mention: "rootfs.squashfs"},
-		"truncated": {fault: rootfs, is: streamstest.Truncate(1000), check: matches(simplestreams.ErrInvalid), mention: "rootfs.squashfs"},
+		"truncated": {fault: rootfs, is: streamstest.Truncate(1000), check: matches(simplestreams.ErrBadData), mention: "rootfs.squashfs"},
 		"cut":       {fault: rootfs, is: streamstest.Cut(0), check: fileError, mention: "rootfs.squashfs"},
 		"no file":   {fault: rootfs, is: streamstest.Status(http.StatusNotFound), check: matches(lxd.ErrNotFound), mention: "rootfs.squashfs"},
-		"page":      {fault: rootfs, is: streamstest.HTML(), check: matches(simplestreams.ErrInvalid), mention: "rootfs.squashfs"},
+		"page":      {fault: rootfs, is: streamstest.HTML(), check: matches(simplestreams.ErrBadData), mention: "rootfs.squashfs"},
 	}
 }
 

@@ -125,14 +125,18 @@ func (m *Images) CreateFromURL(ctx context.Context, imageURL string, opts *Creat
 }
 
 // resolveURL returns the fingerprint in the headers of the source; "" if there is none.
-func (m *Images) resolveURL(ctx context.Context, u *url.URL, o *CreateFromURLOptions) (string, error) {
+func (m *Images) resolveURL(ctx context.Context, u *url.URL, o *CreateFromURLOptions) (fingerprint string, err error) {
 	source := newSource(o, u, m.client.t)
 	defer source.close()
 	info, err := m.client.serverInfo(ctx, false)
 	if err != nil {
 		return "", err
 	}
-	return source.probe(ctx, info)
+	err = m.client.t.untilClosed(ctx, func(ctx context.Context) error {
+		fingerprint, err = source.probe(ctx, info)
+		return err
+	})
+	return fingerprint, err
 }
 
 func checkSourceURL(field, raw string) (*url.URL, error) {

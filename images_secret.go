@@ -246,7 +246,7 @@ func (s *Secret) end(caller context.Context) {
 	t := s.op.client.t
 	ctx, cancel := outlast(caller, tokenCleanup)
 	defer cancel()
-	retries := retry.Policy{Timeout: tokenCleanup}.Begin()
+	retries := t.retriesFor(tokenCleanup)
 	for {
 		err := s.Revoke(ctx)
 		if err == nil {

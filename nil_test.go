@@ -139,6 +139,18 @@ func TestNilResults(t *testing.T) {
 	}
 }
 
+// TestValuesOfNil: a method that returns a plain value returns that of nothing.
+func TestValuesOfNil(t *testing.T) {
+	t.Parallel()
+	var content *lxd.Content
+	var export *lxd.Export
+	require.Zero(t, content.Size())
+	require.Equal(t, int64(-1), export.Size(), "it is unknown")
+	require.False(t, export.Split())
+	require.Empty(t, export.Filename())
+	require.False(t, (*lxd.Server)(nil).Has("projects"))
+}
+
 // waits reports whether Wait of the value has an operation to wait for.
 func waits(receiver any) bool {
 	image, ok := receiver.(*lxd.Image)

@@ -39,8 +39,8 @@ func (o *Operation) Wait(ctx context.Context) error {
 	if finished, err := o.result(); finished {
 		return err
 	}
-	retries := retry.Policy{Timeout: reconnectTimeout}.Begin()
-	refusals := endless.Begin()
+	retries := o.client.t.retriesFor(reconnectTimeout)
+	refusals := o.client.t.retriesFor(endless)
 	for {
 		began := time.Now()
 		err := o.read(ctx, strconv.Itoa(int(waitTimeout/time.Second)))
@@ -86,7 +86,7 @@ func (o *Operation) Wait(ctx context.Context) error {
 		default:
 			return err
 		}
-		if err := o.client.t.conns.pause(ctx, series, err); err != nil {
+		if err := series.Pause(ctx, err); err != nil {
 			if ctx.Err() != nil {
 				return o.interrupted(ctx)
 			}

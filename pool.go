@@ -47,7 +47,7 @@ type connections struct {
 	mu     sync.Mutex
 	open   map[net.Conn]struct{}
 	closed bool
-	pauses map[*context.CancelFunc]struct{} // end the pauses before retries
+	done   chan struct{} // closed by closeAll; nil if that is never called
 }
 
 // errClosed is the error of a request of a closed client.
@@ -146,40 +146,15 @@ func (s *connections) isClosed() bool {
 	return s.closed
 }
 
-// pause waits before a retry, as [retry.Retries.Pause] does. It returns nil if the
-// client is closed meanwhile: the retry then fails with errClosed.
-func (s *connections) pause(ctx context.Context, retries *retry.Retries, err error) error {
-	pausing, cancel := context.WithCancel(ctx)
-	defer cancel()
-	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		return nil
-	}
-	if s.pauses == nil {
-		s.pauses = make(map[*context.CancelFunc]struct{})
-	}
-	s.pauses[&cancel] = struct{}{}
-	s.mu.Unlock()
-	perr := retries.Pause(pausing, err)
-	s.mu.Lock()
-	delete(s.pauses, &cancel)
-	s.mu.Unlock()
-	if pausing.Err() != nil && ctx.Err() == nil {
-		return nil
-	}
-	return perr
-}
-
 // closeAll closes all connections, even those in use; no new one can be made.
 func (s *connections) closeAll() {
 	s.mu.Lock()
-	open, pauses := s.open, s.pauses
-	s.open, s.pauses, s.closed = nil, nil, true
-	s.mu.Unlock()
-	for cancel := range pauses {
-		(*cancel)()
+	open := s.open
+	if !s.closed {
+		close(s.done)
 	}
+	s.open, s.closed = nil, true
+	s.mu.Unlock()
 	for c := range open {
 		_ = c.Close()
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"time"
 
 	"github.com/golxd/lxd/internal/retry"
 )
@@ -28,15 +29,65 @@ func (t *transport) retrying(ctx context.Context, req *request, attempt func() e
 			return err
 		}
 		lost = lost || maybeSeen(err)
-		if err := t.conns.pause(ctx, retries, err); err != nil {
+		if err := retries.Pause(ctx, err); err != nil {
+			if lost && req.method == http.MethodDelete && t.isDeleted(ctx, req) {
+				return errDeletedBefore
+			}
 			return err
 		}
 		t.log.DebugContext(ctx, "lxd request is retried", "method", req.method, "path", req.path, "error", err)
 	}
 }
 
-// errDeletedBefore means that a repeated DELETE got a 404, as an earlier attempt
-// has deleted the thing.
+// retriesFor returns the retries of a call that has its own retry timeout.
+func (t *transport) retriesFor(timeout time.Duration) *retry.Retries {
+	policy := t.retry
+	policy.Timeout = timeout
+	return policy.Begin()
+}
+
+// untilClosed calls work, which is with another server, with a context that also ends
+// when the client is closed: that closes only the connections to its own server.
+func (t *transport) untilClosed(ctx context.Context, work func(context.Context) error) error {
+	working, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-t.conns.done:
+			cancel(errClosed)
+		case <-working.Done():
+		}
+	}()
+	err := work(working)
+	if err != nil && t.conns.isClosed() {
+		return t.connectionError(ctx, &request{method: http.MethodPost, path: path("images")}, errClosed)
+	}
+	return err
+}
+
+// deletedTimeout is how long isDeleted looks: the daemons delete an image after
+// their response.
+const deletedTimeout = 2 * time.Second
+
+// isDeleted reports whether what a DELETE with a lost response should delete does not
+// exist.
+func (t *transport) isDeleted(ctx context.Context, req *request) bool {
+	ctx, cancel := context.WithTimeout(ctx, deletedTimeout)
+	defer cancel()
+	look := &request{method: http.MethodGet, path: req.path, query: req.query, secrets: req.secrets}
+	for retries := t.retriesFor(deletedTimeout); ; {
+		err := t.onMembers(look, func() error {
+			_, err := t.attempt(ctx, look, nil)
+			return err
+		})
+		if err != nil || retries.Pause(ctx, errUnsettled) != nil {
+			return errors.Is(err, ErrNotFound)
+		}
+	}
+}
+
+// errDeletedBefore means that the response to a DELETE was lost, and that the thing
+// does not exist any more.
 var errDeletedBefore = errors.New("deleted by an earlier attempt")
 
 // retryable reports whether a request that failed with err may be sent again: the

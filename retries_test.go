@@ -417,3 +417,112 @@ func TestRetryDiscardsThePartialResponse(t *testing.T) {
 	require.Equal(t, map[string]string{"new": "2"}, image.Properties)
 	require.False(t, image.Public)
 }
+
+// TestCloseEndsEveryPause: a call whose server or source requests a long pause, or is
+// silent, ends when the client is closed.
+func TestCloseEndsEveryPause(t *testing.T) {
+	t.Parallel()
+	type closeCase struct {
+		name  string
+		fault lxdtest.Fault
+		run   func(*testing.T, *retryCase) error
+	}
+	conflict := lxdtest.Status(http.StatusPreconditionFailed, "it was changed").WithHeader("Retry-After", "600")
+	busy := lxdtest.TooManyRequests(10 * time.Minute)
+	cases := []closeCase{
+		{"export that resumes", busy.On("GET", testkit.ExportPattern), func(t *testing.T, r *retryCase) error {
+			r.Inject(lxdtest.CutResponse(9000).On("GET", testkit.ExportPattern).Times(1))
+			_, err := r.image.ExportTo(r.ctx, t.TempDir(), nil)
+			return err
+		}},
+		{"ExportTo of a split image", lxdtest.CutResponse(9000).On("GET", testkit.ExportPattern), func(t *testing.T, r *retryCase) error {
+			metadata, rootfs := lxdtest.SplitImage("split", 24_000)
+			fingerprint, err := r.AddImage(metadata, &lxdtest.AddOptions{Rootfs: rootfs})
+			require.NoError(t, err)
+			split, err := r.client.Images.Get(r.ctx, fingerprint)
+			require.NoError(t, err)
+			_, err = split.ExportTo(r.ctx, t.TempDir(), nil)
+			return err
+		}},
+		{"revoking a token", busy.On("DELETE", "/1.0/operations/*"), func(t *testing.T, r *retryCase) error {
+			r.Inject(lxdtest.LoseResponse().On("POST", "/1.0/images/*/secret").Times(1))
+			_, err := r.image.Secret(r.ctx)
+			require.ErrorIs(t, err, lxd.ErrUnavailable) // of the lost response
+			return r.client.Aliases.Delete(r.ctx, "any")
+		}},
+		{"update in conflict", conflict.On("PUT", "/1.0/images/*"), func(t *testing.T, r *retryCase) error {
+			_, err := r.client.Images.Update(r.ctx, r.image.Fingerprint, func(image *lxd.Image) error {
+				image.Properties = map[string]string{"a": "b"}
+				return nil
+			}, nil)
+			return err
+		}},
+		{"alias move in conflict", conflict.On("PUT", "/1.0/images/aliases/*"), func(t *testing.T, r *retryCase) error {
+			other, err := r.AddImage(lxdtest.UnifiedImage("other", 1000), nil)
+			require.NoError(t, err)
+			require.NoError(t, r.image.AddAlias(r.ctx, "moved", ""))
+			return r.client.Aliases.Set(r.ctx, lxd.Alias{Name: "moved", Target: other})
+		}},
+	}
+	for _, path := range retryPaths {
+		cases = append(cases, closeCase{path.name, busy.On(path.method, path.pattern), path.run})
+	}
+	data := lxdtest.UnifiedImage("other", 24_000)
+	for name, respond := range map[string]func(*http.Request) (*http.Response, error){
+		"is busy": func(req *http.Request) (*http.Response, error) {
+			return &http.Response{StatusCode: 503, Status: "503 busy", Header: http.Header{"Retry-After": {"600"}}, Body: http.NoBody, Request: req}, nil
+		},
+		"is silent": func(req *http.Request) (*http.Response, error) {
+			<-req.Context().Done()
+			return nil, req.Context().Err()
+		},
+		"breaks, then is busy": func(req *http.Request) (*http.Response, error) {
+			if req.Header.Get("Range") != "" {
+				return &http.Response{StatusCode: 503, Status: "503 busy", Header: http.Header{"Retry-After": {"600"}}, Body: http.NoBody, Request: req}, nil
+			}
+			body := io.NopCloser(io.MultiReader(bytes.NewReader(data[:9000]), iotest.ErrReader(io.ErrUnexpectedEOF)))
+			return &http.Response{StatusCode: 200, Header: http.Header{"Etag": {`"1"`}}, Body: body, ContentLength: int64(len(data)), Request: req}, nil
+		},
+	} {
+		web := &http.Client{Transport: roundTripper(respond)}
+		cases = append(cases,
+			closeCase{"URL that " + name, lxdtest.Fault{}, func(t *testing.T, r *retryCase) error {
+				_, err := r.client.Images.CreateFromURL(r.ctx, "https://images.example/image", &lxd.CreateFromURLOptions{Via: lxd.ViaClient, HTTPClient: web})
+				return err
+			}})
+		if strings.HasPrefix(name, "breaks") {
+			continue // it is no index
+		}
+		cases = append(cases,
+			closeCase{"stream that " + name, lxdtest.Fault{}, func(t *testing.T, r *retryCase) error {
+				_, err := r.client.Images.CreateFromSimplestreams(r.ctx, "https://images.example", "alpine", &lxd.CreateFromSimplestreamsOptions{Via: lxd.ViaClient, HTTPClient: web})
+				return err
+			}})
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			inRetryCase(t, &lxd.Options{StallTimeout: -1}, func(t *testing.T, r *retryCase) {
+				var injected *lxdtest.Injection
+				if c.fault.String() != "" {
+					injected = r.Inject(c.fault)
+				}
+				result := make(chan error, 1)
+				go func() { result <- c.run(t, r) }()
+				time.Sleep(3 * time.Second)
+				synctest.Wait()
+				require.Empty(t, result, "it waits")
+				if injected != nil {
+					require.NotZero(t, injected.Fired())
+				}
+				closed := time.Now()
+				require.NoError(t, r.client.Close())
+				err := <-result
+				require.Less(t, time.Since(closed), 200*time.Millisecond)
+				require.ErrorIs(t, err, net.ErrClosed)
+				require.ErrorIs(t, err, lxd.ErrUnavailable)
+				require.NotErrorIs(t, err, context.Canceled)
+			})
+		})
+	}
+}

@@ -40,7 +40,9 @@ type Server struct {
 }
 
 // Has reports whether the server lists an API extension.
-func (s *Server) Has(extension string) bool { return slices.Contains(s.Extensions, extension) }
+func (s *Server) Has(extension string) bool {
+	return s != nil && slices.Contains(s.Extensions, extension)
+}
 
 // need returns an error if the server does not list an extension:
 // ErrUnsupported, or ErrForbidden if it hides its extensions from this client.

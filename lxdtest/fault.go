@@ -221,9 +221,10 @@ func StallImages() Fault { return Fault{name: "stall images", kind: kindStallIma
 
 // StallUpdates makes a PUT or PATCH of an image pause between its check of
 // If-Match and its write until Injection.Release or Remove, so that updates at the
-// same time overwrite each other and all succeed. In LXD 5.0.2, 6.9, Incus 6.0.4
-// and 7.0.2 that pause is short, but long enough for about half of the updates of
-// four clients at once to be lost. PUT of an alias has no such pause.
+// same time overwrite each other and all succeed, even two PATCHes of different
+// attributes. In LXD 5.0.2, 6.9, Incus 6.0.4 and 7.0.2 that pause is short, but long
+// enough for about half of the updates of four clients at once to be lost. PUT of an
+// alias has no such pause.
 func StallUpdates() Fault { return Fault{name: "stall updates", kind: kindStallUpdate} }
 
 // LoseInsert makes an upload, import, copy or publication find that another

@@ -1,6 +1,7 @@
 package lxdtest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -20,7 +21,7 @@ type imagePut struct {
 
 // servePutImage replaces the changeable attributes of an image.
 func (s *Server) servePutImage(w http.ResponseWriter, r *http.Request, name string) error {
-	return s.changeImage(w, r, name, func(img *image, put imagePut) error {
+	return s.changeImage(w, r, name, func(img *image, _ imagePut, put imagePut) error {
 		profiles := put.Profiles
 		if profiles == nil {
 			profiles = []string{"default"}
@@ -40,24 +41,23 @@ func (s *Server) servePutImage(w http.ResponseWriter, r *http.Request, name stri
 }
 
 // servePatchImage changes the attributes that are in the body; like the daemons
-// it ignores expiry and profiles.
+// it ignores expiry and profiles. Like them it writes what the others were when it
+// checked If-Match, even if they have been changed since (LXD 5.0.2, Incus 6.0.4 and
+// 7.0.2).
 func (s *Server) servePatchImage(w http.ResponseWriter, r *http.Request, name string) error {
-	return s.changeImage(w, r, name, func(img *image, put imagePut) error {
-		if put.Public != nil {
-			img.public = *put.Public
-		}
-		if put.AutoUpdate != nil {
-			img.autoUpdate = *put.AutoUpdate
-		}
-		properties := maps.Clone(img.properties)
+	return s.changeImage(w, r, name, func(img *image, before, put imagePut) error {
+		img.public = *cmp.Or(put.Public, before.Public)
+		img.autoUpdate = *cmp.Or(put.AutoUpdate, before.AutoUpdate)
+		properties := maps.Clone(before.Properties)
 		maps.Copy(properties, put.Properties)
 		img.properties = withoutEmpty(properties)
 		return nil
 	})
 }
 
-// changeImage is the common part of PUT and PATCH.
-func (s *Server) changeImage(w http.ResponseWriter, r *http.Request, name string, change func(*image, imagePut) error) error {
+// changeImage is the common part of PUT and PATCH. change gets the attributes that the
+// image had before a stall.
+func (s *Server) changeImage(w http.ResponseWriter, r *http.Request, name string, change func(img *image, before, put imagePut) error) error {
 	s.mu.Lock()
 	project, err := s.imageProject(r)
 	var img *image
@@ -80,6 +80,7 @@ func (s *Server) changeImage(w http.ResponseWriter, r *http.Request, name string
 	if s.images[img.key] == img {
 		err = s.checkETag(r, imageETag(img))
 	}
+	before := imagePut{AutoUpdate: new(img.autoUpdate), Properties: img.properties, Public: new(img.public)}
 	if stall := s.fireFault(kindStallUpdate); stall != nil && err == nil {
 		s.mu.Unlock()
 		if !stall.wait(r.Context()) {
@@ -94,7 +95,7 @@ func (s *Server) changeImage(w http.ResponseWriter, r *http.Request, name string
 		err = s.checkPublic(project, put.Public != nil && *put.Public)
 	}
 	if err == nil {
-		err = change(img, put)
+		err = change(img, before, put)
 	}
 	key := img.key
 	s.mu.Unlock()

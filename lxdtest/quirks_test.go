@@ -83,6 +83,28 @@ func TestStallUpdates(t *testing.T) {
 	}
 }
 
+// TestStallPatches: a PATCH that is overtaken writes the other attributes as they were.
+func TestStallPatches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestServer(t, &Options{InMemory: true})
+		c := newClient(t, s)
+		path := "/1.0/images/" + add(t, s, "x", nil)
+		stall := s.Inject(StallUpdates().Times(1))
+		code := make(chan int)
+		go func() {
+			code <- c.do("PATCH", path, map[string]any{"properties": map[string]string{"by": "one"}}).HTTP
+		}()
+		synctest.Wait()
+		require.Equal(t, 200, c.do("PATCH", path, map[string]any{"public": true, "properties": map[string]string{"also": "two"}}).HTTP)
+		require.True(t, s.Images()[0].Public)
+		stall.Release()
+		require.Equal(t, 200, <-code)
+		require.False(t, s.Images()[0].Public)
+		require.Equal(t, "one", s.Images()[0].Properties["by"])
+		require.NotContains(t, s.Images()[0].Properties, "also")
+	})
+}
+
 func TestLoseInsert(t *testing.T) {
 	eachDialect(t, func(t *testing.T, d Dialect) {
 		s := newTestServer(t, &Options{Dialect: d, InMemory: true})

@@ -1,6 +1,7 @@
 package simplestreams
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -31,28 +32,28 @@ type Client struct {
 }
 
 // New returns a client for the server at a URL, such as "https://images.example.net", with or without a path. It sends
-// nothing: the index is read when it is first needed.
+// nothing: the index is read when it is first needed. A bad URL or option is an [*InputError].
 func New(server string, options *Options) (*Client, error) {
 	set := options.withDefaults()
 
 	address, err := url.Parse(server)
 	if err != nil {
-		return nil, fmt.Errorf("simplestreams: server URL: %w", redact.Error(err))
+		return nil, invalid("server", "is not a URL: %v", redact.Error(err))
 	}
 	switch {
 	case address.Scheme != "https" && address.Scheme != "http":
-		return nil, fmt.Errorf("simplestreams: server URL %q: the scheme must be https", redact.URL(address))
+		return nil, invalid("server", "%q has another scheme than https, or http with Options.AllowHTTP", redact.URL(address))
 	case address.Scheme == "http" && !set.AllowHTTP:
-		return nil, fmt.Errorf("simplestreams: server URL %q: %w (set AllowHTTP to permit it)", redact.URL(address), ErrInsecure)
+		return nil, fmt.Errorf("%w: %w", invalid("server", "%q is not https: set Options.AllowHTTP to permit it", redact.URL(address)), ErrInsecure)
 	case address.Host == "":
-		return nil, fmt.Errorf("simplestreams: server URL %q: no host", redact.URL(address))
+		return nil, invalid("server", "%q has no host", redact.URL(address))
 	case address.RawQuery != "" || address.Fragment != "":
-		return nil, fmt.Errorf("simplestreams: server URL %q: a query or fragment is not allowed", redact.URL(address))
+		return nil, invalid("server", "%q has a query or fragment, which is not allowed", redact.URL(address))
 	}
 	switch set.Family {
 	case "", LXD, Incus:
 	default:
-		return nil, fmt.Errorf("simplestreams: Family: %q is neither %q nor %q", set.Family, LXD, Incus)
+		return nil, invalid("Options.Family", "is %.80q, not one of \"\", %q, %q", set.Family, LXD, Incus)
 	}
 
 	client, own, err := newHTTPClient(&set)
@@ -66,6 +67,9 @@ func New(server string, options *Options) (*Client, error) {
 // Close closes the idle connections, but not those of Options.HTTPClient's own transport. Downloads in progress continue,
 // and the client can still be used.
 func (c *Client) Close() error {
+	if err := c.checkMade(); err != nil {
+		return err
+	}
 	if c.own != nil {
 		c.own.CloseIdleConnections()
 	}
@@ -74,7 +78,34 @@ func (c *Client) Close() error {
 }
 
 // URL returns the server's address as it was passed to New, without user name and password.
-func (c *Client) URL() string { return redact.URL(c.server) }
+func (c *Client) URL() string {
+	if c.checkMade() != nil {
+		return ""
+	}
+
+	return redact.URL(c.server)
+}
+
+// checkMade returns an error for a client that New has not returned.
+func (c *Client) checkMade() error {
+	if c == nil || c.server == nil {
+		return invalid("client", "is not from New")
+	}
+
+	return nil
+}
+
+// check returns an error for such a client, and for a nil ctx.
+func (c *Client) check(ctx context.Context) error {
+	if err := c.checkMade(); err != nil {
+		return err
+	}
+	if ctx == nil {
+		return invalid("ctx", "is nil")
+	}
+
+	return nil
+}
 
 // address returns the URL of a file on the server. A "%" or "?" in the name is taken literally; "." segments and double
 // slashes are removed.

@@ -2,6 +2,7 @@ package simplestreams_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
@@ -30,23 +31,66 @@ func TestNewRefuses(t *testing.T) {
 		options *simplestreams.Options
 		says    string
 	}{
-		"no scheme":     {"images.example.net", nil, "scheme must be https"},
-		"other scheme":  {"ftp://images.example.net", nil, "scheme must be https"},
+		"no scheme":     {"images.example.net", nil, "another scheme than https"},
+		"other scheme":  {"ftp://images.example.net", nil, "another scheme than https"},
 		"plain http":    {"http://127.0.0.1", nil, "AllowHTTP"},
 		"no host":       {"https:///images", nil, "no host"},
 		"query":         {"https://images.example.net/?a=b", nil, "query"},
-		"control":       {"https://images.example.net/\x01", nil, "server URL"},
-		"family":        {"https://images.example.net", &simplestreams.Options{Family: "docker"}, "Family"},
-		"no PEM":        {"https://images.example.net", &simplestreams.Options{Certificate: "-"}, "Certificate"},
-		"custom client": {"https://images.example.net", &simplestreams.Options{HTTPClient: &http.Client{Transport: roundTripper{}}, RootCAs: x509.NewCertPool()}, "HTTPClient"},
+		"control":       {"https://images.example.net/\x01", nil, "not a URL"},
+		"family":        {"https://images.example.net", &simplestreams.Options{Family: "docker"}, `Options.Family is "docker", not one of "", "lxd", "incus"`},
+		"no PEM":        {"https://images.example.net", &simplestreams.Options{Certificate: "-"}, "Options.Certificate contains no"},
+		"custom client": {"https://images.example.net", &simplestreams.Options{HTTPClient: &http.Client{Transport: roundTripper{}}, RootCAs: x509.NewCertPool()}, "Options.HTTPClient has"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := simplestreams.New(test.server, test.options)
 			require.ErrorContains(t, err, test.says)
+			require.ErrorIs(t, err, simplestreams.ErrInvalid)
+			var refused *simplestreams.InputError
+			require.ErrorAs(t, err, &refused)
+			require.False(t, refused.Transient())
 		})
 	}
 	_, err := simplestreams.New("http://127.0.0.1", nil)
 	require.ErrorIs(t, err, simplestreams.ErrInsecure)
+}
+
+// TestNilAndZeroValues: a method that returns an error refuses a value that this package has not returned, and a nil
+// context; another one returns the value of nothing.
+func TestNilAndZeroValues(t *testing.T) {
+	client, err := simplestreams.New("https://127.0.0.1:1", nil)
+	require.NoError(t, err)
+	refused := func(err error) {
+		t.Helper()
+		var input *simplestreams.InputError
+		require.ErrorAs(t, err, &input)
+	}
+	call := func(ctx context.Context, c *simplestreams.Client) {
+		t.Helper()
+		_, err := c.Resolve(ctx, "a", nil)
+		refused(err)
+		_, err = c.Open(ctx, &simplestreams.Image{}, nil)
+		refused(err)
+		refused(c.Refresh(ctx))
+		for _, err := range c.Images(ctx) {
+			refused(err)
+		}
+	}
+	for _, c := range []*simplestreams.Client{nil, {}} {
+		call(t.Context(), c)
+		refused(c.Close())
+		require.Empty(t, c.URL())
+	}
+	call(nil, client) //nolint:staticcheck // A nil context is the test.
+	for _, download := range []*simplestreams.Download{nil, {}} {
+		refused(download.Close())
+	}
+	for _, file := range []*simplestreams.FileReader{nil, {}} {
+		_, err := file.Read(make([]byte, 1))
+		refused(err)
+		require.Empty(t, file.Name())
+	}
+	require.Equal(t, int64(-1), (*simplestreams.FileReader)(nil).Size())
+	require.False(t, (*simplestreams.Image)(nil).Split())
 }
 
 // TestSecretsAreNotTold searches all errors and log records for the secrets in the server's URL and in those of

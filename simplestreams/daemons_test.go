@@ -82,7 +82,7 @@ func testAgreement(t *testing.T, daemon *testdaemon.Daemon) {
 		server := serve(t, streamstest.Tree(realProducts(t, other, unique), nil))
 		client := newClient(t, server, func(o *simplestreams.Options) { o.Family = simplestreams.Family(family) })
 		_, err := client.Resolve(t.Context(), "unified", nil)
-		require.ErrorIs(t, err, simplestreams.ErrInvalid)
+		require.ErrorIs(t, err, simplestreams.ErrBadData)
 		var refusal *testdaemon.Error
 		require.ErrorAs(t, daemon.Do(t.Context(), "POST", "/1.0/images", pull(server.URL, "", "unified", ""), nil), &refusal)
 	})
@@ -112,7 +112,7 @@ func testArchitectures(t *testing.T, daemon *testdaemon.Daemon) {
 		}
 		mine, err := client.Resolve(t.Context(), "on-"+spelling, nil)
 		if strings.Contains(spelling, "v") && err != nil {
-			require.ErrorIs(t, err, simplestreams.ErrInvalid)
+			require.ErrorIs(t, err, simplestreams.ErrBadData)
 			require.Error(t, daemon.Do(t.Context(), "POST", "/1.0/images", pull(server.URL, "", "on-"+spelling, ""), nil), spelling)
 			continue
 		}

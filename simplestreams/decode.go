@@ -446,7 +446,7 @@ func (d *productsDecoder) add(meta, root *item, label string) string {
 func (e *entry) read(file *part, id string) {
 	path, err := e.rules.path(file.path)
 	if err != nil && e.broken == nil {
-		e.broken = invalidf("item %q: %w", id, err)
+		e.broken = badDataf("item %q: %w", id, err)
 	}
 	file.path = path
 }
@@ -531,7 +531,7 @@ func (it *item) setType(ftype []byte) bool {
 
 func (it *item) fail(format string, args ...any) {
 	if it.broken == nil {
-		it.broken = invalidf(format, args...)
+		it.broken = badDataf(format, args...)
 	}
 }
 

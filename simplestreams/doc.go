@@ -68,6 +68,6 @@
 // # Errors
 //
 // [*Error] names the file and the HTTP status, [*ResolveError] the reference, [*HashError] the file and both hashes.
-// [ErrNotFound], [ErrAmbiguous], [ErrInvalid], [ErrTooLarge], [ErrInsecure], [ErrRedirect] and [ErrStalled] are matched
-// with [errors.Is].
+// [*InputError] names an argument or option that was refused; package lxd has the same type. [ErrInvalid], [ErrNotFound],
+// [ErrAmbiguous], [ErrBadData], [ErrTooLarge], [ErrInsecure], [ErrRedirect] and [ErrStalled] are matched with [errors.Is].
 package simplestreams

@@ -54,21 +54,24 @@ type Download struct {
 // If a file is missing, or another than the index says, the client revalidates the index when it is next used, whatever
 // its age: the version may have been replaced. Resolve the image and open it again.
 func (c *Client) Open(ctx context.Context, image *Image, options *DownloadOptions) (*Download, error) {
+	if err := c.check(ctx); err != nil {
+		return nil, err
+	}
 	if image == nil || len(image.Files) < 1 || len(image.Files) > 2 {
-		return nil, errors.New("simplestreams: an image has one or two files")
+		return nil, invalid("image.Files", "must be one or two files")
 	}
 	if !isHash(image.Fingerprint) {
-		return nil, fmt.Errorf("simplestreams: fingerprint: %q is not a SHA-256 hash in lower case", image.Fingerprint)
+		return nil, invalid("image.Fingerprint", "%.80q is not a SHA-256 hash in lower case", image.Fingerprint)
 	}
 	for _, file := range image.Files {
 		if err := checkPath(file.Path); err != nil {
-			return nil, c.fileError(file.Path, invalidf("%w", err))
+			return nil, c.fileError(file.Path, badDataf("%w", err))
 		}
 		if file.SHA256 != "" && !isHash(file.SHA256) {
-			return nil, c.fileError(file.Path, invalidf("%q is not a SHA-256 hash in lower case", file.SHA256))
+			return nil, c.fileError(file.Path, badDataf("%q is not a SHA-256 hash in lower case", file.SHA256))
 		}
 		if file.Size < 0 {
-			return nil, c.fileError(file.Path, invalidf("the size is %d", file.Size))
+			return nil, c.fileError(file.Path, badDataf("the size is %d", file.Size))
 		}
 	}
 
@@ -102,8 +105,11 @@ func (c *Client) Open(ctx context.Context, image *Image, options *DownloadOption
 }
 
 // Close ends the download; a Read in progress in another goroutine returns [context.Canceled]. It may be called before the
-// end of the content, and by Progress. It always returns nil.
+// end of the content, and by Progress. It returns nil.
 func (d *Download) Close() error {
+	if d == nil || d.cancel == nil {
+		return invalid("download", "does not come from Client.Open")
+	}
 	d.cancel()
 	for _, r := range []*FileReader{d.Metadata, d.Rootfs} {
 		if r != nil {
@@ -152,13 +158,28 @@ func (c *Client) reader(ctx context.Context, d *Download, file File, split bool)
 }
 
 // Name returns the last part of the file's path, such as "rootfs.squashfs". It comes from the server.
-func (r *FileReader) Name() string { return r.File.Path[strings.LastIndexByte(r.File.Path, '/')+1:] }
+func (r *FileReader) Name() string {
+	if r == nil {
+		return ""
+	}
+
+	return r.File.Path[strings.LastIndexByte(r.File.Path, '/')+1:]
+}
 
 // Size returns the file's length in bytes, or -1 if neither the index nor the server has it.
-func (r *FileReader) Size() int64 { return r.size }
+func (r *FileReader) Size() int64 {
+	if r == nil {
+		return -1
+	}
+
+	return r.size
+}
 
 // Read reads the next bytes of the file. After an error it returns the same error again.
 func (r *FileReader) Read(p []byte) (int, error) {
+	if r == nil || r.download == nil {
+		return 0, invalid("file", "does not come from Client.Open")
+	}
 	if r.err != nil {
 		return 0, r.err
 	}
@@ -280,9 +301,9 @@ func (r *FileReader) open(ctx context.Context, header http.Header) (*http.Respon
 	}
 	switch whole := response.StatusCode == http.StatusOK; {
 	case !whole && response.StatusCode != http.StatusPartialContent:
-		err = &Error{URL: r.client.publicURL(r.File.Path), StatusCode: response.StatusCode, Err: invalidf("want status 200")}
+		err = &Error{URL: r.client.publicURL(r.File.Path), StatusCode: response.StatusCode, Err: badDataf("want status 200")}
 	case whole && r.File.Size > 0 && response.ContentLength >= 0 && response.ContentLength != r.File.Size:
-		err = r.client.fileError(r.File.Path, invalidf("the server has %d bytes, the index says %d", response.ContentLength, r.File.Size))
+		err = r.client.fileError(r.File.Path, badDataf("the server has %d bytes, the index says %d", response.ContentLength, r.File.Size))
 	}
 	if err != nil {
 		_ = response.Body.Close()
@@ -298,9 +319,9 @@ func (r *FileReader) failure(err error) error {
 	case errors.Is(err, rangeread.ErrClosed):
 		err = ctxerr.Of(r.ctx)
 	case errors.Is(err, rangeread.ErrChanged), errors.Is(err, rangeread.ErrRange):
-		err = invalidf("%w", err)
+		err = badDataf("%w", err)
 	}
-	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrInvalid) {
+	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrBadData) {
 		err = r.doubt(err)
 	}
 

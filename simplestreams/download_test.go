@@ -159,18 +159,18 @@ func TestDownloadFails(t *testing.T) {
 		"missing":           {bigRoot, streamstest.Status(http.StatusNotFound), simplestreams.ErrNotFound, "HTTP 404"},
 		"missing metadata":  {bigMeta, streamstest.Status(http.StatusNotFound), simplestreams.ErrNotFound, "HTTP 404"},
 		"forbidden":         {bigRoot, streamstest.Status(http.StatusForbidden), nil, "HTTP 403: Forbidden"},
-		"no content":        {bigRoot, streamstest.Status(http.StatusNoContent), simplestreams.ErrInvalid, "HTTP 204"},
+		"no content":        {bigRoot, streamstest.Status(http.StatusNoContent), simplestreams.ErrBadData, "HTTP 204"},
 		"busy":              {bigRoot, streamstest.Status(http.StatusServiceUnavailable), nil, "HTTP 503"},
-		"HTML page":         {bigRoot, streamstest.HTML(), simplestreams.ErrInvalid, "the index says 2097485"},
-		"truncated":         {bigRoot, streamstest.Truncate(1000), simplestreams.ErrInvalid, "the server has 1000 bytes"},
+		"HTML page":         {bigRoot, streamstest.HTML(), simplestreams.ErrBadData, "the index says 2097485"},
+		"truncated":         {bigRoot, streamstest.Truncate(1000), simplestreams.ErrBadData, "the server has 1000 bytes"},
 		"cut":               {bigRoot, streamstest.Cut(1000), io.ErrUnexpectedEOF, "after 1000 bytes"},
 		"cut, chunked":      {bigRoot, streamstest.Together(streamstest.NoLength(), streamstest.Truncate(1000)), io.ErrUnexpectedEOF, "after 1000 bytes"},
 		"stalled":           {bigRoot, streamstest.Stall(1000), simplestreams.ErrStalled, "after 1000 bytes"},
 		"stalled headers":   {bigRoot, streamstest.Stall(-1), simplestreams.ErrStalled, "no data was sent"},
 		"redirect loop":     {bigRoot, streamstest.RedirectLoop(), simplestreams.ErrRedirect, "too many redirects"},
-		"corrupt":           {bigRoot, streamstest.Corrupt(1 << 20), simplestreams.ErrInvalid, "SHA-256 is"},
-		"corrupt last byte": {bigRoot, streamstest.Corrupt(2<<20 + 332), simplestreams.ErrInvalid, "SHA-256 is"},
-		"corrupt metadata":  {bigMeta, streamstest.Corrupt(0), simplestreams.ErrInvalid, "SHA-256 is"},
+		"corrupt":           {bigRoot, streamstest.Corrupt(1 << 20), simplestreams.ErrBadData, "SHA-256 is"},
+		"corrupt last byte": {bigRoot, streamstest.Corrupt(2<<20 + 332), simplestreams.ErrBadData, "SHA-256 is"},
+		"corrupt metadata":  {bigMeta, streamstest.Corrupt(0), simplestreams.ErrBadData, "SHA-256 is"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			server, client, image, _ := big(t, func(o *simplestreams.Options) {
@@ -306,7 +306,7 @@ func TestLongerThanTheIndexSays(t *testing.T) {
 	server.Fault(bigRoot, streamstest.NoLength())
 	image.Files[1].Size = 1000
 	_, err := download(t.Context(), client, image, nil)
-	require.ErrorIs(t, err, simplestreams.ErrInvalid)
+	require.ErrorIs(t, err, simplestreams.ErrBadData)
 	require.ErrorContains(t, err, "more than 1000 bytes")
 }
 
@@ -322,7 +322,7 @@ func TestReplacedWhileDownloading(t *testing.T) {
 			require.ErrorContains(t, err, bigRoot)
 		}},
 		"another length": {func(root []byte) []byte { return root[:len(root)-1] }, func(t *testing.T, err error) {
-			require.ErrorIs(t, err, simplestreams.ErrInvalid)
+			require.ErrorIs(t, err, simplestreams.ErrBadData)
 			require.ErrorContains(t, err, "replaced")
 			require.ErrorContains(t, err, bigRoot)
 		}},
@@ -356,7 +356,7 @@ func TestWrongRange(t *testing.T) {
 			server, client, image, _ := big(t, func(o *simplestreams.Options) { o.RetryTimeout = 0 })
 			server.Fault(bigRoot, streamstest.Together(streamstest.Times(1, streamstest.Cut(1000)), streamstest.Header("Content-Range", header)))
 			_, err := download(t.Context(), client, image, nil)
-			require.ErrorIs(t, err, simplestreams.ErrInvalid)
+			require.ErrorIs(t, err, simplestreams.ErrBadData)
 			require.ErrorIs(t, err, io.ErrUnexpectedEOF, "what made the range necessary")
 			require.ErrorContains(t, err, bigRoot)
 			require.ErrorContains(t, err, "after 1000 bytes")

@@ -13,6 +13,10 @@ import (
 )
 
 var (
+	// ErrInvalid says that an argument or option was refused before anything was sent. The error is an [*InputError] that
+	// names the field.
+	ErrInvalid = errors.New("invalid input")
+
 	// ErrNotFound says that the server has no such file (404 or 410), or no image of the requested name, fingerprint,
 	// version, type and architecture.
 	ErrNotFound = errors.New("not found")
@@ -20,9 +24,9 @@ var (
 	// ErrAmbiguous says that a fingerprint prefix matches more than one image.
 	ErrAmbiguous = errors.New("fingerprint prefix is ambiguous or too short")
 
-	// ErrInvalid says that the server sent invalid data: an index that is not JSON, a path not below the server's
+	// ErrBadData says that the server sent invalid data: an index that is not JSON, a path not below the server's
 	// address, a malformed hash, a file whose length or hash differs from the index.
-	ErrInvalid = errors.New("invalid data")
+	ErrBadData = errors.New("invalid data")
 
 	// ErrTooLarge says that a metadata file is larger than [Options.MaxMetadataSize].
 	ErrTooLarge = errors.New("too large")
@@ -37,8 +41,27 @@ var (
 	ErrStalled = stall.Err
 )
 
+// InputError names the argument or option that was refused, and says why. Nothing was sent. It matches [ErrInvalid].
+type InputError struct {
+	Field   string // such as "server" or "Options.Family"
+	Problem string // such as "is empty"
+}
+
+// Error returns the field and the problem.
+func (e *InputError) Error() string { return e.Field + " " + e.Problem }
+
+// Is matches [ErrInvalid].
+func (e *InputError) Is(target error) bool { return target == ErrInvalid }
+
+// Transient is false: the same call fails in the same way.
+func (e *InputError) Transient() bool { return false }
+
+func invalid(field, format string, args ...any) error {
+	return &InputError{Field: field, Problem: fmt.Sprintf(format, args...)}
+}
+
 // permanent are the causes for which a retry is useless.
-var permanent = []error{ErrNotFound, ErrInvalid, ErrTooLarge, ErrInsecure, ErrRedirect, context.Canceled}
+var permanent = []error{ErrNotFound, ErrBadData, ErrTooLarge, ErrInsecure, ErrRedirect, context.Canceled}
 
 // Error is the failure of a request for a file. The cause is matched with [errors.Is] and [errors.As].
 type Error struct {
@@ -105,11 +128,11 @@ func (e *HashError) Error() string {
 	return fmt.Sprintf("simplestreams: %s: SHA-256 is %s, the index says %s", e.File, e.Actual, e.Expected)
 }
 
-// Is matches [ErrInvalid].
-func (e *HashError) Is(target error) bool { return target == ErrInvalid }
+// Is matches [ErrBadData].
+func (e *HashError) Is(target error) bool { return target == ErrBadData }
 
-// ResolveError says why a reference does not resolve to one image. It matches [ErrNotFound], [ErrAmbiguous] or
-// [ErrInvalid].
+// ResolveError says why a reference does not resolve to one image. It matches [ErrInvalid], [ErrNotFound],
+// [ErrAmbiguous] or [ErrBadData].
 type ResolveError struct {
 	// Ref is the alias or fingerprint as it was passed to Resolve.
 	Ref string
@@ -141,7 +164,7 @@ func (e *ResolveError) Error() string {
 // Unwrap returns the cause.
 func (e *ResolveError) Unwrap() error { return e.Err }
 
-// invalidf returns an error that matches ErrInvalid.
-func invalidf(format string, args ...any) error {
-	return fmt.Errorf("%w: %w", ErrInvalid, fmt.Errorf(format, args...))
+// badDataf returns an error that matches ErrBadData.
+func badDataf(format string, args ...any) error {
+	return fmt.Errorf("%w: %w", ErrBadData, fmt.Errorf(format, args...))
 }

@@ -77,7 +77,7 @@ type File struct {
 }
 
 // Split reports whether the image consists of metadata and a separate root filesystem.
-func (i *Image) Split() bool { return len(i.Files) > 1 }
+func (i *Image) Split() bool { return i != nil && len(i.Files) > 1 }
 
 // Images lists the images of the server, the newest version of each product first, in the order in which LXD and Incus
 // list them: by operating system, release, variant, version and architecture. The index is read when the sequence is

@@ -145,7 +145,7 @@ func TestFamilies(t *testing.T) {
 		}
 		if test.images == 0 {
 			_, err := client.Resolve(t.Context(), "alpine", nil)
-			require.ErrorIs(t, err, simplestreams.ErrInvalid)
+			require.ErrorIs(t, err, simplestreams.ErrBadData)
 			require.ErrorContains(t, err, "daemons only")
 		}
 	}

@@ -47,6 +47,9 @@ func (c *Client) Refresh(ctx context.Context) error {
 // load returns the index, which it reads if there is none, if it is older than the TTL, or if force is set. Only one call
 // reads at a time.
 func (c *Client) load(ctx context.Context, force bool) (*catalog, error) {
+	if err := c.check(ctx); err != nil {
+		return nil, err
+	}
 	select {
 	case c.loading <- struct{}{}:
 		defer func() { <-c.loading }()
@@ -169,7 +172,7 @@ func fetch[T any](ctx context.Context, c *Client, path string, known *document[T
 		c.storeStamp(ctx, path, same.stamp)
 		return &same, nil
 	case response.StatusCode != http.StatusOK:
-		return nil, &Error{URL: c.publicURL(path), StatusCode: response.StatusCode, Err: invalidf("want status 200")}
+		return nil, &Error{URL: c.publicURL(path), StatusCode: response.StatusCode, Err: badDataf("want status 200")}
 	case response.ContentLength > c.options.MaxMetadataSize:
 		return nil, c.fileError(path, fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, response.ContentLength, c.options.MaxMetadataSize))
 	}
@@ -277,7 +280,7 @@ func (c *Client) key(path, kind string) string {
 	return "simplestreams-" + hex.EncodeToString(sum[:16]) + "." + kind
 }
 
-// parseAll parses a whole metadata file. The error is the reader's if reading failed, and otherwise an ErrInvalid.
+// parseAll parses a whole metadata file. The error is the reader's if reading failed, and otherwise an ErrBadData.
 func parseAll[T any](r *metadataReader, parse func(io.Reader) (T, error)) (T, error) {
 	buffered := bufio.NewReaderSize(r, 64<<10)
 	start, _ := buffered.Peek(64)
@@ -286,9 +289,9 @@ func parseAll[T any](r *metadataReader, parse func(io.Reader) (T, error)) (T, er
 	case r.err != nil:
 		return content, r.err
 	case err != nil && strings.HasPrefix(strings.TrimLeft(string(start), "\ufeff \t\r\n"), "<"):
-		return content, invalidf("want JSON, have an HTML or XML document")
+		return content, badDataf("want JSON, have an HTML or XML document")
 	case err != nil:
-		return content, invalidf("%w", noEOF(err))
+		return content, badDataf("%w", noEOF(err))
 	}
 
 	return content, nil

@@ -34,32 +34,32 @@ func TestBadMetadata(t *testing.T) {
 		"gone":                 {streamstest.IndexPath, "", streamstest.Status(410), simplestreams.ErrNotFound, "HTTP 410"},
 		"no products":          {streamstest.ProductsPath, "", streamstest.Status(404), simplestreams.ErrNotFound, "HTTP 404"},
 		"busy":                 {streamstest.IndexPath, "", streamstest.Status(503), nil, "HTTP 503: Service Unavailable"},
-		"no content":           {streamstest.IndexPath, "", streamstest.Status(204), simplestreams.ErrInvalid, "HTTP 204"},
-		"unasked 304":          {streamstest.IndexPath, "", streamstest.Status(304), simplestreams.ErrInvalid, "HTTP 304"},
-		"HTML page":            {streamstest.IndexPath, "", streamstest.HTML(), simplestreams.ErrInvalid, "HTML"},
-		"HTML products":        {streamstest.ProductsPath, "", streamstest.HTML(), simplestreams.ErrInvalid, "HTML"},
+		"no content":           {streamstest.IndexPath, "", streamstest.Status(204), simplestreams.ErrBadData, "HTTP 204"},
+		"unasked 304":          {streamstest.IndexPath, "", streamstest.Status(304), simplestreams.ErrBadData, "HTTP 304"},
+		"HTML page":            {streamstest.IndexPath, "", streamstest.HTML(), simplestreams.ErrBadData, "HTML"},
+		"HTML products":        {streamstest.ProductsPath, "", streamstest.HTML(), simplestreams.ErrBadData, "HTML"},
 		"redirect loop":        {streamstest.IndexPath, "", streamstest.RedirectLoop(), simplestreams.ErrRedirect, "redirects"},
 		"cut":                  {streamstest.ProductsPath, "", streamstest.Cut(100), io.ErrUnexpectedEOF, "unexpected EOF"},
-		"truncated":            {streamstest.ProductsPath, "", streamstest.Truncate(100), simplestreams.ErrInvalid, "unexpected EOF"},
+		"truncated":            {streamstest.ProductsPath, "", streamstest.Truncate(100), simplestreams.ErrBadData, "unexpected EOF"},
 		"stalled":              {streamstest.ProductsPath, "", streamstest.Stall(100), simplestreams.ErrStalled, "no data was sent"},
 		"stalled headers":      {streamstest.IndexPath, "", streamstest.Stall(-1), simplestreams.ErrStalled, "no data was sent"},
-		"not JSON":             {streamstest.IndexPath, "index: yes", nil, simplestreams.ErrInvalid, "invalid"},
-		"empty":                {streamstest.IndexPath, " ", nil, simplestreams.ErrInvalid, "unexpected EOF"},
-		"null":                 {streamstest.IndexPath, "null", nil, simplestreams.ErrInvalid, "want an object"},
-		"array":                {streamstest.IndexPath, "[]", nil, simplestreams.ErrInvalid, "want an object"},
-		"no index in it":       {streamstest.IndexPath, "{}", nil, simplestreams.ErrInvalid, `no "index"`},
-		"index is a list":      {streamstest.IndexPath, `{"index":[]}`, nil, simplestreams.ErrInvalid, "/index: want an object"},
-		"products are a map":   {streamstest.IndexPath, `{"index":{"a":{"products":{}}}}`, nil, simplestreams.ErrInvalid, "/index/a/products: want an array"},
-		"path is a number":     {streamstest.IndexPath, `{"index":{"a":{"path":1}}}`, nil, simplestreams.ErrInvalid, "/index/a/path: want a string"},
-		"two documents":        {streamstest.IndexPath, `{"index":{}}{}`, nil, simplestreams.ErrInvalid, "trailing data"},
-		"path not below":       {streamstest.IndexPath, `{"index":{"a":{"datatype":"image-downloads","path":"../a","products":["p"]}}}`, nil, simplestreams.ErrInvalid, "not below"},
-		"path to another host": {streamstest.IndexPath, `{"index":{"a":{"datatype":"image-downloads","path":"http://b/a","products":["p"]}}}`, nil, simplestreams.ErrInvalid, "not relative"},
-		"no path":              {streamstest.IndexPath, `{"index":{"a":{"datatype":"image-downloads","products":["p"]}}}`, nil, simplestreams.ErrInvalid, "path is empty"},
-		"no products in it":    {streamstest.ProductsPath, `{}`, nil, simplestreams.ErrInvalid, `no "products"`},
-		"size is text":         {streamstest.ProductsPath, `{"products":{"a":{"versions":{"20240101":{"items":{"b":{"size":"1"}}}}}}}`, nil, simplestreams.ErrInvalid, "/b/size: want a number"},
-		"size is a fraction":   {streamstest.ProductsPath, `{"products":{"a":{"versions":{"20240101":{"items":{"b":{"size":1.5}}}}}}}`, nil, simplestreams.ErrInvalid, "1.5 is not an integer"},
-		"versions are a list":  {streamstest.ProductsPath, `{"products":{"a":{"versions":["20240101"]}}}`, nil, simplestreams.ErrInvalid, "/products/a/versions: want an object"},
-		"not UTF-8":            {streamstest.ProductsPath, "{\"products\":{\"a\xff\":{}}}", nil, simplestreams.ErrInvalid, "UTF-8"},
+		"not JSON":             {streamstest.IndexPath, "index: yes", nil, simplestreams.ErrBadData, "invalid"},
+		"empty":                {streamstest.IndexPath, " ", nil, simplestreams.ErrBadData, "unexpected EOF"},
+		"null":                 {streamstest.IndexPath, "null", nil, simplestreams.ErrBadData, "want an object"},
+		"array":                {streamstest.IndexPath, "[]", nil, simplestreams.ErrBadData, "want an object"},
+		"no index in it":       {streamstest.IndexPath, "{}", nil, simplestreams.ErrBadData, `no "index"`},
+		"index is a list":      {streamstest.IndexPath, `{"index":[]}`, nil, simplestreams.ErrBadData, "/index: want an object"},
+		"products are a map":   {streamstest.IndexPath, `{"index":{"a":{"products":{}}}}`, nil, simplestreams.ErrBadData, "/index/a/products: want an array"},
+		"path is a number":     {streamstest.IndexPath, `{"index":{"a":{"path":1}}}`, nil, simplestreams.ErrBadData, "/index/a/path: want a string"},
+		"two documents":        {streamstest.IndexPath, `{"index":{}}{}`, nil, simplestreams.ErrBadData, "trailing data"},
+		"path not below":       {streamstest.IndexPath, `{"index":{"a":{"datatype":"image-downloads","path":"../a","products":["p"]}}}`, nil, simplestreams.ErrBadData, "not below"},
+		"path to another host": {streamstest.IndexPath, `{"index":{"a":{"datatype":"image-downloads","path":"http://b/a","products":["p"]}}}`, nil, simplestreams.ErrBadData, "not relative"},
+		"no path":              {streamstest.IndexPath, `{"index":{"a":{"datatype":"image-downloads","products":["p"]}}}`, nil, simplestreams.ErrBadData, "path is empty"},
+		"no products in it":    {streamstest.ProductsPath, `{}`, nil, simplestreams.ErrBadData, `no "products"`},
+		"size is text":         {streamstest.ProductsPath, `{"products":{"a":{"versions":{"20240101":{"items":{"b":{"size":"1"}}}}}}}`, nil, simplestreams.ErrBadData, "/b/size: want a number"},
+		"size is a fraction":   {streamstest.ProductsPath, `{"products":{"a":{"versions":{"20240101":{"items":{"b":{"size":1.5}}}}}}}`, nil, simplestreams.ErrBadData, "1.5 is not an integer"},
+		"versions are a list":  {streamstest.ProductsPath, `{"products":{"a":{"versions":["20240101"]}}}`, nil, simplestreams.ErrBadData, "/products/a/versions: want an object"},
+		"not UTF-8":            {streamstest.ProductsPath, "{\"products\":{\"a\xff\":{}}}", nil, simplestreams.ErrBadData, "UTF-8"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			server, _ := standard(t)
@@ -381,7 +381,7 @@ func TestCache(t *testing.T) {
 
 	server.Set(streamstest.ProductsPath, []byte("not JSON"))
 	_, err = open(-1).Resolve(t.Context(), "alpine", nil)
-	require.ErrorIs(t, err, simplestreams.ErrInvalid)
+	require.ErrorIs(t, err, simplestreams.ErrBadData)
 	server.Set(streamstest.ProductsPath, streamstest.Tree(products("lxd"), nil)[streamstest.ProductsPath])
 	require.Equal(t, want, all(t, open(-1)), "bad content does not stay in the cache")
 

@@ -4,8 +4,8 @@ import (
 	"cmp"
 	"context"
 	"encoding/hex"
-	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -28,18 +28,21 @@ type ResolveOptions struct {
 // architecture such as "debian/12/arm64" (the architecture overrides the options), or a fingerprint or a prefix of one.
 // An alias takes precedence over a fingerprint.
 //
-// The error is a *ResolveError that matches ErrNotFound, ErrAmbiguous (a prefix of several fingerprints) or ErrInvalid
-// (the image's description in the index is invalid), or else says why the index could not be read.
+// The error is a *ResolveError that matches ErrInvalid, ErrNotFound, ErrAmbiguous (a prefix of several fingerprints) or
+// ErrBadData (the image's description in the index is invalid), or else says why the index could not be read.
 func (c *Client) Resolve(ctx context.Context, ref string, options *ResolveOptions) (*Image, error) {
+	if err := c.check(ctx); err != nil {
+		return nil, err
+	}
 	var set ResolveOptions
 	if options != nil {
 		set = *options
 	}
 	if ref == "" {
-		return nil, &ResolveError{Ref: ref, Err: errors.New("the reference is empty")}
+		return nil, &ResolveError{Ref: ref, Err: invalid("ref", "is empty")}
 	}
 	if set.Type != "" && set.Type != Container && set.Type != VirtualMachine {
-		return nil, &ResolveError{Ref: ref, Err: fmt.Errorf("type: %q is neither %q nor %q", set.Type, Container, VirtualMachine)}
+		return nil, &ResolveError{Ref: ref, Err: invalid("ResolveOptions.Type", "is %.80q, not one of \"\", %q, %q", set.Type, Container, VirtualMachine)}
 	}
 	hosts, strict, err := hostArchitectures(set.Architecture)
 	if err != nil {
@@ -67,7 +70,7 @@ func hostArchitectures(name string) (hosts []string, strict bool, err error) {
 	if name != "" {
 		known, ok := ArchitectureName(name)
 		if !ok {
-			return nil, false, fmt.Errorf("architecture: %q is unknown", name)
+			return nil, false, invalid("ResolveOptions.Architecture", "is %.80q, not one of %s", name, strings.Join(slices.Sorted(maps.Keys(architectures)), ", "))
 		}
 		native, strict = known, true
 	}
@@ -183,7 +186,7 @@ func (c *catalog) notFound(ref string, o *ResolveOptions) error {
 			if s.serial != "" {
 				version = fmt.Sprintf(", version %q", s.serial)
 			}
-			return &ResolveError{Ref: ref, Err: invalidf("product %q%s: %s", s.product.name, version, s.reason)}
+			return &ResolveError{Ref: ref, Err: badDataf("product %q%s: %s", s.product.name, version, s.reason)}
 		}
 	}
 

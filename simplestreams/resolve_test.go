@@ -60,9 +60,9 @@ func TestResolveNotFound(t *testing.T) {
 		is      error
 		says    string
 	}{
-		"empty":             {"", nil, nil, "empty"},
-		"unknown type":      {"alpine", &simplestreams.ResolveOptions{Type: "vm"}, nil, `"vm" is neither`},
-		"unknown arch":      {"alpine", &simplestreams.ResolveOptions{Architecture: "pdp11"}, nil, `"pdp11" is unknown`},
+		"empty":             {"", nil, simplestreams.ErrInvalid, "ref is empty"},
+		"unknown type":      {"alpine", &simplestreams.ResolveOptions{Type: "vm"}, simplestreams.ErrInvalid, `ResolveOptions.Type is "vm", not one of "", "container", "virtual-machine"`},
+		"unknown arch":      {"alpine", &simplestreams.ResolveOptions{Architecture: "pdp11"}, simplestreams.ErrInvalid, `ResolveOptions.Architecture is "pdp11", not one of 386, aarch64, `},
 		"unknown alias":     {"fedora", nil, simplestreams.ErrNotFound, "not found"},
 		"near alias":        {"ubuntu/nobel", nil, simplestreams.ErrNotFound, "similar: ubuntu/noble/default, ubuntu/noble"},
 		"other arch":        {"alpine", &simplestreams.ResolveOptions{Architecture: "s390x"}, simplestreams.ErrNotFound, "not found with architecture s390x: the server has container x86_64 20240301"},
@@ -169,7 +169,7 @@ func TestUnusableImages(t *testing.T) {
 	for name := range change {
 		t.Run(name, func(t *testing.T) {
 			_, err := client.Resolve(t.Context(), name, nil)
-			require.ErrorIs(t, err, simplestreams.ErrInvalid)
+			require.ErrorIs(t, err, simplestreams.ErrBadData)
 			require.ErrorContains(t, err, `product "`+name+`"`)
 			require.ErrorContains(t, err, says[name])
 		})
@@ -185,7 +185,7 @@ func TestBrokenNewestIsNotReplacedByAnOlderOne(t *testing.T) {
 	}))
 	client := newClient(t, server, nil)
 	_, err := client.Resolve(t.Context(), "p", nil)
-	require.ErrorIs(t, err, simplestreams.ErrInvalid)
+	require.ErrorIs(t, err, simplestreams.ErrBadData)
 	require.ErrorContains(t, err, "20240102")
 	image, err := client.Resolve(t.Context(), "p", &simplestreams.ResolveOptions{Version: "20240101"})
 	require.NoError(t, err)

@@ -110,7 +110,7 @@ func TestStatusesThatAreRetried(t *testing.T) {
 func TestTransientErrors(t *testing.T) {
 	for want, causes := range map[bool][]error{
 		true:  {io.ErrUnexpectedEOF, simplestreams.ErrStalled, &simplestreams.Error{StatusCode: 503}},
-		false: {simplestreams.ErrInvalid, simplestreams.ErrTooLarge, simplestreams.ErrInsecure, simplestreams.ErrRedirect, simplestreams.ErrNotFound, context.Canceled, &net.DNSError{IsNotFound: true}, &simplestreams.Error{StatusCode: 403}},
+		false: {simplestreams.ErrBadData, simplestreams.ErrTooLarge, simplestreams.ErrInsecure, simplestreams.ErrRedirect, simplestreams.ErrNotFound, context.Canceled, &net.DNSError{IsNotFound: true}, &simplestreams.Error{StatusCode: 403}},
 	} {
 		for _, cause := range causes {
 			err := &simplestreams.Error{Err: fmt.Errorf("wrapped: %w", cause)}

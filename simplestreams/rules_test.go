@@ -62,7 +62,7 @@ func TestEachDaemonsReading(t *testing.T) {
 			}
 			for _, name := range test.knowsNot {
 				_, err := client.Resolve(t.Context(), name, nil)
-				require.ErrorIs(t, err, simplestreams.ErrInvalid, name)
+				require.ErrorIs(t, err, simplestreams.ErrBadData, name)
 				require.ErrorContains(t, err, name)
 			}
 			require.Equal(t, get("slash").Fingerprint, streamstest.Hash(readAll(t, client, get("slash"))))
@@ -112,7 +112,7 @@ func TestEscapedPathsAreCheckedDecoded(t *testing.T) {
 			version["items"].(streamstest.Object)["incus_combined.tar.gz"].(streamstest.Object)["path"] = path
 		}))
 		_, err := newClient(t, server, nil).Resolve(t.Context(), "alpine", nil)
-		require.ErrorIs(t, err, simplestreams.ErrInvalid, path)
+		require.ErrorIs(t, err, simplestreams.ErrBadData, path)
 		require.ErrorContains(t, err, says)
 	}
 }

@@ -42,7 +42,7 @@ func newHTTPClient(o *Options) (*http.Client, *http.Transport, error) {
 	case plain && changed:
 		transport = supplied.Clone()
 	case changed:
-		return nil, nil, errors.New("simplestreams: RootCAs, Certificate and Proxy need an HTTPClient whose Transport is an *http.Transport")
+		return nil, nil, invalid("Options.HTTPClient", "has a Transport that is not an *http.Transport, which RootCAs, Certificate and Proxy need")
 	}
 
 	if changed {
@@ -86,7 +86,7 @@ func trust(transport *http.Transport, o *Options) error {
 		pool = o.RootCAs.Clone()
 	}
 	if o.Certificate != "" && !pool.AppendCertsFromPEM([]byte(o.Certificate)) {
-		return errors.New("simplestreams: Certificate contains no PEM certificate")
+		return invalid("Options.Certificate", "contains no PEM certificate")
 	}
 	if transport.TLSClientConfig == nil {
 		transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
@@ -99,7 +99,7 @@ func trust(transport *http.Transport, o *Options) error {
 // send sends one request. It returns an *Error for any status but 2xx and 304. The caller must close the body.
 func (c *Client) send(ctx context.Context, method, path string, header http.Header) (*http.Response, error) {
 	if err := checkPath(path); err != nil {
-		return nil, c.fileError(path, invalidf("%w", err))
+		return nil, c.fileError(path, badDataf("%w", err))
 	}
 
 	request, err := http.NewRequestWithContext(ctx, method, c.address(path).String(), nil)

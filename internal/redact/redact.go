@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"net/url"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -147,17 +146,70 @@ func encodings(texts []string) []string {
 	return slices.Compact(all)
 }
 
-// address matches URLs in a text, without the punctuation after them.
-var address = regexp.MustCompile("[A-Za-z][A-Za-z0-9+.-]*://[^\\s\"'`<>\\\\]*[^\\s\"'`<>\\\\.,:;!?)\\]}]")
-
 // Text returns a text without the secrets, and with its URLs as [URL] writes them:
 // those of another program may contain secrets that this one does not know.
 func (s *Secrets) Text(text string) string {
 	text = s.replace(text)
-	if !strings.Contains(text, "://") {
+	var b strings.Builder
+	for {
+		start, end := nextURL(text)
+		if end == 0 {
+			break
+		}
+		b.WriteString(text[:start])
+		b.WriteString(URL(text[start:end]))
+		text = text[end:]
+	}
+	if b.Len() == 0 {
 		return text
 	}
-	return address.ReplaceAllStringFunc(text, func(raw string) string { return URL(raw) })
+	b.WriteString(text)
+	return b.String()
+}
+
+// nextURL returns where the first URL in a text begins and ends, without the
+// punctuation after it; 0, 0 if there is none. It takes the place of a regular
+// expression, which needs seconds for the 16 MiB that a server may send.
+func nextURL(text string) (start, end int) {
+	for from := 0; ; {
+		mark := strings.Index(text[from:], "://")
+		if mark < 0 {
+			return 0, 0
+		}
+		mark += from
+		start = mark
+		for i := mark - 1; i >= from && isScheme[text[i]]; i-- {
+			if isLetter(text[i]) {
+				start = i
+			}
+		}
+		end = mark + len("://")
+		for i := end; start < mark && i < len(text) && !endsURL[text[i]]; i++ {
+			if !isPunctuation[text[i]] {
+				end = i + 1
+			}
+		}
+		from = mark + len("://")
+		if end > from {
+			return start, end
+		}
+	}
+}
+
+func isLetter(c byte) bool { return c|0x20 >= 'a' && c|0x20 <= 'z' }
+
+// The bytes that may be in a scheme, that end a URL, and that are not its last one.
+var (
+	isScheme      = setOf("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+.-")
+	endsURL       = setOf("\t\n\f\r \"'`<>\\")
+	isPunctuation = setOf(".,:;!?)]}")
+)
+
+func setOf(chars string) (set [256]bool) {
+	for _, c := range []byte(chars) {
+		set[c] = true
+	}
+	return set
 }
 
 // Value returns a decoded JSON value without the secrets in its strings.

@@ -38,12 +38,16 @@ type Policy struct {
 	// Timeout is how long failures are retried without progress. The default is
 	// DefaultTimeout; if negative, nothing is retried.
 	Timeout time.Duration
+	// Closed ends every pause at once when it is closed. The retries then begin, and
+	// must fail.
+	Closed <-chan struct{}
 }
 
 // Retries is the state of the retries of one call. It is not safe for concurrent
 // use.
 type Retries struct {
 	timeout  time.Duration
+	closed   <-chan struct{}
 	began    time.Time // the first failure of the current series, or zero
 	failures int       // their number in the series
 	extended bool      // a Retry-After has exceeded the timeout
@@ -55,7 +59,7 @@ func (p Policy) Begin() *Retries {
 	if timeout == 0 {
 		timeout = DefaultTimeout
 	}
-	return &Retries{timeout: timeout}
+	return &Retries{timeout: timeout, closed: p.Closed}
 }
 
 // Progress ends the current series of failures; the next failure starts a new
@@ -70,7 +74,7 @@ func (r *Retries) Pause(ctx context.Context, err error) error {
 	if !again {
 		return err
 	}
-	return Pause(ctx, wait, err)
+	return pause(ctx, wait, r.closed, err)
 }
 
 // Do calls attempt until it succeeds or fails with an error that is not
@@ -127,7 +131,11 @@ func backoff(failures int) time.Duration {
 // Pause waits for d before a retry of what failed with err. If ctx ends first, or
 // has ended, the error wraps both.
 func Pause(ctx context.Context, d time.Duration, err error) error {
-	ended := Sleep(ctx, d)
+	return pause(ctx, d, nil, err)
+}
+
+func pause(ctx context.Context, d time.Duration, closed <-chan struct{}, err error) error {
+	ended := sleep(ctx, d, closed)
 	switch {
 	case ended == nil:
 		return nil
@@ -139,11 +147,16 @@ func Pause(ctx context.Context, d time.Duration, err error) error {
 
 // Sleep waits for d and returns nil. If ctx ends first, it returns ctx's error
 // with its cause.
-func Sleep(ctx context.Context, d time.Duration) error {
+func Sleep(ctx context.Context, d time.Duration) error { return sleep(ctx, d, nil) }
+
+// sleep also ends, with nil, when closed is closed.
+func sleep(ctx context.Context, d time.Duration, closed <-chan struct{}) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
+		return nil
+	case <-closed:
 		return nil
 	case <-ctx.Done():
 		return ctxerr.Of(ctx)
