@@ -59,4 +59,5 @@ func TestConnectionErrorsHaveHints(t *testing.T) {
 	}
 	_, err = testkit.NewClient(t, server.URL(), &lxd.Options{ServerFingerprint: strings.Repeat("0", 64)}).Server(t.Context())
 	require.Equal(t, strings.Repeat("0", 64), testkit.ErrOf[*lxd.PinError](t, err).Want)
+	require.Empty(t, testkit.ErrOf[*lxd.ConnectionError](t, err).Hint, "the error of the pin says it all")
 }
