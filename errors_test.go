@@ -224,7 +224,12 @@ func TestCallsBrokenByClose(t *testing.T) {
 	}()
 	require.Eventually(t, func() bool { return stalled.Fired() == 1 }, 10*time.Second, time.Millisecond)
 	require.NoError(t, f.Client.Close())
-	err := <-ended
+	var err error
+	select {
+	case err = <-ended:
+	case <-time.After(10 * time.Second):
+		t.Fatal("it still waits for the response")
+	}
 	require.ErrorIs(t, err, net.ErrClosed)
 	require.ErrorIs(t, err, lxd.ErrUnavailable)
 	require.False(t, lxd.IsTransient(err))

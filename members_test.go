@@ -276,6 +276,7 @@ func TestAllMembersDown(t *testing.T) {
 	}
 	_, err := client.Images.All(t.Context(), nil)
 	check(err)
+	require.Equal(t, c.first.url(), testkit.ErrOf[*lxd.ConnectionError](t, err).Endpoint)
 	for _, err := range client.Events(t.Context(), nil) {
 		check(err)
 	}
