@@ -80,6 +80,7 @@ func TestJoinTrustsTheServerOfTheToken(t *testing.T) {
 				require.ErrorIs(t, err, lxd.ErrForbidden)
 				require.ErrorContains(t, err, "has been used")
 				require.NotContains(t, err.Error(), token)
+				require.NotContains(t, err.Error(), "set a client certificate", "it is set")
 			})
 		})
 	}
