@@ -2,6 +2,8 @@ package lxd_test
 
 import (
 	"bytes"
+	"encoding/json"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -20,23 +22,44 @@ func TestPushTokenHasProperties(t *testing.T) {
 	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60} {
 		source := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect, TLS: true}, nil)
 		target := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect, TLS: true}, nil)
+		var tokens []map[string]string // their properties
+		to := between(t, target, func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
+			if req.Method == http.MethodPost && req.URL.Path == "/1.0/images" {
+				var post struct {
+					Properties map[string]string `json:"properties"`
+				}
+				data, err := io.ReadAll(req.Body)
+				if err != nil {
+					return nil, err
+				}
+				if err := json.Unmarshal(data, &post); err != nil {
+					return nil, err
+				}
+				tokens = append(tokens, post.Properties)
+				req = req.Clone(req.Context())
+				req.Body = io.NopCloser(bytes.NewReader(data))
+			}
+			return next.RoundTrip(req)
+		})
 		image := testkit.Upload(t, source.Client, nil)
 		image.Properties = nil
 		require.NoError(t, image.Update(t.Context(), nil))
 		require.Empty(t, image.Properties)
 		image.Properties = nil
-		copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: lxd.CopyPush, Wait: true})
+		copied, err := image.Copy(t.Context(), to, &lxd.CopyOptions{Mode: lxd.CopyPush, Wait: true})
 		require.NoError(t, err, dialect)
 		require.Empty(t, copied.Properties)
 		require.Nil(t, source.Crashed())
 		require.Nil(t, target.Crashed())
 
-		copied, err = testkit.Upload(t, source.Client, nil).Copy(t.Context(), target.Client, &lxd.CopyOptions{
+		copied, err = testkit.Upload(t, source.Client, nil).Copy(t.Context(), to, &lxd.CopyOptions{
 			Mode: lxd.CopyPush, Wait: true, Properties: map[string]string{},
 		})
 		require.NoError(t, err, dialect)
 		require.Empty(t, copied.Properties)
 		require.Nil(t, target.Crashed())
+		require.Len(t, tokens, 2)
+		require.NotContains(t, tokens, map[string]string(nil), dialect)
 	}
 }
 
