@@ -144,6 +144,18 @@ func TestFailedOperationsHaveHints(t *testing.T) {
 	_, err := image.Copy(t.Context(), testkit.StartFake(t).Client, &lxd.CopyOptions{Mode: lxd.CopyPull, Wait: true})
 	require.ErrorContains(t, err, "the target must be able to connect to "+source.URL())
 
+	target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	pushing := between(t, source, func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
+		if req.Method == http.MethodPost { // the target has created the token
+			target.Inject(lxdtest.Status(http.StatusInternalServerError, "no way").On("POST", "/1.0/images"))
+		}
+		return next.RoundTrip(req)
+	})
+	image, err = pushing.Images.Get(t.Context(), image.Fingerprint)
+	require.NoError(t, err)
+	_, err = image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: lxd.CopyPush, Wait: true})
+	require.ErrorContains(t, err, "the source must be able to connect to "+target.URL())
+
 	running := testkit.StartFake(t)
 	running.AddInstance("busy", &lxdtest.InstanceOptions{Running: true})
 	_, err = running.Client.Images.CreateFromInstance(t.Context(), "busy", &lxd.CreateFromInstanceOptions{Wait: true})

@@ -122,6 +122,7 @@ func TestErrorTexts(t *testing.T) {
 		"connection with a hint":    {&lxd.ConnectionError{Endpoint: "unix:///s", Method: "GET", Path: "/1.0", Err: cause, Hint: "mend it"}, "GET /1.0 at unix:///s: the cable is cut: mend it"},
 		"operation":                 {&lxd.OperationError{ID: "one", Description: "Downloading image", Message: "disk full"}, "downloading image: disk full (operation one)"},
 		"operation without a name":  {&lxd.OperationError{ID: "one", Message: "disk full"}, "operation: disk full (operation one)"},
+		"operation with a hint":     {&lxd.OperationError{ID: "one", Message: "disk full", Hint: "clean up"}, "operation: disk full (operation one): clean up"},
 		"another content":           {&lxd.FingerprintError{Want: "aa", Got: "bb"}, "image content has fingerprint bb, not aa"},
 		"another content, by cause": {&lxd.FingerprintError{Want: "aa", Got: "bb", Err: cause}, "image content has fingerprint bb, not aa: the cable is cut"},
 		"incomplete content":        {&lxd.FingerprintError{Want: "aa", Err: io.ErrUnexpectedEOF}, "image aa is incomplete: unexpected EOF"},
@@ -223,7 +224,12 @@ func TestCallsBrokenByClose(t *testing.T) {
 	}()
 	require.Eventually(t, func() bool { return stalled.Fired() == 1 }, 10*time.Second, time.Millisecond)
 	require.NoError(t, f.Client.Close())
-	err := <-ended
+	var err error
+	select {
+	case err = <-ended:
+	case <-time.After(10 * time.Second):
+		t.Fatal("it still waits for the response")
+	}
 	require.ErrorIs(t, err, net.ErrClosed)
 	require.ErrorIs(t, err, lxd.ErrUnavailable)
 	require.False(t, lxd.IsTransient(err))

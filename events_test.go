@@ -2,6 +2,7 @@ package lxd_test
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -232,4 +233,51 @@ func TestLifecycleNamesTheAlias(t *testing.T) {
 	}
 	require.Empty(t, (&lxd.Lifecycle{Source: "/1.0/images/" + oneFingerprint}).Alias())
 	require.Equal(t, "a b", (&lxd.Lifecycle{Source: "/1.0/images/aliases/a%20b?project=x"}).Alias())
+}
+
+// eventServer is a client of a server that sends messages on each event connection, and
+// then nothing, not even pings.
+func eventServer(t *testing.T, messages ...string) *lxd.Client {
+	t.Helper()
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conn, err := new(websocket.Upgrader).Upgrade(w, r, nil)
+		if err != nil {
+			return
+		}
+		defer func() { _ = conn.Close() }()
+		for _, message := range messages {
+			_ = conn.WriteMessage(websocket.TextMessage, []byte(message))
+		}
+		_, _, _ = conn.ReadMessage() // until the client goes
+	}))
+	t.Cleanup(server.Close)
+	return testkit.NewClient(t, server.URL, &lxd.Options{ServerFingerprint: fingerprintOf(server.Certificate().Raw)})
+}
+
+// TestEventsOfImagesOnly drops what is about other things, such as instances.
+func TestEventsOfImagesOnly(t *testing.T) {
+	t.Parallel()
+	const event = `{"type":"lifecycle","timestamp":"2026-01-02T03:04:05Z","metadata":{"action":"%s","source":"/1.0/%s"}}`
+	client := eventServer(t,
+		fmt.Sprintf(event, "instance-started", "instances/web"), fmt.Sprintf(event, "image-created", "images/"+oneFingerprint),
+		fmt.Sprintf(event, "profile-updated", "profiles/image"), fmt.Sprintf(event, "image-alias-created", "images/aliases/name"))
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for only, want := range map[bool][]string{
+		true:  {"image-created", "image-alias-created"},
+		false: {"instance-started", "image-created", "profile-updated", "image-alias-created"},
+	} {
+		var actions []string
+		for event, err := range client.Events(ctx, &lxd.EventsOptions{ImagesOnly: only}) {
+			require.NoError(t, err)
+			if event.Lifecycle == nil {
+				continue
+			}
+			actions = append(actions, event.Lifecycle.Action)
+			if event.Lifecycle.Alias() != "" {
+				break
+			}
+		}
+		require.Equal(t, want, actions)
+	}
 }

@@ -54,13 +54,10 @@ func (t *transport) endpointOf(req *request) string {
 func (t *transport) hint(err error) string {
 	var record tls.RecordHeaderError
 	var verification *tls.CertificateVerificationError
-	var pin *PinError
 	var alert tls.AlertError
 	var dns *net.DNSError
 	var proxy *ProxyError
 	switch {
-	case errors.As(err, &pin):
-		return ""
 	case errors.As(err, &proxy) && proxy.StatusCode == http.StatusProxyAuthRequired:
 		return "the proxy requires a user name and password; put them into its URL"
 	case errors.As(err, &proxy):

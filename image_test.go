@@ -2,8 +2,10 @@ package lxd_test
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"testing"
 	"time"
 
@@ -127,6 +129,28 @@ func TestDeleteImage(t *testing.T) {
 }
 
 // TestDeleteImageBeforeItsUploadIsWaitedFor: nothing of the upload remains to be done.
+// TestForgottenDeletion: the server has forgotten the operation, and has the image.
+func TestForgottenDeletion(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFake(t)
+	image := testkit.Upload(t, f.Client, nil)
+	const operation = `{"type": "async", "status": "Operation created", "status_code": 100, "operation": "/1.0/operations/%[1]s",
+		"metadata": {"id": "%[1]s", "class": "task", "status": "Running", "status_code": 103}}`
+	c := between(t, f, func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
+		if req.Method != http.MethodDelete {
+			return next.RoundTrip(req)
+		}
+		w := httptest.NewRecorder()
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusAccepted)
+		_, _ = fmt.Fprintf(w, operation, "00000000-0000-4000-8000-000000000000")
+		return w.Result(), nil
+	})
+	image, err := c.Images.Get(t.Context(), image.Fingerprint)
+	require.NoError(t, err)
+	require.ErrorIs(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}), lxd.ErrOutcomeUnknown)
+}
+
 func TestDeleteImageBeforeItsUploadIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	f := testkit.StartFake(t)

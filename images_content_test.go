@@ -248,6 +248,29 @@ func TestContentEnds(t *testing.T) {
 	}
 }
 
+// TestContentIsClosedBeforeTheResponse ends the Read that waits for it.
+func TestContentIsClosedBeforeTheResponse(t *testing.T) {
+	t.Parallel()
+	x := newExportTest(t, 0, lxdtest.UnifiedImage("closed", 4<<20), nil)
+	content, err := x.image.Content(t.Context(), nil)
+	require.NoError(t, err)
+	stall := x.Inject(lxdtest.StallHeaders().On("GET", testkit.ExportPattern))
+	defer stall.Remove()
+	failed := make(chan error, 1)
+	go func() {
+		_, err := content.Read(make([]byte, 1))
+		failed <- err
+	}()
+	require.Eventually(t, func() bool { return stall.Fired() > 0 }, exportWait, exportTick)
+	require.NoError(t, content.Close())
+	select {
+	case err := <-failed:
+		require.ErrorIs(t, err, net.ErrClosed)
+	case <-time.After(10 * time.Second):
+		t.Fatal("it still waits for the response")
+	}
+}
+
 // TestContentOfDaemons: all of them accept ranges.
 func TestContentOfDaemons(t *testing.T) {
 	t.Parallel()

@@ -265,3 +265,27 @@ func TestCopyWithoutItsAlias(t *testing.T) {
 		require.NoError(t, err)
 	}
 }
+
+// TestCopyLosesTheInsert has another client create the image at the target at the same
+// moment. An ErrorIfExists ends CopyAuto.
+func TestCopyLosesTheInsert(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyRelay, lxd.CopyAuto} {
+		for _, ifExists := range []lxd.IfExists{lxd.UseExisting, lxd.ErrorIfExists} {
+			source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+			target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+			image := testkit.CopySource(t, source.Client, false)
+			target.Inject(lxdtest.LoseInsert().Times(1))
+			copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: mode, IfExists: ifExists, CopyAliases: true, Wait: true})
+			if ifExists == lxd.ErrorIfExists {
+				require.ErrorIs(t, err, lxd.ErrExists, mode)
+				require.Len(t, changesAt(target), 1, "%s: nothing else is tried", mode)
+				continue
+			}
+			require.NoError(t, err, mode)
+			require.Equal(t, image.Fingerprint, copied.Fingerprint)
+			require.Equal(t, image.Properties, copied.Properties)
+			require.Equal(t, image.Aliases, copied.Aliases)
+		}
+	}
+}

@@ -569,3 +569,17 @@ func TestCopyOfExistingImageAppliesOptions(t *testing.T) {
 	_, err = image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Wait: true, Profiles: []string{"missing"}})
 	require.ErrorIs(t, err, lxd.ErrNotFound)
 }
+
+// TestCopyAutoUpdateFromAProject: a server keeps the alias of the source of an image,
+// but not its project.
+func TestCopyAutoUpdateFromAProject(t *testing.T) {
+	t.Parallel()
+	source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	source.AddProject("other", true)
+	image := testkit.Upload(t, source.Client.InProject("other"), &lxd.CreateOptions{Public: true, Aliases: []lxd.Alias{{Name: "name"}}})
+	yes := true
+	_, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: lxd.CopyPull, AutoUpdate: &yes, Wait: true})
+	require.ErrorIs(t, err, lxd.ErrUnsupported)
+	require.ErrorContains(t, err, "not in the default project")
+}

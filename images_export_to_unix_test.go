@@ -53,6 +53,12 @@ func TestExportToFollowsNoLink(t *testing.T) {
 			require.Equal(t, "other", string(got))
 		})
 	}
+	x := newExportTest(t, 0, lxdtest.UnifiedImage("link", 1<<20), nil)
+	dir, missing := t.TempDir(), filepath.Join(t.TempDir(), "missing")
+	require.NoError(t, os.Symlink(missing, partialPath(dir, x.image)))
+	_, err := x.image.ExportTo(t.Context(), dir, nil)
+	require.NoError(t, err)
+	require.NoFileExists(t, missing, "nothing is created through the link")
 }
 
 // TestExportToReturnsErrorOfContext has a context that was cancelled with a cause.

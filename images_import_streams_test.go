@@ -1,6 +1,7 @@
 package lxd_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"io"
@@ -425,7 +426,7 @@ func TestImportStreamsArchitecture(t *testing.T) {
 func TestImportStreamsReplacedVersion(t *testing.T) {
 	t.Parallel()
 	onImportTargets(t, func(t *testing.T, target *importTarget) {
-		for _, gone := range []string{"lxd.tar.xz incus.tar.xz rootfs.squashfs", "rootfs.squashfs"} {
+		for n, gone := range []string{"lxd.tar.xz incus.tar.xz rootfs.squashfs", "rootfs.squashfs", "rootfs.squashfs"} {
 			old := tree(t, "both", nil)
 			source := importStreams(t, old)["http"]
 			cache := simplestreams.DirCache(t.TempDir())
@@ -434,7 +435,14 @@ func TestImportStreamsReplacedVersion(t *testing.T) {
 			require.NoError(t, streams.Refresh(t.Context()))
 			require.NoError(t, streams.Close())
 			for name := range strings.FieldsSeq(gone) {
-				source.Set("images/distro/noble/amd64/20240201_07:42/"+name, nil)
+				path := "images/distro/noble/amd64/20240201_07:42/" + name
+				if n < 2 {
+					source.Set(path, nil)
+					continue
+				}
+				other := bytes.Clone(old[path])
+				other[0]++
+				source.Set(path, other)
 			}
 			next := tree(t, "both", func(products streamstest.Object) {
 				product := products["distro:noble:amd64"].(streamstest.Object)

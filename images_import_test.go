@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -363,4 +364,32 @@ func requireImportFails(t *testing.T, target *importTarget, vias []lxd.Via, chec
 		check(t, err)
 		require.Contains(t, err.Error(), mention)
 	}
+}
+
+// TestCancelledImportEnds: the client does not make the import that somebody has
+// cancelled on the server.
+func TestCancelledImportEnds(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFake(t)
+	data := testkit.Unified(t, 0)
+	proceed := make(chan struct{})
+	var web *httptest.Server
+	web = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/image" {
+			w.Header().Set("LXD-Image-Hash", lxdtest.Fingerprint(data))
+			w.Header().Set("LXD-Image-URL", web.URL+"/data")
+			return
+		}
+		if r.Method == http.MethodGet {
+			<-proceed
+		}
+		_, _ = w.Write(data)
+	}))
+	t.Cleanup(web.Close)
+	image, err := f.Client.Images.CreateFromURL(t.Context(), web.URL+"/image", nil)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return image.Operation().Cancel(t.Context()) == nil }, exportWait, exportTick)
+	close(proceed)
+	require.ErrorIs(t, image.Wait(t.Context()), lxd.ErrCancelled)
+	require.Empty(t, f.Images())
 }

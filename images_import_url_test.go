@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -233,4 +234,27 @@ func TestImportURLWithPrivateAuthority(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, streamstest.Hash(data), image.Fingerprint)
 	})
+}
+
+// TestContentIsNotCompressedOnTheWay: a web server, or a proxy before the daemon, must
+// not, as its ranges would be those of other bytes.
+func TestContentIsNotCompressedOnTheWay(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFake(t)
+	data := testkit.Unified(t, 0)
+	var asked string
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked = r.Header.Get("Accept-Encoding")
+		_, _ = w.Write(data)
+	}))
+	t.Cleanup(web.Close)
+	image, err := f.Client.Images.CreateFromURL(t.Context(), web.URL+"/image.tar", &lxd.CreateFromURLOptions{Via: lxd.ViaClient, Wait: true})
+	require.NoError(t, err)
+	require.Equal(t, "identity", asked)
+	f.ForgetRequests()
+	_, err = readExport(t, image)
+	require.NoError(t, err)
+	for _, r := range f.Requests() {
+		require.Empty(t, r.Header.Get("Accept-Encoding"), r.Path)
+	}
 }

@@ -9,8 +9,10 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
@@ -248,41 +250,55 @@ func TestSetAliasKeepsDescription(t *testing.T) {
 // ETag of one update when another begins; it writes the first after the second has
 // been read again. Through one client, the second waits for the first.
 func TestUpdateLostUnseen(t *testing.T) {
-	t.Parallel()
 	for _, shared := range []bool{true, false} {
-		f := testkit.StartFake(t)
-		image := testkit.Upload(t, f.Client, nil)
-		set := func(c *lxd.Client, name string) error {
-			_, err := c.Images.Update(t.Context(), image.Fingerprint, func(i *lxd.Image) error {
-				i.Properties["by"] += name
-				return nil
-			}, nil)
-			return err
-		}
-		stall := f.Inject(lxdtest.StallUpdates().Times(1))
-		first, second := make(chan error, 1), make(chan error, 1)
-		go func() { first <- set(f.Client, "first") }()
-		require.Eventually(t, func() bool { return stall.Fired() == 1 }, exportWait, exportTick)
-		other := f.Client
-		if !shared {
-			other = testkit.NewClient(t, f.Endpoint(), nil)
-		}
-		go func() { second <- set(other, "second") }()
-		if !shared {
-			require.NoError(t, <-second)
-		}
-		stall.Remove()
-		require.NoError(t, <-first)
-		if shared {
-			require.NoError(t, <-second)
-		}
-		read, err := f.Client.Images.Get(t.Context(), image.Fingerprint)
-		require.NoError(t, err)
-		want := "first"
-		if shared {
-			want = "firstsecond"
-		}
-		require.Equal(t, want, read.Properties["by"])
+		synctest.Test(t, func(t *testing.T) {
+			server := lxdtest.NewServer(&lxdtest.Options{InMemory: true})
+			defer server.Close()
+			fingerprint, err := server.AddImage(testkit.Unified(t, 0), nil)
+			require.NoError(t, err)
+			connect := func() *lxd.Client {
+				client, err := lxd.New("unix:///lxd", &lxd.Options{Dial: server.DialContext})
+				require.NoError(t, err)
+				return client
+			}
+			mine := connect()
+			defer func() { require.NoError(t, mine.Close()) }()
+			other := mine
+			if !shared {
+				other = connect()
+				defer func() { require.NoError(t, other.Close()) }()
+			}
+			done := make(chan string, 2)
+			set := func(c *lxd.Client, name string) {
+				_, err := c.Images.Update(t.Context(), fingerprint, func(i *lxd.Image) error {
+					i.Properties["by"] += name
+					return nil
+				}, nil)
+				assert.NoError(t, err, name)
+				done <- name
+			}
+			stall := server.Inject(lxdtest.StallUpdates().Times(1))
+			go set(mine, "first")
+			synctest.Wait()
+			require.Equal(t, 1, stall.Fired())
+			go set(other, "second")
+			synctest.Wait()
+			if shared {
+				require.Empty(t, done, "the second waits")
+			} else {
+				require.Equal(t, "second", <-done)
+			}
+			stall.Remove()
+			require.Equal(t, "first", <-done)
+			want := "first"
+			if shared {
+				require.Equal(t, "second", <-done)
+				want = "firstsecond"
+			}
+			read, err := mine.Images.Get(t.Context(), fingerprint)
+			require.NoError(t, err)
+			require.Equal(t, want, read.Properties["by"])
+		})
 	}
 }
 

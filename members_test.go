@@ -3,11 +3,13 @@ package lxd_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"strings"
 	"sync"
 	"testing"
@@ -276,6 +278,7 @@ func TestAllMembersDown(t *testing.T) {
 	}
 	_, err := client.Images.All(t.Context(), nil)
 	check(err)
+	require.Equal(t, c.first.url(), testkit.ErrOf[*lxd.ConnectionError](t, err).Endpoint)
 	for _, err := range client.Events(t.Context(), nil) {
 		check(err)
 	}
@@ -439,6 +442,29 @@ func TestTwoServersAreNotMixed(t *testing.T) {
 				require.Empty(t, r.Header.Get("Authorization"), "it got no token")
 			}
 		})
+	}
+}
+
+// TestUnknownServersAreNotMixed: a round tripper of the caller, which hides the
+// certificates, and a server that does not trust the client: nothing shows that two
+// addresses are of one server.
+func TestUnknownServersAreNotMixed(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	authorities := x509.NewCertPool()
+	require.True(t, authorities.AppendCertsFromPEM(c.Certificate()))
+	own := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: authorities, MinVersion: tls.VersionTLS12}}
+	t.Cleanup(own.CloseIdleConnections)
+	client := testkit.NewClient(t, c.client.Endpoint(), &lxd.Options{
+		PublicOnly: true, RetryTimeout: -1, Transport: func(http.RoundTripper) http.RoundTripper { return own },
+	})
+	for range 2 {
+		_, err := client.Images.All(t.Context(), nil)
+		require.ErrorContains(t, err, "are not known to be addresses of one server")
+		testkit.ErrOf[*lxd.PinError](t, err)
+	}
+	for _, r := range c.Requests() {
+		require.Equal(t, "/1.0", r.Path)
 	}
 }
 

@@ -274,6 +274,53 @@ func TestProxyThatRefuses(t *testing.T) {
 	require.Empty(t, server.Requests())
 }
 
+// TestProxyThatMisbehaves: it never responds to the request for a tunnel, or sends more
+// than the response.
+func TestProxyThatMisbehaves(t *testing.T) {
+	t.Parallel()
+	for _, response := range []string{"", "HTTP/1.1 200 OK\r\n\r\nmore"} {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, listener.Close()) })
+		asked := make(chan struct{})
+		go func() {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			defer conn.Close()
+			_, _ = http.ReadRequest(bufio.NewReader(conn))
+			_, _ = io.WriteString(conn, response)
+			close(asked)
+			_, _ = io.Copy(io.Discard, conn)
+		}()
+		through, err := lxd.ProxyURL("http://"+listener.Addr().String(), "")
+		require.NoError(t, err)
+		client := testkit.NewClient(t, "https://far.example", &lxd.Options{Proxy: through, RetryTimeout: -1})
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		ended := make(chan error, 1)
+		go func() {
+			_, err := client.Images.All(ctx, nil)
+			ended <- err
+		}()
+		<-asked
+		if response == "" {
+			cancel()
+		}
+		select {
+		case err = <-ended:
+		case <-time.After(5 * time.Second):
+			t.Fatalf("it still waits after %q", response)
+		}
+		if response == "" {
+			require.ErrorIs(t, err, context.Canceled)
+		} else {
+			require.ErrorContains(t, err, "more than a response")
+		}
+	}
+}
+
 func TestProxyURL(t *testing.T) {
 	t.Parallel()
 	const noProxy = "10.0.0.0/8, 192.0.2.7,fd00::/8,[2001:db8::1]:8443,example.com,*.corp.example,.dot.example,one.example:8443"

@@ -185,6 +185,19 @@ func TestRemoteThatCannotBeUsed(t *testing.T) {
 	}
 }
 
+// TestRemoteNamesAreNotPaths: the name of a remote selects files of its own.
+func TestRemoteNamesAreNotPaths(t *testing.T) {
+	t.Parallel()
+	server, config := remoteServer(t, lxdtest.Options{})
+	for _, name := range []string{"../client", "a/farm"} {
+		for _, auth := range []string{"tls", "oidc"} {
+			config.write(t, "config.yml", fmt.Appendf(nil, "remotes: {%s: {addr: '%s', auth_type: %s}}", name, server.URL(), auth))
+			_, err := config.fails(t, name, lxd.Options{})
+			require.ErrorContains(t, err, "not a valid file name", name)
+		}
+	}
+}
+
 func TestRemoteWithBrokenConfig(t *testing.T) {
 	t.Parallel()
 	for config, line := range map[string]int{

@@ -88,6 +88,24 @@ func TestStalledUploadThroughAWrapper(t *testing.T) {
 	require.Equal(t, lxdtest.Fingerprint(data), image.Fingerprint)
 }
 
+// TestStalledHandshake: a server that accepts the connection and is then silent is waited
+// for for 10 seconds, even without a stall timeout.
+func TestStalledHandshake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, err := lxd.New("https://lxd", &lxd.Options{RetryTimeout: -1, StallTimeout: -1, Dial: func(context.Context, string, string) (net.Conn, error) {
+			near, far := net.Pipe()
+			go func() { _, _ = io.Copy(io.Discard, far) }()
+			return near, nil
+		}})
+		require.NoError(t, err)
+		defer func() { require.NoError(t, client.Close()) }()
+		began := time.Now()
+		_, err = client.Server(t.Context())
+		require.ErrorIs(t, err, lxd.ErrUnavailable)
+		require.Equal(t, 10*time.Second, time.Since(began))
+	})
+}
+
 // TestStalledDial has making a connection take for ever: it is waited for the
 // server, whether the request has a body or not.
 func TestStalledDial(t *testing.T) {

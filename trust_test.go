@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -79,6 +80,7 @@ func TestJoinTrustsTheServerOfTheToken(t *testing.T) {
 				require.ErrorIs(t, err, lxd.ErrForbidden)
 				require.ErrorContains(t, err, "has been used")
 				require.NotContains(t, err.Error(), token)
+				require.NotContains(t, err.Error(), "set a client certificate", "it is set")
 			})
 		})
 	}
@@ -112,9 +114,17 @@ func TestJoinRefusesAnotherServer(t *testing.T) {
 		require.NotContains(t, r.Path, "certificates")
 	}
 
+	// Nor is the token's server joined by a client that pins another one.
 	opts.ServerCertificate, opts.ServerFingerprint = nil, pin.Got
-	_, err = lxd.Join(t.Context(), token, opts)
-	testkit.ErrOf[*lxd.PinError](t, err)
+	server.ForgetRequests()
+	_, err = lxd.Join(t.Context(), server.NewTrustToken("y"), opts)
+	refused := testkit.ErrOf[*lxd.PinError](t, err)
+	require.Equal(t, lxd.PinError{Want: pin.Got, Got: parsed.Fingerprint}, *refused)
+	require.Empty(t, server.Requests())
+	opts.ServerFingerprint = strings.ToUpper(parsed.Fingerprint)
+	joined, err := lxd.Join(t.Context(), server.NewTrustToken("z"), opts)
+	require.NoError(t, err)
+	require.NoError(t, joined.Close())
 }
 
 func TestTrustWithAnExpiredToken(t *testing.T) {
@@ -181,6 +191,8 @@ func TestTrustRefusesBadInput(t *testing.T) {
 	server := lxdtest.NewServer(&lxdtest.Options{TLS: true})
 	defer server.Close()
 	good := server.NewTrustToken("x")
+	var secret string
+	changeToken(t, good, func(c map[string]any) { secret = c["secret"].(string) })
 	field := func(err error) string {
 		t.Helper()
 		require.ErrorIs(t, err, lxd.ErrInvalid)
@@ -193,10 +205,12 @@ func TestTrustRefusesBadInput(t *testing.T) {
 		"no secret":   changeToken(t, good, func(c map[string]any) { delete(c, "secret") }),
 		"fingerprint": changeToken(t, good, func(c map[string]any) { c["fingerprint"] = "abc" }),
 		"addresses":   changeToken(t, good, func(c map[string]any) { c["addresses"] = nil }),
+		"type":        changeToken(t, good, func(c map[string]any) { c["secret"] = []any{c["secret"]} }),
 	} {
 		_, err := lxd.Join(t.Context(), token, testkit.Joiner(t))
 		require.Equal(t, "token", field(err), name)
 		require.NotContains(t, err.Error(), token, name)
+		require.NotContains(t, err.Error(), secret, name)
 	}
 	_, err := lxd.Join(t.Context(), good, nil)
 	require.Equal(t, "Options.ClientCertificate", field(err))

@@ -78,6 +78,42 @@ func TestRetryWaitsForTheReader(t *testing.T) {
 	})
 }
 
+// TestReadersAreSentOnce: of a reader that cannot be rewound no more than 512 bytes is
+// read before the server wants the content, and after that it is sent once.
+func TestReadersAreSentOnce(t *testing.T) {
+	t.Parallel()
+	data := testkit.Unified(t, 4<<20)
+	for name, test := range map[string]struct {
+		fault    lxdtest.Fault
+		is       error // nil: the upload succeeds
+		read     int
+		attempts int
+	}{
+		"refused":                        {lxdtest.Status(http.StatusForbidden, "no"), lxd.ErrForbidden, 512, 1},
+		"unavailable, then not":          {lxdtest.Unavailable().Times(2), nil, len(data), 2},
+		"broken before the content":      {lxdtest.Reset().Times(2), nil, len(data), 2},
+		"broken in the content":          {lxdtest.CutRequest(1 << 20), lxd.ErrNotReplayable, len(data), 1},
+		"response lost":                  {lxdtest.LoseResponse(), lxd.ErrNotReplayable, len(data), 1},
+		"unavailable within the content": {lxdtest.EarlyResponse(1<<20, http.StatusServiceUnavailable, "busy"), lxd.ErrNotReplayable, len(data), 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server := testkit.StartFake(t)
+			injected := server.Inject(test.fault.On("POST", "/1.0/images"))
+			left := bytes.NewReader(data)
+			image, err := server.Client.Images.Create(t.Context(), testkit.OneShotReader{Reader: left}, &lxd.CreateOptions{Wait: true})
+			if test.is == nil {
+				require.NoError(t, err)
+				require.Equal(t, lxdtest.Fingerprint(data), image.Fingerprint)
+			} else {
+				require.ErrorIs(t, err, test.is)
+			}
+			require.LessOrEqual(t, len(data)-left.Len(), test.read)
+			require.Equal(t, test.attempts, injected.Fired())
+		})
+	}
+}
+
 // TestContextEndsSlowReaders ends uploads while a reader that could be read
 // again blocks, while it is sent and while it is hashed.
 func TestContextEndsSlowReaders(t *testing.T) {

@@ -517,6 +517,39 @@ func TestReplacedVersion(t *testing.T) {
 	}
 }
 
+// TestWrongCombinedHash: the files of a split image are those of the index, but not
+// together those of the fingerprint. The index is read again.
+func TestWrongCombinedHash(t *testing.T) {
+	split := streamstest.Product{Name: "p", Aliases: []string{"p"}, Versions: []streamstest.Version{{
+		Serial: "20240101", Metadata: []byte("metadata"), Roots: map[string][]byte{"squashfs": []byte("root")},
+	}}}
+	wrong := streamstest.Hash([]byte("another"))
+	server := serve(t, streamstest.Tree([]streamstest.Product{split}, func(products streamstest.Object) {
+		version := products["p"].(streamstest.Object)["versions"].(streamstest.Object)["20240101"].(streamstest.Object)
+		version["items"].(streamstest.Object)["lxd.tar.xz"].(streamstest.Object)["combined_squashfs_sha256"] = wrong
+	}))
+	client := newClient(t, server, nil)
+	image, err := client.Resolve(t.Context(), "p", nil)
+	require.NoError(t, err)
+	require.Equal(t, wrong, image.Fingerprint)
+	download, err := client.Open(t.Context(), image, nil)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, download.Close()) }()
+	_, err = io.Copy(io.Discard, download.Metadata)
+	require.NoError(t, err)
+	_, err = io.Copy(io.Discard, download.Rootfs)
+	var failed *simplestreams.HashError
+	require.ErrorAs(t, err, &failed)
+	require.Equal(t, wrong, failed.Expected)
+
+	for path, content := range streamstest.Tree([]streamstest.Product{split}, nil) {
+		server.Set(path, content)
+	}
+	image, err = client.Resolve(t.Context(), "p", nil)
+	require.NoError(t, err)
+	require.Equal(t, streamstest.Hash([]byte("metadataroot")), image.Fingerprint)
+}
+
 // TestProductsFileIsGone has an index in the cache that lists a products file which no longer exists.
 func TestProductsFileIsGone(t *testing.T) {
 	files := streamstest.Tree(products("lxd"), nil)

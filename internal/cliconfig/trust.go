@@ -84,11 +84,9 @@ func optional(path string) ([]byte, error) {
 }
 
 // OIDCToken returns the access token of an OpenID Connect provider that the
-// command line has stored, and its expiry (zero if unknown).
+// command line has stored, and its expiry (zero if unknown). Trust has checked the
+// name.
 func (c *Config) OIDCToken(name string) (token string, expiry time.Time, err error) {
-	if filepath.Base(name) != name {
-		return "", time.Time{}, fmt.Errorf("remote %q: the name is not a valid file name", name)
-	}
 	path := filepath.Join(c.Dir, "oidctokens", name+".json")
 	data, err := ReadFile(path)
 	if err != nil {

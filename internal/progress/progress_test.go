@@ -126,6 +126,14 @@ func TestLeaveReportsTheEnd(t *testing.T) {
 	})
 }
 
+func TestPercentIsAtMost100(t *testing.T) {
+	t.Parallel()
+	m := Start("send", 100, func(State) {})
+	defer m.Leave()
+	m.Add(200)
+	require.Equal(t, 100, m.state().Percent)
+}
+
 func TestPhases(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -574,7 +574,9 @@ func TestContextEndsAPause(t *testing.T) {
 					stop := errors.New("enough")
 					ctx, cancel := context.WithTimeoutCause(t.Context(), limit, stop)
 					defer cancel()
+					began := time.Now()
 					err := tr.run(ctx, c)
+					require.Less(t, time.Since(began), time.Second)
 					if ctx.Err() == nil {
 						require.Error(t, err) // without a pause before
 						return

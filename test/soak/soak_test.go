@@ -7,6 +7,10 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"runtime"
 	"sync/atomic"
 	"testing"
@@ -119,4 +123,120 @@ func TestSoak(t *testing.T) {
 	require.NoError(t, s.Client.Close())
 	require.NoError(t, other.Client.Close())
 	require.Eventually(t, func() bool { return s.Open() == 0 && other.Open() == 0 }, 10*time.Second, time.Millisecond)
+}
+
+// TestMemoryOfTransfers: whatever an image's size is, a transfer of it needs no buffer
+// of that size and no temporary file. A push or pull does not pass through the client.
+func TestMemoryOfTransfers(t *testing.T) {
+	const size, limit = 32 << 20, 16 << 20
+	s := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: lxdtest.Incus60, TLS: true}, nil)
+	other := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: lxdtest.Incus60, TLS: true}, nil)
+	dir := t.TempDir()
+	path := filepath.Join(dir, "image.tar")
+	file, err := os.Create(path)
+	require.NoError(t, err)
+	require.NoError(t, lxdtest.WriteUnifiedImage(file, "memory", size))
+	require.NoError(t, file.Close())
+	metadata, _ := lxdtest.SplitImage("memory", 0)
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, path) }))
+	t.Cleanup(web.Close)
+	// Nobody can create a temporary file.
+	t.Setenv("TMPDIR", filepath.Join(dir, "missing"))
+
+	image, split := (*lxd.Image)(nil), (*lxd.Image)(nil)
+	// create uploads the file, and returns the image; the one before is deleted.
+	create := func(to **lxd.Image, do func(*os.File) (*lxd.Image, error)) func() error {
+		return func() error {
+			file, err := os.Open(path)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = file.Close() }()
+			if *to != nil {
+				if err := (*to).Delete(t.Context(), &lxd.DeleteOptions{Wait: true}); err != nil {
+					return err
+				}
+			}
+			*to, err = do(file)
+			return err
+		}
+	}
+	upload := func(opts lxd.CreateOptions) func() error {
+		return create(&image, func(f *os.File) (*lxd.Image, error) {
+			opts.Wait = true
+			return s.Client.Images.Create(t.Context(), f, &opts)
+		})
+	}
+	export := func(image **lxd.Image) func() error {
+		return func() error {
+			export, err := (*image).Export(t.Context(), nil)
+			if err != nil {
+				return err
+			}
+			for err == nil {
+				err = export.Next()
+			}
+			if errors.Is(err, io.EOF) {
+				err = nil
+			}
+			return errors.Join(err, export.Close())
+		}
+	}
+	exportTo := func(image **lxd.Image, connections int) func() error {
+		return func() error {
+			files, err := (*image).ExportTo(t.Context(), dir, &lxd.ExportToOptions{Connections: connections})
+			if err != nil {
+				return err
+			}
+			return errors.Join(os.RemoveAll(files.Image), os.RemoveAll(files.Metadata), os.RemoveAll(files.Rootfs))
+		}
+	}
+	copyTo := func(image **lxd.Image, mode lxd.CopyMode) func() error {
+		return func() error {
+			copied, err := (*image).Copy(t.Context(), other.Client, &lxd.CopyOptions{Mode: mode, Wait: true})
+			if err != nil {
+				return err
+			}
+			return copied.Delete(t.Context(), &lxd.DeleteOptions{Wait: true})
+		}
+	}
+	for _, step := range []struct {
+		name string
+		do   func() error
+	}{
+		{"upload", upload(lxd.CreateOptions{})},
+		{"upload, verified", upload(lxd.CreateOptions{Verify: true})},
+		{"upload, hashed before", upload(lxd.CreateOptions{Dedupe: true})},
+		{"import by the client", create(&image, func(*os.File) (*lxd.Image, error) {
+			return s.Client.Images.CreateFromURL(t.Context(), web.URL+"/image.tar", &lxd.CreateFromURLOptions{Via: lxd.ViaClient, Wait: true})
+		})},
+		{"upload of a stream", create(&image, func(f *os.File) (*lxd.Image, error) {
+			return s.Client.Images.Create(t.Context(), testkit.OneShotReader{Reader: f}, &lxd.CreateOptions{Wait: true})
+		})},
+		{"upload of two files", create(&split, func(f *os.File) (*lxd.Image, error) {
+			return s.Client.Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Rootfs: testkit.OneShotReader{Reader: f}, Wait: true})
+		})},
+		{"export", export(&image)},
+		{"export of two files", export(&split)},
+		{"export to a file", exportTo(&image, 0)},
+		{"export over connections", exportTo(&image, 4)},
+		{"export to two files", exportTo(&split, 0)},
+		{"content", func() error {
+			content, err := image.Content(t.Context(), nil)
+			if err != nil {
+				return err
+			}
+			_, err = io.Copy(io.Discard, content)
+			return errors.Join(err, content.Close())
+		}},
+		{"relay", copyTo(&image, lxd.CopyRelay)},
+		{"relay of two files", copyTo(&split, lxd.CopyRelay)},
+	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		require.NoError(t, step.do(), step.name)
+		runtime.ReadMemStats(&after)
+		require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(limit), step.name)
+		t.Logf("%s: %d KiB", step.name, (after.TotalAlloc-before.TotalAlloc)>>10)
+	}
 }
