@@ -180,7 +180,7 @@ func (i *Image) refreshFresh(ctx context.Context) (*Image, error) {
 		return nil, err
 	}
 	if err := now.Delete(ctx, &DeleteOptions{Wait: true}); err != nil && !errors.Is(err, ErrNotFound) {
-		return newer, fmt.Errorf("delete the replaced image %.12s: %w", i.Fingerprint, err)
+		return newer.Image, fmt.Errorf("delete the replaced image %.12s: %w", i.Fingerprint, err)
 	}
-	return newer, nil
+	return newer.Image, nil
 }

@@ -27,9 +27,9 @@ func rollingImage(t *testing.T, c *lxd.Client, aliases ...lxd.Alias) (image *lxd
 	old, newer := testkit.Unified(t, 0), testkit.Unified(t, 0)
 	source := streamstest.NewServer(rollingTree(old))
 	t.Cleanup(source.Close)
-	image, err := c.Images.CreateFromSimplestreams(t.Context(), source.URL, "rolling", &lxd.CreateFromSimplestreamsOptions{
+	image, err := testkit.ImageOf(c.Images.CreateFromSimplestreams(t.Context(), source.URL, "rolling", &lxd.CreateFromSimplestreamsOptions{
 		Via: lxd.ViaServer, AutoUpdate: true, Public: true, Wait: true, Aliases: aliases,
-	})
+	}))
 	require.NoError(t, err)
 	testkit.DeleteAfter(t, image)
 	for path, content := range rollingTree(old, newer) {

@@ -66,7 +66,7 @@ var bareWays = map[string]func(t *testing.T, s *testkit.Subject, n int, want map
 		data, _ := bareImage(t, false)
 		web := imageServer(t)
 		web.Set("bare.tar", data)
-		return s.Client(t).Images.CreateFromURL(t.Context(), web.URL+"/bare.tar", &lxd.CreateFromURLOptions{Via: lxd.ViaClient, Properties: want, Wait: true})
+		return testkit.ImageOf(s.Client(t).Images.CreateFromURL(t.Context(), web.URL+"/bare.tar", &lxd.CreateFromURLOptions{Via: lxd.ViaClient, Properties: want, Wait: true}))
 	},
 	"simplestreams by the client": func(t *testing.T, s *testkit.Subject, _ int, want map[string]string) (*lxd.Image, error) {
 		data, _ := bareImage(t, false)
@@ -74,9 +74,9 @@ var bareWays = map[string]func(t *testing.T, s *testkit.Subject, n int, want map
 			Name: "bare", Aliases: []string{"bare"}, OS: "Bare", Release: "1", Versions: []streamstest.Version{{Serial: "20240101", Family: "both", Unified: data}},
 		}}, nil))
 		t.Cleanup(streams.Close)
-		return s.Client(t).Images.CreateFromSimplestreams(t.Context(), streams.URL, "bare", &lxd.CreateFromSimplestreamsOptions{
+		return testkit.ImageOf(s.Client(t).Images.CreateFromSimplestreams(t.Context(), streams.URL, "bare", &lxd.CreateFromSimplestreamsOptions{
 			Via: lxd.ViaClient, AllowHTTP: true, Properties: want, Wait: true,
-		})
+		}))
 	},
 	"relay": func(t *testing.T, s *testkit.Subject, n int, want map[string]string) (*lxd.Image, error) {
 		return copyBare(t, s, lxd.CopyRelay, n, want)
@@ -178,7 +178,7 @@ func TestPropertiesComeBeforeNames(t *testing.T) {
 				return target.Client.Images.Create(ctx, bytes.NewReader(data), &lxd.CreateOptions{Properties: want, Aliases: alias, Wait: true})
 			},
 			"import": func(ctx context.Context, alias []lxd.Alias) (*lxd.Image, error) {
-				return target.Client.Images.CreateFromURL(ctx, web.URL+"/bare.tar", &lxd.CreateFromURLOptions{Via: lxd.ViaClient, Properties: want, Aliases: alias, Wait: true})
+				return testkit.ImageOf(target.Client.Images.CreateFromURL(ctx, web.URL+"/bare.tar", &lxd.CreateFromURLOptions{Via: lxd.ViaClient, Properties: want, Aliases: alias, Wait: true}))
 			},
 			"relay": func(ctx context.Context, alias []lxd.Alias) (*lxd.Image, error) {
 				copied, err := image.Copy(ctx, target.Client, &lxd.CopyOptions{Mode: lxd.CopyRelay, Properties: want, Aliases: alias, Wait: true})

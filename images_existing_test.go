@@ -284,7 +284,7 @@ func TestImportAgain(t *testing.T) {
 			for _, n := range []string{"1", "2"} {
 				o.Properties = map[string]string{"n": n}
 				var err error
-				image, err = target.client.Images.CreateFromURL(t.Context(), at, &o)
+				image, err = testkit.ImageOf(target.client.Images.CreateFromURL(t.Context(), at, &o))
 				require.NoError(t, err)
 				require.Equal(t, n, image.Properties["n"])
 			}

@@ -29,6 +29,22 @@ const (
 	ViaClient Via = "client"
 )
 
+// Imported is an image that was imported.
+type Imported struct {
+	*Image
+	// Via is who has fetched the image. It is empty if the server had the image and
+	// the client found that out. Without Wait it is final only after Image.Wait.
+	Via Via
+	// Failed has ViaServer, and why, if ViaAuto tried it or ruled it out.
+	Failed []ImportAttempt
+}
+
+// ImportAttempt is a way of an import that failed, or could not be tried.
+type ImportAttempt struct {
+	Via Via
+	Err error
+}
+
 // importJob is one call that imports an image from a source, by the server or by
 // the client.
 type importJob struct {
@@ -42,6 +58,8 @@ type importJob struct {
 	resolve func(context.Context) (string, error)
 	meter   *progress.Meter
 	report  func(Progress) // for a later Image.Wait; nil for none
+	// imported is the result of the call; run and Image.Wait set Via and Failed.
+	imported Imported
 
 	mu      sync.Mutex
 	settled string // the fingerprint of the image that a forgotten operation has created
@@ -75,6 +93,15 @@ func (imp *importJob) run(ctx context.Context, wait, cancelOnDone bool) (*Image,
 	return image.pending.waitInCall(ctx, image, imp.meter, cancelOnDone)
 }
 
+// result returns the Imported of a call that returns that image.
+func (imp *importJob) result(image *Image, err error) (*Imported, error) {
+	if image == nil {
+		return nil, err
+	}
+	imp.imported.Image = image
+	return &imp.imported, err
+}
+
 // start starts the import by the server, or imports by the client. It does not wait
 // for the operation.
 func (imp *importJob) start(ctx context.Context) (*Image, error) {
@@ -101,6 +128,7 @@ func (imp *importJob) start(ctx context.Context) (*Image, error) {
 		return imp.fallBack(ctx, err)
 	}
 	image.pending.report = imp.report
+	imp.imported.Via = ViaServer
 	return image, nil
 }
 
@@ -290,6 +318,9 @@ func (imp *importJob) byClient(ctx context.Context) (*Image, error) {
 		}
 		image, err = imp.client(ctx)
 	}
+	if image.pending != nil { // nil if the server had the image
+		imp.imported.Via = ViaClient
+	}
 	return image, nil
 }
 
@@ -325,6 +356,7 @@ func (imp *importJob) fallBack(ctx context.Context, cause error) (*Image, error)
 		return nil, fmt.Errorf("%w (by the server: %w)", err, cause)
 	}
 	imp.images.client.t.log.DebugContext(ctx, "lxd server cannot import, the client does", "error", cause)
+	imp.imported.Via, imp.imported.Failed = "", []ImportAttempt{{ViaServer, cause}}
 	image, err := imp.byClient(ctx)
 	if err != nil {
 		return image, fmt.Errorf("by the client: %w (and by the server: %w)", err, cause)

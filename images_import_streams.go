@@ -102,7 +102,7 @@ type CreateFromSimplestreamsOptions struct {
 // The two families of daemons use different items of the same index. A server uses
 // those of its own family (Incus 6.0.4 ignores lxd.tar.xz); if there are none, the
 // client uses those of the other family.
-func (m *Images) CreateFromSimplestreams(ctx context.Context, server, alias string, opts *CreateFromSimplestreamsOptions) (*Image, error) {
+func (m *Images) CreateFromSimplestreams(ctx context.Context, server, alias string, opts *CreateFromSimplestreamsOptions) (*Imported, error) {
 	if err := m.check(ctx); err != nil {
 		return nil, err
 	}
@@ -121,7 +121,7 @@ func (m *Images) CreateFromSimplestreams(ctx context.Context, server, alias stri
 
 // createFromStream imports the image of an alias, whose fingerprint must be that one;
 // "" for any.
-func (m *Images) createFromStream(ctx context.Context, server, alias, fingerprint string, o *CreateFromSimplestreamsOptions) (*Image, error) {
+func (m *Images) createFromStream(ctx context.Context, server, alias, fingerprint string, o *CreateFromSimplestreamsOptions) (*Imported, error) {
 	imp := &importJob{
 		images: m, via: o.Via, explains: true, fingerprint: fingerprint,
 		updates: o.AutoUpdate,
@@ -150,7 +150,7 @@ func (m *Images) createFromStream(ctx context.Context, server, alias, fingerprin
 		return image.Fingerprint, streams.Close()
 	}
 	imp.meter, imp.report = meter(PhaseServer, -1, o.Progress), o.Progress
-	return imp.run(ctx, o.Wait, o.CancelOnDone)
+	return imp.result(imp.run(ctx, o.Wait, o.CancelOnDone))
 }
 
 func (o *CreateFromSimplestreamsOptions) check(alias string) error {

@@ -94,7 +94,7 @@ func TestImportStreamsByServerAndByClient(t *testing.T) {
 					opts.Profiles = []string{"default"}
 					image, err := c.Images.CreateFromSimplestreams(t.Context(), source.URL, ref.alias, opts)
 					require.NoError(t, err, "%s %s %s", name, ref.alias, via)
-					made[n] = *image
+					made[n] = *image.Image
 					if via == lxd.ViaServer {
 						require.Equal(t, ref.alias, image.UpdateSource.Alias)
 					}
@@ -152,9 +152,9 @@ func TestImportStreamsPlain(t *testing.T) {
 				require.Equal(t, newest.Properties, image.Properties)
 				require.True(t, image.ExpiresAt.Equal(newest.ExpiresAt))
 				if first == nil {
-					first = image
+					first = image.Image
 				}
-				requireSameImport(t, *first, *image)
+				requireSameImport(t, *first, *image.Image)
 
 				// The server has it, and only the options are applied.
 				opts.Properties, opts.Wait = map[string]string{"again": "yes"}, true
@@ -275,7 +275,7 @@ func TestImportStreamsFromBadServers(t *testing.T) {
 					opts := target.streamsFrom(source)
 					opts.Via, opts.Aliases = via, []lxd.Alias{{Name: "never"}}
 					opts.HTTPClient, opts.StallTimeout = &http.Client{}, time.Second
-					return target.client.Images.CreateFromSimplestreams(t.Context(), source.URL, ref, opts)
+					return testkit.ImageOf(target.client.Images.CreateFromSimplestreams(t.Context(), source.URL, ref, opts))
 				})
 			})
 		}
@@ -478,7 +478,7 @@ func TestImportStreamsLikeTheServer(t *testing.T) {
 			opts.Via = via
 			image, err := target.client.Images.CreateFromSimplestreams(t.Context(), source.URL, "unified", opts)
 			require.NoError(t, err, via)
-			made[n] = *image
+			made[n] = *image.Image
 			require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
 		}
 		requireSameImport(t, made[0], made[1])

@@ -364,3 +364,57 @@ func requireImportFails(t *testing.T, target *importTarget, vias []lxd.Via, chec
 		require.Contains(t, err.Error(), mention)
 	}
 }
+
+// TestImportSaysWhoFetched: an import says who has fetched the image, and why not the
+// server if it was the client.
+func TestImportSaysWhoFetched(t *testing.T) {
+	t.Parallel()
+	for _, s := range testkit.Subjects(t) {
+		t.Run(s.Column, func(t *testing.T) {
+			t.Parallel()
+			c := s.Client(t)
+			source := streamstest.NewServer(nil)
+			t.Cleanup(source.Close)
+			for _, wait := range []bool{true, false} {
+				load := func(at string, opts lxd.CreateFromURLOptions) *lxd.Imported {
+					opts.Wait = wait
+					image, err := c.Images.CreateFromURL(t.Context(), at, &opts)
+					require.NoError(t, err)
+					require.NoError(t, image.Wait(t.Context()))
+					testkit.DeleteAfter(t, image.Image)
+					return image
+				}
+				direct := func() string {
+					return source.Direct(testkit.Unique("direct"), streamstest.Direct{Content: testkit.Unified(t, 1000)})
+				}
+				image := load(direct(), lxd.CreateFromURLOptions{})
+				if len(image.Failed) == 0 {
+					require.Equal(t, lxd.ViaServer, image.Via)
+				} else {
+					require.Contains(t, s.Column, "6.9", "only it fetches from no URL")
+					require.Equal(t, lxd.ViaClient, image.Via)
+					require.Equal(t, lxd.ViaServer, image.Failed[0].Via)
+					require.ErrorContains(t, image.Failed[0].Err, "not supported")
+				}
+
+				again := load(direct(), lxd.CreateFromURLOptions{Fingerprint: image.Fingerprint})
+				require.Equal(t, image.Fingerprint, again.Fingerprint)
+				require.Empty(t, again.Via, "the server had it")
+
+				source.Set("plain", testkit.Unified(t, 1000))
+				image = load(source.URL+"/plain", lxd.CreateFromURLOptions{})
+				require.Equal(t, lxd.ViaClient, image.Via)
+				require.Len(t, image.Failed, 1)
+				require.Equal(t, lxd.ViaServer, image.Failed[0].Via)
+				require.Regexp(t, "Missing .*-Image-Hash header|not supported", image.Failed[0].Err.Error())
+				again = load(source.URL+"/plain", lxd.CreateFromURLOptions{Fingerprint: image.Fingerprint})
+				require.Empty(t, again.Via)
+				require.Empty(t, again.Failed)
+
+				image = load(direct(), lxd.CreateFromURLOptions{Via: lxd.ViaClient})
+				require.Equal(t, lxd.ViaClient, image.Via)
+				require.Empty(t, image.Failed)
+			}
+		})
+	}
+}

@@ -88,10 +88,10 @@ type CreateFromURLOptions struct {
 // the source it is a [*SourceError]. No image remains on the server then.
 //
 // If the server already has the image, the options are applied to it. If the image
-// was created but an alias was not, CreateFromURL returns both the Image and the
+// was created but an alias was not, CreateFromURL returns both the image and the
 // error. Redirects are followed, but from https to http only if Fingerprint is set.
 // A user name and password in the URL are used, and are not sent to another host.
-func (m *Images) CreateFromURL(ctx context.Context, imageURL string, opts *CreateFromURLOptions) (*Image, error) {
+func (m *Images) CreateFromURL(ctx context.Context, imageURL string, opts *CreateFromURLOptions) (*Imported, error) {
 	if err := m.check(ctx); err != nil {
 		return nil, err
 	}
@@ -129,7 +129,7 @@ func (m *Images) CreateFromURL(ctx context.Context, imageURL string, opts *Creat
 		return source.probe(ctx, info)
 	}
 	imp.meter, imp.report = meter(PhaseServer, -1, o.Progress), o.Progress
-	return imp.run(ctx, o.Wait, o.CancelOnDone)
+	return imp.result(imp.run(ctx, o.Wait, o.CancelOnDone))
 }
 
 func checkSourceURL(field, raw string) (*url.URL, error) {

@@ -176,7 +176,7 @@ func TestImportURLFromBadSources(t *testing.T) {
 				requireImportFails(t, target, vias, bad.check, bad.mention, func(via lxd.Via) (*lxd.Image, error) {
 					opts := bad.opts
 					opts.Via, opts.Wait, opts.Aliases = via, true, []lxd.Alias{{Name: "never"}}
-					return target.client.Images.CreateFromURL(t.Context(), at, &opts)
+					return testkit.ImageOf(target.client.Images.CreateFromURL(t.Context(), at, &opts))
 				})
 			})
 		}

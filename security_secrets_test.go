@@ -256,6 +256,17 @@ func (e *ear) image(t *testing.T, image *lxd.Image, err error) {
 	}
 }
 
+func (e *ear) imported(t *testing.T, imported *lxd.Imported, err error) {
+	t.Helper()
+	image, err := testkit.ImageOf(imported, err)
+	e.image(t, image, err)
+	if imported != nil {
+		for _, attempt := range imported.Failed {
+			e.err(attempt.Err)
+		}
+	}
+}
+
 // check fails for each secret that was reported.
 func (e *ear) check(t *testing.T) {
 	t.Helper()
@@ -365,10 +376,10 @@ func TestSecretsInResponses(t *testing.T) {
 							at := secretURL(t, "http://127.0.0.1:1/image")
 							made, err := to.Images.CreateFromURL(t.Context(), at, &lxd.CreateFromURLOptions{Via: via, Wait: wait})
 							require.True(t, made != nil || err != nil)
-							ear.image(t, made, err)
+							ear.imported(t, made, err)
 							made, err = to.Images.CreateFromSimplestreams(t.Context(), at, "alpine", &lxd.CreateFromSimplestreamsOptions{Via: via, Wait: wait, AllowHTTP: true})
 							require.True(t, made != nil || err != nil)
-							ear.image(t, made, err)
+							ear.imported(t, made, err)
 						}
 					}
 					registry := lxd.Registry{Name: "r", Protocol: "simplestreams", Config: map[string]string{"url": secretURL(t, "https://127.0.0.1:1")}}
@@ -480,10 +491,10 @@ func TestSecretsInErrorsOfSources(t *testing.T) {
 			target := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect, RootCAs: roots}, &lxd.Options{Logger: ear.logger(), RetryTimeout: shortRetries})
 			for _, via := range []lxd.Via{lxd.ViaAuto, lxd.ViaServer, lxd.ViaClient} {
 				image, err := target.Client.Images.CreateFromURL(t.Context(), secretURL(t, server.URL), &lxd.CreateFromURLOptions{Via: via, HTTPClient: server.Client()})
-				ear.image(t, image, err)
+				ear.imported(t, image, err)
 				image, err = target.Client.Images.CreateFromURL(t.Context(), secretURL(t, server.URL), &lxd.CreateFromURLOptions{Via: via, HTTPClient: server.Client(), Wait: true})
 				require.Error(t, err, name)
-				ear.image(t, image, err)
+				ear.imported(t, image, err)
 			}
 		}
 	}

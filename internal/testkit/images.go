@@ -141,3 +141,11 @@ func FilesIn(t *testing.T, dir string) []string {
 	}
 	return paths
 }
+
+// ImageOf returns the image of an import.
+func ImageOf(imported *lxd.Imported, err error) (*lxd.Image, error) {
+	if imported == nil {
+		return nil, err
+	}
+	return imported.Image, err
+}

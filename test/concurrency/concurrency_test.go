@@ -36,10 +36,10 @@ var ways = []way{
 		return s.client.Images.Create(t.Context(), testkit.OneShotReader{Reader: bytes.NewReader(s.data)}, &lxd.CreateOptions{Aliases: aliases, Properties: properties, Wait: true})
 	}},
 	{"import by the server", func(t *testing.T, s *suite, aliases []lxd.Alias) (*lxd.Image, error) {
-		return s.client.Images.CreateFromURL(t.Context(), s.url, &lxd.CreateFromURLOptions{Aliases: aliases, Properties: properties, Wait: true})
+		return testkit.ImageOf(s.client.Images.CreateFromURL(t.Context(), s.url, &lxd.CreateFromURLOptions{Aliases: aliases, Properties: properties, Wait: true}))
 	}},
 	{"import by the client", func(t *testing.T, s *suite, aliases []lxd.Alias) (*lxd.Image, error) {
-		return s.client.Images.CreateFromURL(t.Context(), s.url, &lxd.CreateFromURLOptions{Via: lxd.ViaClient, Aliases: aliases, Properties: properties, Wait: true})
+		return testkit.ImageOf(s.client.Images.CreateFromURL(t.Context(), s.url, &lxd.CreateFromURLOptions{Via: lxd.ViaClient, Aliases: aliases, Properties: properties, Wait: true}))
 	}},
 	{"relay", func(t *testing.T, s *suite, aliases []lxd.Alias) (*lxd.Image, error) {
 		copied, err := s.source.Copy(t.Context(), s.client, &lxd.CopyOptions{Mode: lxd.CopyRelay, Aliases: aliases, Properties: properties, Wait: true})

@@ -458,7 +458,7 @@ func testFromURL(t *testing.T, s *subject) {
 	alias := testkit.Unique("url")
 	image, err := c.Images.CreateFromURL(t.Context(), url, &lxd.CreateFromURLOptions{Public: true, AutoUpdate: true, Aliases: []lxd.Alias{{Name: alias}}, Wait: true})
 	require.NoError(t, err)
-	testkit.DeleteAfter(t, image)
+	testkit.DeleteAfter(t, image.Image)
 	require.Equal(t, lxdtest.Fingerprint(data), image.Fingerprint)
 	require.True(t, image.Public)
 	require.True(t, image.AutoUpdate)
@@ -475,7 +475,7 @@ func testFromSimplestreams(t *testing.T, s *subject) {
 	t.Cleanup(source.Close)
 	image, err := c.Images.CreateFromSimplestreams(t.Context(), source.URL, "distro/1", &lxd.CreateFromSimplestreamsOptions{Wait: true, AllowHTTP: true})
 	require.NoError(t, err)
-	testkit.DeleteAfter(t, image)
+	testkit.DeleteAfter(t, image.Image)
 	require.Equal(t, lxdtest.Fingerprint(data), image.Fingerprint)
 	require.Equal(t, "Distro", image.Properties["os"])
 }
@@ -852,9 +852,9 @@ func testRefresh(t *testing.T, s *subject) {
 	}}, nil))
 	t.Cleanup(source.Close)
 	alias := testkit.Unique("rolling")
-	image, err = c.Images.CreateFromSimplestreams(t.Context(), source.URL, "rolling", &lxd.CreateFromSimplestreamsOptions{
+	image, err = testkit.ImageOf(c.Images.CreateFromSimplestreams(t.Context(), source.URL, "rolling", &lxd.CreateFromSimplestreamsOptions{
 		Via: lxd.ViaServer, AutoUpdate: true, Wait: true, Aliases: []lxd.Alias{{Name: alias}},
-	})
+	}))
 	require.NoError(t, err)
 	testkit.DeleteAfter(t, image)
 	require.True(t, image.AutoUpdate)
@@ -877,7 +877,7 @@ func testRefreshFresh(t *testing.T, s *subject) {
 		Via: lxd.ViaServer, Wait: true, Aliases: []lxd.Alias{{Name: alias}},
 	})
 	require.NoError(t, err)
-	testkit.DeleteAfter(t, image)
+	testkit.DeleteAfter(t, image.Image)
 	same, err := image.Refresh(t.Context(), &lxd.RefreshOptions{Fresh: true})
 	require.NoError(t, err)
 	require.Same(t, image, same)
