@@ -105,11 +105,27 @@ func TestFailedOperationsHaveHints(t *testing.T) {
 			t.Parallel()
 			c := s.Client(t)
 			metadata, rootfs := lxdtest.SplitImage(testkit.Unique("hint"), 1000)
-			_, err := c.Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Wait: true})
-			require.ErrorContains(t, err, "CreateOptions.Rootfs", "a metadata tarball alone")
+			_, err := c.Images.Create(t.Context(), testkit.OneShotReader{Reader: bytes.NewReader(metadata)}, &lxd.CreateOptions{Wait: true})
+			require.Contains(t, testkit.ErrOf[*lxd.OperationError](t, err).Hint, "CreateOptions.Rootfs", "a metadata tarball alone")
 			image, err := c.Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Wait: true, Rootfs: bytes.NewReader(rootfs)})
 			require.NoError(t, err)
 			testkit.DeleteAfter(t, image)
+
+			if s.Real != nil { // lxdtest accepts more
+				for _, bad := range []struct {
+					hint  string
+					files []string
+				}{
+					{"must have the architecture", []string{"metadata.yaml", "creation_date: 1700000000", "rootfs/", ""}},
+					{"x86_64", []string{"metadata.yaml", "architecture: vax\ncreation_date: 1700000000", "rootfs/", ""}},
+					{"creation_date", []string{"metadata.yaml", "architecture: x86_64", "rootfs/", ""}},
+					{"not valid YAML", []string{"metadata.yaml", "\tx: [", "rootfs/", ""}},
+					{"metadata.yaml at its top", []string{"rootfs/", ""}},
+				} {
+					_, err := c.Images.Create(t.Context(), bytes.NewReader(tarball(t, bad.files...)), &lxd.CreateOptions{Wait: true})
+					require.Contains(t, testkit.ErrOf[*lxd.OperationError](t, err).Hint, bad.hint)
+				}
+			}
 
 			source := streamstest.NewServer(map[string][]byte{"image": []byte("no image")})
 			t.Cleanup(source.Close)
@@ -126,6 +142,19 @@ func TestFailedOperationsHaveHints(t *testing.T) {
 	source.Inject(lxdtest.Status(http.StatusInternalServerError, "no way").On("GET", "/1.0/images/*/export"))
 	_, err := image.Copy(t.Context(), testkit.StartFake(t).Client, &lxd.CopyOptions{Mode: lxd.CopyPull, Wait: true})
 	require.ErrorContains(t, err, "the target must be able to connect to "+source.URL())
+
+	target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	for _, fault := range []lxdtest.Fault{
+		lxdtest.Status(http.StatusInternalServerError, "no way").On("POST", "/1.0/images").Times(1),
+		lxdtest.Reset().On("POST", "/1.0/images"),
+	} {
+		stalled := source.Inject(lxdtest.StallOperations().Times(1))
+		copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: lxd.CopyPush})
+		require.NoError(t, err)
+		target.Inject(fault) // now that it has the token
+		stalled.Release()
+		require.ErrorContains(t, copied.Wait(t.Context()), "the source must be able to connect to "+target.URL())
+	}
 
 	running := testkit.StartFake(t)
 	running.AddInstance("busy", &lxdtest.InstanceOptions{Running: true})

@@ -1,6 +1,7 @@
 package lxd_test
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
@@ -112,4 +113,20 @@ func (seekableReader) Seek(offset int64, whence int) (int64, error) {
 		return 1<<20 + offset, nil
 	}
 	return offset, nil
+}
+
+// tarball returns a tar archive of files with these names and contents. A name that
+// ends with a slash is a directory.
+func tarball(t *testing.T, namesAndContents ...string) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	out := tar.NewWriter(&buf)
+	for n := 0; n < len(namesAndContents); n += 2 {
+		name, content := namesAndContents[n], namesAndContents[n+1]
+		require.NoError(t, out.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Size: int64(len(content)), Format: tar.FormatUSTAR}))
+		_, err := io.WriteString(out, content)
+		require.NoError(t, err)
+	}
+	require.NoError(t, out.Close())
+	return buf.Bytes()
 }

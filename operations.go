@@ -208,6 +208,9 @@ func (o *Operation) result() (finished bool, err error) {
 	if e.Message == "" {
 		e.Message = strings.ToLower(s.Status)
 	}
+	if e.StatusCode != statusCancelled {
+		e.Hint = operationHint(e.Message)
+	}
 	return true, e
 }
 
