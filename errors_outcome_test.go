@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -160,4 +163,64 @@ func TestFailedOperationsHaveHints(t *testing.T) {
 	running.AddInstance("busy", &lxdtest.InstanceOptions{Running: true})
 	_, err = running.Client.Images.CreateFromInstance(t.Context(), "busy", &lxd.CreateFromInstanceOptions{Wait: true})
 	require.ErrorContains(t, err, "stop it")
+}
+
+// TestCancelledByAnother: an import that another client has cancelled matches
+// ErrCancelled, whether it is awaited before that or after the daemon has let it fail.
+func TestCancelledByAnother(t *testing.T) {
+	t.Parallel()
+	for _, s := range testkit.Subjects(t) {
+		if strings.Contains(s.Column, "6.9") {
+			continue // it fetches from no URL
+		}
+		t.Run(s.Column, func(t *testing.T) {
+			t.Parallel()
+			for _, awaited := range []bool{false, true} {
+				reached := make(chan struct{}, 1)
+				source := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					for _, family := range []string{"LXD", "Incus"} {
+						w.Header().Set(family+"-Image-Hash", oneFingerprint)
+						w.Header().Set(family+"-Image-URL", "http://"+r.Host+"/image")
+					}
+					if r.Method == http.MethodHead {
+						return
+					}
+					w.Header().Set("Content-Length", "1000000")
+					_, _ = w.Write(make([]byte, 1000))
+					w.(http.Flusher).Flush()
+					reached <- struct{}{}
+					<-r.Context().Done()
+				}))
+				t.Cleanup(source.Close)
+				image, err := s.Client(t).Images.CreateFromURL(t.Context(), source.URL, &lxd.CreateFromURLOptions{Via: lxd.ViaServer})
+				require.NoError(t, err)
+				operation := image.Operation()
+				<-reached
+				ended := make(chan error, 1)
+				if awaited {
+					go func() { ended <- operation.Wait(t.Context()) }()
+				}
+				operations, err := s.Client(t).Operations(t.Context())
+				require.NoError(t, err)
+				n := slices.IndexFunc(operations, func(op *lxd.Operation) bool { return op.ID() == operation.ID() })
+				other := operations[n]
+				require.Eventually(t, func() bool { return other.Cancel(t.Context()) == nil }, exportWait, exportTick)
+				if awaited {
+					require.ErrorIs(t, <-ended, lxd.ErrCancelled)
+				}
+				require.Eventually(t, func() bool {
+					status, err := other.Refresh(t.Context())
+					return errors.Is(err, lxd.ErrNotFound) || status.Error != ""
+				}, exportWait, exportTick)
+				err = image.Wait(t.Context())
+				require.ErrorIs(t, err, lxd.ErrCancelled)
+				require.Empty(t, testkit.ErrOf[*lxd.OperationError](t, err).Hint)
+				again, err := s.Client(t).Operations(t.Context())
+				require.NoError(t, err)
+				if n := slices.IndexFunc(again, func(op *lxd.Operation) bool { return op.ID() == operation.ID() }); n >= 0 {
+					require.NoError(t, again[n].Cancel(t.Context()), "it is cancelled")
+				}
+			}
+		})
+	}
 }
