@@ -263,12 +263,12 @@ func (e *OperationError) missing(hint string) *OperationError {
 	return &found
 }
 
-// withHint returns a failure with a hint, if it is that of an operation, has no hint
-// and is no cancellation.
+// withHint returns a failure with a hint, if it is that of an operation, is no
+// cancellation, and has no hint that says more.
 func withHint(failure error, format string, args ...any) error {
 	var failed *OperationError
 	//nolint:errorlint // what wraps the error of an operation says more, and is kept
-	if !errors.As(failure, &failed) || error(failed) != failure || failed.Hint != "" || failed.StatusCode == statusCancelled {
+	if !errors.As(failure, &failed) || error(failed) != failure || (failed.Hint != "" && failed.Hint != reachabilityHint) || failed.StatusCode == statusCancelled {
 		return failure
 	}
 	hinted := *failed

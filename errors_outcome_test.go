@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -122,11 +125,27 @@ func TestFailedOperationsHaveHints(t *testing.T) {
 			t.Parallel()
 			c := s.Client(t)
 			metadata, rootfs := lxdtest.SplitImage(testkit.Unique("hint"), 1000)
-			_, err := c.Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Wait: true})
-			require.ErrorContains(t, err, "CreateOptions.Rootfs", "a metadata tarball alone")
+			_, err := c.Images.Create(t.Context(), testkit.OneShotReader{Reader: bytes.NewReader(metadata)}, &lxd.CreateOptions{Wait: true})
+			require.Contains(t, testkit.ErrOf[*lxd.OperationError](t, err).Hint, "CreateOptions.Rootfs", "a metadata tarball alone")
 			image, err := c.Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Wait: true, Rootfs: bytes.NewReader(rootfs)})
 			require.NoError(t, err)
 			testkit.DeleteAfter(t, image)
+
+			if s.Real != nil { // lxdtest accepts more
+				for _, bad := range []struct {
+					hint  string
+					files []string
+				}{
+					{"must have the architecture", []string{"metadata.yaml", "creation_date: 1700000000", "rootfs/", ""}},
+					{"x86_64", []string{"metadata.yaml", "architecture: vax\ncreation_date: 1700000000", "rootfs/", ""}},
+					{"creation_date", []string{"metadata.yaml", "architecture: x86_64", "rootfs/", ""}},
+					{"not valid YAML", []string{"metadata.yaml", "\tx: [", "rootfs/", ""}},
+					{"metadata.yaml at its top", []string{"rootfs/", ""}},
+				} {
+					_, err := c.Images.Create(t.Context(), bytes.NewReader(tarball(t, bad.files...)), &lxd.CreateOptions{Wait: true})
+					require.Contains(t, testkit.ErrOf[*lxd.OperationError](t, err).Hint, bad.hint)
+				}
+			}
 
 			source := streamstest.NewServer(map[string][]byte{"image": []byte("no image")})
 			t.Cleanup(source.Close)
@@ -145,19 +164,80 @@ func TestFailedOperationsHaveHints(t *testing.T) {
 	require.ErrorContains(t, err, "the target must be able to connect to "+source.URL())
 
 	target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-	pushing := between(t, source, func(req *http.Request, next http.RoundTripper) (*http.Response, error) {
-		if req.Method == http.MethodPost { // the target has created the token
-			target.Inject(lxdtest.Status(http.StatusInternalServerError, "no way").On("POST", "/1.0/images"))
-		}
-		return next.RoundTrip(req)
-	})
-	image, err = pushing.Images.Get(t.Context(), image.Fingerprint)
-	require.NoError(t, err)
-	_, err = image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: lxd.CopyPush, Wait: true})
-	require.ErrorContains(t, err, "the source must be able to connect to "+target.URL())
+	for _, fault := range []lxdtest.Fault{
+		lxdtest.Status(http.StatusInternalServerError, "no way").On("POST", "/1.0/images").Times(1),
+		lxdtest.Reset().On("POST", "/1.0/images"),
+	} {
+		stalled := source.Inject(lxdtest.StallOperations().Times(1))
+		copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: lxd.CopyPush})
+		require.NoError(t, err)
+		target.Inject(fault) // now that it has the token
+		stalled.Release()
+		require.ErrorContains(t, copied.Wait(t.Context()), "the source must be able to connect to "+target.URL())
+	}
 
 	running := testkit.StartFake(t)
 	running.AddInstance("busy", &lxdtest.InstanceOptions{Running: true})
 	_, err = running.Client.Images.CreateFromInstance(t.Context(), "busy", &lxd.CreateFromInstanceOptions{Wait: true})
 	require.ErrorContains(t, err, "stop it")
+}
+
+// TestCancelledByAnother: an import that another client has cancelled matches
+// ErrCancelled, whether it is awaited before that or after the daemon has let it fail.
+func TestCancelledByAnother(t *testing.T) {
+	t.Parallel()
+	for _, s := range testkit.Subjects(t) {
+		if strings.Contains(s.Column, "6.9") {
+			continue // it fetches from no URL
+		}
+		t.Run(s.Column, func(t *testing.T) {
+			t.Parallel()
+			for _, awaited := range []bool{false, true} {
+				reached := make(chan struct{}, 1)
+				source := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					for _, family := range []string{"LXD", "Incus"} {
+						w.Header().Set(family+"-Image-Hash", oneFingerprint)
+						w.Header().Set(family+"-Image-URL", "http://"+r.Host+"/image")
+					}
+					if r.Method == http.MethodHead {
+						return
+					}
+					w.Header().Set("Content-Length", "1000000")
+					_, _ = w.Write(make([]byte, 1000))
+					w.(http.Flusher).Flush()
+					reached <- struct{}{}
+					<-r.Context().Done()
+				}))
+				t.Cleanup(source.Close)
+				image, err := s.Client(t).Images.CreateFromURL(t.Context(), source.URL, &lxd.CreateFromURLOptions{Via: lxd.ViaServer})
+				require.NoError(t, err)
+				operation := image.Operation()
+				<-reached
+				ended := make(chan error, 1)
+				if awaited {
+					go func() { ended <- operation.Wait(t.Context()) }()
+				}
+				operations, err := s.Client(t).Operations(t.Context())
+				require.NoError(t, err)
+				n := slices.IndexFunc(operations, func(op *lxd.Operation) bool { return op.ID() == operation.ID() })
+				other := operations[n]
+				require.Eventually(t, func() bool { return other.Cancel(t.Context()) == nil }, exportWait, exportTick)
+				if awaited {
+					require.ErrorIs(t, <-ended, lxd.ErrCancelled)
+				}
+				require.Eventually(t, func() bool {
+					status, err := other.Refresh(t.Context())
+					return errors.Is(err, lxd.ErrNotFound) || status.Error != ""
+				}, exportWait, exportTick)
+				err = image.Wait(t.Context())
+				require.ErrorIs(t, err, lxd.ErrCancelled)
+				require.Empty(t, testkit.ErrOf[*lxd.OperationError](t, err).Hint)
+				again, err := s.Client(t).Operations(t.Context())
+				require.NoError(t, err)
+				if n := slices.IndexFunc(again, func(op *lxd.Operation) bool { return op.ID() == operation.ID() }); n >= 0 {
+					require.NoError(t, again[n].Cancel(t.Context()), "it is cancelled")
+				}
+			}
+		})
+	}
 }

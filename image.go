@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -69,6 +70,34 @@ type Image struct {
 	read    uint64   // the sum of the attributes when the image was read
 	fixed   fixed    // the sums of the other fields then; zero if it was not read yet
 	pending *pending // work under way; nil for none
+	// transfer is shared with the call that created the image; nil if none did.
+	transfer *Transfer
+}
+
+// Transfer says how the content of an image came to its server.
+type Transfer struct {
+	// Way is who has fetched an imported image, "server" or "client" (see [Via]), or
+	// the mode of a copy, "pull", "push" or "relay" (see [CopyMode]). It is empty for an
+	// upload, and if the client found out that the server had the image.
+	Way string
+	// Failed are the ways that ViaAuto or CopyAuto tried or ruled out before, and why.
+	Failed []TransferAttempt
+}
+
+// TransferAttempt is a way that failed, or could not be tried.
+type TransferAttempt struct {
+	Way string
+	Err error
+}
+
+// Transfer returns how the image that this call of Create…, CreateFrom or Copy returned
+// came to the server. Without Wait it is final only after Image.Wait. Of an image that
+// was read from the server it is zero.
+func (i *Image) Transfer() Transfer {
+	if i == nil || i.transfer == nil {
+		return Transfer{}
+	}
+	return Transfer{Way: i.transfer.Way, Failed: slices.Clone(i.transfer.Failed)}
 }
 
 // UpdateSource is the source from which a server updates an image.
@@ -130,11 +159,11 @@ func (i *Image) Client() *Client {
 }
 
 // replace replaces all fields by those of the image with, which was read later.
-// It keeps the pending work.
+// It keeps the pending work and the transfer.
 func (i *Image) replace(with *Image) {
-	work := i.pending
+	work, transfer := i.pending, i.transfer
 	*i = *with
-	i.pending = work
+	i.pending, i.transfer = work, transfer
 }
 
 // check returns an error if the image does not come from a server.

@@ -91,7 +91,7 @@ type Copied struct {
 	// Mode is the mode that succeeded. It is empty if the target had the image.
 	// Without CopyOptions.Wait it is final only after Image.Wait.
 	Mode CopyMode
-	// Failed lists the modes that CopyAuto tried or ruled out, and why.
+	// Failed lists the modes that CopyAuto tried or ruled out before that, and why.
 	Failed []CopyAttempt
 }
 

@@ -26,6 +26,7 @@ type copyJob struct {
 	meter       *progress.Meter
 	report      func(Progress) // for a later Image.Wait; nil for none
 	copied      *Copied
+	transfer    Transfer // the same for Image.Transfer
 }
 
 // checkUpdates determines whether a pull can be updated. It returns an error if it
@@ -107,6 +108,7 @@ func (j *copyJob) run(ctx context.Context, modes []CopyMode, wait bool) error {
 		image, err := j.start(ctx, mode)
 		if err == nil {
 			j.copied.Image, j.copied.Mode = image, mode
+			image.transfer, j.transfer.Way = &j.transfer, string(mode)
 			image.pending.report = j.report
 			if !wait {
 				rest := modes[n+1:]
@@ -131,6 +133,7 @@ func (j *copyJob) run(ctx context.Context, modes []CopyMode, wait bool) error {
 func (j *copyJob) noteFailure(mode CopyMode, err error) {
 	if err != nil && !j.single {
 		j.copied.Failed = append(j.copied.Failed, CopyAttempt{mode, err})
+		j.transfer.Failed = append(j.transfer.Failed, TransferAttempt{string(mode), err})
 	}
 }
 

@@ -1,8 +1,10 @@
 package lxd
 
 import (
+	"archive/tar"
 	"bytes"
 	"cmp"
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -237,14 +239,22 @@ const (
 	magicQcow2    = "QFI\xfb"
 )
 
-// peekSize is how much of a reader is looked at before anything is sent.
-const peekSize = 512
+// peekSize is how much of a reader is looked at before anything is sent; a file of at
+// most peekWhole bytes is looked at whole.
+const (
+	peekSize  = 512
+	peekWhole = 64 << 10
+)
 
 // checkStart returns an error if the content cannot be what it is given for. rootfs
 // says that it is the second file of a split image. It returns the start of the
 // content.
 func checkStart(ctx context.Context, field string, s *content.Source, rootfs bool) ([]byte, error) {
-	start, err := s.Peek(ctx, peekSize)
+	n := peekSize
+	if s.Size() <= peekWhole {
+		n = max(n, int(s.Size())) // -1 if it is unknown
+	}
+	start, err := s.Peek(ctx, n)
 	switch kind := http.DetectContentType(start); {
 	case errors.Is(err, io.EOF):
 		return nil, invalid(field, "is empty, or was read to its end before")
@@ -258,6 +268,33 @@ func checkStart(ctx context.Context, field string, s *content.Source, rootfs boo
 	}
 	return start, nil
 }
+
+// isMetadataAlone reports whether a whole file is a tar archive, plain or compressed by
+// gzip, with metadata.yaml and without a root filesystem. The daemons refuse it when it
+// has been sent ("Invalid instance type": LXD 5.0.2, Incus 6.0.4 and 7.0.2). It is false
+// if that is not certain.
+func isMetadataAlone(file []byte) bool {
+	var r io.Reader = bytes.NewReader(file)
+	if unzipped, err := gzip.NewReader(bytes.NewReader(file)); err == nil {
+		r = io.LimitReader(unzipped, maxUnzipped)
+	}
+	metadata := false
+	for archive := tar.NewReader(r); ; {
+		entry, err := archive.Next()
+		if err != nil {
+			return metadata && errors.Is(err, io.EOF)
+		}
+		name := strings.TrimPrefix(entry.Name, "./")
+		if strings.HasPrefix(name, "rootfs") {
+			return false
+		}
+		metadata = metadata || name == "metadata.yaml"
+	}
+}
+
+// maxUnzipped is how much of a compressed file is looked at. It ends within a block of
+// the archive, so that what is longer does not look like one that ends there.
+const maxUnzipped = 1<<20 + 1
 
 // minText is the length of a start that is enough to tell a text.
 const minText = 16
@@ -282,17 +319,21 @@ func (o *CreateOptions) content(ctx context.Context, image io.Reader) (*content.
 	if err != nil {
 		return nil, err
 	}
-	if _, err := checkStart(ctx, "image", first, false); err != nil {
+	start, err := checkStart(ctx, "image", first, false)
+	if err != nil {
 		return nil, err
 	}
 	if o.Rootfs == nil {
+		if int64(len(start)) == first.Size() && isMetadataAlone(start) {
+			return nil, invalid("image", "is a metadata tarball without a root filesystem, which is the other file of a split image; give it as CreateOptions.Rootfs")
+		}
 		return content.Unified(first), nil
 	}
 	second, err := source(o.Rootfs, "CreateOptions.RootfsSize", o.RootfsSize)
 	if err != nil {
 		return nil, err
 	}
-	start, err := checkStart(ctx, "CreateOptions.Rootfs", second, true)
+	start, err = checkStart(ctx, "CreateOptions.Rootfs", second, true)
 	if err != nil {
 		return nil, err
 	}

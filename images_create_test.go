@@ -1,12 +1,17 @@
 package lxd_test
 
 import (
+	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -112,4 +117,93 @@ func (seekableReader) Seek(offset int64, whence int) (int64, error) {
 		return 1<<20 + offset, nil
 	}
 	return offset, nil
+}
+
+// tarball returns a tar archive of files with these names and contents. A name that
+// ends with a slash is a directory.
+func tarball(t *testing.T, namesAndContents ...string) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	out := tar.NewWriter(&buf)
+	for n := 0; n < len(namesAndContents); n += 2 {
+		name, content := namesAndContents[n], namesAndContents[n+1]
+		require.NoError(t, out.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Size: int64(len(content)), Format: tar.FormatUSTAR}))
+		_, err := io.WriteString(out, content)
+		require.NoError(t, err)
+	}
+	require.NoError(t, out.Close())
+	return buf.Bytes()
+}
+
+func gzipped(t *testing.T, data []byte) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	out := gzip.NewWriter(&buf)
+	_, err := out.Write(data)
+	require.NoError(t, err)
+	require.NoError(t, out.Close())
+	return buf.Bytes()
+}
+
+// TestMetadataTarballAlone refuses, before anything is sent, a metadata tarball without a
+// root filesystem if it is certain that it is one; every daemon refuses those that it is
+// not certain of when it has them.
+func TestMetadataTarballAlone(t *testing.T) {
+	t.Parallel()
+	metadata := "architecture: x86_64\ncreation_date: 1704067200\n"
+	alone := func() []byte {
+		return tarball(t, "metadata.yaml", metadata, "templates/", "", "templates/"+testkit.Unique("t"), "text")
+	}
+	for _, s := range testkit.Subjects(t) {
+		t.Run(s.Column, func(t *testing.T) {
+			t.Parallel()
+			c := s.Client(t)
+			for name, data := range map[string][]byte{
+				"plain":   alone(),
+				"gzip":    gzipped(t, alone()),
+				"dot":     tarball(t, "./", "", "./metadata.yaml", metadata),
+				"no end":  alone()[:1536],
+				"64 KiB":  append(alone(), make([]byte, 64<<10-len(alone()))...),
+				"lxdtest": func() []byte { m, _ := lxdtest.SplitImage("alone", 0); return m }(),
+			} {
+				path := filepath.Join(t.TempDir(), "metadata.tar")
+				require.NoError(t, os.WriteFile(path, data, 0o600))
+				file, err := os.Open(path)
+				require.NoError(t, err)
+				for _, r := range []io.Reader{bytes.NewReader(data), file} {
+					_, err = c.Images.Create(t.Context(), r, &lxd.CreateOptions{Wait: true})
+					refused := testkit.ErrOf[*lxd.InputError](t, err)
+					require.Equal(t, "image", refused.Field, name)
+					require.Contains(t, refused.Problem, "CreateOptions.Rootfs", name)
+				}
+				require.NoError(t, file.Close())
+			}
+
+			for name, data := range map[string][]byte{
+				"cut gzip":     gzipped(t, alone())[:150],
+				"no metadata":  tarball(t, "templates/", ""),
+				"longer":       append(alone(), make([]byte, 64<<10)...),
+				"longer, gzip": gzipped(t, tarball(t, "metadata.yaml", metadata, "x", strings.Repeat("x", 1<<20))),
+			} {
+				_, err := c.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
+				require.NotErrorIs(t, err, lxd.ErrInvalid, name)
+				_, err = c.Images.Create(t.Context(), testkit.OneShotReader{Reader: bytes.NewReader(alone())}, &lxd.CreateOptions{Wait: true, Size: int64(len(alone()))})
+				require.NotErrorIs(t, err, lxd.ErrInvalid, name)
+			}
+
+			for name, files := range map[string][]string{
+				"container":       {"metadata.yaml", metadata, "rootfs/", "", "rootfs/seed", testkit.Unique("x")},
+				"the other order": {"rootfs/", "", "rootfs/seed", testkit.Unique("x"), "metadata.yaml", metadata},
+				"dots":            {"./metadata.yaml", metadata, "./rootfs/", "", "./rootfs/seed", testkit.Unique("x")},
+				"after 1 MiB":     {"metadata.yaml", metadata, "x", strings.Repeat("x", 1<<20-3*512), "rootfs/", "", "rootfs/seed", testkit.Unique("x")},
+				"virtual machine": {"metadata.yaml", metadata, "rootfs.img", "QFI\xfb" + testkit.Unique("x")},
+			} {
+				for _, data := range [][]byte{tarball(t, files...), gzipped(t, tarball(t, files...))} {
+					image, err := c.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
+					require.NoError(t, err, name)
+					testkit.DeleteAfter(t, image)
+				}
+			}
+		})
+	}
 }

@@ -42,6 +42,7 @@ type importJob struct {
 	resolve func(context.Context) (string, error)
 	meter   *progress.Meter
 	report  func(Progress) // for a later Image.Wait; nil for none
+	transfer Transfer
 
 	mu      sync.Mutex
 	settled string // the fingerprint of the image that a forgotten operation has created
@@ -69,6 +70,9 @@ func (imp *importJob) check(options string) error {
 func (imp *importJob) run(ctx context.Context, wait, cancelOnDone bool) (*Image, error) {
 	defer imp.meter.Stop()
 	image, err := imp.start(ctx)
+	if image != nil {
+		image.transfer = &imp.transfer
+	}
 	if err != nil || !wait || image.pending == nil { // nil if the server had the image
 		return image, err
 	}
@@ -101,6 +105,7 @@ func (imp *importJob) start(ctx context.Context) (*Image, error) {
 		return imp.fallBack(ctx, err)
 	}
 	image.pending.report = imp.report
+	imp.transfer.Way = string(ViaServer)
 	return image, nil
 }
 
@@ -298,6 +303,9 @@ func (imp *importJob) fetch(ctx context.Context) (*Image, error) {
 		}
 		image, err = imp.client(ctx)
 	}
+	if image.pending != nil { // nil if the server had the image
+		imp.transfer.Way = string(ViaClient)
+	}
 	return image, nil
 }
 
@@ -333,6 +341,7 @@ func (imp *importJob) fallBack(ctx context.Context, cause error) (*Image, error)
 		return nil, fmt.Errorf("%w (by the server: %w)", err, cause)
 	}
 	imp.images.client.t.log.DebugContext(ctx, "lxd server cannot import, the client does", "error", cause)
+	imp.transfer = Transfer{Failed: []TransferAttempt{{string(ViaServer), cause}}}
 	image, err := imp.byClient(ctx)
 	if err != nil {
 		return image, fmt.Errorf("by the client: %w (and by the server: %w)", err, cause)

@@ -393,3 +393,57 @@ func TestCancelledImportEnds(t *testing.T) {
 	require.ErrorIs(t, image.Wait(t.Context()), lxd.ErrCancelled)
 	require.Empty(t, f.Images())
 }
+
+// TestImportSaysWhoFetched: an import says who has fetched the image, and why not the
+// server if it was the client.
+func TestImportSaysWhoFetched(t *testing.T) {
+	t.Parallel()
+	for _, s := range testkit.Subjects(t) {
+		t.Run(s.Column, func(t *testing.T) {
+			t.Parallel()
+			c := s.Client(t)
+			source := streamstest.NewServer(nil)
+			t.Cleanup(source.Close)
+			for _, wait := range []bool{true, false} {
+				load := func(at string, opts lxd.CreateFromURLOptions) *lxd.Image {
+					opts.Wait = wait
+					image, err := c.Images.CreateFromURL(t.Context(), at, &opts)
+					require.NoError(t, err)
+					require.NoError(t, image.Wait(t.Context()))
+					testkit.DeleteAfter(t, image)
+					return image
+				}
+				direct := func() string {
+					return source.Direct(testkit.Unique("direct"), streamstest.Direct{Content: testkit.Unified(t, 1000)})
+				}
+				image := load(direct(), lxd.CreateFromURLOptions{})
+				if len(image.Transfer().Failed) == 0 {
+					require.EqualValues(t, lxd.ViaServer, image.Transfer().Way)
+				} else {
+					require.Contains(t, s.Column, "6.9", "only it fetches from no URL")
+					require.EqualValues(t, lxd.ViaClient, image.Transfer().Way)
+					require.EqualValues(t, lxd.ViaServer, image.Transfer().Failed[0].Way)
+					require.ErrorContains(t, image.Transfer().Failed[0].Err, "not supported")
+				}
+
+				again := load(direct(), lxd.CreateFromURLOptions{Fingerprint: image.Fingerprint})
+				require.Equal(t, image.Fingerprint, again.Fingerprint)
+				require.Empty(t, again.Transfer().Way, "the server had it")
+
+				source.Set("plain", testkit.Unified(t, 1000))
+				image = load(source.URL+"/plain", lxd.CreateFromURLOptions{})
+				require.EqualValues(t, lxd.ViaClient, image.Transfer().Way)
+				require.Len(t, image.Transfer().Failed, 1)
+				require.EqualValues(t, lxd.ViaServer, image.Transfer().Failed[0].Way)
+				require.Regexp(t, "Missing .*-Image-Hash header|not supported", image.Transfer().Failed[0].Err.Error())
+				again = load(source.URL+"/plain", lxd.CreateFromURLOptions{Fingerprint: image.Fingerprint})
+				require.Empty(t, again.Transfer().Way)
+				require.Empty(t, again.Transfer().Failed)
+
+				image = load(direct(), lxd.CreateFromURLOptions{Via: lxd.ViaClient})
+				require.EqualValues(t, lxd.ViaClient, image.Transfer().Way)
+				require.Empty(t, image.Transfer().Failed)
+			}
+		})
+	}
+}

@@ -201,12 +201,17 @@ func (o *Operation) result() (finished bool, err error) {
 	if s.StatusCode == statusFailure && s.ErrCode != 0 {
 		e.StatusCode = s.ErrCode
 	}
-	if o.cancelled && s.StatusCode == statusFailure {
-		// LXD 5.0.2 reports a cancelled import as one that has failed.
+	if s.StatusCode == statusFailure && (o.cancelled || strings.HasSuffix(s.Err, context.Canceled.Error())) {
+		// A cancelled import fails moments later: its status is then that of a failure, and
+		// its text that of Go's error for a cancelled context (LXD 5.0.2, Incus 6.0.4 and
+		// 7.0.2).
 		e.StatusCode = statusCancelled
 	}
 	if e.Message == "" {
 		e.Message = strings.ToLower(s.Status)
+	}
+	if e.StatusCode != statusCancelled {
+		e.Hint = operationHint(e.Message)
 	}
 	return true, e
 }
@@ -231,7 +236,10 @@ func (o *Operation) Cancel(ctx context.Context) error {
 			return err
 		}
 		// If it was cancelled before, the server refuses or has forgotten it.
-		if rerr := o.read(ctx, ""); (rerr != nil && !errors.Is(rerr, ErrNotFound)) || o.Status().StatusCode != statusCancelled {
+		if rerr := o.read(ctx, ""); rerr != nil && !errors.Is(rerr, ErrNotFound) {
+			return err
+		}
+		if _, outcome := o.result(); !errors.Is(outcome, ErrCancelled) {
 			return err
 		}
 	}

@@ -253,6 +253,9 @@ func (e *ear) image(t *testing.T, image *lxd.Image, err error) {
 		e.operation(t, image.Operation())
 		e.err(image.Wait(t.Context()))
 		e.operation(t, image.Operation())
+		for _, attempt := range image.Transfer().Failed {
+			e.err(attempt.Err)
+		}
 	}
 }
 

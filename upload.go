@@ -252,8 +252,6 @@ func (u *upload) afterFailure(ctx context.Context, op *Operation, reported strin
 	if u.split {
 		return nil, withHint(failure, "the first file must be the metadata tarball, and Rootfs the root filesystem or disk of the Type")
 	}
-	// The daemons do not say it of a metadata tarball alone (LXD 5.0.2, Incus 6.0.4,
-	// 7.0.2: "Invalid instance type").
 	return nil, withHint(failure, "a unified image contains metadata.yaml and a rootfs; the files of a split image are two readers, see CreateOptions.Rootfs")
 }
 

@@ -353,7 +353,10 @@ func TestCancelDownload(t *testing.T) {
 		return metadata["download_progress"] != nil
 	}, 5*time.Second, time.Millisecond)
 	require.Equal(t, 200, c.do("DELETE", pull.Operation, nil).HTTP)
-	require.EqualValues(t, statusCancelled, c.wait(pull).field("status_code"))
+	require.Eventually(t, func() bool {
+		return c.do("GET", pull.Operation, nil).field("err") == "context canceled"
+	}, 5*time.Second, time.Millisecond, "the download ends after its operation was cancelled")
+	require.EqualValues(t, statusFailure, c.do("GET", pull.Operation, nil).field("status_code"))
 	require.Empty(t, s.Images())
 }
 

@@ -262,6 +262,10 @@ func (s *Server) finish(op *operation, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
+	case op.status == statusCancelled && !op.dropped && errors.Is(err, context.Canceled) && !s.traits.storesOperations:
+		// LXD 5.0.2, Incus 6.0.4 and 7.0.2.
+		op.status, op.err, op.errCode = statusFailure, context.Canceled.Error(), http.StatusBadRequest
+		s.publishOperation(op)
 	case op.dropped || op.status != statusRunning:
 		return
 	case err == nil:

@@ -92,6 +92,8 @@ func RequireCopy(t *testing.T, image *lxd.Image, copied *lxd.Copied) {
 	t.Helper()
 	read, err := copied.Client().Images.Get(t.Context(), image.Fingerprint)
 	require.NoError(t, err)
+	require.Equal(t, string(copied.Mode), copied.Transfer().Way)
+	require.Len(t, copied.Transfer().Failed, len(copied.Failed))
 	for _, c := range []*lxd.Image{copied.Image, read} {
 		require.Equal(t, image.Fingerprint, c.Fingerprint)
 		require.Equal(t, image.Properties, c.Properties)
