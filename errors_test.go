@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"go/ast"
 	"io"
 	"net"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -56,13 +58,62 @@ func TestTransient(t *testing.T) {
 	}
 }
 
+// TestIsTransientOfEach: of the exported types only those that say so are transient, and
+// of the sentinels none: it is their error that knows.
+func TestIsTransientOfEach(t *testing.T) {
+	t.Parallel()
+	passing := map[string]error{
+		"Error":           &lxd.Error{StatusCode: 503},
+		"ConnectionError": &lxd.ConnectionError{Err: io.ErrUnexpectedEOF},
+		"OperationError":  &lxd.OperationError{StatusCode: 503},
+		"SourceError":     &lxd.SourceError{StatusCode: 503},
+		"ProxyError":      &lxd.ProxyError{StatusCode: 503, Err: io.ErrUnexpectedEOF},
+		"TrustError":      &lxd.TrustError{Err: &lxd.Error{StatusCode: 503}},
+		"RemoteError":     &lxd.RemoteError{Err: &lxd.ConnectionError{Err: io.ErrUnexpectedEOF}},
+		"FingerprintError": &lxd.FingerprintError{
+			Err: &lxd.ConnectionError{Err: io.ErrUnexpectedEOF},
+		},
+	}
+	lasting := map[string]error{
+		"Error":            &lxd.Error{StatusCode: 404},
+		"InputError":       &lxd.InputError{},
+		"ConnectionError":  &lxd.ConnectionError{Err: &lxd.PinError{}},
+		"OperationError":   &lxd.OperationError{StatusCode: 401},
+		"FingerprintError": &lxd.FingerprintError{Got: oneFingerprint},
+		"SourceError":      &lxd.SourceError{StatusCode: 404},
+		"ProxyError":       &lxd.ProxyError{StatusCode: 407, Err: io.ErrUnexpectedEOF},
+		"RemoteError":      &lxd.RemoteError{Err: os.ErrNotExist},
+		"PinError":         &lxd.PinError{},
+		"TrustError":       &lxd.TrustError{Err: &lxd.Error{StatusCode: 403}},
+	}
+	for name, err := range passing {
+		require.True(t, lxd.IsTransient(err), name)
+		require.True(t, lxd.IsTransient(fmt.Errorf("wrapped: %w", err)), name)
+	}
+	for name, err := range lasting {
+		require.False(t, lxd.IsTransient(err), name)
+	}
+	for _, name := range exportedNames(t) {
+		switch {
+		case strings.Contains(name, ".") || !ast.IsExported(name) || name == "ErrorIfExists":
+		case strings.HasSuffix(name, "Error"):
+			require.Contains(t, lasting, name)
+		case strings.HasPrefix(name, "Err"):
+			require.Contains(t, sentinels, name)
+		}
+	}
+	for name, err := range sentinels {
+		require.False(t, lxd.IsTransient(err), name)
+	}
+}
+
 // sentinels are the kinds of failure that a refusal may be.
 var sentinels = map[string]error{
 	"ErrInvalid": lxd.ErrInvalid, "ErrNotFound": lxd.ErrNotFound, "ErrExists": lxd.ErrExists, "ErrConflict": lxd.ErrConflict,
 	"ErrAmbiguous": lxd.ErrAmbiguous, "ErrForbidden": lxd.ErrForbidden, "ErrUnauthorized": lxd.ErrUnauthorized,
 	"ErrUnsupported": lxd.ErrUnsupported, "ErrUnavailable": lxd.ErrUnavailable, "ErrBadResponse": lxd.ErrBadResponse,
 	"ErrTooLarge": lxd.ErrTooLarge, "ErrCancelled": lxd.ErrCancelled, "ErrOutcomeUnknown": lxd.ErrOutcomeUnknown,
-	"ErrBodyChanged": lxd.ErrBodyChanged, "ErrNotReplayable": lxd.ErrNotReplayable,
+	"ErrBodyChanged": lxd.ErrBodyChanged, "ErrNotReplayable": lxd.ErrNotReplayable, "ErrProjectNotFound": lxd.ErrProjectNotFound,
 }
 
 // requireKinds fails unless the error matches these sentinels and no other.
