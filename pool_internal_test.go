@@ -15,7 +15,7 @@ func TestConnectionsAreForgotten(t *testing.T) {
 	s := &connections{dial: func(context.Context, string, string) (net.Conn, error) {
 		near, far = net.Pipe()
 		return near, nil
-	}}
+	}, done: make(chan struct{})}
 	conn, err := s.plain(t.Context(), "tcp", "host:1")
 	require.NoError(t, err)
 	require.Len(t, s.open, 1)

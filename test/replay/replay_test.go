@@ -21,7 +21,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
-	"github.com/golxd/lxd/internal/testkit"
 )
 
 var update = flag.Bool("update", false, "write docs/replay.md anew")
@@ -284,9 +283,9 @@ func fromInstance(name string, wait bool) func(context.Context, *player, *lxd.Cl
 
 func fromURL(wait bool) func(context.Context, *player, *lxd.Client) (any, error) {
 	return func(ctx context.Context, _ *player, c *lxd.Client) (any, error) {
-		return testkit.ImageOf(c.Images.CreateFromURL(ctx, "http://images.example/image", &lxd.CreateFromURLOptions{
+		return c.Images.CreateFromURL(ctx, "http://images.example/image", &lxd.CreateFromURLOptions{
 			Via: lxd.ViaServer, AutoUpdate: true, Properties: map[string]string{"from": "url"}, Wait: wait,
-		}))
+		})
 	}
 }
 
