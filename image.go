@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 	"strings"
 	"time"
 
@@ -70,8 +69,9 @@ type Image struct {
 	read    uint64   // the sum of the attributes when the image was read
 	fixed   fixed    // the sums of the other fields then; zero if it was not read yet
 	pending *pending // work under way; nil for none
-	// transfer is shared with the call that created the image; nil if none did.
-	transfer *Transfer
+	// transfer is the importJob or Copied of the call that created the image; nil if
+	// none did.
+	transfer interface{ transferred() Transfer }
 }
 
 // Transfer says how the content of an image came to its server.
@@ -97,7 +97,7 @@ func (i *Image) Transfer() Transfer {
 	if i == nil || i.transfer == nil {
 		return Transfer{}
 	}
-	return Transfer{Way: i.transfer.Way, Failed: slices.Clone(i.transfer.Failed)}
+	return i.transfer.transferred()
 }
 
 // UpdateSource is the source from which a server updates an image.

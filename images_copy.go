@@ -95,6 +95,15 @@ type Copied struct {
 	Failed []CopyAttempt
 }
 
+// transferred returns the result for Image.Transfer.
+func (c *Copied) transferred() Transfer {
+	t := Transfer{Way: string(c.Mode)}
+	for _, attempt := range c.Failed {
+		t.Failed = append(t.Failed, TransferAttempt{string(attempt.Mode), attempt.Err})
+	}
+	return t
+}
+
 // CopyAttempt is a mode of a copy that failed, or could not be tried.
 type CopyAttempt struct {
 	Mode CopyMode

@@ -26,7 +26,6 @@ type copyJob struct {
 	meter       *progress.Meter
 	report      func(Progress) // for a later Image.Wait; nil for none
 	copied      *Copied
-	transfer    Transfer // the same for Image.Transfer
 }
 
 // checkUpdates determines whether a pull can be updated. It returns an error if it
@@ -108,11 +107,12 @@ func (j *copyJob) run(ctx context.Context, modes []CopyMode, wait bool) error {
 		image, err := j.start(ctx, mode)
 		if err == nil {
 			j.copied.Image, j.copied.Mode = image, mode
-			image.transfer, j.transfer.Way = &j.transfer, string(mode)
+			image.transfer = j.copied
 			image.pending.report = j.report
 			if !wait {
-				rest := modes[n+1:]
+				rest, failed := modes[n+1:], slices.Clone(j.copied.Failed)
 				image.pending.then(func(ctx context.Context, image *Image, err error, m *progress.Meter) (*Image, error) {
+					j.copied.Failed = slices.Clone(failed) // an earlier Image.Wait may have failed
 					return j.tryRest(ctx, mode, image, err, rest, m)
 				})
 				return nil
@@ -133,7 +133,6 @@ func (j *copyJob) run(ctx context.Context, modes []CopyMode, wait bool) error {
 func (j *copyJob) noteFailure(mode CopyMode, err error) {
 	if err != nil && !j.single {
 		j.copied.Failed = append(j.copied.Failed, CopyAttempt{mode, err})
-		j.transfer.Failed = append(j.transfer.Failed, TransferAttempt{string(mode), err})
 	}
 }
 

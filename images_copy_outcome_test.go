@@ -289,3 +289,28 @@ func TestCopyLosesTheInsert(t *testing.T) {
 		}
 	}
 }
+
+// TestFailedModesAreToldOnce: a second Wait tries all modes again, and Failed has each
+// mode once.
+func TestFailedModesAreToldOnce(t *testing.T) {
+	t.Parallel()
+	source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	image := testkit.CopySource(t, source.Client, false)
+	stalled := target.Inject(lxdtest.StallOperations().Times(1))
+	copied, err := image.Copy(t.Context(), target.Client, nil)
+	require.NoError(t, err)
+	broken := source.Inject(lxdtest.Status(500, "broken").On("GET", testkit.ExportPattern))
+	noPush := source.Inject(lxdtest.Status(500, "broken").On("POST", testkit.ExportPattern))
+	stalled.Release()
+	for range 2 {
+		require.Error(t, copied.Wait(t.Context()))
+		require.Len(t, copied.Failed, 3)
+		require.Len(t, copied.Transfer().Failed, 3)
+	}
+	broken.Remove()
+	noPush.Remove()
+	require.NoError(t, copied.Wait(t.Context()))
+	require.Len(t, copied.Failed, 1)
+	require.Equal(t, "push", copied.Transfer().Way)
+}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -39,9 +40,9 @@ type importJob struct {
 	server      func(context.Context) (*Image, error) // starts the import by the server
 	client      func(context.Context) (*Image, error) // imports by the client
 	// resolve reads the image's fingerprint from the source.
-	resolve func(context.Context) (string, error)
-	meter   *progress.Meter
-	report  func(Progress) // for a later Image.Wait; nil for none
+	resolve  func(context.Context) (string, error)
+	meter    *progress.Meter
+	report   func(Progress) // for a later Image.Wait; nil for none
 	transfer Transfer
 
 	mu      sync.Mutex
@@ -71,12 +72,17 @@ func (imp *importJob) run(ctx context.Context, wait, cancelOnDone bool) (*Image,
 	defer imp.meter.Stop()
 	image, err := imp.start(ctx)
 	if image != nil {
-		image.transfer = &imp.transfer
+		image.transfer = imp
 	}
 	if err != nil || !wait || image.pending == nil { // nil if the server had the image
 		return image, err
 	}
 	return image.pending.waitInCall(ctx, image, imp.meter, cancelOnDone)
+}
+
+// transferred returns the result for Image.Transfer.
+func (imp *importJob) transferred() Transfer {
+	return Transfer{Way: imp.transfer.Way, Failed: slices.Clone(imp.transfer.Failed)}
 }
 
 // start starts the import by the server, or imports by the client. It does not wait

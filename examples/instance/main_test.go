@@ -25,7 +25,7 @@ func TestInstance(t *testing.T) {
 	}
 	fault := server.Inject(lxdtest.Status(500, "it does not start").On("PUT", "/1.0/instances/example/state"))
 	require.ErrorContains(t, use(t.Context(), new(bytes.Buffer), client, source, map[string]any{"name": "example"}), "it does not start")
-	fault.Release()
+	fault.Remove()
 	_, err = client.Do(t.Context(), "GET", "/1.0/instances/example", nil, nil)
 	require.ErrorIs(t, err, lxd.ErrNotFound, "the instance is deleted even if it does not start")
 	require.ErrorIs(t, run(t.Context(), nil, ""), lxd.ErrInvalid)
