@@ -30,7 +30,7 @@ type EnsureOptions struct {
 	Policy  EnsurePolicy
 
 	Public     *bool
-	AutoUpdate *bool             // true needs a source that the server can read again; see CreateFromOptions
+	AutoUpdate *bool             // true is an error that matches ErrUnsupported if the server cannot update the image
 	ExpiresAt  *time.Time        // a zero time means never
 	Profiles   []string          // see CreateFromOptions
 	Properties map[string]string // added to those of the image, and override them

@@ -80,6 +80,9 @@ func (e *ensureJob) run(ctx context.Context) error {
 		}
 	}
 	if image != nil {
+		if e.AutoUpdate != nil && *e.AutoUpdate && !image.updatable() {
+			return fmt.Errorf("update image %.12s: %w: the server does not know a source of it with newer images; delete it, so that it is created from its source", image.Fingerprint, ErrUnsupported)
+		}
 		if image, err = e.update(ctx, image, e.set); err != nil {
 			return err
 		}

@@ -430,6 +430,26 @@ func TestEnsureAtOnce(t *testing.T) {
 	}
 }
 
+// TestEnsureAutoUpdate: only an image that the server can update is set to be updated.
+func TestEnsureAutoUpdate(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFake(t)
+	content := testkit.Unified(t, 0)
+	tree := streamstest.NewServer(rollingTree(content))
+	t.Cleanup(tree.Close)
+	update := true
+	opts := &lxd.EnsureOptions{Aliases: []lxd.Alias{{Name: "web"}}, AutoUpdate: &update}
+	uploaded := testkit.Upload(t, f.Client, nil)
+	_, err := f.Client.Images.Ensure(t.Context(), lxd.FromImage(f.Client, uploaded.Fingerprint, nil), opts)
+	require.ErrorIs(t, err, lxd.ErrUnsupported)
+	_, err = f.Client.Aliases.Get(t.Context(), "web")
+	require.ErrorIs(t, err, lxd.ErrNotFound)
+	ensured, err := f.Client.Images.Ensure(t.Context(), lxd.FromSimplestreams(tree.URL, "rolling", &lxd.FromSimplestreamsOptions{AllowHTTP: true}), opts)
+	require.NoError(t, err)
+	require.True(t, ensured.Image.AutoUpdate)
+	require.Equal(t, "rolling", ensured.Image.UpdateSource.Alias)
+}
+
 // TestEnsureByManyPrograms: clients that share nothing ensure the same image, and then a
 // newer one. All succeed, and nothing else is left.
 func TestEnsureByManyPrograms(t *testing.T) {
