@@ -2,6 +2,7 @@ package streamstest
 
 import (
 	"bytes"
+	"crypto/rand"
 	"crypto/tls"
 	"maps"
 	"net/http"
@@ -13,7 +14,8 @@ import (
 
 // Server serves files on loopback, with ETag, Last-Modified, Range and HEAD. It is safe for concurrent use.
 type Server struct {
-	// URL is the server's URL without a trailing slash.
+	// URL is the server's URL without a trailing slash. It has a path that no other Server has: the daemons cache the index
+	// of a URL for an hour, and a later Server may get the same port.
 	URL string
 
 	// CA is the PEM certificate of the authority that signed the server's certificate; empty for http.
@@ -23,6 +25,7 @@ type Server struct {
 	Certificate string
 
 	server *httptest.Server
+	root   string // the path of URL
 	closed chan struct{}
 
 	mu       sync.Mutex
@@ -35,7 +38,7 @@ type Server struct {
 // Request is a request that the server has received.
 type Request struct {
 	Method string
-	Path   string // without the leading slash
+	Path   string // without that of Server.URL and a slash
 	Header http.Header
 }
 
@@ -46,7 +49,7 @@ var modified = time.Date(2024, 1, 2, 3, 4, 5, 0, time.UTC)
 func NewServer(files map[string][]byte) *Server {
 	s := newServer(files)
 	s.server.Start()
-	s.URL = s.server.URL
+	s.URL = s.server.URL + s.root
 
 	return s
 }
@@ -73,7 +76,7 @@ func NewSelfSignedServer(files map[string][]byte) *Server {
 
 func newServer(files map[string][]byte) *Server {
 	s := &Server{
-		files: maps.Clone(files), closed: make(chan struct{}),
+		files: maps.Clone(files), root: "/" + strings.ToLower(rand.Text()), closed: make(chan struct{}),
 		direct: map[string]Direct{}, faults: map[string]Fault{},
 	}
 	if s.files == nil {
@@ -87,7 +90,7 @@ func newServer(files map[string][]byte) *Server {
 func (s *Server) startTLS(certificate tls.Certificate) {
 	s.server.TLS = &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12}
 	s.server.StartTLS()
-	s.URL = s.server.URL
+	s.URL = s.server.URL + s.root
 }
 
 // Close ends all requests, including stalled ones, and stops the server.
@@ -127,7 +130,7 @@ func (s *Server) Requests() []Request {
 
 // ServeHTTP serves the file at the request's path, subject to the path's fault.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	path := strings.TrimPrefix(r.URL.Path, "/")
+	path := strings.TrimPrefix(strings.TrimPrefix(r.URL.Path, s.root), "/")
 	s.mu.Lock()
 	s.requests = append(s.requests, Request{Method: r.Method, Path: path, Header: r.Header.Clone()})
 	content, found := s.files[path]

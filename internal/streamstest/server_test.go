@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -98,6 +99,23 @@ func TestTLS(t *testing.T) {
 	}
 }
 
+// TestPathsDiffer: no two servers have the same URL, even on the same port.
+func TestPathsDiffer(t *testing.T) {
+	paths := map[string]bool{}
+	for range 3 {
+		server := NewServer(map[string][]byte{"f": []byte("x")})
+		u, err := url.Parse(server.URL)
+		require.NoError(t, err)
+		paths[u.Path] = true
+		_, body, err := send(t, "GET", server.URL+"/f", nil, nil)
+		require.NoError(t, err)
+		require.Equal(t, "x", string(body))
+		require.Equal(t, "f", server.Requests()[0].Path)
+		server.Close()
+	}
+	require.Len(t, paths, 3)
+}
+
 func TestFaults(t *testing.T) {
 	// Large enough for several writes by the server.
 	long := []byte(strings.Repeat("0123456789", 20000))
@@ -161,7 +179,7 @@ func TestFaults(t *testing.T) {
 
 	response, _, err = get(RedirectLoop())
 	require.NoError(t, err)
-	require.Equal(t, "/f", response.Header.Get("Location"))
+	require.Equal(t, server.URL+"/f", "http://"+response.Request.URL.Host+response.Header.Get("Location"))
 
 	once := Times(1, Status(http.StatusServiceUnavailable))
 	response, _, err = get(once)
