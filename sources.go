@@ -32,11 +32,14 @@ type SourceImage struct {
 
 // CreateFromOptions describe the image to create.
 type CreateFromOptions struct {
+	// Public makes the image public. An image of another server is also public if it
+	// is so there.
 	Public bool
 	// AutoUpdate lets the server update the image from its source, which must be a
 	// simplestreams server or a public image with an alias of another server. Of a URL
 	// the servers store it without effect. Other sources are refused with an
-	// [*InputError], or an error that matches ErrUnsupported.
+	// [*InputError], or an error that matches ErrUnsupported. An image of another server
+	// is also updated if it is so there and that is possible.
 	AutoUpdate bool
 	// Filename is that of the image. The default is the source's.
 	Filename string

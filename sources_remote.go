@@ -71,9 +71,15 @@ func (s *imageSource) CreateIn(ctx context.Context, images *Images, opts *Create
 		return nil, err
 	}
 	o := &CopyOptions{
-		Mode: s.opts.Mode, Public: &opts.Public, AutoUpdate: &opts.AutoUpdate, Filename: opts.Filename, Properties: opts.Properties,
+		Mode: s.opts.Mode, Filename: opts.Filename, Properties: opts.Properties,
 		Profiles: opts.Profiles, Aliases: opts.Aliases, ReuseAliases: opts.ReuseAliases, DeleteReplaced: opts.DeleteReplaced,
 		IfExists: opts.IfExists, Wait: opts.Wait, CancelOnDone: opts.CancelOnDone, Progress: opts.Progress,
+	}
+	if opts.Public {
+		o.Public = &opts.Public
+	}
+	if opts.AutoUpdate {
+		o.AutoUpdate = &opts.AutoUpdate
 	}
 	if !opts.ExpiresAt.IsZero() {
 		o.ExpiresAt = &opts.ExpiresAt

@@ -140,6 +140,27 @@ func TestSourcesSay(t *testing.T) {
 	require.Equal(t, lxd.VirtualMachine, resolved.Type)
 }
 
+// TestCreateFromKeepsPublic: an option that is not set changes nothing of an image that
+// the server has, whatever the source is.
+func TestCreateFromKeepsPublic(t *testing.T) {
+	t.Parallel()
+	f, far := testkit.StartFake(t), testkit.StartFake(t)
+	content := testkit.Unified(t, 0)
+	for _, c := range []*lxd.Client{f.Client, far.Client} {
+		_, err := c.Images.Create(t.Context(), bytes.NewReader(content), &lxd.CreateOptions{Public: c == f.Client, Wait: true})
+		require.NoError(t, err)
+	}
+	fingerprint := lxdtest.Fingerprint(content)
+	for _, source := range []lxd.Source{lxd.FromReader(bytes.NewReader(content), nil), lxd.FromImage(far.Client, fingerprint, nil)} {
+		image, err := f.Client.Images.CreateFrom(t.Context(), source, &lxd.CreateFromOptions{Wait: true})
+		require.NoError(t, err)
+		require.True(t, image.Public, source)
+	}
+	image, err := far.Client.Images.CreateFrom(t.Context(), lxd.FromImage(f.Client, fingerprint, nil), &lxd.CreateFromOptions{Public: true, Wait: true})
+	require.NoError(t, err)
+	require.True(t, image.Public)
+}
+
 // TestCreateFromSendsNothing: a file that the server has is not sent.
 func TestCreateFromSendsNothing(t *testing.T) {
 	t.Parallel()
