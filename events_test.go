@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -280,4 +281,61 @@ func TestEventsOfImagesOnly(t *testing.T) {
 		}
 		require.Equal(t, want, actions)
 	}
+}
+
+// silencedConn loses what it receives once it is silent, like a connection behind a firewall
+// that has forgotten it.
+type silencedConn struct {
+	net.Conn
+	silent *atomic.Bool
+}
+
+func (c *silencedConn) Read(p []byte) (int, error) {
+	for {
+		n, err := c.Conn.Read(p)
+		if err != nil || !c.silent.Load() {
+			return n, err
+		}
+	}
+}
+
+// TestDeadEventConnection: a connection that is silent for longer than the daemons'
+// pings is replaced, one that has pings stays.
+func TestDeadEventConnection(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := lxdtest.NewServer(&lxdtest.Options{InMemory: true})
+		defer server.Close()
+		var last *atomic.Bool
+		client, err := lxd.New("unix:///lxd", &lxd.Options{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := server.DialContext(ctx, network, address)
+			last = new(atomic.Bool)
+			return &silencedConn{conn, last}, err
+		}})
+		require.NoError(t, err)
+		defer func() { require.NoError(t, client.Close()) }()
+		ctx, cancel := context.WithCancel(t.Context())
+		connected := 0
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for event, err := range client.Events(ctx, nil) {
+				if err != nil {
+					return
+				}
+				if event.Type == lxd.EventConnected {
+					connected++
+				}
+			}
+		}()
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		require.Equal(t, 1, connected)
+		last.Store(true)
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		require.Equal(t, 2, connected)
+		cancel()
+		<-done
+	})
 }
