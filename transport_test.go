@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -141,4 +142,55 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 		server.Close()
 	}
 	require.Empty(t, elsewhere.Requests())
+}
+
+// lateTransport responds to an upload when it may, whatever the context says.
+type lateTransport struct {
+	http.RoundTripper
+
+	began, proceed, closed chan struct{}
+}
+
+func (l *lateTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.Method != http.MethodPost {
+		return l.RoundTripper.RoundTrip(req)
+	}
+	close(l.began)
+	<-l.proceed
+	return &http.Response{StatusCode: http.StatusOK, Body: closeNoted{strings.NewReader(""), l.closed}}, nil
+}
+
+type closeNoted struct {
+	io.Reader
+
+	closed chan struct{}
+}
+
+func (c closeNoted) Close() error {
+	close(c.closed)
+	return nil
+}
+
+// TestLateResponseIsClosed: the response to an upload that arrives after the call has
+// returned, because its context ended, is closed.
+func TestLateResponseIsClosed(t *testing.T) {
+	t.Parallel()
+	late := &lateTransport{began: make(chan struct{}), proceed: make(chan struct{}), closed: make(chan struct{})}
+	f := testkit.StartFakeWith(t, nil, &lxd.Options{Transport: func(next http.RoundTripper) http.RoundTripper {
+		late.RoundTripper = next
+		return late
+	}})
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-late.began
+		cancel()
+	}()
+	_, err := f.Client.Images.Create(ctx, testkit.OneShotReader{Reader: bytes.NewReader(testkit.Unified(t, 0))}, nil)
+	require.ErrorIs(t, err, context.Canceled)
+	close(late.proceed)
+	select {
+	case <-late.closed:
+	case <-time.After(30 * time.Second):
+		t.Fatal("it is not closed")
+	}
 }
