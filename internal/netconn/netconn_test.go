@@ -14,8 +14,10 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/iotest"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -231,4 +233,52 @@ func TestTLSCloseDoesNotWaitForWrite(t *testing.T) {
 		_ = socket.Close()
 	}
 	require.ErrorIs(t, <-written, net.ErrClosed)
+}
+
+// brokenConn cannot be written to; it can be read until eof is closed.
+type brokenConn struct {
+	net.Conn
+
+	eof chan struct{}
+}
+
+func (brokenConn) Write([]byte) (int, error) { return 0, syscall.EPIPE }
+
+func (c brokenConn) Read([]byte) (int, error) {
+	<-c.eof
+	return 0, io.EOF
+}
+
+// TestBrokenPipeWaitsForTheResponse: the error of a write waits until the response is
+// read, but not forever.
+func TestBrokenPipeWaitsForTheResponse(t *testing.T) {
+	for _, ends := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			c := brokenConn{eof: make(chan struct{})}
+			conn := Plain(c, func() {})
+			written, read := make(chan error, 1), make(chan error, 1)
+			began := time.Now()
+			go func() {
+				_, err := conn.Write([]byte("x"))
+				written <- err
+			}()
+			go func() {
+				_, err := conn.Read(make([]byte, 1))
+				read <- err
+			}()
+			if ends {
+				time.Sleep(responseGrace / 2)
+				synctest.Wait()
+				require.Empty(t, written)
+				close(c.eof)
+				require.ErrorIs(t, <-written, syscall.EPIPE)
+				require.Equal(t, responseGrace/2, time.Since(began))
+			} else {
+				require.ErrorIs(t, <-written, syscall.EPIPE)
+				require.Equal(t, responseGrace, time.Since(began))
+				close(c.eof)
+			}
+			require.ErrorIs(t, <-read, io.EOF)
+		})
+	}
 }
