@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -70,4 +71,31 @@ func TestWaitWithLongRetryAfter(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestWaitOnADeadConnection: a wait whose connection is silent, without being closed, is
+// made again on another one.
+func TestWaitOnADeadConnection(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := lxdtest.NewServer(&lxdtest.Options{InMemory: true})
+		defer server.Close()
+		var last *atomic.Bool
+		client := testkit.NewClient(t, "unix:///in-memory", &lxd.Options{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := server.DialContext(ctx, network, address)
+			last = new(atomic.Bool)
+			return &silencedConn{conn, last}, err
+		}})
+		held := server.Inject(lxdtest.StallOperations())
+		image, err := client.Images.Create(t.Context(), bytes.NewReader(testkit.Unified(t, 0)), nil)
+		require.NoError(t, err)
+		began := time.Now()
+		time.AfterFunc(5*time.Second, func() {
+			last.Store(true)
+			held.Release()
+		})
+		require.NoError(t, image.Wait(t.Context()))
+		require.Less(t, time.Since(began), 2*time.Minute)
+		require.Greater(t, time.Since(began), time.Minute)
+	})
 }
