@@ -145,6 +145,21 @@ func TestDoLostResponse(t *testing.T) {
 	require.Len(t, f.Requests(), 3)
 }
 
+// TestDoInAnotherProject: the operation is in the project of the path, which a client
+// restricted to it must name.
+func TestDoInAnotherProject(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFake(t)
+	f.AddProject("p", true)
+	for path, client := range map[string]*lxd.Client{"/1.0/instances?project=p": f.Client, "/1.0/instances": f.Client.InProject("p")} {
+		op, err := client.Do(t.Context(), "POST", path, map[string]any{"source": map[string]string{"type": "none"}}, nil)
+		require.NoError(t, err)
+		f.ForgetRequests()
+		require.NoError(t, op.Wait(t.Context()))
+		require.Contains(t, f.Requests()[0].Query, "project=p")
+	}
+}
+
 // TestDoHidesSecrets: a server that repeats a request tells no secret of it.
 func TestDoHidesSecrets(t *testing.T) {
 	t.Parallel()
