@@ -100,6 +100,9 @@ type InstanceSource struct {
 	Fingerprint string `json:"fingerprint,omitempty"`
 	Alias       string `json:"alias,omitempty"`
 	Secret      string `json:"secret,omitempty"` // see InstanceSource.Revoke
+	// ImageRegistry is the registry of a server that allows no other sources
+	// (extension image_registries).
+	ImageRegistry string `json:"image_registry,omitempty"`
 
 	secret *Secret
 }

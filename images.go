@@ -13,7 +13,6 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/golxd/lxd/internal/wire"
-	"github.com/golxd/lxd/simplestreams"
 )
 
 // Images manages the images of a client's project.
@@ -173,12 +172,9 @@ func (m *Images) Resolve(ctx context.Context, ref string, opts *ResolveOptions) 
 	default:
 		return nil, invalid("ResolveOptions.Type", "is %q, not %q or %q", o.Type, Container, VirtualMachine)
 	}
-	if o.Architecture != "" {
-		name, known := simplestreams.ArchitectureName(o.Architecture)
-		if !known {
-			return nil, invalid("ResolveOptions.Architecture", "%q is not an architecture, such as \"x86_64\" or \"aarch64\"", o.Architecture)
-		}
-		o.Architecture = name
+	var err error
+	if o.Architecture, err = checkArchitecture("ResolveOptions.Architecture", o.Architecture); err != nil {
+		return nil, err
 	}
 	image, err := m.GetByAlias(ctx, ref)
 	if isMissing(err) && checkFingerprint("", ref) == nil {

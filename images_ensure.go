@@ -29,6 +29,13 @@ type EnsureOptions struct {
 	Aliases []Alias
 	Policy  EnsurePolicy
 
+	// Type and Architecture are what the image must be. If it is not, the error matches
+	// ErrNotFound, and no alias is changed. What the source does not say is checked
+	// when the image is created. Which of several images a source has is selected by
+	// the options of the source.
+	Type         ImageType
+	Architecture string // in any spelling, such as "aarch64" or "arm64"
+
 	Public     *bool
 	AutoUpdate *bool             // true is an error that matches ErrUnsupported if the server cannot update the image
 	ExpiresAt  *time.Time        // a zero time means never

@@ -17,7 +17,8 @@ type ensureJob struct {
 	images   *Images
 	source   Source
 	done     *Ensured
-	replaced *Image // that the first alias had; nil if it is not known
+	resolved *SourceImage // what the source says; nil if it was not asked
+	replaced *Image       // that the first alias had; nil if it is not known
 }
 
 func (e *ensureJob) check() error {
@@ -30,6 +31,14 @@ func (e *ensureJob) check() error {
 	if err := checkOneOf("EnsureOptions.Policy", e.Policy, EnsureNewest, EnsureMissing, EnsureNever); err != nil {
 		return err
 	}
+	if err := checkOneOf("EnsureOptions.Type", e.Type, "", Container, VirtualMachine); err != nil {
+		return err
+	}
+	architecture, err := checkArchitecture("EnsureOptions.Architecture", e.Architecture)
+	if err != nil {
+		return err
+	}
+	e.Architecture = architecture
 	names := map[string]bool{}
 	for _, alias := range e.Aliases {
 		if err := checkAlias("EnsureOptions.Aliases", alias.Name); err != nil {
@@ -98,9 +107,19 @@ func (e *ensureJob) run(ctx context.Context) error {
 		}
 	}
 	if e.DeleteReplaced {
-		return e.retire(ctx, fingerprint)
+		return e.retire(ctx)
 	}
 	return nil
+}
+
+// checkKind returns an error if an image of this type and architecture is not the
+// requested one. What is "" is not known.
+func (e *ensureJob) checkKind(of string, kind ImageType, architecture string) error {
+	if (e.Type == "" || kind == "" || kind == e.Type) && (e.Architecture == "" || architecture == "" || architecture == e.Architecture) {
+		return nil
+	}
+	return fmt.Errorf("%s is for %s on %s, not for %s on %s: %w", of, cmp.Or(string(kind), "any type"), cmp.Or(architecture, "any architecture"),
+		cmp.Or(string(e.Type), "any type"), cmp.Or(e.Architecture, "any architecture"), ErrNotFound)
 }
 
 func (e *ensureJob) note(change EnsureChange) { e.done.Changes = append(e.done.Changes, change) }
@@ -111,6 +130,9 @@ func (e *ensureJob) find(ctx context.Context) (*Image, string, error) {
 	name := e.Aliases[0].Name
 	if e.Policy != EnsureNewest {
 		image, err := e.images.GetByAlias(ctx, name)
+		if err == nil {
+			err = e.checkKind(fmt.Sprintf("alias %q", name), image.Type, image.Architecture)
+		}
 		switch {
 		case err == nil:
 			return image, image.Fingerprint, nil
@@ -121,24 +143,33 @@ func (e *ensureJob) find(ctx context.Context) (*Image, string, error) {
 	resolved, err := e.source.Resolve(ctx, e.images.client)
 	switch {
 	case err != nil:
-		return nil, "", e.stillServes(ctx, err)
-	case resolved == nil || resolved.Fingerprint == "":
+		return nil, "", e.stillServes(ctx, fmt.Errorf("%s: %w", e.source, err))
+	case resolved == nil:
 		return nil, "", nil
 	}
+	if err := e.checkKind(e.source.String(), resolved.Type, resolved.Architecture); err != nil {
+		return nil, "", e.stillServes(ctx, err)
+	}
+	if resolved.Fingerprint == "" {
+		return nil, "", nil
+	}
+	e.resolved = resolved
 	fingerprint := strings.ToLower(resolved.Fingerprint)
 	if err := checkFullFingerprint("fingerprint of "+e.source.String(), fingerprint); err != nil {
 		return nil, "", err
 	}
 	image, err := e.images.Get(ctx, fingerprint)
-	if isMissing(err) {
+	switch {
+	case isMissing(err):
 		return nil, fingerprint, nil
+	case err == nil:
+		err = e.checkKind(e.source.String(), image.Type, image.Architecture)
 	}
 	return image, fingerprint, err
 }
 
 // stillServes adds to an error of the source which image the first alias still has.
 func (e *ensureJob) stillServes(ctx context.Context, err error) error {
-	err = fmt.Errorf("%s: %w", e.source, err)
 	if ctx.Err() != nil {
 		return err
 	}
@@ -151,14 +182,22 @@ func (e *ensureJob) stillServes(ctx context.Context, err error) error {
 
 // create brings the image, without a name.
 func (e *ensureJob) create(ctx context.Context) (*Image, error) {
-	o := &CreateFromOptions{Profiles: e.Profiles, Wait: true, CancelOnDone: e.CancelOnDone, Progress: e.Progress}
+	o := &CreateFromOptions{Profiles: e.Profiles, Resolved: e.resolved, Wait: true, CancelOnDone: e.CancelOnDone, Progress: e.Progress}
 	if e.AutoUpdate != nil {
 		o.AutoUpdate = *e.AutoUpdate
 	}
 	if e.ExpiresAt != nil {
 		o.ExpiresAt = *e.ExpiresAt
 	}
-	return e.images.CreateFrom(ctx, e.source, o)
+	image, err := e.images.CreateFrom(ctx, e.source, o)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", e.source, err)
+	}
+	err = e.checkKind(e.source.String(), image.Type, image.Architecture)
+	if err != nil && len(image.Aliases) == 0 && image.isNewOf(image.Operation()) {
+		err = errors.Join(err, image.Delete(ctx, &DeleteOptions{Wait: true}))
+	}
+	return image, err
 }
 
 // set sets the attributes of the options.
@@ -317,7 +356,7 @@ func (e *ensureJob) assign(ctx context.Context, alias Alias, from, etag string) 
 }
 
 // retire deletes the marked images that have no alias, but for the last ones.
-func (e *ensureJob) retire(ctx context.Context, current string) error {
+func (e *ensureJob) retire(ctx context.Context) error {
 	marked, err := e.images.All(ctx, &ListOptions{Properties: map[string]string{ReplacedProperty: e.Aliases[0].Name}})
 	if err != nil {
 		return err
@@ -325,7 +364,7 @@ func (e *ensureJob) retire(ctx context.Context, current string) error {
 	if e.DryRun { // which has marked and moved nothing
 		marked = e.afterDryRun(marked)
 	}
-	marked = slices.DeleteFunc(marked, func(i *Image) bool { return i.Fingerprint == current || len(i.Aliases) > 0 })
+	marked = slices.DeleteFunc(marked, func(i *Image) bool { return len(i.Aliases) > 0 })
 	slices.SortFunc(marked, func(a, b *Image) int {
 		return cmp.Or(b.UploadedAt.Compare(a.UploadedAt), strings.Compare(a.Fingerprint, b.Fingerprint))
 	})

@@ -450,6 +450,152 @@ func TestEnsureAutoUpdate(t *testing.T) {
 	require.Equal(t, "rolling", ensured.Image.UpdateSource.Alias)
 }
 
+// TestEnsureOfCachedIndex: the image is the newest one even if the server has read the
+// index before that was in it, who fetches it notwithstanding.
+func TestEnsureOfCachedIndex(t *testing.T) {
+	for _, s := range testkit.Subjects(t) {
+		t.Run(s.Column, func(t *testing.T) {
+			if f := s.Fake; f != nil {
+				f.Inject(lxdtest.CacheStreams())
+			}
+			c := s.Client(t)
+			contents := [][]byte{testkit.Unified(t, 0), testkit.Unified(t, 0)}
+			tree := streamstest.NewServer(rollingTree(contents[0]))
+			t.Cleanup(tree.Close)
+			opts := &lxd.EnsureOptions{Aliases: []lxd.Alias{{Name: testkit.Unique("rolling")}}}
+			ensure := func(opts *lxd.EnsureOptions, via lxd.Via) (*lxd.Ensured, error) {
+				return c.Images.Ensure(t.Context(), lxd.FromSimplestreams(tree.URL, "rolling", &lxd.FromSimplestreamsOptions{AllowHTTP: true, Via: via}), opts)
+			}
+			ensured, err := ensure(opts, "")
+			require.NoError(t, err)
+			testkit.DeleteAfter(t, ensured.Image)
+			require.Equal(t, lxdtest.Fingerprint(contents[0]), ensured.Image.Fingerprint)
+			first := ensured.Image.Fingerprint
+			byServer := ensured.Image.UpdateSource != nil // LXD 6.9 lets the client fetch it
+
+			for path, content := range rollingTree(contents...) {
+				tree.Set(path, content)
+			}
+			if byServer {
+				_, err := ensure(opts, lxd.ViaServer)
+				require.ErrorContains(t, err, "once in an hour")
+				require.ErrorContains(t, err, fmt.Sprintf("still has image %.12s", first))
+				require.Equal(t, first, testkit.ErrOf[*lxd.FingerprintError](t, err).Got)
+
+				update := *opts
+				update.AutoUpdate = new(true)
+				_, err = ensure(&update, "")
+				require.ErrorIs(t, err, lxd.ErrUnsupported)
+			}
+			ensured, err = ensure(opts, "")
+			require.NoError(t, err)
+			testkit.DeleteAfter(t, ensured.Image)
+			require.Equal(t, lxdtest.Fingerprint(contents[1]), ensured.Image.Fingerprint)
+			require.Len(t, ensured.Image.Aliases, 1)
+		})
+	}
+}
+
+// silentSource is a source whose image is told only when it is created.
+type silentSource struct{ lxd.Source }
+
+func (silentSource) Resolve(context.Context, *lxd.Client) (*lxd.SourceImage, error) { return nil, nil }
+
+// TestEnsureKind: an image of another type or architecture gets no alias, and does not
+// remain.
+func TestEnsureKind(t *testing.T) {
+	for _, s := range testkit.Subjects(t) {
+		t.Run(s.Column, func(t *testing.T) {
+			c := s.Client(t)
+			content := testkit.Unified(t, 0)
+			known := lxd.FromReader(bytes.NewReader(content), nil)
+			opts := &lxd.EnsureOptions{Aliases: []lxd.Alias{{Name: testkit.Unique("web")}}}
+			for _, source := range []lxd.Source{known, silentSource{known}} {
+				for want, wrong := range map[string]lxd.EnsureOptions{
+					"is for container on x86_64, not for virtual-machine on any architecture": {Type: lxd.VirtualMachine},
+					"is for container on x86_64, not for any type on aarch64":                 {Architecture: "arm64"},
+				} {
+					wrong.Aliases = opts.Aliases
+					_, err := c.Images.Ensure(t.Context(), source, &wrong)
+					require.ErrorIs(t, err, lxd.ErrNotFound)
+					require.ErrorContains(t, err, want)
+					_, err = c.Aliases.Get(t.Context(), opts.Aliases[0].Name)
+					require.ErrorIs(t, err, lxd.ErrNotFound)
+					_, err = c.Images.Get(t.Context(), lxdtest.Fingerprint(content))
+					require.ErrorIs(t, err, lxd.ErrNotFound)
+				}
+			}
+			opts.Type, opts.Architecture = lxd.Container, "amd64"
+			for _, source := range []lxd.Source{known, silentSource{known}} {
+				ensured, err := c.Images.Ensure(t.Context(), source, opts)
+				require.NoError(t, err)
+				testkit.DeleteAfter(t, ensured.Image)
+			}
+			wrong := *opts
+			wrong.Type = lxd.VirtualMachine
+			for _, policy := range []lxd.EnsurePolicy{lxd.EnsureNewest, lxd.EnsureMissing, lxd.EnsureNever} {
+				wrong.Policy = policy
+				for _, source := range []lxd.Source{known, silentSource{known}} {
+					_, err := c.Images.Ensure(t.Context(), source, &wrong)
+					require.ErrorIs(t, err, lxd.ErrNotFound)
+					image, err := c.Images.GetByAlias(t.Context(), opts.Aliases[0].Name)
+					require.NoError(t, err, "an image that was there remains")
+					require.Equal(t, lxdtest.Fingerprint(content), image.Fingerprint)
+				}
+			}
+		})
+	}
+}
+
+// TestEnsureAsksBeforehand: what the source says of its image is compared before
+// anything is created.
+func TestEnsureAsksBeforehand(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFake(t)
+	tree := streamstest.NewServer(rollingTree(testkit.Unified(t, 0)))
+	t.Cleanup(tree.Close)
+	source := lxd.FromSimplestreams(tree.URL, "rolling", &lxd.FromSimplestreamsOptions{AllowHTTP: true})
+	for _, wrong := range []lxd.EnsureOptions{{Type: lxd.VirtualMachine}, {Architecture: "s390x"}} {
+		wrong.Aliases = []lxd.Alias{{Name: "web"}}
+		_, err := f.Client.Images.Ensure(t.Context(), source, &wrong)
+		require.ErrorIs(t, err, lxd.ErrNotFound)
+		require.ErrorContains(t, err, "is for container on x86_64")
+	}
+	for _, r := range f.Requests() {
+		require.Equal(t, "GET", r.Method)
+	}
+}
+
+// TestEnsureReadsOnce: a file is read once to compute its fingerprint, and once to send it.
+func TestEnsureReadsOnce(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFake(t)
+	content := testkit.Unified(t, 1<<20)
+	file := bytes.NewReader(content)
+	reader := &countingSeeker{Seeker: file, from: file}
+	opts := &lxd.EnsureOptions{Aliases: []lxd.Alias{{Name: "web"}}}
+	for _, passes := range []int{2, 1} {
+		reader.read = 0
+		file.Reset(content)
+		_, err := f.Client.Images.Ensure(t.Context(), lxd.FromReader(reader, nil), opts)
+		require.NoError(t, err)
+		require.Less(t, reader.read, passes*len(content)+len(content)/2)
+		require.GreaterOrEqual(t, reader.read, passes*len(content))
+	}
+}
+
+type countingSeeker struct {
+	io.Seeker
+	from io.Reader
+	read int
+}
+
+func (r *countingSeeker) Read(p []byte) (int, error) {
+	n, err := r.from.Read(p)
+	r.read += n
+	return n, err
+}
+
 // TestEnsureByManyPrograms: clients that share nothing ensure the same image, and then a
 // newer one. All succeed, and nothing else is left.
 func TestEnsureByManyPrograms(t *testing.T) {
@@ -494,6 +640,8 @@ func TestEnsureInput(t *testing.T) {
 	for field, opts := range map[string]*lxd.EnsureOptions{
 		"EnsureOptions.Aliases":           {},
 		"EnsureOptions.Policy":            {Aliases: web, Policy: "always"},
+		"EnsureOptions.Type":              {Aliases: web, Type: "vm"},
+		"EnsureOptions.Architecture":      {Aliases: web, Architecture: "pdp11"},
 		"EnsureOptions.Previous":          {Aliases: web, Previous: "web"},
 		"EnsureOptions.Keep":              {Aliases: web, Keep: 1},
 		"EnsureOptions.Properties":        {Aliases: web, Properties: bad},

@@ -51,6 +51,8 @@ type importJob struct {
 	explains bool
 	// updates requires an image that the server can update.
 	updates bool
+	// cached says that the server may determine the image by an old index.
+	cached bool
 }
 
 func (imp *importJob) check(options string) error {
@@ -186,15 +188,18 @@ func (imp *importJob) finish(ctx context.Context, op *Operation, failure error, 
 		if !imp.mayFallBack(ctx, failure) {
 			return nil, imp.explain(ctx, failure)
 		}
-		imp.meter = m
-		image, err := imp.fallBack(ctx, failure)
-		if err != nil || image.pending == nil { // nil if the server had the image
-			return image, err
-		}
-		return imageIfUploaded(image, image.pending.wait(ctx, image, m))
+		return imp.finishByClient(ctx, failure, m)
 	}
 	fingerprint, err := imp.images.createdFingerprint(ctx, op, op.fingerprint(), cmp.Or(imp.fingerprint, imp.settledFingerprint()))
-	if err != nil {
+	var other *FingerprintError
+	switch {
+	case errors.As(err, &other) && imp.cached:
+		err = fmt.Errorf("%w: the server reads an index once in an hour, and has read this one before the client did", err)
+		if imp.via == ViaAuto && ctx.Err() == nil {
+			return imp.finishByClient(ctx, err, m)
+		}
+		return nil, err
+	case err != nil:
 		return nil, err
 	}
 	if fingerprint == "" {
@@ -205,6 +210,17 @@ func (imp *importJob) finish(ctx context.Context, op *Operation, failure error, 
 		return image, err
 	}
 	return image, imp.checkUpdates(image)
+}
+
+// finishByClient imports by the client, and waits, after the server's operation has
+// failed with cause.
+func (imp *importJob) finishByClient(ctx context.Context, cause error, m *progress.Meter) (*Image, error) {
+	imp.meter = m
+	image, err := imp.fallBack(ctx, cause)
+	if err != nil || image.pending == nil { // nil if the server had the image
+		return image, err
+	}
+	return imageIfUploaded(image, image.pending.wait(ctx, image, m))
 }
 
 // resolveTimeout is the timeout of reading, from the source, the fingerprint of the

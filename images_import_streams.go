@@ -29,6 +29,10 @@ type CreateFromSimplestreamsOptions struct {
 	// Type selects the image if the alias has one of each type. The default is
 	// Container.
 	Type ImageType
+	// Architecture selects the image for an architecture, in any spelling, such as
+	// "aarch64" or "arm64". The default is the server's first one for which there is
+	// an image, or the one in an alias such as "debian/13/arm64".
+	Architecture string
 	// Filename is the image's filename. By default the server chooses it, or if
 	// the client fetches the image, it is the name of the metadata file.
 	Filename string
@@ -110,20 +114,18 @@ func (m *Images) CreateFromSimplestreams(ctx context.Context, server, alias stri
 	if opts != nil {
 		o = *opts
 	}
-	if _, err := checkSourceURL("server", server); err != nil {
-		return nil, err
-	}
-	if err := o.check(alias); err != nil {
+	alias, err := o.check(server, alias)
+	if err != nil {
 		return nil, err
 	}
 	return m.createFromStream(ctx, server, alias, "", &o)
 }
 
-// createFromStream imports the image of an alias, whose fingerprint must be that one;
-// "" for any.
+// createFromStream imports the image of an alias. The server must take the one with the
+// fingerprint, which the client has found in the index; "" for any.
 func (m *Images) createFromStream(ctx context.Context, server, alias, fingerprint string, o *CreateFromSimplestreamsOptions) (*Image, error) {
 	imp := &importJob{
-		images: m, via: o.Via, explains: true, fingerprint: fingerprint,
+		images: m, via: o.Via, explains: true, fingerprint: fingerprint, cached: fingerprint != "",
 		updates: o.AutoUpdate,
 		spec: imageSpec{
 			attributes: attributes{AutoUpdate: o.AutoUpdate, ExpiresAt: o.ExpiresAt, Profiles: o.Profiles, Properties: o.Properties, Public: o.Public}.clone(),
@@ -153,26 +155,59 @@ func (m *Images) createFromStream(ctx context.Context, server, alias, fingerprin
 	return imp.run(ctx, o.Wait, o.CancelOnDone)
 }
 
-func (o *CreateFromSimplestreamsOptions) check(alias string) error {
+// check returns the alias, with the architecture of the options, or an error if a
+// server could not use it.
+func (o *CreateFromSimplestreamsOptions) check(server, alias string) (string, error) {
+	if _, err := checkSourceURL("server", server); err != nil {
+		return "", err
+	}
 	if err := checkAlias("alias", alias); err != nil {
-		return err
+		return "", err
 	}
 	if o.AutoUpdate && checkFullFingerprint("", alias) == nil {
-		return invalid("CreateFromSimplestreamsOptions.AutoUpdate", "needs an alias: a fingerprint is that of a single version")
+		return "", invalid("CreateFromSimplestreamsOptions.AutoUpdate", "needs an alias: a fingerprint is that of a single version")
 	}
 	if err := checkOneOf("CreateFromSimplestreamsOptions.Type", o.Type, "", Container, VirtualMachine); err != nil {
-		return err
+		return "", err
 	}
 	if o.Certificate != "" {
 		if _, err := parseCertificate([]byte(o.Certificate)); err != nil {
-			return invalid("CreateFromSimplestreamsOptions.Certificate", "%v", err)
+			return "", invalid("CreateFromSimplestreamsOptions.Certificate", "%v", err)
 		}
 	}
-	return nil
+	if o.Architecture == "" {
+		return alias, nil
+	}
+	architecture, err := checkArchitecture("CreateFromSimplestreamsOptions.Architecture", o.Architecture)
+	if err != nil {
+		return "", err
+	}
+	if checkFullFingerprint("", alias) == nil {
+		return "", invalid("CreateFromSimplestreamsOptions.Architecture", "needs an alias: a fingerprint is that of a single architecture")
+	}
+	switch named, known := simplestreams.ArchitectureName(alias[strings.LastIndexByte(alias, '/')+1:]); {
+	case !known:
+		return alias + "/" + architecture, nil
+	case named != architecture:
+		return "", invalid("CreateFromSimplestreamsOptions.Architecture", "is %q, but the alias is %q", o.Architecture, alias)
+	}
+	return alias, nil
 }
 
 // importStream makes the server fetch the image.
 func (m *Images) importStream(ctx context.Context, server, alias string, o *CreateFromSimplestreamsOptions, imp *importJob) (*Image, error) {
+	source, err := m.streamSource(ctx, server, alias, o)
+	if err != nil {
+		return nil, err
+	}
+	if checkFullFingerprint("", alias) == nil {
+		imp.fingerprint = strings.ToLower(alias) // the server must not take another
+	}
+	return imp.begin(ctx, source)
+}
+
+// streamSource returns the source of a request that makes the server fetch the image.
+func (m *Images) streamSource(ctx context.Context, server, alias string, o *CreateFromSimplestreamsOptions) (*wire.ImageSource, error) {
 	info, err := m.client.serverInfo(ctx, false)
 	if err != nil {
 		return nil, err
@@ -190,13 +225,7 @@ func (m *Images) importStream(ctx context.Context, server, alias string, o *Crea
 		}
 		source.Server, source.Protocol, source.Certificate, source.ImageRegistry = "", "", "", registry
 	}
-	if err := m.spellArchitecture(ctx, server, source, o); err != nil {
-		return nil, err
-	}
-	if checkFullFingerprint("", alias) == nil {
-		imp.fingerprint = strings.ToLower(alias) // the server must not take another
-	}
-	return imp.begin(ctx, source)
+	return source, m.spellArchitecture(ctx, server, source, o)
 }
 
 // spellArchitecture replaces the architecture of a name "alias/x86_64" by the

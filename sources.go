@@ -3,6 +3,7 @@ package lxd
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -18,6 +19,14 @@ type Source interface {
 	Resolve(ctx context.Context, target *Client) (*SourceImage, error)
 	// CreateIn creates the image, as Images.CreateFrom describes it. opts is not nil.
 	CreateIn(ctx context.Context, images *Images, opts *CreateFromOptions) (*Image, error)
+}
+
+// ServerSource is a [Source] that servers can read themselves: an alias of a
+// simplestreams server, or an image of another server.
+type ServerSource interface {
+	Source
+	// InstanceSource is what Images.InstanceSource calls.
+	InstanceSource(ctx context.Context, target *Client) (*InstanceSource, error)
 }
 
 // SourceImage is what a [Source] says of its image.
@@ -60,6 +69,11 @@ type CreateFromOptions struct {
 	// ExpiresAt is when the image expires. The default is the source's, or never.
 	ExpiresAt time.Time
 
+	// Resolved is what Resolve of the source has returned before for this server, if
+	// that is known. A file or an image of another server is then not read again to
+	// find its fingerprint, and content of another one is a [*FingerprintError].
+	Resolved *SourceImage
+
 	// IfExists is what happens if the server already has the image. The default is to
 	// apply the options that are set to it.
 	IfExists IfExists
@@ -89,7 +103,37 @@ func (m *Images) CreateFrom(ctx context.Context, source Source, opts *CreateFrom
 	if opts != nil {
 		o = *opts
 	}
+	if o.Resolved != nil && o.Resolved.Fingerprint != "" {
+		if err := checkFullFingerprint("CreateFromOptions.Resolved.Fingerprint", o.Resolved.Fingerprint); err != nil {
+			return nil, err
+		}
+	}
 	return source.CreateIn(ctx, m, &o)
+}
+
+// resolvedFingerprint is the fingerprint in Resolved; "" if it is not known.
+func (o *CreateFromOptions) resolvedFingerprint() string {
+	if o.Resolved == nil {
+		return ""
+	}
+	return strings.ToLower(o.Resolved.Fingerprint)
+}
+
+// InstanceSource returns what a request that creates an instance, of the image that the
+// source has then, must contain. The server fetches the image itself, and keeps it as a
+// cached image. If it cannot read the source, the error matches [ErrUnsupported]: create
+// the image first, and use [Image.InstanceSource].
+func (m *Images) InstanceSource(ctx context.Context, source Source) (*InstanceSource, error) {
+	if err := m.check(ctx); err != nil {
+		return nil, err
+	}
+	if source == nil {
+		return nil, invalid("source", "is nil")
+	}
+	if s, ok := source.(ServerSource); ok {
+		return s.InstanceSource(ctx, m.client)
+	}
+	return nil, fmt.Errorf("create an instance of %s: %w: the server cannot read it; create the image first (Images.Ensure), and use Image.InstanceSource", source, ErrUnsupported)
 }
 
 // refuseAutoUpdate returns an error for a source that the server cannot read again.

@@ -1,6 +1,7 @@
 package lxd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -176,6 +177,7 @@ func (s *readerSource) CreateIn(ctx context.Context, images *Images, opts *Creat
 		return nil, err
 	}
 	o := s.opts
+	o.Fingerprint = cmp.Or(o.Fingerprint, opts.resolvedFingerprint())
 	o.Public, o.Filename, o.Properties, o.Profiles, o.Aliases = opts.Public, opts.Filename, opts.Properties, opts.Profiles, opts.Aliases
 	o.ReuseAliases, o.DeleteReplaced, o.ExpiresAt, o.IfExists = opts.ReuseAliases, opts.DeleteReplaced, opts.ExpiresAt, opts.IfExists
 	o.Wait, o.CancelOnDone, o.Progress = opts.Wait, opts.CancelOnDone, opts.Progress

@@ -76,6 +76,7 @@ func (s *urlSource) CreateIn(ctx context.Context, images *Images, opts *CreateFr
 // [CreateFromSimplestreamsOptions].
 type FromSimplestreamsOptions struct {
 	Type         ImageType
+	Architecture string
 	Certificate  string
 	AllowHTTP    bool
 	Via          Via
@@ -95,7 +96,7 @@ func FromSimplestreams(server, alias string, opts *FromSimplestreamsOptions) Sou
 	s := &streamSource{server: server, alias: alias}
 	if opts != nil {
 		s.opts = CreateFromSimplestreamsOptions{
-			Type: opts.Type, Certificate: opts.Certificate, AllowHTTP: opts.AllowHTTP, Via: opts.Via, Cache: opts.Cache,
+			Type: opts.Type, Architecture: opts.Architecture, Certificate: opts.Certificate, AllowHTTP: opts.AllowHTTP, Via: opts.Via, Cache: opts.Cache,
 			HTTPClient: opts.HTTPClient, StallTimeout: opts.StallTimeout,
 		}
 	}
@@ -115,13 +116,11 @@ func (s *streamSource) Resolve(ctx context.Context, target *Client) (*SourceImag
 	if err := target.check(ctx); err != nil {
 		return nil, err
 	}
-	if _, err := checkSourceURL("server", s.server); err != nil {
+	alias, err := s.opts.check(s.server, s.alias)
+	if err != nil {
 		return nil, err
 	}
-	if err := s.opts.check(s.alias); err != nil {
-		return nil, err
-	}
-	streams, image, err := target.Images.resolveStream(ctx, s.server, s.alias, &s.opts, false)
+	streams, image, err := target.Images.resolveStream(ctx, s.server, alias, &s.opts, false)
 	if err != nil {
 		return nil, streamError(err)
 	}
@@ -137,7 +136,33 @@ func (s *streamSource) CreateIn(ctx context.Context, images *Images, opts *Creat
 	o.Public, o.AutoUpdate, o.Filename, o.Properties, o.Profiles, o.Aliases = opts.Public, opts.AutoUpdate, opts.Filename, opts.Properties, opts.Profiles, opts.Aliases
 	o.ReuseAliases, o.DeleteReplaced, o.ExpiresAt, o.IfExists = opts.ReuseAliases, opts.DeleteReplaced, opts.ExpiresAt, opts.IfExists
 	o.Wait, o.CancelOnDone, o.Progress = opts.Wait, opts.CancelOnDone, opts.Progress
-	return images.CreateFromSimplestreams(ctx, s.server, s.alias, &o)
+	alias, err := o.check(s.server, s.alias)
+	if err != nil {
+		return nil, err
+	}
+	return images.createFromStream(ctx, s.server, alias, opts.resolvedFingerprint(), &o)
+}
+
+// InstanceSource returns the alias on its server, which does not expire: the instance
+// gets the image that the alias has then. The request chooses the image's type by that
+// of the instance, so that Type is not part of the source.
+func (s *streamSource) InstanceSource(ctx context.Context, target *Client) (*InstanceSource, error) {
+	if err := target.check(ctx); err != nil {
+		return nil, err
+	}
+	o := s.opts
+	alias, err := o.check(s.server, s.alias)
+	if err != nil {
+		return nil, err
+	}
+	source, err := target.Images.streamSource(ctx, s.server, alias, &o)
+	if err != nil {
+		return nil, err
+	}
+	return &InstanceSource{
+		Type: source.Type, Mode: source.Mode, Server: source.Server, Protocol: source.Protocol, Certificate: source.Certificate,
+		Alias: source.Alias, ImageRegistry: source.ImageRegistry,
+	}, nil
 }
 
 // FromInstanceOptions configure an instance source; see [CreateFromInstanceOptions].

@@ -1,10 +1,13 @@
 package lxd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/golxd/lxd/internal/near"
 )
 
 // FromImageOptions select an image of another server, and how it is copied.
@@ -41,17 +44,36 @@ func (s *imageSource) String() string {
 	return fmt.Sprintf("image %q of %s", s.ref, s.client.Endpoint())
 }
 
-// find returns the image on the other server.
-func (s *imageSource) find(ctx context.Context) (*Image, error) {
+// find returns the image on the other server: the one with the fingerprint, or if that
+// is "" the one that ref stands for now.
+func (s *imageSource) find(ctx context.Context, fingerprint string) (*Image, error) {
 	if err := s.client.check(ctx); err != nil {
 		return nil, err
 	}
-	return s.client.Images.Resolve(ctx, s.ref, &ResolveOptions{Type: s.opts.Type, Architecture: s.opts.Architecture})
+	image, err := s.client.Images.Resolve(ctx, cmp.Or(fingerprint, s.ref), &ResolveOptions{Type: s.opts.Type, Architecture: s.opts.Architecture})
+	if !isMissing(err) || fingerprint != "" {
+		return image, err
+	}
+	aliases, lerr := s.client.Aliases.All(ctx)
+	if lerr != nil {
+		return nil, err
+	}
+	similar := near.Names(s.ref, func(yield func(string) bool) {
+		for _, alias := range aliases {
+			if !yield(alias.Name) {
+				return
+			}
+		}
+	})
+	if len(similar) == 0 {
+		return nil, err
+	}
+	return nil, fmt.Errorf("%w (similar: %s)", err, strings.Join(similar, ", "))
 }
 
 // Resolve returns what the other server says of the image.
 func (s *imageSource) Resolve(ctx context.Context, _ *Client) (*SourceImage, error) {
-	image, err := s.find(ctx)
+	image, err := s.find(ctx, "")
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +88,7 @@ func (s *imageSource) Resolve(ctx context.Context, _ *Client) (*SourceImage, err
 
 // CreateIn copies the image.
 func (s *imageSource) CreateIn(ctx context.Context, images *Images, opts *CreateFromOptions) (*Image, error) {
-	image, err := s.find(ctx)
+	image, err := s.find(ctx, opts.resolvedFingerprint())
 	if err != nil {
 		return nil, err
 	}
@@ -91,17 +113,28 @@ func (s *imageSource) CreateIn(ctx context.Context, images *Images, opts *Create
 	return copied.Image, err
 }
 
+// InstanceSource returns the image that ref stands for now; see [Image.InstanceSource].
+func (s *imageSource) InstanceSource(ctx context.Context, target *Client) (*InstanceSource, error) {
+	image, err := s.find(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	return image.InstanceSource(ctx, &InstanceSourceOptions{Target: target})
+}
+
 // OpenSourceOptions configure [OpenSource].
 type OpenSourceOptions struct {
 	// Options are those of the client of a remote that is an LXD or Incus server; see
 	// [Remote]. Family and ConfigDir select the configuration for all remotes.
 	Options *Options
-	// Type selects one of several images with the name.
-	Type ImageType
-	// Image configures a remote that is an LXD or Incus server; its Type is ignored.
+	// Type and Architecture select one of several images with the name.
+	Type         ImageType
+	Architecture string // in any spelling, such as "aarch64" or "arm64"
+	// Image configures a remote that is an LXD or Incus server; its Type and
+	// Architecture are ignored.
 	Image FromImageOptions
-	// Simplestreams configures a remote that is a simplestreams server; its Type is
-	// ignored.
+	// Simplestreams configures a remote that is a simplestreams server; its Type and
+	// Architecture are ignored.
 	Simplestreams FromSimplestreamsOptions
 }
 
@@ -119,6 +152,14 @@ func (s *OpenedSource) Close() error {
 		return nil
 	}
 	return s.client.Close()
+}
+
+// InstanceSource is what Images.InstanceSource calls.
+func (s *OpenedSource) InstanceSource(ctx context.Context, target *Client) (*InstanceSource, error) {
+	if err := target.check(ctx); err != nil {
+		return nil, err
+	}
+	return target.Images.InstanceSource(ctx, s.Source)
 }
 
 // OpenSource returns the source that the lxc and incus command lines know by this name,
@@ -144,7 +185,12 @@ func OpenSource(name string, opts *OpenSourceOptions) (*OpenedSource, error) {
 	if err := checkOneOf("OpenSourceOptions.Type", o.Type, "", Container, VirtualMachine); err != nil {
 		return nil, err
 	}
-	o.Image.Type, o.Simplestreams.Type = o.Type, o.Type
+	architecture, err := checkArchitecture("OpenSourceOptions.Architecture", o.Architecture)
+	if err != nil {
+		return nil, err
+	}
+	o.Image.Type, o.Image.Architecture = o.Type, architecture
+	o.Simplestreams.Type, o.Simplestreams.Architecture = o.Type, architecture
 	client, err := Remote(remote, o.Options)
 	if err == nil {
 		return &OpenedSource{Source: FromImage(client, ref, &o.Image), client: client}, nil

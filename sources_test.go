@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -264,8 +265,123 @@ remotes:
 	require.NoError(t, err)
 	_, err = source.Resolve(ctx, f.Client)
 	require.ErrorIs(t, err, lxd.ErrNotFound)
+	require.NotContains(t, err.Error(), "similar")
 	require.NoError(t, source.Close())
 	_, err = source.Resolve(ctx, f.Client)
 	require.ErrorIs(t, err, lxd.ErrUnavailable)
 	require.NoError(t, errors.Join((*lxd.OpenedSource)(nil).Close(), (&lxd.OpenedSource{}).Close()))
+}
+
+// TestSourcesNameWhatIsSimilar: the error for an alias that does not exist.
+func TestSourcesNameWhatIsSimilar(t *testing.T) {
+	t.Parallel()
+	f, far := testkit.StartFake(t), testkit.StartFake(t)
+	testkit.Upload(t, far.Client, &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: "debian/13"}, {Name: "db"}}})
+	tree := streamstest.NewServer(rollingTree(testkit.Unified(t, 0)))
+	t.Cleanup(tree.Close)
+	for want, source := range map[string]lxd.Source{
+		"(similar: debian/13)": lxd.FromImage(far.Client, "debian/31", nil),
+		"(similar: rolling)":   lxd.FromSimplestreams(tree.URL, "rolling/ia", &lxd.FromSimplestreamsOptions{AllowHTTP: true}),
+	} {
+		_, err := source.Resolve(t.Context(), f.Client)
+		require.ErrorIs(t, err, lxd.ErrNotFound)
+		require.ErrorContains(t, err, want)
+		_, err = f.Client.Images.CreateFrom(t.Context(), source, &lxd.CreateFromOptions{Wait: true})
+		require.ErrorIs(t, err, lxd.ErrNotFound)
+		require.ErrorContains(t, err, want)
+	}
+}
+
+// TestArchitectureOfStream: the architecture selects the image, in any spelling, who
+// fetches it notwithstanding.
+func TestArchitectureOfStream(t *testing.T) {
+	for _, s := range testkit.Subjects(t) {
+		t.Run(s.Column, func(t *testing.T) {
+			c := s.Client(t)
+			contents := map[string][]byte{"amd64": testkit.Unified(t, 0), "arm64": testkit.Unified(t, 0)}
+			var products []streamstest.Product
+			for arch, content := range contents {
+				products = append(products, streamstest.Product{
+					Name: "product-" + arch, Aliases: []string{"rolling"}, Arch: arch,
+					Versions: []streamstest.Version{{Serial: "20240101", Family: "both", Unified: content}},
+				})
+			}
+			tree := streamstest.NewServer(streamstest.Tree(products, nil))
+			t.Cleanup(tree.Close)
+			for architecture, arch := range map[string]string{"": "amd64", "aarch64": "arm64", "arm64": "arm64", "x86_64": "amd64"} {
+				for _, alias := range []string{"rolling", "rolling/" + arch} {
+					for _, via := range []lxd.Via{lxd.ViaAuto, lxd.ViaClient} {
+						source := lxd.FromSimplestreams(tree.URL, alias, &lxd.FromSimplestreamsOptions{AllowHTTP: true, Architecture: architecture, Via: via})
+						resolved, err := source.Resolve(t.Context(), c)
+						require.NoError(t, err)
+						require.Equal(t, lxdtest.Fingerprint(contents[arch]), resolved.Fingerprint)
+						image, err := c.Images.CreateFrom(t.Context(), source, &lxd.CreateFromOptions{Wait: true})
+						require.NoError(t, err, "%q of %q", architecture, alias)
+						require.Equal(t, resolved.Fingerprint, image.Fingerprint)
+						require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestInstanceSourceOfSources: a server fetches what it can read itself.
+func TestInstanceSourceOfSources(t *testing.T) {
+	for _, s := range testkit.Subjects(t) {
+		t.Run(s.Column, func(t *testing.T) {
+			this := *s
+			this.TLS = true
+			c := this.Client(t)
+			content := testkit.Unified(t, 0)
+			tree := streamstest.NewTLSServer(rollingTree(content))
+			t.Cleanup(tree.Close)
+			far := testkit.Upload(t, this.Twin.TLSClient(t), &lxd.CreateOptions{Public: true})
+			for want, source := range map[string]lxd.Source{
+				lxdtest.Fingerprint(content): lxd.FromSimplestreams(tree.URL, "rolling", &lxd.FromSimplestreamsOptions{Certificate: tree.CA, Architecture: "x86_64"}),
+				far.Fingerprint:              lxd.FromImage(far.Client(), far.Fingerprint[:20], nil),
+			} {
+				from, err := c.Images.InstanceSource(t.Context(), source)
+				require.NoError(t, err)
+				require.Empty(t, from.Secret)
+				require.NotEmpty(t, from.Server)
+				name := createInstance(t, s, c, from)
+				image, err := c.Images.Get(t.Context(), want)
+				require.NoError(t, err)
+				testkit.DeleteAfter(t, image)
+				require.True(t, image.Cached)
+				used, err := image.UsedBy(t.Context())
+				require.NoError(t, err)
+				require.Equal(t, name, used[0].Name)
+			}
+			for _, source := range []lxd.Source{
+				lxd.FromFile("image.tar", nil), lxd.FromReader(bytes.NewReader(content), nil), lxd.FromURL("https://host/image", nil), lxd.FromInstance("web1", nil),
+			} {
+				_, err := c.Images.InstanceSource(t.Context(), source)
+				require.ErrorIs(t, err, lxd.ErrUnsupported)
+				require.ErrorContains(t, err, source.String())
+			}
+		})
+	}
+}
+
+// TestInstanceSourceInput: what is refused before anything is sent.
+func TestInstanceSourceInput(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFake(t)
+	for name, source := range map[string]lxd.Source{
+		"nil":          nil,
+		"alias":        lxd.FromSimplestreams("https://host", "", nil),
+		"server":       lxd.FromSimplestreams("host", "web", nil),
+		"client":       lxd.FromImage(nil, "web", nil),
+		"architecture": lxd.FromSimplestreams("https://host", "web", &lxd.FromSimplestreamsOptions{Architecture: "pdp11"}),
+		"two":          lxd.FromSimplestreams("https://host", "web/amd64", &lxd.FromSimplestreamsOptions{Architecture: "arm64"}),
+		"one version":  lxd.FromSimplestreams("https://host", strings.Repeat("0a", 32), &lxd.FromSimplestreamsOptions{Architecture: "arm64"}),
+	} {
+		_, err := f.Client.Images.InstanceSource(t.Context(), source)
+		require.ErrorIs(t, err, lxd.ErrInvalid, name)
+	}
+	_, err := f.Client.Images.CreateFrom(t.Context(), lxd.FromFile("image.tar", nil), &lxd.CreateFromOptions{Resolved: &lxd.SourceImage{Fingerprint: "x"}})
+	require.Equal(t, "CreateFromOptions.Resolved.Fingerprint", testkit.ErrOf[*lxd.InputError](t, err).Field)
+	require.Empty(t, f.Requests())
 }

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/golxd/lxd/simplestreams"
 )
 
 // checkServerFingerprint checks that a fingerprint in a response is a full SHA-256.
@@ -201,6 +203,15 @@ func checkAliases(field string, aliases []Alias) error {
 		seen[alias.Name] = true
 	}
 	return nil
+}
+
+// checkArchitecture returns the daemons' name of an architecture; "" remains "".
+func checkArchitecture(field, architecture string) (string, error) {
+	name, known := simplestreams.ArchitectureName(architecture)
+	if !known && architecture != "" {
+		return "", invalid(field, "%q is not an architecture, such as \"x86_64\" or \"aarch64\"", architecture)
+	}
+	return name, nil
 }
 
 func checkFingerprint(field, fingerprint string) error {

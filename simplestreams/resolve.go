@@ -8,6 +8,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/golxd/lxd/internal/near"
 )
 
 // ResolveOptions restrict the images that a reference can resolve to.
@@ -205,37 +207,17 @@ func (o *ResolveOptions) String() string {
 	return cmp.Or(strings.Join(parts, ", "), "these options")
 }
 
-// near returns up to five aliases that share the longest prefix with a name, if that has at least three characters.
+// near returns aliases that are similar to a name.
 func (c *catalog) near(name string) []string {
-	const few, enough = 5, 3
-	best := enough
-	var near []string
-	for i := range c.entries {
-		e := &c.entries[i]
-		for _, alias := range e.product.aliases {
-			common := commonPrefix(alias, name)
-			switch {
-			case common < best:
-				continue
-			case common > best:
-				best, near = common, near[:0]
-			}
-			if len(near) < few && !slices.Contains(near, alias) {
-				near = append(near, alias)
+	return near.Names(name, func(yield func(string) bool) {
+		for i := range c.entries {
+			for _, alias := range c.entries[i].product.aliases {
+				if !yield(alias) {
+					return
+				}
 			}
 		}
-	}
-
-	return near
-}
-
-func commonPrefix(a, b string) int {
-	n := 0
-	for n < len(a) && n < len(b) && a[n] == b[n] {
-		n++
-	}
-
-	return n
+	})
 }
 
 func cutLast(s, separator string) (before, after string, found bool) {

@@ -51,6 +51,7 @@ var conformanceCalls = []struct {
 	{"Images.CreateFromSimplestreams", testFromSimplestreams},
 	{"Images.CreateFrom", testCreateFrom},
 	{"Images.Ensure", testEnsure},
+	{"Images.InstanceSource", testSourceForInstance},
 	{"Images.CreateFromInstance", testFromInstance},
 	{"Images.CreateFromInstance split", testFromInstanceSplit},
 	{"Images.CreateFromInstance of existing content", testFromInstanceExisting},
@@ -1208,6 +1209,16 @@ func testDo(t *testing.T, s *subject) {
 	require.Contains(t, names, "/1.0/projects/default")
 	_, err = c.Do(t.Context(), http.MethodGet, "/1.0/projects/none", nil, nil)
 	require.ErrorIs(t, err, lxd.ErrNotFound)
+}
+
+// testSourceForInstance returns an alias of a server that a daemon can read.
+func testSourceForInstance(t *testing.T, s *subject) {
+	c := s.Client(t)
+	source, err := c.Images.InstanceSource(t.Context(), lxd.FromSimplestreams("https://localhost", "debian/13", nil))
+	require.NoError(t, err)
+	require.Equal(t, &lxd.InstanceSource{Type: "image", Mode: "pull", Server: "https://localhost", Protocol: "simplestreams", Alias: "debian/13"}, source)
+	_, err = c.Images.InstanceSource(t.Context(), lxd.FromFile("image.tar", nil))
+	require.ErrorIs(t, err, lxd.ErrUnsupported)
 }
 
 // testInstanceSource creates an instance, finds the image's users, and deletes it.
