@@ -31,41 +31,50 @@ func (i *Image) UsedBy(ctx context.Context) ([]Instance, error) {
 	if err := i.checkExists(); err != nil {
 		return nil, err
 	}
-	server, err := i.client.serverInfo(ctx, false)
+	used, err := i.client.instances(ctx, func(fingerprint string) bool { return fingerprint == i.Fingerprint })
+	return used[i.Fingerprint], err
+}
+
+// instances returns the instances of images, by the fingerprint of the image, in all
+// projects that the client may use.
+func (c *Client) instances(ctx context.Context, of func(fingerprint string) bool) (map[string][]Instance, error) {
+	server, err := c.serverInfo(ctx, false)
 	if err != nil {
 		return nil, err
 	}
 	if server.Has("instance_all_projects") {
-		found, err := i.usedIn(ctx, url.Values{"all-projects": {"true"}})
+		found, err := c.instancesIn(ctx, url.Values{"all-projects": {"true"}}, of)
 		if !errors.Is(err, ErrForbidden) {
 			return found, err
 		}
 		// The client may use some projects only.
 	}
-	projects, err := i.client.Projects(ctx)
+	projects, err := c.Projects(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var all []Instance
+	all := map[string][]Instance{}
 	for _, project := range projects {
-		found, err := i.usedIn(ctx, url.Values{"project": {project.Name}})
+		found, err := c.instancesIn(ctx, url.Values{"project": {project.Name}}, of)
 		if err != nil {
 			return nil, fmt.Errorf("project %q: %w", project.Name, err)
 		}
-		all = append(all, found...)
+		for fingerprint, instances := range found {
+			all[fingerprint] = append(all[fingerprint], instances...)
+		}
 	}
 	return all, nil
 }
 
-// usedIn returns the instances of the projects of query that were created from the
-// image. Filters of the server cannot select them: the name of the property,
-// volatile.base_image, contains a dot.
-func (i *Image) usedIn(ctx context.Context, query url.Values) ([]Instance, error) {
+// instancesIn returns the instances of the projects of query. Filters of the server
+// cannot select those of an image: the name of the property, volatile.base_image,
+// contains a dot.
+func (c *Client) instancesIn(ctx context.Context, query url.Values, of func(fingerprint string) bool) (map[string][]Instance, error) {
 	query.Set("recursion", "1")
-	var used []Instance
+	var all map[string][]Instance
 	var found wire.Instance
-	_, err := i.client.t.call(ctx, &request{method: http.MethodGet, path: path("instances"), query: query}, &list{
-		begin: func() { used = nil },
+	_, err := c.t.call(ctx, &request{method: http.MethodGet, path: path("instances"), query: query}, &list{
+		begin: func() { all = map[string][]Instance{} },
 		element: func(dec *jsontext.Decoder) error {
 			found = wire.Instance{}
 			if err := wire.UnmarshalElement(dec, &found); err != nil {
@@ -74,8 +83,8 @@ func (i *Image) usedIn(ctx context.Context, query url.Values) ([]Instance, error
 			if found.Name == "" {
 				return badElement(errors.New("it is not an instance: it has no name"))
 			}
-			if found.Config["volatile.base_image"] == i.Fingerprint {
-				used = append(used, Instance{Name: found.Name, Project: found.Project, Type: ImageType(found.Type), Status: found.Status, Location: found.Location})
+			if image := found.Config["volatile.base_image"]; of(image) {
+				all[image] = append(all[image], Instance{Name: found.Name, Project: found.Project, Type: ImageType(found.Type), Status: found.Status, Location: found.Location})
 			}
 			return nil
 		},
@@ -83,7 +92,7 @@ func (i *Image) usedIn(ctx context.Context, query url.Values) ([]Instance, error
 	if err != nil {
 		return nil, err
 	}
-	return used, nil
+	return all, nil
 }
 
 // InstanceSource is the source of a request that creates an instance from an image:

@@ -52,6 +52,7 @@ var conformanceCalls = []struct {
 	{"Images.CreateFrom", testCreateFrom},
 	{"Images.Ensure", testEnsure},
 	{"Images.InstanceSource", testSourceForInstance},
+	{"Images.Prune", testPrune},
 	{"Images.CreateFromInstance", testFromInstance},
 	{"Images.CreateFromInstance split", testFromInstanceSplit},
 	{"Images.CreateFromInstance of existing content", testFromInstanceExisting},
@@ -1209,6 +1210,20 @@ func testDo(t *testing.T, s *subject) {
 	require.Contains(t, names, "/1.0/projects/default")
 	_, err = c.Do(t.Context(), http.MethodGet, "/1.0/projects/none", nil, nil)
 	require.ErrorIs(t, err, lxd.ErrNotFound)
+}
+
+// testPrune deletes all but the newest image with a property.
+func testPrune(t *testing.T, s *subject) {
+	c := s.Client(t)
+	properties := map[string]string{"set": testkit.Unique("set")}
+	old := testkit.Upload(t, c, &lxd.CreateOptions{Properties: properties})
+	newer := testkit.Upload(t, c, &lxd.CreateOptions{Properties: properties})
+	pruned, err := c.Images.Prune(t.Context(), &lxd.PruneOptions{Keep: 1, Properties: properties})
+	require.NoError(t, err)
+	require.Len(t, pruned.Deleted, 1)
+	require.Equal(t, old.Fingerprint, pruned.Deleted[0].Fingerprint)
+	require.Len(t, pruned.Kept, 1)
+	require.Equal(t, newer.Fingerprint, pruned.Kept[0].Fingerprint)
 }
 
 // testSourceForInstance returns an alias of a server that a daemon can read.
