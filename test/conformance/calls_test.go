@@ -53,6 +53,7 @@ var conformanceCalls = []struct {
 	{"Images.Ensure", testEnsure},
 	{"Images.InstanceSource", testSourceForInstance},
 	{"Images.Prune", testPrune},
+	{"Images.Watch", testWatch},
 	{"Images.CreateFromInstance", testFromInstance},
 	{"Images.CreateFromInstance split", testFromInstanceSplit},
 	{"Images.CreateFromInstance of existing content", testFromInstanceExisting},
@@ -1210,6 +1211,26 @@ func testDo(t *testing.T, s *subject) {
 	require.Contains(t, names, "/1.0/projects/default")
 	_, err = c.Do(t.Context(), http.MethodGet, "/1.0/projects/none", nil, nil)
 	require.ErrorIs(t, err, lxd.ErrNotFound)
+}
+
+// testWatch sees an image that is there, and one that is added.
+func testWatch(t *testing.T, s *subject) {
+	c := s.Client(t)
+	properties := map[string]string{"set": testkit.Unique("set")}
+	kinds := []lxd.ImageChangeKind{}
+	upload := func() { testkit.Upload(t, c, &lxd.CreateOptions{Properties: properties}) }
+	upload()
+	for change, err := range c.Images.Watch(t.Context(), &lxd.WatchOptions{Properties: properties}) {
+		require.NoError(t, err)
+		kinds = append(kinds, change.Kind)
+		if change.Kind == lxd.ImagesSynced {
+			upload()
+		}
+		if change.Kind == lxd.ImageAdded {
+			break
+		}
+	}
+	require.Equal(t, []lxd.ImageChangeKind{lxd.ImagePresent, lxd.ImagesSynced, lxd.ImageAdded}, kinds)
 }
 
 // testPrune deletes all but the newest image with a property.

@@ -1,0 +1,437 @@
+package lxd
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/golxd/lxd/internal/retry"
+)
+
+// defaultInterval is the default of WatchOptions.Interval.
+const defaultInterval = 10 * time.Minute
+
+// maxStale is how many images and aliases are read one by one; of more, all are.
+const maxStale = 100
+
+// watchJob is one loop over Watch. One goroutine receives events, and notes what they
+// are about; that of the loop reads it, and yields the difference.
+type watchJob struct {
+	WatchOptions
+
+	images *Images
+	list   ListOptions
+	wide   bool // events of all projects are needed
+	known  map[imageKey]*Image
+	synced bool
+
+	wake  chan struct{} // something is stale
+	mu    sync.Mutex
+	stale stale
+}
+
+// imageKey identifies an image of one or, with AllProjects, of all projects.
+type imageKey struct{ project, fingerprint string }
+
+// aliasKey identifies an alias.
+type aliasKey struct{ project, name string }
+
+// stale is what must be read again.
+type stale struct {
+	all     bool
+	images  map[imageKey]bool
+	aliases map[aliasKey]bool
+	renamed map[aliasKey]string // the old name of an alias
+	ended   error               // of the events
+}
+
+func (w *watchJob) check(ctx context.Context) error {
+	if err := w.images.check(ctx); err != nil {
+		return err
+	}
+	if err := checkOneOf("WatchOptions.Type", w.Type, "", Container, VirtualMachine); err != nil {
+		return err
+	}
+	architecture, err := checkArchitecture("WatchOptions.Architecture", w.Architecture)
+	if err != nil {
+		return err
+	}
+	w.list = ListOptions{AllProjects: w.AllProjects, Type: w.Type, Architecture: architecture, Properties: w.Properties}
+	w.Interval = cmp.Or(w.Interval, defaultInterval)
+	return nil
+}
+
+func (w *watchJob) run(ctx context.Context, yield func(ImageChange, error) bool) {
+	if err := w.findEvents(ctx); err != nil {
+		yield(ImageChange{}, err)
+		return
+	}
+	receiving, cancel := context.WithCancel(ctx)
+	var receiver sync.WaitGroup
+	receiver.Go(func() { w.receive(receiving) })
+	defer receiver.Wait()
+	defer cancel()
+
+	var tick <-chan time.Time
+	if w.Interval > 0 {
+		ticker := time.NewTicker(w.Interval)
+		defer ticker.Stop()
+		tick = ticker.C
+	}
+	for {
+		select {
+		case <-w.wake:
+		case <-tick:
+			w.note(func(s *stale) { s.all = true })
+		}
+		if !w.update(ctx, yield) {
+			return
+		}
+	}
+}
+
+// findEvents determines of which projects events are needed. The images of the default
+// project can be changed in each project that shares them, and the event then is of that
+// project (LXD 5.0.2, Incus 6.0.4 and 7.0.2).
+func (w *watchJob) findEvents(ctx context.Context) error {
+	c := w.images.client
+	if w.wide = true; w.AllProjects || c.Project() == "default" {
+		return nil
+	}
+	projects, err := c.Projects(ctx)
+	if err != nil {
+		return err
+	}
+	w.wide = !slices.ContainsFunc(projects, func(p Project) bool { return p.Name == c.Project() && p.OwnImages() })
+	return nil
+}
+
+// note notes what is stale, and wakes the loop.
+func (w *watchJob) note(change func(*stale)) {
+	w.mu.Lock()
+	change(&w.stale)
+	w.mu.Unlock()
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take returns what is stale, which then is not any more.
+func (w *watchJob) take() stale {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	taken := w.stale
+	w.stale = stale{}
+	return taken
+}
+
+// receive notes what the events are about. A client that may not have the events of all
+// projects has those of its own.
+func (w *watchJob) receive(ctx context.Context) {
+	err := w.receiveOf(ctx, w.wide)
+	if errors.Is(err, ErrForbidden) && w.wide && !w.AllProjects {
+		err = w.receiveOf(ctx, false)
+	}
+	w.note(func(s *stale) { s.ended = err })
+}
+
+func (w *watchJob) receiveOf(ctx context.Context, wide bool) error {
+	for event, err := range w.images.client.Events(ctx, &EventsOptions{AllProjects: wide, ImagesOnly: true}) {
+		switch {
+		case err != nil:
+			return err
+		case event.Type == EventConnected:
+			w.note(func(s *stale) { s.all = true })
+		case event.Lifecycle != nil:
+			w.noteLifecycle(event.Project, event.Lifecycle)
+		case event.Operation != nil && event.Operation.Done():
+			w.noteOperation(event.Project, event.Operation)
+		}
+	}
+	return nil
+}
+
+// noteLifecycle notes the image or alias of an event that changes it.
+func (w *watchJob) noteLifecycle(project string, l *Lifecycle) {
+	switch l.Action {
+	case "image-retrieved", "image-secret-created":
+		return
+	}
+	if !w.AllProjects {
+		project = ""
+	}
+	fingerprint, alias := l.Fingerprint(), l.Alias()
+	w.note(func(s *stale) {
+		switch {
+		case alias != "":
+			s.addAlias(aliasKey{project, alias}, l.OldName())
+		case fingerprint != "" && l.Action != "image-refreshed":
+			s.addImage(imageKey{project, fingerprint})
+		default:
+			s.all = true // a refreshed image is replaced by another one
+		}
+	})
+}
+
+// noteOperation notes the image of an operation: LXD 5.0.2 sends no lifecycle event if
+// it updates an image by itself.
+func (w *watchJob) noteOperation(project string, state *OperationStatus) {
+	if !strings.Contains(strings.ToLower(state.Description), "image") {
+		return
+	}
+	fingerprint, _ := state.Metadata["fingerprint"].(string)
+	if !w.AllProjects {
+		project = ""
+	}
+	w.note(func(s *stale) {
+		if fingerprint != "" && state.StatusCode == statusSuccess {
+			s.addImage(imageKey{project, fingerprint})
+			return
+		}
+		s.all = true
+	})
+}
+
+func (s *stale) addImage(key imageKey) {
+	if s.images == nil {
+		s.images = map[imageKey]bool{}
+	}
+	s.images[key] = true
+	s.all = s.all || len(s.images)+len(s.aliases) > maxStale
+}
+
+func (s *stale) addAlias(key aliasKey, old string) {
+	if s.aliases == nil {
+		s.aliases, s.renamed = map[aliasKey]bool{}, map[aliasKey]string{}
+	}
+	s.aliases[key] = true
+	if old != "" {
+		s.renamed[key] = old
+		s.aliases[aliasKey{key.project, old}] = true
+	}
+	s.all = s.all || len(s.images)+len(s.aliases) > maxStale
+}
+
+// update reads what is stale, and yields the difference. It returns false if the loop
+// has ended.
+func (w *watchJob) update(ctx context.Context, yield func(ImageChange, error) bool) bool {
+	retries := w.images.client.t.retriesFor(endless)
+	if !w.synced {
+		retries = w.images.client.t.retry.Begin()
+	}
+	for {
+		s := w.take()
+		if s.ended != nil {
+			yield(ImageChange{}, s.ended)
+			return false
+		}
+		changes, err := w.read(ctx, &s)
+		if err == nil {
+			return w.yield(changes, yield)
+		}
+		if errors.Is(err, ErrUnavailable) && retry.Transient(err) && !w.images.client.t.conns.isClosed() {
+			if err = retries.Pause(ctx, err); err == nil {
+				w.note(func(s *stale) { s.all = true })
+				continue
+			}
+		}
+		yield(ImageChange{}, err)
+		return false
+	}
+}
+
+// yield yields the changes, and at the end of the first reading ImagesSynced.
+func (w *watchJob) yield(changes []ImageChange, yield func(ImageChange, error) bool) bool {
+	for _, change := range changes {
+		if !yield(change, nil) {
+			return false
+		}
+	}
+	if w.synced {
+		return true
+	}
+	w.synced = true
+	return yield(ImageChange{Kind: ImagesSynced}, nil)
+}
+
+// read reads what is stale, and returns the difference to what is known.
+func (w *watchJob) read(ctx context.Context, s *stale) ([]ImageChange, error) {
+	now := map[imageKey]*Image{} // nil for an image that does not exist
+	if s.all || w.known == nil {
+		for key := range w.known {
+			now[key] = nil
+		}
+		for image, err := range w.images.Each(ctx, &w.list) {
+			if err != nil {
+				return nil, err
+			}
+			now[w.key(image)] = image
+		}
+		return w.apply(now, s.renamed), nil
+	}
+	keys := maps.Clone(s.images)
+	if keys == nil {
+		keys = map[imageKey]bool{}
+	}
+	fingerprints := map[string]bool{}
+	for key := range keys {
+		fingerprints[key.fingerprint] = true
+	}
+	for key, image := range w.known {
+		// The project of an event may be one that shares the images of another.
+		if fingerprints[key.fingerprint] || slices.ContainsFunc(image.Aliases, func(a Alias) bool { return s.aliases[aliasKey{key.project, a.Name}] }) {
+			keys[key] = true
+		}
+	}
+	for alias := range s.aliases {
+		target, err := w.in(alias.project).Aliases.Get(ctx, alias.name)
+		switch {
+		case err == nil:
+			keys[imageKey{alias.project, target.Target}] = true
+		case !w.isMissing(err):
+			return nil, err
+		}
+	}
+	for key := range keys {
+		image, err := w.in(key.project).Images.Get(ctx, key.fingerprint)
+		switch {
+		case err == nil && w.list.match(image):
+			now[w.key(image)] = image
+		case err == nil || w.isMissing(err):
+			now[key] = nil
+		default:
+			return nil, err
+		}
+	}
+	return w.apply(now, s.renamed), nil
+}
+
+// in returns the client of a project; "" is that of the images.
+func (w *watchJob) in(project string) *Client {
+	if project == "" {
+		return w.images.client
+	}
+	return w.images.client.InProject(project)
+}
+
+// isMissing reports whether an image or alias does not exist; of all projects, one may
+// be gone with its images.
+func (w *watchJob) isMissing(err error) bool {
+	return isMissing(err) || w.AllProjects && errors.Is(err, ErrNotFound)
+}
+
+func (w *watchJob) key(image *Image) imageKey {
+	if w.AllProjects {
+		return imageKey{image.Project, image.Fingerprint}
+	}
+	return imageKey{"", image.Fingerprint}
+}
+
+// apply makes the images that were read the known ones, and returns the changes: images
+// that are removed, those that have changed, those that are added.
+func (w *watchJob) apply(now map[imageKey]*Image, renamed map[aliasKey]string) []ImageChange {
+	if w.known == nil {
+		w.known = map[imageKey]*Image{}
+	}
+	var changes []ImageChange
+	lost, got := map[aliasKey]string{}, map[aliasKey]string{}
+	for key, image := range now {
+		former := w.known[key]
+		change := ImageChange{Image: image, Former: former}
+		switch {
+		case image == nil && former == nil:
+			continue
+		case image == nil:
+			change.Kind = ImageRemoved
+			delete(w.known, key)
+		case former == nil:
+			change.Kind = ImageAdded
+			if !w.synced {
+				change.Kind = ImagePresent
+			}
+			w.known[key] = image
+		default:
+			change.Kind, change.Fields = ImageChanged, changedFields(former, image)
+			w.known[key] = image
+			if len(change.Fields) == 0 {
+				continue
+			}
+		}
+		for name := range aliasesWithout(former, image) {
+			lost[aliasKey{key.project, name}] = key.fingerprint
+		}
+		for name := range aliasesWithout(image, former) {
+			got[aliasKey{key.project, name}] = key.fingerprint
+		}
+		changes = append(changes, change)
+	}
+	for n := range changes {
+		w.finish(&changes[n], lost, got, renamed)
+	}
+	slices.SortStableFunc(changes, func(a, b ImageChange) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), strings.Compare(a.any().Fingerprint, b.any().Fingerprint))
+	})
+	return changes
+}
+
+// aliasesWithout returns the names of the aliases of a that b does not have.
+func aliasesWithout(a, b *Image) map[string]bool {
+	names := map[string]bool{}
+	if a != nil {
+		for _, alias := range a.Aliases {
+			names[alias.Name] = true
+		}
+	}
+	if b != nil {
+		for _, alias := range b.Aliases {
+			delete(names, alias.Name)
+		}
+	}
+	return names
+}
+
+// any returns the image of a change.
+func (c ImageChange) any() *Image {
+	if c.Image != nil {
+		return c.Image
+	}
+	return c.Former
+}
+
+// rank is the place of a change among those of one reading: what loses an alias comes
+// before what gets it.
+func rank(c ImageChange) int {
+	switch {
+	case c.Kind == ImageRemoved:
+		return 0
+	case c.Kind == ImageChanged && !slices.ContainsFunc(c.Aliases, func(a AliasChange) bool { return a.From != "" && a.To == c.Image.Fingerprint && a.From != a.To }):
+		return 1
+	case c.Kind == ImageChanged:
+		return 2
+	}
+	return 3
+}
+
+// finish sets the aliases of a change, and makes its images the caller's.
+func (w *watchJob) finish(c *ImageChange, lost, got map[aliasKey]string, renamed map[aliasKey]string) {
+	project := w.key(c.any()).project
+	for _, name := range slices.Sorted(maps.Keys(aliasesWithout(c.Former, c.Image))) {
+		c.Aliases = append(c.Aliases, AliasChange{Name: name, From: c.Former.Fingerprint, To: got[aliasKey{project, name}]})
+	}
+	for _, name := range slices.Sorted(maps.Keys(aliasesWithout(c.Image, c.Former))) {
+		key := aliasKey{project, name}
+		change := AliasChange{Name: name, From: lost[key], To: c.Image.Fingerprint}
+		if old := renamed[key]; old != "" && lost[aliasKey{project, old}] == c.Image.Fingerprint {
+			change.OldName, change.From = old, c.Image.Fingerprint
+			c.Aliases = slices.DeleteFunc(c.Aliases, func(a AliasChange) bool { return a.Name == old })
+		}
+		c.Aliases = append(c.Aliases, change)
+	}
+	c.Image, c.Former = c.Image.own(), c.Former.own()
+}

@@ -1,0 +1,407 @@
+package lxd_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/testkit"
+	"github.com/golxd/lxd/lxdtest"
+)
+
+// watcher is a program that keeps what Watch yields.
+type watcher struct {
+	mu      sync.Mutex
+	images  map[string]*lxd.Image // by project and fingerprint
+	changes []lxd.ImageChange     // since ImagesSynced
+	synced  bool
+	err     error
+	wake    chan struct{}
+	cancel  context.CancelFunc
+}
+
+func startWatch(t *testing.T, c *lxd.Client, opts *lxd.WatchOptions) *watcher {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	w := &watcher{images: map[string]*lxd.Image{}, wake: make(chan struct{}, 1), cancel: cancel}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for change, err := range c.Images.Watch(ctx, opts) {
+			w.add(change, err)
+		}
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+		require.ErrorIs(t, w.err, context.Canceled)
+	})
+	w.wait(t, func() bool { return w.synced })
+	return w
+}
+
+func (w *watcher) add(change lxd.ImageChange, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	key := func(i *lxd.Image) string { return i.Project + "/" + i.Fingerprint }
+	switch {
+	case err != nil:
+		w.err = errors.Join(w.err, err)
+	case change.Kind == lxd.ImagesSynced:
+		w.synced = true
+	case change.Kind == lxd.ImageRemoved:
+		delete(w.images, key(change.Former))
+	default:
+		w.images[key(change.Image)] = change.Image
+	}
+	if w.synced && change.Kind != lxd.ImagesSynced {
+		w.changes = append(w.changes, change)
+	}
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// wait waits until is, which is called whenever something was yielded, returns true.
+func (w *watcher) wait(t *testing.T, is func() bool) {
+	t.Helper()
+	limit := time.After(30 * time.Second)
+	for {
+		w.mu.Lock()
+		ok, err := is(), w.err
+		w.mu.Unlock()
+		if ok {
+			return
+		}
+		require.NoError(t, err)
+		select {
+		case <-w.wake:
+		case <-limit:
+			require.Fail(t, "it was not yielded")
+		}
+	}
+}
+
+// next returns the changes until one of them is the one, and forgets them.
+func (w *watcher) next(t *testing.T, is func(lxd.ImageChange) bool) (changes []lxd.ImageChange) {
+	t.Helper()
+	w.wait(t, func() bool {
+		if !slices.ContainsFunc(w.changes, is) {
+			return false
+		}
+		changes, w.changes = w.changes, nil
+		return true
+	})
+	return changes
+}
+
+// state is what the images are, but for their last use.
+func state(images []*lxd.Image) map[string]string {
+	all := map[string]string{}
+	for _, i := range images {
+		aliases := slices.Clone(i.Aliases)
+		slices.SortFunc(aliases, func(a, b lxd.Alias) int { return strings.Compare(a.Name, b.Name) })
+		all[i.Project+"/"+i.Fingerprint] = fmt.Sprint(aliases, i.Properties, i.Public, i.AutoUpdate, i.ExpiresAt, i.Profiles)
+	}
+	return all
+}
+
+// requireWhole requires that what was yielded soon adds up to what is there.
+func (w *watcher) requireWhole(t *testing.T, c *lxd.Client, list *lxd.ListOptions) {
+	t.Helper()
+	var want, got map[string]string
+	for range 300 {
+		images, err := c.Images.All(t.Context(), list)
+		require.NoError(t, err)
+		w.mu.Lock()
+		want, got = state(images), state(slices.Collect(maps.Values(w.images)))
+		w.mu.Unlock()
+		if maps.Equal(want, got) {
+			return
+		}
+		select {
+		case <-w.wake:
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	require.Equal(t, want, got)
+}
+
+// TestWatch: what is there, and then each kind of change with the former image.
+func TestWatch(t *testing.T) {
+	for _, s := range testkit.Subjects(t) {
+		t.Run(s.Column, func(t *testing.T) {
+			c := s.Client(t)
+			ctx := t.Context()
+			properties := map[string]string{"set": testkit.Unique("set")}
+			first := testkit.Upload(t, c, &lxd.CreateOptions{Properties: properties})
+			w := startWatch(t, c, &lxd.WatchOptions{Properties: properties, Interval: -1})
+			require.Len(t, w.images, 1)
+
+			second := testkit.Upload(t, c, &lxd.CreateOptions{Properties: properties})
+			w.next(t, func(c lxd.ImageChange) bool {
+				return c.Kind == lxd.ImageAdded && c.Image.Fingerprint == second.Fingerprint && c.Former == nil
+			})
+			one, two := testkit.Unique("one"), testkit.Unique("two")
+			require.NoError(t, first.AddAlias(ctx, one, "about it"))
+			changes := w.next(t, func(c lxd.ImageChange) bool { return len(c.Aliases) > 0 })
+			require.Equal(t, lxd.ImageChanged, changes[0].Kind)
+			require.Equal(t, []string{"Aliases"}, changes[0].Fields)
+			require.Equal(t, []lxd.AliasChange{{Name: one, To: first.Fingerprint}}, changes[0].Aliases)
+			require.Empty(t, changes[0].Former.Aliases)
+
+			require.NoError(t, c.Aliases.Rename(ctx, one, two))
+			changes = w.next(t, func(c lxd.ImageChange) bool {
+				return c.Image != nil && slices.ContainsFunc(c.Image.Aliases, func(a lxd.Alias) bool { return a.Name == two })
+			})
+			require.Len(t, changes, 1)
+			require.Equal(t, []lxd.AliasChange{{Name: two, OldName: one, From: first.Fingerprint, To: first.Fingerprint}}, changes[0].Aliases)
+
+			require.NoError(t, second.SetAlias(ctx, two, ""))
+			moved := lxd.AliasChange{Name: two, From: first.Fingerprint, To: second.Fingerprint}
+			changes = w.next(t, func(c lxd.ImageChange) bool { return c.Image != nil && c.Image.Fingerprint == second.Fingerprint })
+			require.Len(t, changes, 2)
+			require.Equal(t, first.Fingerprint, changes[0].Image.Fingerprint)
+			require.Equal(t, []lxd.AliasChange{moved}, changes[0].Aliases)
+			require.Equal(t, []lxd.AliasChange{moved}, changes[1].Aliases)
+
+			_, err := c.Images.Update(ctx, first.Fingerprint, func(i *lxd.Image) error { i.Properties["os"] = "mine"; i.Public = !i.Public; return nil }, nil)
+			require.NoError(t, err)
+			changes = w.next(t, func(c lxd.ImageChange) bool { return slices.Contains(c.Fields, "Properties") })
+			require.Subset(t, []string{"Properties", "Public"}, changes[0].Fields)
+			require.NotEqual(t, "mine", changes[0].Former.Properties["os"])
+
+			require.NoError(t, c.Aliases.Delete(ctx, two))
+			changes = w.next(t, func(c lxd.ImageChange) bool { return len(c.Aliases) > 0 })
+			require.Equal(t, []lxd.AliasChange{{Name: two, From: second.Fingerprint}}, changes[0].Aliases)
+
+			_, err = c.Images.Update(ctx, first.Fingerprint, func(i *lxd.Image) error { delete(i.Properties, "set"); return nil }, nil)
+			require.NoError(t, err)
+			w.next(t, func(c lxd.ImageChange) bool {
+				return c.Kind == lxd.ImageRemoved && c.Former.Fingerprint == first.Fingerprint && c.Image == nil
+			})
+			require.NoError(t, second.Delete(ctx, &lxd.DeleteOptions{Wait: true}))
+			w.next(t, func(c lxd.ImageChange) bool {
+				return c.Kind == lxd.ImageRemoved && c.Former.Fingerprint == second.Fingerprint
+			})
+			w.requireWhole(t, c, &lxd.ListOptions{Properties: properties})
+		})
+	}
+}
+
+// TestWatchProjects: all projects, one of its own, and one that shares the images of the
+// default one.
+func TestWatchProjects(t *testing.T) {
+	for _, s := range testkit.Subjects(t) {
+		t.Run(s.Column, func(t *testing.T) {
+			c := s.Client(t)
+			server, err := c.Server(t.Context())
+			require.NoError(t, err)
+			own, shared := c.InProject(s.AddProject(t)), c.InProject(s.AddSharedProject(t))
+			properties := map[string]string{"set": testkit.Unique("set")}
+			opts := &lxd.WatchOptions{Properties: properties, Interval: -1}
+			list := &lxd.ListOptions{Properties: properties}
+			watchers := map[*lxd.Client]*watcher{own: startWatch(t, own, opts), shared: startWatch(t, shared, opts)}
+			var all *watcher
+			if server.Has("images_all_projects") {
+				every := *opts
+				every.AllProjects = true
+				all = startWatch(t, c, &every)
+			}
+			for _, client := range []*lxd.Client{c, own, shared} {
+				image := testkit.Upload(t, client, &lxd.CreateOptions{Properties: properties, Aliases: []lxd.Alias{{Name: testkit.Unique("alias")}}})
+				for n := range 3 {
+					for client, w := range watchers {
+						w.requireWhole(t, client, list)
+					}
+					if all != nil {
+						all.requireWhole(t, c, &lxd.ListOptions{AllProjects: true, Properties: properties})
+					}
+					switch n {
+					case 0:
+						_, err := client.Images.Update(t.Context(), image.Fingerprint, func(i *lxd.Image) error { i.Properties["os"] = "mine"; return nil }, nil)
+						require.NoError(t, err)
+						require.NoError(t, image.AddAlias(t.Context(), testkit.Unique("another"), ""))
+					case 1:
+						require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
+					}
+				}
+			}
+		})
+	}
+}
+
+// change makes a random change to the images of a set.
+func change(t *testing.T, c *lxd.Client, random *rand.Rand, properties map[string]string) {
+	t.Helper()
+	ctx := t.Context()
+	images, err := c.Images.All(ctx, &lxd.ListOptions{Properties: properties})
+	require.NoError(t, err)
+	if len(images) < 3 {
+		testkit.Upload(t, c, &lxd.CreateOptions{Properties: properties, Aliases: []lxd.Alias{{Name: testkit.Unique("alias")}}})
+		return
+	}
+	image := images[random.IntN(len(images))]
+	switch random.IntN(5) {
+	case 0:
+		require.NoError(t, image.Delete(ctx, &lxd.DeleteOptions{Wait: true}))
+	case 1:
+		require.NoError(t, image.AddAlias(ctx, testkit.Unique("alias"), ""))
+	case 2:
+		_, err := c.Images.Update(ctx, image.Fingerprint, func(i *lxd.Image) error { i.Properties["at"] = testkit.Unique("v"); return nil }, nil)
+		require.NoError(t, err)
+	case 3:
+		for _, other := range images {
+			for _, alias := range other.Aliases {
+				require.NoError(t, image.SetAlias(ctx, alias.Name, ""))
+				return
+			}
+		}
+	case 4:
+		for _, alias := range image.Aliases {
+			require.NoError(t, image.DeleteAlias(ctx, alias.Name))
+			return
+		}
+	}
+}
+
+// TestWatchAfterBreaks: whatever happens to the connection, the server and the events,
+// what was yielded adds up to what is there.
+func TestWatchAfterBreaks(t *testing.T) {
+	t.Parallel()
+	eachDialect(t, func(t *testing.T, f *testkit.Fake) {
+		seed := rand.Uint64()
+		t.Logf("seed %d", seed)
+		random := rand.New(rand.NewPCG(seed, 0))
+		properties := map[string]string{"set": "watched"}
+		w := startWatch(t, f.Client, &lxd.WatchOptions{Properties: properties, Interval: -1})
+		for range 10 {
+			var fault *lxdtest.Injection
+			switch random.IntN(4) {
+			case 0:
+				fault = f.Inject(lxdtest.DropEvents().Times(1))
+			case 1:
+				fault = f.Inject(lxdtest.ReorderEvents())
+			case 2:
+				fault = f.Inject(lxdtest.Unavailable().On("GET", "/1.0/images").Times(2))
+			case 3:
+				f.Restart()
+			}
+			for range 1 + random.IntN(4) {
+				change(t, f.Client, random, properties)
+			}
+			if fault != nil {
+				fault.Remove()
+			}
+			w.requireWhole(t, f.Client, &lxd.ListOptions{Properties: properties})
+		}
+	})
+}
+
+// TestWatchManyChanges: changes that come faster than they are read are read at once.
+func TestWatchManyChanges(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFake(t)
+	w := startWatch(t, f.Client, &lxd.WatchOptions{Interval: -1})
+	stall := f.Inject(lxdtest.StallHeaders().On("GET", "/1.0/images/*").Times(1))
+	image := testkit.Upload(t, f.Client, nil)
+	for n := range 300 {
+		require.NoError(t, image.AddAlias(t.Context(), fmt.Sprintf("alias%d", n), ""))
+	}
+	stall.Release()
+	f.ForgetRequests()
+	w.requireWhole(t, f.Client, nil)
+	require.Less(t, len(f.Requests()), 150)
+}
+
+// TestWatchInterval: all images are read again without an event.
+func TestWatchInterval(t *testing.T) {
+	t.Parallel()
+	for interval, want := range map[time.Duration]int{0: 3, time.Minute: 26, -1: 1} {
+		synctest.Test(t, func(t *testing.T) {
+			server := lxdtest.NewServer(&lxdtest.Options{InMemory: true})
+			defer server.Close()
+			client, err := lxd.New(server.Endpoint(), &lxd.Options{Dial: server.DialContext})
+			require.NoError(t, err)
+			defer func() { require.NoError(t, client.Close()) }()
+			ctx, cancel := context.WithTimeout(t.Context(), 25*time.Minute+time.Second)
+			defer cancel()
+			for _, err := range client.Images.Watch(ctx, &lxd.WatchOptions{Interval: interval}) {
+				if err != nil {
+					require.ErrorIs(t, err, context.DeadlineExceeded)
+				}
+			}
+			lists := 0
+			for _, r := range server.Requests() {
+				if r.Path == "/1.0/images" {
+					lists++
+				}
+			}
+			require.Equal(t, want, lists)
+		})
+	}
+}
+
+// TestWatchOwnsImages: what the caller does to an image has no effect on what is yielded.
+func TestWatchOwnsImages(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFake(t)
+	image := testkit.Upload(t, f.Client, &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: "web"}}})
+	for change, err := range f.Client.Images.Watch(t.Context(), nil) {
+		require.NoError(t, err)
+		switch change.Kind {
+		case lxd.ImagePresent:
+			change.Image.Properties["os"], change.Image.Aliases[0].Name = "other", "other"
+		case lxd.ImagesSynced:
+			require.NoError(t, image.AddAlias(t.Context(), "new", ""))
+		default:
+			require.Equal(t, []string{"Aliases"}, change.Fields)
+			require.Equal(t, "web", change.Former.Aliases[0].Name)
+			require.Equal(t, "lxdtest", change.Former.Properties["os"])
+			return
+		}
+	}
+}
+
+// TestWatchEnds: by its context in every phase, by a refusal, and by bad input.
+func TestWatchEnds(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFake(t)
+	for _, fault := range []lxdtest.Fault{
+		lxdtest.StallHeaders().On("GET", "/1.0/events"), lxdtest.StallHeaders().On("GET", "/1.0/images"), lxdtest.StallResponse(5).On("GET", "/1.0/images"), lxdtest.Unavailable(),
+	} {
+		stall := f.Inject(fault)
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		began := time.Now()
+		var last error
+		for _, err := range f.Client.Images.Watch(ctx, nil) {
+			last = err
+		}
+		cancel()
+		require.ErrorIs(t, last, context.DeadlineExceeded)
+		require.Less(t, time.Since(began), 1200*time.Millisecond)
+		stall.Release()
+		stall.Remove()
+	}
+	for _, opts := range []*lxd.WatchOptions{{Type: "vm"}, {Architecture: "pdp11"}} {
+		for _, err := range f.Client.Images.Watch(t.Context(), opts) {
+			require.ErrorIs(t, err, lxd.ErrInvalid)
+		}
+	}
+	f.Distrust()
+	for _, err := range testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil).Client.InProject("none").Images.Watch(t.Context(), nil) {
+		require.ErrorIs(t, err, lxd.ErrNotFound)
+	}
+}
