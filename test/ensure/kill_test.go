@@ -52,7 +52,17 @@ type history struct {
 	phases   map[string]int
 }
 
+// newHistory returns a history of two images.
 func newHistory(t *testing.T, endpoint, dir string) *history {
+	t.Helper()
+	h := emptyHistory(t, endpoint, dir)
+	for range 2 {
+		h.complete(t, h.next(t))
+	}
+	return h
+}
+
+func emptyHistory(t *testing.T, endpoint, dir string) *history {
 	t.Helper()
 	h := &history{
 		wish:     wish{Aliases: []string{testkit.Unique("web"), testkit.Unique("also")}, Previous: testkit.Unique("previous"), Made: testkit.Unique("made")},
@@ -70,9 +80,6 @@ func newHistory(t *testing.T, endpoint, dir string) *history {
 			}
 		}
 	})
-	for range 2 {
-		h.complete(t, h.next(t))
-	}
 	return h
 }
 
