@@ -16,7 +16,9 @@ import (
 	"time"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/streamstest"
 	"github.com/golxd/lxd/lxdtest"
+	"github.com/golxd/lxd/simplestreams"
 )
 
 // The benchmarks need no daemon. Compare two states of the package with
@@ -313,5 +315,106 @@ func BenchmarkGet(b *testing.B) {
 		if _, err := client.Images.Get(context.Background(), image.Fingerprint); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// BenchmarkEnsure is Ensure with nothing to do, beside Exists of the alias.
+func BenchmarkEnsure(b *testing.B) {
+	image := manyImages()[0]
+	image.Aliases = []lxd.Alias{{Name: "web"}}
+	requests := 0
+	counted := func(respond http.HandlerFunc) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			requests++
+			respond(w, r)
+		}
+	}
+	client := cannedServer(b, map[string]http.HandlerFunc{
+		"GET /1.0/images/{fingerprint}": counted(respondWith(image)),
+		"GET /1.0/images/aliases/web":   counted(respondWith(map[string]any{"name": "web", "type": "container", "target": image.Fingerprint})),
+	})
+	opts := &lxd.EnsureOptions{Aliases: image.Aliases}
+	for _, bench := range []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{"Ensure", func(ctx context.Context) error {
+			ensured, err := client.Images.Ensure(ctx, known(image.Fingerprint), opts)
+			if err == nil && len(ensured.Changes) > 0 {
+				err = fmt.Errorf("changes: %v", ensured.Changes)
+			}
+			return err
+		}},
+		{"Exists", func(ctx context.Context) error {
+			exists, err := client.Images.Exists(ctx, "web")
+			if err == nil && !exists {
+				err = errors.New("the alias does not exist")
+			}
+			return err
+		}},
+	} {
+		b.Run(bench.name, func(b *testing.B) {
+			b.ReportAllocs()
+			requests = 0
+			for b.Loop() {
+				if err := bench.do(context.Background()); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(requests)/float64(b.N), "requests/op")
+		})
+	}
+}
+
+// known is a source that knows the fingerprint of its image.
+type known string
+
+func (known) String() string { return "known" }
+
+func (k known) Resolve(context.Context, *lxd.Client) (*lxd.SourceImage, error) {
+	return &lxd.SourceImage{Fingerprint: string(k)}, nil
+}
+
+func (known) CreateIn(context.Context, *lxd.Images, *lxd.CreateFromOptions) (*lxd.Image, error) {
+	return nil, errors.New("the image exists")
+}
+
+// BenchmarkEnsureMany is Ensure of 200 aliases of a simplestreams server, of which
+// nothing is to do.
+func BenchmarkEnsureMany(b *testing.B) {
+	tree, names := manyProducts(b, 200)
+	server := streamstest.NewServer(tree)
+	b.Cleanup(server.Close)
+	fake := lxdtest.NewServer(nil)
+	b.Cleanup(fake.Close)
+	fake.Inject(lxdtest.CacheStreams())
+	client, err := lxd.New(fake.Endpoint(), nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { client.Close() })
+	ensure := func(b *testing.B, cache simplestreams.Cache, reads *reads) {
+		opts := &lxd.FromSimplestreamsOptions{AllowHTTP: true, Cache: cache, HTTPClient: &http.Client{Transport: reads}}
+		for _, name := range names {
+			if _, err := client.Images.Ensure(context.Background(), lxd.FromSimplestreams(server.URL, name, opts), &lxd.EnsureOptions{Aliases: []lxd.Alias{{Name: name}}}); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	ensure(b, simplestreams.DirCache(b.TempDir()), &reads{RoundTripper: http.DefaultTransport})
+	for _, cached := range []bool{true, false} {
+		b.Run(fmt.Sprintf("cache=%t", cached), func(b *testing.B) {
+			b.ReportAllocs()
+			reads := &reads{RoundTripper: http.DefaultTransport}
+			for b.Loop() {
+				var cache simplestreams.Cache
+				if cached {
+					cache = simplestreams.DirCache(b.TempDir())
+				}
+				ensure(b, cache, reads)
+			}
+			b.ReportMetric(float64(reads.requests.Load())/float64(b.N), "index-requests/op")
+			b.ReportMetric(float64(reads.bytes.Load())/float64(b.N), "index-bytes/op")
+		})
 	}
 }

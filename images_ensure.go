@@ -122,8 +122,13 @@ func (c EnsureChange) String() string {
 // server and no content. It creates the image first, then sets its attributes, then
 // moves each alias with one request, and deletes replaced images last: an alias is at no
 // moment missing, nor that of an incomplete image, and if the program or the server dies,
-// the next call completes the work. Calls of one client for the same alias are made one
-// after another, so that they share one download.
+// the next call completes the work.
+//
+// Any number of programs may ensure the same image at the same moment: all succeed. What
+// the server fetches from a simplestreams server, or from another server with CopyPull,
+// is transferred once for all of them (LXD 5.0.2, Incus 6.0.4 and 7.0.2). What the client
+// sends is sent at most once by each client: its calls for the same alias are made one
+// after another.
 //
 // If the source cannot be read, the error says which image the alias still has, and
 // Ensured.Image is that image. If somebody else changes an alias in the meantime, the

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -491,4 +493,76 @@ func TestImportStreamsLikeTheServer(t *testing.T) {
 		}
 		requireSameImport(t, made[0], made[1])
 	})
+}
+
+// TestEnsureReadsOneIndex: sources with a common cache read the index once.
+func TestEnsureReadsOneIndex(t *testing.T) {
+	t.Parallel()
+	const aliases = 200
+	tree, names := manyProducts(t, aliases)
+	server := streamstest.NewServer(tree)
+	t.Cleanup(server.Close)
+	size := int64(len(tree[streamstest.IndexPath]) + len(tree[streamstest.ProductsPath]))
+	for _, test := range []struct {
+		cache    simplestreams.Cache
+		requests int64
+	}{{simplestreams.DirCache(t.TempDir()), 2}, {nil, 2 * aliases}} {
+		f := testkit.StartFake(t)
+		f.Inject(lxdtest.CacheStreams())
+		reads := &reads{RoundTripper: http.DefaultTransport}
+		opts := &lxd.FromSimplestreamsOptions{AllowHTTP: true, Cache: test.cache, HTTPClient: &http.Client{Transport: reads}}
+		for _, name := range names {
+			_, err := f.Client.Images.Ensure(t.Context(), lxd.FromSimplestreams(server.URL, name, opts), &lxd.EnsureOptions{Aliases: []lxd.Alias{{Name: name}}})
+			require.NoError(t, err)
+		}
+		require.Equal(t, test.requests, reads.requests.Load())
+		require.Equal(t, test.requests/2*size, reads.bytes.Load())
+		images, err := f.Client.Images.All(t.Context(), nil)
+		require.NoError(t, err)
+		require.Len(t, images, aliases)
+	}
+}
+
+// manyProducts returns the tree of a simplestreams server with so many images, and an
+// alias of each.
+func manyProducts(tb testing.TB, n int) (tree map[string][]byte, names []string) {
+	tb.Helper()
+	var products []streamstest.Product
+	for i := range n {
+		name := fmt.Sprintf("product-%d", i)
+		names = append(names, name)
+		products = append(products, streamstest.Product{
+			Name: name, Aliases: []string{name}, OS: "Distro", Release: "1",
+			Versions: []streamstest.Version{{Serial: "20240101", Family: "both", Unified: lxdtest.UnifiedImage(name, 0)}},
+		})
+	}
+	return streamstest.Tree(products, nil), names
+}
+
+// reads counts the requests that a client sends, and the bytes that it reads.
+type reads struct {
+	http.RoundTripper
+
+	requests, bytes atomic.Int64
+}
+
+func (r *reads) RoundTrip(req *http.Request) (*http.Response, error) {
+	r.requests.Add(1)
+	res, err := r.RoundTripper.RoundTrip(req)
+	if err == nil {
+		res.Body = &readBody{res.Body, &r.bytes}
+	}
+	return res, err
+}
+
+type readBody struct {
+	io.ReadCloser
+
+	bytes *atomic.Int64
+}
+
+func (b *readBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.bytes.Add(int64(n))
+	return n, err
 }

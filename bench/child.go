@@ -31,6 +31,7 @@ type job struct {
 	Rootfs      string   // path of the second file of a split image
 	Images      []string // paths of many small images
 	Fingerprint string
+	Alias       string
 	Wait        bool
 	Workers     int // concurrent calls, or connections of one call
 	Count       int
@@ -129,6 +130,11 @@ var jobs = map[string]func(context.Context, *job) error{
 	"each":        listEach,
 	"twoPasses":   listTwoPasses,
 	"serveImages": serveImages,
+
+	"ensure":        ensure(lxd.EnsureNewest),
+	"ensureMissing": ensure(lxd.EnsureMissing),
+	"ensureStreams": ensureStreams,
+	"exists":        exists,
 
 	"createFromURL": createFromURL,
 	"serveFiles":    serveFiles,

@@ -26,7 +26,7 @@ const (
 // rows returns all rows in the order of the report.
 func (b *bench) rows() []*row {
 	both := []bool{false, true}
-	rows := []*row{b.list(), b.first(false), b.first(true), b.many(), b.creates()}
+	rows := []*row{b.list(), b.first(false), b.first(true), b.many(), b.ensureNothing(), b.ensureStreams(), b.creates()}
 	small := len(rows)
 	for _, tls := range both {
 		rows = append(rows, b.upload(tls))

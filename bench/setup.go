@@ -37,6 +37,7 @@ type bench struct {
 	listBytes      int64
 	listSocket     string
 	stopListServer func() error
+	indexBytes     int64 // of the simplestreams server
 	webServer      string
 	stopWebServer  func() error
 }
@@ -138,6 +139,9 @@ func (b *bench) makeFiles() error {
 			return err
 		}
 		b.small = append(b.small, small.image)
+	}
+	if err := b.makeTree(); err != nil {
+		return err
 	}
 	for _, mib := range memorySizes {
 		f, err := b.unifiedFile(fmt.Sprintf("memory-%d", mib), mib<<20)

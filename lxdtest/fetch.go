@@ -74,6 +74,32 @@ func (s *Server) request(ctx context.Context, client *http.Client, method, targe
 	return client.Do(req)
 }
 
+// lockDownload waits until no other operation downloads the image. The daemons do so
+// too: the second operation then finds the image (LXD 5.0.2, Incus 6.0.4 and 7.0.2).
+func (s *Server) lockDownload(ctx context.Context, fingerprint string) (unlock func(), err error) {
+	for {
+		s.mu.Lock()
+		other := s.downloads[fingerprint]
+		if other == nil {
+			done := make(chan struct{})
+			s.downloads[fingerprint] = done
+			s.mu.Unlock()
+			return func() {
+				s.mu.Lock()
+				delete(s.downloads, fingerprint)
+				s.mu.Unlock()
+				close(done)
+			}, nil
+		}
+		s.mu.Unlock()
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
 // fetch downloads a file and spools it.
 func (s *Server) fetch(ctx context.Context, op *operation, client *http.Client, target, what string) (*upload, error) {
 	s.allowCancel(op)

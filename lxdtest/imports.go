@@ -151,6 +151,11 @@ func (s *Server) importURL(ctx context.Context, r *http.Request, op *operation, 
 	if location == "" {
 		return nil, daemonErrorf("Missing %sImage-URL header", prefix)
 	}
+	unlock, err := s.lockDownload(ctx, fingerprint)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	if img := s.existing(project, fingerprint); img != nil {
 		return s.useExisting(op, img, post)
 	}

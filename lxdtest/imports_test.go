@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -34,6 +36,39 @@ func imageServer(t *testing.T, family Dialect, file []byte, change map[string]st
 	})
 	mux.HandleFunc("GET /file", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(file) })
 	return web
+}
+
+// TestImportsShareADownload: an import of an image that another one downloads waits for
+// that one.
+func TestImportsShareADownload(t *testing.T) {
+	file := UnifiedImage("web", 5000)
+	s := newTestServer(t, &Options{InMemory: true})
+	c := newClient(t, s)
+	const imports = 3
+	var resolved sync.WaitGroup
+	resolved.Add(imports)
+	var downloads atomic.Int32
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.Method {
+		case http.MethodHead:
+			defer resolved.Done()
+			w.Header().Set("LXD-Image-URL", "http://"+r.Host+"/file")
+			w.Header().Set("LXD-Image-Hash", Fingerprint(file))
+		default:
+			downloads.Add(1)
+			resolved.Wait()
+			_, _ = w.Write(file)
+		}
+	}))
+	t.Cleanup(web.Close)
+	var started []*apiResponse
+	for range imports {
+		started = append(started, c.do("POST", "/1.0/images", map[string]any{"source": map[string]string{"type": "url", "mode": "pull", "url": web.URL}}))
+	}
+	for _, operation := range started {
+		require.Equal(t, Fingerprint(file), c.wait(operation).field("metadata").(map[string]any)["fingerprint"])
+	}
+	require.EqualValues(t, 1, downloads.Load())
 }
 
 func TestImportFromURL(t *testing.T) {

@@ -62,6 +62,11 @@ func (s *Server) pull(ctx context.Context, r *http.Request, op *operation, proje
 	if err := s.getJSON(ctx, client, at+remoteQuery(source, true), &info); err != nil {
 		return nil, daemonErrorf("Failed getting remote image info: %w", err)
 	}
+	unlock, err := s.lockDownload(ctx, info.Fingerprint)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	if img := s.existing(project, info.Fingerprint); img != nil {
 		return s.useExisting(op, img, post)
 	}

@@ -130,6 +130,7 @@ type Server struct {
 	registries map[string]*registry
 	streams    map[string]cachedStream // by URL; used by CacheStreams
 	operations map[string]*operation
+	downloads  map[string]chan struct{} // by fingerprint; closed at the end
 	hub        hub
 }
 
@@ -148,6 +149,7 @@ func newServer(opts *Options) (*Server, error) {
 		conns:      map[*conn]struct{}{},
 		projects:   map[string]*project{},
 		images:     map[imageKey]*image{},
+		downloads:  map[string]chan struct{}{},
 		aliases:    map[aliasKey]*alias{},
 		instances:  map[instanceKey]*instance{},
 		registries: map[string]*registry{},

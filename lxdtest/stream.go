@@ -303,6 +303,11 @@ func (s *Server) importStream(ctx context.Context, r *http.Request, op *operatio
 	if err != nil {
 		return nil, daemonErrorf("Failed getting remote image info: Failed getting image: %w", err)
 	}
+	unlock, err := s.lockDownload(ctx, chosen.fingerprint)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	if img := s.existing(project, chosen.fingerprint); img != nil {
 		return s.useExisting(op, img, post)
 	}
