@@ -1,7 +1,5 @@
-// Command instance ensures an image on the local daemon, and creates, starts, stops and
-// deletes an instance of it:
-//
-//	instance images:alpine/3.20
+// Command instance ensures an image on the local daemon, then creates, starts, stops and
+// deletes an instance of it: instance images:alpine/3.20
 package main
 
 import (
@@ -19,35 +17,28 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	err := run(ctx, os.Stdout, strings.Join(os.Args[1:], " "))
-	if stop(); err != nil {
+	context.AfterFunc(ctx, stop) // the second interrupt ends the program at once
+	source, sourceErr := lxd.OpenSource(strings.Join(os.Args[1:], " "), nil)
+	client, clientErr := lxd.New("", nil)
+	if err := errors.Join(sourceErr, clientErr); err != nil {
+		log.Fatal(err)
+	}
+	err := run(ctx, os.Stdout, client, source, map[string]any{"name": "example"})
+	if err = errors.Join(err, client.Close(), source.Close()); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func run(ctx context.Context, out io.Writer, image string) error {
-	source, err := lxd.OpenSource(image, nil)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = source.Close() }()
-	client, err := lxd.New("", nil)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = client.Close() }()
-	return use(ctx, out, client, source, map[string]any{"name": "example"})
-}
-
-// use creates an instance with these settings from the image of a source.
-func use(ctx context.Context, out io.Writer, client *lxd.Client, source lxd.Source, instance map[string]any) error {
+// run creates an instance with these settings from the image of a source.
+func run(ctx context.Context, out io.Writer, client *lxd.Client, source lxd.Source, settings map[string]any) error {
 	ensured, err := client.Images.Ensure(ctx, source, &lxd.EnsureOptions{Aliases: []lxd.Alias{{Name: "example"}}})
 	if err != nil {
 		return err
 	}
-	if instance["source"], err = ensured.Image.InstanceSource(ctx, nil); err != nil {
+	if settings["source"], err = ensured.Image.InstanceSource(ctx, nil); err != nil {
 		return err
 	}
+	ctx = context.WithoutCancel(ctx) // an interrupt leaves no instance behind
 	do := func(method, path string, in any) error {
 		fmt.Fprintln(out, method, path)
 		op, err := client.Do(ctx, method, path, in, nil)
@@ -56,12 +47,12 @@ func use(ctx context.Context, out io.Writer, client *lxd.Client, source lxd.Sour
 		}
 		return op.Wait(ctx)
 	}
-	if err := do("POST", "/1.0/instances", instance); err != nil {
+	if err := do("POST", "/1.0/instances", settings); err != nil {
 		return err
 	}
-	at := fmt.Sprint("/1.0/instances/", instance["name"])
-	if err = do("PUT", at+"/state", map[string]any{"action": "start", "timeout": 30}); err == nil {
-		err = do("PUT", at+"/state", map[string]any{"action": "stop", "timeout": 30, "force": true})
+	path := fmt.Sprint("/1.0/instances/", settings["name"])
+	if err = do("PUT", path+"/state", map[string]any{"action": "start"}); err == nil {
+		err = do("PUT", path+"/state", map[string]any{"action": "stop", "force": true})
 	}
-	return errors.Join(err, do("DELETE", at, nil))
+	return errors.Join(err, do("DELETE", path, nil))
 }
