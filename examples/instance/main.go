@@ -1,16 +1,14 @@
-// Command instance ensures an image on the local daemon, then creates, starts, stops and
-// deletes an instance of it: instance images:alpine/3.20
+// Command instance runs an instance of an ensured image: instance images:alpine/3.20
 package main
 
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"log"
 	"os"
 	"os/signal"
 	"strings"
+	"time"
 
 	"github.com/golxd/lxd"
 )
@@ -23,36 +21,39 @@ func main() {
 	if err := errors.Join(sourceErr, clientErr); err != nil {
 		log.Fatal(err)
 	}
-	err := run(ctx, os.Stdout, client, source, map[string]any{"name": "example"})
-	if err = errors.Join(err, client.Close(), source.Close()); err != nil {
+	if err := errors.Join(run(ctx, client, source, "example", nil), client.Close(), source.Close()); err != nil {
 		log.Fatal(err)
 	}
 }
 
-// run creates an instance with these settings from the image of a source.
-func run(ctx context.Context, out io.Writer, client *lxd.Client, source lxd.Source, settings map[string]any) error {
+// run ensures the image, and creates, starts, stops and deletes an instance of it.
+func run(ctx context.Context, client *lxd.Client, source lxd.Source, name string, devices map[string]any) error {
 	ensured, err := client.Images.Ensure(ctx, source, &lxd.EnsureOptions{Aliases: []lxd.Alias{{Name: "example"}}})
 	if err != nil {
 		return err
 	}
-	if settings["source"], err = ensured.Image.InstanceSource(ctx, nil); err != nil {
+	from, err := ensured.Image.InstanceSource(ctx, nil)
+	if err != nil {
 		return err
 	}
 	ctx = context.WithoutCancel(ctx) // an interrupt leaves no instance behind
 	do := func(method, path string, in any) error {
-		fmt.Fprintln(out, method, path)
+		log.Println(method, path)
 		op, err := client.Do(ctx, method, path, in, nil)
 		if err != nil {
 			return err
 		}
 		return op.Wait(ctx)
 	}
-	if err := do("POST", "/1.0/instances", settings); err != nil {
+	if err := do("POST", "/1.0/instances", map[string]any{"name": name, "source": from, "devices": devices}); err != nil {
 		return err
 	}
-	path := fmt.Sprint("/1.0/instances/", settings["name"])
-	if err = do("PUT", path+"/state", map[string]any{"action": "start"}); err == nil {
-		err = do("PUT", path+"/state", map[string]any{"action": "stop", "force": true})
+	if err = do("PUT", "/1.0/instances/"+name+"/state", map[string]any{"action": "start"}); err == nil {
+		err = do("PUT", "/1.0/instances/"+name+"/state", map[string]any{"action": "stop", "force": true})
 	}
-	return errors.Join(err, do("DELETE", path, nil))
+	deleted := do("DELETE", "/1.0/instances/"+name, nil)
+	for n := 0; deleted != nil && n < 10; deleted, n = do("DELETE", "/1.0/instances/"+name, nil), n+1 {
+		time.Sleep(time.Second) // after a failed start, the daemon is busy for some seconds
+	}
+	return errors.Join(err, deleted)
 }

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"log"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,49 +21,57 @@ import (
 	"github.com/golxd/lxd/lxdtest"
 )
 
-// steps calls a function before each step of run, with its name.
-type steps func(step string)
-
-func (s steps) Write(line []byte) (int, error) {
-	s(strings.TrimSpace(string(line)))
-	return len(line), nil
+// steps calls a function before each step of run, with its method.
+func steps(t *testing.T, before func(method string)) {
+	flags := log.Flags()
+	log.SetFlags(0)
+	log.SetOutput(writer(func(line string) { before(strings.Fields(line)[0]) }))
+	t.Cleanup(func() { log.SetFlags(flags); log.SetOutput(os.Stderr) })
 }
 
-// TestInstance: an instance of an ensured image runs, and is removed. On a machine where
-// a real daemon cannot start containers, it is created and removed, and the error is the
-// daemon's.
+type writer func(line string)
+
+func (w writer) Write(line []byte) (int, error) { w(string(line)); return len(line), nil }
+
+// TestInstance: an instance of an ensured image runs, and is removed; so is one that does
+// not start. A machine may be unable to start any; then the error is the daemon's.
 func TestInstance(t *testing.T) {
+	var program []byte
 	for _, s := range testkit.Subjects(t) {
+		if s.Real != nil && program == nil {
+			program = build(t, "package main\nimport \"time\"\nfunc main() { for { time.Sleep(time.Hour) } }\n")
+		}
 		t.Run(s.Column, func(t *testing.T) {
-			client, content := s.Client(t), lxdtest.UnifiedImage("example", 0)
-			settings := map[string]any{"name": testkit.Unique("example")}
+			client, name := s.Client(t), testkit.Unique("example")
+			var devices map[string]any
+			image := lxdtest.UnifiedImage(name, 0)
+			images := [][]byte{image, image} // the second time, the server has it
 			if s.Real != nil {
-				content = bootable(t)
+				images = [][]byte{imageOf(t, program), imageOf(t, []byte("not a program"))}
+				devices = map[string]any{"root": map[string]any{"type": "disk", "path": "/", "pool": testdaemon.PoolName}}
 				require.NoError(t, s.Real.CreatePool(t.Context()))
-				settings["devices"] = map[string]any{"root": map[string]any{"type": "disk", "path": "/", "pool": testdaemon.PoolName}}
 			}
-			var image *lxd.Image
-			for range 2 { // the second time, the image exists
-				var seen []string
-				err := run(t.Context(), steps(func(step string) {
-					found, err := client.Images.GetByAlias(t.Context(), "example")
-					require.NoError(t, err)
-					if image == nil {
-						testkit.DeleteAfter(t, found)
-					}
-					image = found
-					used, err := image.UsedBy(t.Context())
-					require.NoError(t, err)
-					method, _, _ := strings.Cut(step, " ")
-					for _, instance := range used {
-						require.Equal(t, settings["name"], instance.Name)
-						method += " " + instance.Status
-					}
-					seen = append(seen, method)
-				}), client, lxd.FromReader(bytes.NewReader(content), nil), settings)
-				if s.Real != nil && err != nil {
+			var seen []string
+			steps(t, func(method string) {
+				image, err := client.Images.GetByAlias(t.Context(), "example")
+				require.NoError(t, err)
+				used, err := image.UsedBy(t.Context())
+				require.NoError(t, err)
+				for _, instance := range used {
+					require.Equal(t, name, instance.Name)
+					method += " " + instance.Status
+				}
+				seen = append(seen, method)
+			})
+			for n, content := range images {
+				seen = nil
+				err := run(t.Context(), client, lxd.FromReader(bytes.NewReader(content), nil), name, devices)
+				image, missing := client.Images.GetByAlias(t.Context(), "example")
+				require.NoError(t, missing)
+				testkit.DeleteAfter(t, image)
+				if s.Real != nil && (err != nil || n > 0) {
 					t.Log(testkit.ErrOf[*lxd.OperationError](t, err))
-					require.Equal(t, []string{"POST", "PUT Stopped", "DELETE Stopped"}, seen)
+					require.Equal(t, []string{"POST", "PUT Stopped", "DELETE"}, []string{seen[0], seen[1], seen[2][:6]})
 				} else {
 					require.NoError(t, err)
 					require.Equal(t, []string{"POST", "PUT Stopped", "PUT Running", "DELETE Stopped"}, seen)
@@ -75,38 +84,47 @@ func TestInstance(t *testing.T) {
 	}
 }
 
-// TestInstanceIsRemoved if it does not start, and if ctx ends while it exists.
-func TestInstanceIsRemoved(t *testing.T) {
-	t.Parallel()
+// TestInstanceIsDeleted if it does not start, if the first attempt fails, and if ctx ends
+// while it exists.
+func TestInstanceIsDeleted(t *testing.T) {
 	f := testkit.StartFake(t)
 	source := lxd.FromReader(bytes.NewReader(lxdtest.UnifiedImage("example", 0)), nil)
 	fault := f.Inject(lxdtest.Status(500, "it does not start").On("PUT", "/1.0/instances/example/state"))
-	err := run(t.Context(), new(bytes.Buffer), f.Client, source, map[string]any{"name": "example"})
+	f.Inject(lxdtest.Status(400, "Instance is running").On("DELETE", "/1.0/instances/example").Times(1))
+	err := run(t.Context(), f.Client, source, "example", nil)
 	require.ErrorContains(t, err, "it does not start")
+	require.NotContains(t, err.Error(), "Instance is running")
 	_, err = f.Client.Do(t.Context(), "GET", "/1.0/instances/example", nil, nil)
 	require.ErrorIs(t, err, lxd.ErrNotFound)
 
 	fault.Remove()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	require.NoError(t, run(ctx, steps(func(string) { cancel() }), f.Client, source, map[string]any{"name": "example"}))
+	steps(t, func(string) { cancel() })
+	require.NoError(t, run(ctx, f.Client, source, "example", nil))
 	_, err = f.Client.Do(t.Context(), "GET", "/1.0/instances/example", nil, nil)
 	require.ErrorIs(t, err, lxd.ErrNotFound)
 }
 
-// bootable returns an image whose only program waits.
-func bootable(t *testing.T) []byte {
+// build returns a static program of the daemon's machine.
+func build(t *testing.T, code string) []byte {
 	t.Helper()
 	dir := t.TempDir()
-	code, program := filepath.Join(dir, "init.go"), filepath.Join(dir, "init")
-	require.NoError(t, os.WriteFile(code, []byte("package main\nimport \"time\"\nfunc main() { for { time.Sleep(time.Hour) } }\n"), 0o600))
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", program, code)
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	output, err := build.CombinedOutput()
+	source, program := filepath.Join(dir, "init.go"), filepath.Join(dir, "init")
+	require.NoError(t, os.WriteFile(source, []byte(code), 0o600))
+	command := exec.CommandContext(t.Context(), "go", "build", "-o", program, source)
+	command.Env = append(os.Environ(), "CGO_ENABLED=0")
+	output, err := command.CombinedOutput()
 	require.NoError(t, err, string(output))
 	data, err := os.ReadFile(program)
 	require.NoError(t, err)
 
+	return data
+}
+
+// imageOf returns an image with this init.
+func imageOf(t *testing.T, init []byte) []byte {
+	t.Helper()
 	var image bytes.Buffer
 	w := tar.NewWriter(&image)
 	add := func(name string, mode int64, content []byte) {
@@ -119,7 +137,7 @@ func bootable(t *testing.T) []byte {
 	for _, dir := range []string{"dev", "proc", "sys", "sbin"} {
 		add("rootfs/"+dir+"/", 0o755, nil)
 	}
-	add("rootfs/sbin/init", 0o755, data)
+	add("rootfs/sbin/init", 0o755, init)
 	require.NoError(t, w.Close())
 	return image.Bytes()
 }
