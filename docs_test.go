@@ -61,6 +61,34 @@ func TestArchitecturePage(t *testing.T) {
 	require.Greater(t, checked, 100)
 }
 
+// TestCookbook: the code on docs/cookbook.md, and the first of README.md after the
+// quickstart, is in the examples of example_cookbook_test.go, and the page names each of
+// them.
+func TestCookbook(t *testing.T) {
+	t.Parallel()
+	unindented := func(text string) string { return regexp.MustCompile(`(?m)^\t+`).ReplaceAllString(text, "") }
+	data, err := os.ReadFile("example_cookbook_test.go")
+	require.NoError(t, err)
+	examples := unindented(string(data))
+	page, err := os.ReadFile("docs/cookbook.md")
+	require.NoError(t, err)
+	readme, err := os.ReadFile("README.md")
+	require.NoError(t, err)
+
+	code := regexp.MustCompile("(?s)\n```go\n(.*?\n)```\n")
+	shown := code.FindAllStringSubmatch(string(page), -1)
+	require.Greater(t, len(shown), 5)
+	for _, block := range append(shown, code.FindStringSubmatch(string(readme))) {
+		require.Contains(t, examples, "\n"+unindented(block[1]))
+	}
+	for _, example := range regexp.MustCompile(`(?m)^func (Example\w+)\(`).FindAllStringSubmatch(string(data), -1) {
+		require.Contains(t, string(page), "`"+example[1]+"`")
+	}
+	for _, name := range regexp.MustCompile("`(Example\\w+)`").FindAllStringSubmatch(string(page), -1) {
+		require.Contains(t, string(data), "\nfunc "+name[1]+"()")
+	}
+}
+
 // TestGuaranteesNameTheirTests: each guarantee of README.md and SECURITY.md names a
 // test or a fuzz target, and all of them exist.
 func TestGuaranteesNameTheirTests(t *testing.T) {

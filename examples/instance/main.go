@@ -53,7 +53,7 @@ func run(ctx context.Context, client *lxd.Client, source lxd.Source, name string
 	}
 	deleted := do("DELETE", "/1.0/instances/"+name, nil)
 	for n := 0; deleted != nil && n < 10; deleted, n = do("DELETE", "/1.0/instances/"+name, nil), n+1 {
-		time.Sleep(time.Second) // after a failed start, the daemon is busy for some seconds
+		<-time.After(time.Second) // after a failed start, the daemon is busy for some seconds
 	}
 	return errors.Join(err, deleted)
 }
