@@ -89,6 +89,35 @@ func TestCookbook(t *testing.T) {
 	}
 }
 
+// TestCommandsPage: the names of this package on docs/commands.md exist.
+func TestCommandsPage(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("docs/commands.md")
+	require.NoError(t, err)
+	exported := exportedNames(t)
+	checked := 0
+	for _, quoted := range regexp.MustCompile("`[^`\n]+`").FindAllString(string(page), -1) {
+		var names []string
+		for _, name := range regexp.MustCompile(`\b(lxd|c|c\.Images|c\.Aliases|b|image)\.([A-Z]\w*)`).FindAllStringSubmatch(quoted, -1) {
+			of := map[string]string{"lxd": "", "c": "Client.", "b": "Client.", "image": "Image."}[name[1]]
+			if field, ok := strings.CutPrefix(name[1], "c."); ok {
+				of = field + "."
+			}
+			names = append(names, of+name[2])
+		}
+		for _, literal := range regexp.MustCompile(`lxd\.(\w+)\{([^{}]*)\}`).FindAllStringSubmatch(quoted, -1) {
+			for _, field := range regexp.MustCompile(`(\w+): `).FindAllStringSubmatch(literal[2], -1) {
+				names = append(names, literal[1]+"."+field[1])
+			}
+		}
+		for _, name := range names {
+			require.Contains(t, exported, name, quoted)
+		}
+		checked += len(names)
+	}
+	require.Greater(t, checked, 80)
+}
+
 // TestGuaranteesNameTheirTests: each guarantee of README.md and SECURITY.md names a
 // test or a fuzz target, and all of them exist.
 func TestGuaranteesNameTheirTests(t *testing.T) {
