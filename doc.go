@@ -1,11 +1,37 @@
-// Package lxd is a client for the images of LXD and Incus servers.
+// Package lxd is a client for the images of LXD and Incus servers. [Images.Ensure]
+// makes an alias stand for the image that a source has now:
 //
 //	client, err := lxd.New("", nil) // the local daemon
 //	if err != nil {
 //		return err
 //	}
 //	defer client.Close()
-//	image, err := client.Images.Create(ctx, file, &lxd.CreateOptions{Wait: true})
+//	source, err := lxd.OpenSource("images:debian/13", nil) // "images" is a remote of the user
+//	if err != nil {
+//		return err
+//	}
+//	defer source.Close()
+//	ensured, err := client.Images.Ensure(ctx, source, &lxd.EnsureOptions{Aliases: []lxd.Alias{{Name: "web"}}})
+//
+// [Images] has the calls that create and find images, [Image] those on one image, such
+// as Export, Copy and Update, and [Aliases] those on aliases.
+//
+// # Sources
+//
+// A [Source] is where an image comes from. [OpenSource] returns that of a name which the
+// lxc and incus command lines know; the functions that begin with From return that of a
+// file, a reader, a URL, a simplestreams server, an image of another server, or an
+// instance. [Images.CreateFrom] creates the image of a source once;
+// [Images.Ensure] does so only if the server does not have it, moves the aliases, and can
+// delete the images that they had before. [Images.Create], which uploads a reader, and the
+// other Create methods are the short forms for one kind of source.
+//
+// # Instances
+//
+// This package has no methods for instances, but what joins them to images:
+// [Image.InstanceSource] is the part of a request that creates an instance from an image,
+// [Client.Do] sends that and any other request, and [Image.UsedBy] returns the instances
+// that were created from an image.
 //
 // # Endpoints
 //

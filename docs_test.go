@@ -61,6 +61,63 @@ func TestArchitecturePage(t *testing.T) {
 	require.Greater(t, checked, 100)
 }
 
+// TestCookbook: the code on docs/cookbook.md, and the first of README.md after the
+// quickstart, is in the examples of example_cookbook_test.go, and the page names each of
+// them.
+func TestCookbook(t *testing.T) {
+	t.Parallel()
+	unindented := func(text string) string { return regexp.MustCompile(`(?m)^\t+`).ReplaceAllString(text, "") }
+	data, err := os.ReadFile("example_cookbook_test.go")
+	require.NoError(t, err)
+	examples := unindented(string(data))
+	page, err := os.ReadFile("docs/cookbook.md")
+	require.NoError(t, err)
+	readme, err := os.ReadFile("README.md")
+	require.NoError(t, err)
+
+	code := regexp.MustCompile("(?s)\n```go\n(.*?\n)```\n")
+	shown := code.FindAllStringSubmatch(string(page), -1)
+	require.Greater(t, len(shown), 5)
+	for _, block := range append(shown, code.FindStringSubmatch(string(readme))) {
+		require.Contains(t, examples, "\n"+unindented(block[1]))
+	}
+	for _, example := range regexp.MustCompile(`(?m)^func (Example\w+)\(`).FindAllStringSubmatch(string(data), -1) {
+		require.Contains(t, string(page), "`"+example[1]+"`")
+	}
+	for _, name := range regexp.MustCompile("`(Example\\w+)`").FindAllStringSubmatch(string(page), -1) {
+		require.Contains(t, string(data), "\nfunc "+name[1]+"()")
+	}
+}
+
+// TestCommandsPage: the names of this package on docs/commands.md exist.
+func TestCommandsPage(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("docs/commands.md")
+	require.NoError(t, err)
+	exported := exportedNames(t)
+	checked := 0
+	for _, quoted := range regexp.MustCompile("`[^`\n]+`").FindAllString(string(page), -1) {
+		var names []string
+		for _, name := range regexp.MustCompile(`\b(lxd|c|c\.Images|c\.Aliases|b|image)\.([A-Z]\w*)`).FindAllStringSubmatch(quoted, -1) {
+			of := map[string]string{"lxd": "", "c": "Client.", "b": "Client.", "image": "Image."}[name[1]]
+			if field, ok := strings.CutPrefix(name[1], "c."); ok {
+				of = field + "."
+			}
+			names = append(names, of+name[2])
+		}
+		for _, literal := range regexp.MustCompile(`lxd\.(\w+)\{([^{}]*)\}`).FindAllStringSubmatch(quoted, -1) {
+			for _, field := range regexp.MustCompile(`(\w+): `).FindAllStringSubmatch(literal[2], -1) {
+				names = append(names, literal[1]+"."+field[1])
+			}
+		}
+		for _, name := range names {
+			require.Contains(t, exported, name, quoted)
+		}
+		checked += len(names)
+	}
+	require.Greater(t, checked, 80)
+}
+
 // TestGuaranteesNameTheirTests: each guarantee of README.md and SECURITY.md names a
 // test or a fuzz target, and all of them exist.
 func TestGuaranteesNameTheirTests(t *testing.T) {

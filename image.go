@@ -305,7 +305,8 @@ type DeleteOptions struct {
 	CancelOnDone bool
 }
 
-// Delete removes the image and its aliases from the server.
+// Delete removes the image and its aliases from the server, even if instances use it: see
+// [Image.UsedBy].
 func (i *Image) Delete(ctx context.Context, opts *DeleteOptions) error {
 	if err := i.check(); err != nil {
 		return err

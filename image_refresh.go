@@ -39,7 +39,8 @@ type RefreshOptions struct {
 // Wait, or of Image.Wait) matches [ErrNotFound].
 //
 // LXD 5.0.2, 6.9, Incus 6.0.4 and 7.0.2 keep the index of a simplestreams server for an
-// hour: a newer image may be found only then. See RefreshOptions.Fresh.
+// hour: a newer image may be found only then. See RefreshOptions.Fresh. [Images.Ensure]
+// reads the source itself, and also sources that the server does not know.
 func (i *Image) Refresh(ctx context.Context, opts *RefreshOptions) (*Image, error) {
 	if err := i.check(); err != nil {
 		return nil, err

@@ -15,7 +15,9 @@ import (
 	"github.com/golxd/lxd/internal/wire"
 )
 
-// Images manages the images of a client's project.
+// Images manages the images of a client's project. Ensure keeps an alias up to date from
+// a [Source]; CreateFrom and the other Create methods create an image; Resolve finds one,
+// All and Each find all. What can be done with one image are the methods of [Image].
 type Images struct {
 	client *Client
 }
@@ -133,7 +135,8 @@ func (m *Images) completePrefix(ctx context.Context, prefix string, err error) (
 	return "", &refused
 }
 
-// GetByAlias reads the image that an alias points to.
+// GetByAlias reads the image that an alias points to. If there is no such alias, the
+// error matches [ErrNotFound]. For a name that may be a fingerprint, use Resolve.
 func (m *Images) GetByAlias(ctx context.Context, alias string) (*Image, error) {
 	if err := m.check(ctx); err != nil {
 		return nil, err

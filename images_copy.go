@@ -115,7 +115,8 @@ type CopyAttempt struct {
 // the target has the image, no content is sent. If the target has the copy but an
 // alias could not be set, Copy returns both the copy and the error. If all modes of
 // CopyAuto fail, the error contains the error of each, and matches the one that
-// decided: the last that is not merely unsupported.
+// decided: the last that is not merely unsupported. To keep an alias of the target up to
+// date from this server, see [Images.Ensure] and [FromImage].
 func (i *Image) Copy(ctx context.Context, target *Client, opts *CopyOptions) (*Copied, error) {
 	if err := checkContext(ctx); err != nil {
 		return nil, err

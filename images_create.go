@@ -128,6 +128,9 @@ type CreateOptions struct {
 // Without Wait, the Image has its fingerprint and the attributes in the options,
 // and Image.Wait completes it. If the image was created but an alias was not,
 // Create returns both the Image and the error.
+//
+// To upload only what the server does not have, and to move an alias to it, see
+// [Images.Ensure] and [FromFile].
 func (m *Images) Create(ctx context.Context, image io.Reader, opts *CreateOptions) (*Image, error) {
 	if err := m.check(ctx); err != nil {
 		return nil, err

@@ -106,6 +106,9 @@ type CreateFromSimplestreamsOptions struct {
 // The two families of daemons use different items of the same index. A server uses
 // those of its own family (Incus 6.0.4 ignores lxd.tar.xz); if there are none, the
 // client uses those of the other family.
+//
+// To keep an alias up to date from the server, see [Images.Ensure] and
+// [FromSimplestreams].
 func (m *Images) CreateFromSimplestreams(ctx context.Context, server, alias string, opts *CreateFromSimplestreamsOptions) (*Image, error) {
 	if err := m.check(ctx); err != nil {
 		return nil, err

@@ -91,6 +91,8 @@ type CreateFromURLOptions struct {
 // was created but an alias was not, CreateFromURL returns both the Image and the
 // error. Redirects are followed, but from https to http only if Fingerprint is set.
 // A user name and password in the URL are used, and are not sent to another host.
+//
+// To keep an alias up to date from the URL, see [Images.Ensure] and [FromURL].
 func (m *Images) CreateFromURL(ctx context.Context, imageURL string, opts *CreateFromURLOptions) (*Image, error) {
 	if err := m.check(ctx); err != nil {
 		return nil, err

@@ -108,7 +108,8 @@ func (m *Images) explainInstance(ctx context.Context, name, snapshot string, fai
 
 // CreateFromInstance publishes an instance, or a snapshot such as "web1/snap0", as
 // an image. The instance must be stopped, except to publish a snapshot. The Image
-// has its fingerprint when the operation has finished.
+// has its fingerprint when the operation has finished. To move an alias to it, and delete
+// the image that it had before, see [Images.Ensure] and [FromInstance].
 func (m *Images) CreateFromInstance(ctx context.Context, instance string, opts *CreateFromInstanceOptions) (*Image, error) {
 	if err := m.check(ctx); err != nil {
 		return nil, err

@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -264,4 +266,41 @@ func TestPylxd(t *testing.T) {
 		"True",
 		"",
 	}, "\n"), out)
+}
+
+// TestCommandsPage: docs/commands.md has each command of images, and each flag but those
+// of the output.
+func TestCommandsPage(t *testing.T) {
+	t.Parallel()
+	data, err := os.ReadFile("../../docs/commands.md")
+	require.NoError(t, err)
+	page := string(data)
+	for _, bin := range []string{"lxc", "incus"} {
+		c := newCommands(t, bin, testkit.StartFake(t).Server)
+		checked := 0
+		var check func(args ...string)
+		check = func(args ...string) {
+			help := c.run(append(args, "--help")...)
+			_, commands, parent := strings.Cut(help, "Available Commands:\n")
+			if parent {
+				commands, _, _ = strings.Cut(commands, "\n\n")
+				for line := range strings.Lines(commands) {
+					check(append(slices.Clone(args), strings.Fields(line)[0])...)
+				}
+				return
+			}
+			require.True(t, regexp.MustCompile("`lxc "+strings.Join(args, " ")+"[` ]").MatchString(page), "%s has %v", bin, args)
+			_, flags, _ := strings.Cut(help, "\nFlags:\n")
+			flags, _, _ = strings.Cut(flags, "\n\n")
+			for _, flag := range regexp.MustCompile(`(?m)^ .*?(--[a-z-]+)`).FindAllStringSubmatch(flags, -1) {
+				if !slices.Contains([]string{"--columns", "--format"}, flag[1]) {
+					require.True(t, regexp.MustCompile("`"+flag[1]+"[`= ]").MatchString(page), "%s %v has %s", bin, args, flag[1])
+				}
+			}
+			checked++
+		}
+		check("image")
+		check("publish")
+		require.Equal(t, 17, checked, bin)
+	}
 }
