@@ -145,6 +145,7 @@ func TestPruneByAge(t *testing.T) {
 			return image
 		}
 		add("old")
+		time.Sleep(time.Minute)
 		used := add("used")
 		time.Sleep(24 * time.Hour)
 		op, err := client.Do(t.Context(), http.MethodPost, "/1.0/instances", map[string]any{"name": "web1", "source": map[string]any{"type": "image", "fingerprint": used.Fingerprint}}, nil)
