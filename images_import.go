@@ -51,6 +51,8 @@ type importJob struct {
 	explains bool
 	// updates requires an image that the server can update.
 	updates bool
+	// explained takes the place of explain; nil for explain.
+	explained func(failure error) error
 }
 
 func (imp *importJob) check(options string) error {
@@ -267,6 +269,9 @@ func (imp *importJob) resolved(ctx context.Context) string {
 // explain adds to the server's error that the source does not have the image, if that
 // is so: the server's words differ between the daemons. Otherwise it adds a hint.
 func (imp *importJob) explain(ctx context.Context, failure error) error {
+	if imp.explained != nil {
+		return imp.explained(failure)
+	}
 	if errors.Is(failure, ErrNotFound) || errors.Is(failure, ErrCancelled) || errors.Is(failure, ErrForbidden) {
 		return failure
 	}
