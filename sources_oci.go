@@ -196,7 +196,12 @@ func (s *ociSource) explain(failure error) error {
 			return fmt.Errorf("pull %s: %w: %w", s, c.cause, failure)
 		}
 	}
-	return withHint(failure, "the server must be able to connect to the registry, with https and a certificate that it trusts")
+	if strings.Contains(text, "skopeo") {
+		hinted := *failed
+		hinted.Hint = "the server must be able to connect to the registry, with https and a certificate that it trusts"
+		return &hinted
+	}
+	return failure
 }
 
 // lookUp asks the registry for the image that the server would pull.

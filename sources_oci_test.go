@@ -3,9 +3,13 @@ package lxd_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -275,14 +279,34 @@ func TestOCIErrors(t *testing.T) {
 	}
 }
 
+// withoutSkopeo returns a program that runs a daemon which does not find skopeo.
+func withoutSkopeo(t *testing.T, binary string) string {
+	t.Helper()
+	// In the tree of .ci/incus7 the daemon sees the tree's own.
+	skopeo := filepath.Join(filepath.Dir(binary), "usr/bin/skopeo")
+	if _, err := os.Stat(skopeo); err != nil {
+		skopeo, err = exec.LookPath("skopeo")
+		require.NoError(t, err)
+	}
+	program := writeTemp(t, "incusd", fmt.Appendf(nil, `#!/bin/sh
+set -e
+if [ -z "$UNSHARED" ]; then
+	UNSHARED=yes exec unshare --mount --propagation private "$0" "$@"
+fi
+mount --bind /dev/null '%s'
+exec '%s' "$@"
+`, skopeo, binary))
+	require.NoError(t, os.Chmod(program, 0o700))
+	return program
+}
+
 // TestOCIWithoutSkopeo: a server that has the extension, but not the command.
 func TestOCIWithoutSkopeo(t *testing.T) {
 	f := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: lxdtest.Incus70}, nil)
 	clients := []*lxd.Client{f.Client}
 	for _, s := range pullers(t) {
 		if s.Real != nil {
-			t.Setenv("HIDDEN_COMMAND", "skopeo") // of .ci/incus7
-			d := testdaemon.New(t, s.Real.Family, &testdaemon.Options{Binary: s.Real.Binary})
+			d := testdaemon.New(t, s.Real.Family, &testdaemon.Options{Binary: withoutSkopeo(t, s.Real.Binary)})
 			clients = append(clients, (&testkit.Subject{Real: d}).Client(t))
 		}
 	}
