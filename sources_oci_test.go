@@ -469,3 +469,70 @@ func TestOCIDockerHub(t *testing.T) {
 		"https://registry-1.docker.io/v2/library/nginx/manifests/latest", "https://registry-1.docker.io/v2/grafana/grafana/manifests/12",
 	}, asked)
 }
+
+// TestSecretsOfRegistries has the server and the registry repeat the credentials.
+func TestSecretsOfRegistries(t *testing.T) {
+	t.Parallel()
+	ear := newEar()
+	flock := &squad{begun: map[string]string{}, ended: map[string]bool{}}
+	server := lxdtest.NewServer(&lxdtest.Options{Dialect: lxdtest.Incus70, TLS: true, Skopeo: true})
+	t.Cleanup(server.Close)
+	cert, key := server.ClientCertificate()
+	c := testkit.NewClient(t, server.URL(), &lxd.Options{
+		ClientCertificate: cert, ClientKey: key, ServerCertificate: server.Certificate(), RetryTimeout: -1, Logger: ear.logger(),
+		Transport: func(next http.RoundTripper) http.RoundTripper { return &parrot{next, flock, "server"} },
+	})
+	var manner func(w http.ResponseWriter, words string)
+	registry := oddRegistry(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") == "" {
+			w.Header().Set("WWW-Authenticate", "Basic")
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		user, password, _ := r.BasicAuth()
+		manner(w, strings.Join([]string{user, password, r.Header.Get("Authorization")}, " "))
+	})
+	in := func(w http.ResponseWriter, text string) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err == nil {
+			_, _ = conn.Write([]byte(text))
+			_ = conn.Close()
+		}
+	}
+	source := lxd.FromOCI(registry.URL, "nginx", &lxd.FromOCIOptions{Username: "user-s3cr3t", Password: "password-s3cr3t", HTTPClient: registry.Client()})
+	ear.tell(source.String())
+	for name, respond := range map[string]func(w http.ResponseWriter, words string){
+		"status": func(w http.ResponseWriter, words string) {
+			in(w, "HTTP/1.1 400 "+words+"\r\nContent-Length: 0\r\n\r\n")
+		},
+		"refusal": func(w http.ResponseWriter, words string) {
+			in(w, "HTTP/1.1 401 "+words+"\r\nContent-Length: 0\r\n\r\n")
+		},
+		"garbage": func(w http.ResponseWriter, words string) { in(w, words+"\r\n") },
+		"page":    func(w http.ResponseWriter, words string) { _, _ = w.Write([]byte(words)) },
+		"redirect": func(w http.ResponseWriter, words string) {
+			in(w, "HTTP/1.1 302 Found\r\nLocation: https://127.0.0.1:1/?"+url.QueryEscape(words)+"\r\n\r\n")
+		},
+		"missing": func(w http.ResponseWriter, words string) {
+			in(w, "HTTP/1.1 404 "+words+"\r\nContent-Length: 0\r\n\r\n")
+		},
+	} {
+		manner = respond
+		_, err := source.Resolve(t.Context(), c)
+		if name == "status" || name == "refusal" || name == "missing" {
+			require.Error(t, err, name)
+		}
+		ear.err(err)
+	}
+	for _, manner := range manners {
+		flock.set("server", manner)
+		for _, wait := range []bool{false, true} {
+			before := flock.spoken
+			image, err := c.Images.CreateFrom(t.Context(), source, &lxd.CreateFromOptions{Wait: wait, Progress: func(p lxd.Progress) { ear.tell(p.Text) }})
+			ear.image(t, image, err)
+			require.Greater(t, flock.spoken, before, manner)
+		}
+	}
+	require.Contains(t, ear.log.String(), "/1.0/images") // the log was on
+	ear.check(t)
+}
