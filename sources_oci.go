@@ -56,7 +56,8 @@ type ociSource struct {
 // pull, and computes its fingerprint. If this client cannot connect to the registry, or
 // the registry wants credentials and there are none, the result has no fingerprint and
 // the error is nil: the server may be able to. Images.Ensure then lets the server pull
-// the image, which changes nothing if the server has it.
+// the image, which changes nothing if the server has it; ErrorIfExists is an error that
+// matches ErrUnsupported.
 func FromOCI(registry, image string, opts *FromOCIOptions) Source {
 	s := &ociSource{registry: registry, image: image}
 	if opts != nil {
@@ -103,6 +104,15 @@ func (s *ociSource) CreateIn(ctx context.Context, images *Images, opts *CreateFr
 	}
 	if opts.Public && registry.User != nil {
 		return nil, invalid("CreateFromOptions.Public", "would show the credentials of %s to everybody: the server stores them with the image", redact.URL(registry))
+	}
+	if opts.IfExists == ErrorIfExists {
+		// The server does not say whether it had the image.
+		switch resolved, err := s.lookUp(ctx, images.client, server, registry); {
+		case err != nil:
+			return nil, err
+		case resolved.Fingerprint == "":
+			return nil, fmt.Errorf("pull %s: %w: ErrorIfExists needs the fingerprint, which this client cannot find out", s, ErrUnsupported)
+		}
 	}
 	imp.server = func(ctx context.Context) (*Image, error) {
 		return imp.begin(ctx, &wire.ImageSource{Type: "image", Mode: "pull", Protocol: OCIProtocol, Server: registry.String(), Alias: s.image})
@@ -178,7 +188,7 @@ var ociCauses = []struct {
 	{"manifest unknown", ErrNotFound},
 	{"name unknown", ErrNotFound},
 	{"no image found in image index", ErrNotFound},
-	{"unauthorized", ErrUnauthorized},
+	{": unauthorized", ErrUnauthorized}, // a name may contain the word, but no space
 	{"authentication required", ErrUnauthorized},
 	{"invalid username/password", ErrUnauthorized},
 	{"access to the resource is denied", ErrUnauthorized},

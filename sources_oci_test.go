@@ -142,6 +142,8 @@ func TestEnsureOCI(t *testing.T) {
 			done, err = c.Images.Ensure(ctx, unknown, opts)
 			require.NoError(t, err)
 			require.Equal(t, want.Fingerprint(), done.Image.Fingerprint)
+			_, err = c.Images.CreateFrom(ctx, unknown, &lxd.CreateFromOptions{IfExists: lxd.ErrorIfExists})
+			require.ErrorIs(t, err, lxd.ErrUnsupported)
 			images, err := c.Images.All(ctx, &lxd.ListOptions{Properties: map[string]string{"id": name}})
 			require.NoError(t, err)
 			require.Len(t, images, 1)
@@ -206,7 +208,7 @@ func TestOCICredentials(t *testing.T) {
 			t.Run(s.Column+"/"+kind, func(t *testing.T) {
 				c, ctx := s.Client(t), t.Context()
 				r := startRegistry(t, opts)
-				name := testkit.Unique("private")
+				name := testkit.Unique("unauthorized")
 				want := r.Add(name, "v1", "amd64", name)
 				create := func(url, username, password string) error {
 					o := trustingRegistry(r)
@@ -243,6 +245,7 @@ func TestOCICredentials(t *testing.T) {
 					err := create(r.URL, "", "")
 					require.Equal(t, 400, testkit.ErrOf[*lxd.OperationError](t, err).StatusCode)
 					require.ErrorContains(t, err, "the server must be able to connect to the registry")
+					require.NotErrorIs(t, err, lxd.ErrUnauthorized)
 					return
 				}
 				if opts.Username == "" {
