@@ -398,7 +398,7 @@ func TestOCIOddRegistries(t *testing.T) {
 	for name, handler := range map[string]http.HandlerFunc{
 		"web page":     func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>word</html>")) },
 		"no layers":    body(map[string]any{"schemaVersion": 1}),
-		"too large":    func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, 5<<20)) },
+		"too large":    body(map[string]any{"annotations": strings.Repeat("x", 5<<20), "layers": []any{map[string]any{"digest": "sha256:1"}}}),
 		"plain realm":  challenge(`Bearer realm="http://127.0.0.1/token"`),
 		"no realm":     challenge(`Bearer`),
 		"no challenge": challenge(``),
@@ -448,6 +448,26 @@ func TestOCIOddRegistries(t *testing.T) {
 		require.ErrorIs(t, err, context.Canceled)
 		require.Less(t, time.Since(began), time.Second)
 	})
+}
+
+// TestOCICredentialsAreNotGivenAway: they are sent when they are asked for, and not to a
+// server without https.
+func TestOCICredentialsAreNotGivenAway(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: lxdtest.Incus70, Skopeo: true}, nil)
+	plain := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { t.Errorf("%s is requested", r.URL) }))
+	t.Cleanup(plain.Close)
+	var authorizations []string
+	r := oddRegistry(t, func(w http.ResponseWriter, r *http.Request) {
+		authorizations = append(authorizations, r.Header.Get("Authorization"))
+		w.Header().Set("WWW-Authenticate", `Bearer realm="`+plain.URL+`/token"`)
+		w.WriteHeader(http.StatusUnauthorized)
+	})
+	source := lxd.FromOCI(r.URL, "nginx", &lxd.FromOCIOptions{Username: "joe", Password: "s3cret", HTTPClient: r.Client()})
+	resolved, err := source.Resolve(t.Context(), f.Client)
+	require.NoError(t, err)
+	require.Empty(t, resolved.Fingerprint)
+	require.Equal(t, []string{""}, authorizations)
 }
 
 // TestOCIDockerHub: the registry of docker.io has another name, and so have its images.
