@@ -33,7 +33,8 @@ import (
 //
 // Like the other calls, Do repeats GET, PUT and DELETE after a lost response, and the
 // others only if the server has not received them. Values of in with the names secret,
-// secrets, password, token, trust_token and trust_password are hidden in errors and logs.
+// secrets, password, token, trust_token and trust_password, and user names and passwords
+// in URLs, are hidden in errors and logs.
 func (c *Client) Do(ctx context.Context, method, path string, in, out any) (*Operation, error) {
 	if err := c.check(ctx); err != nil {
 		return nil, err
@@ -123,7 +124,8 @@ func (r rawJSON) MarshalJSON() ([]byte, error) { return r, nil }
 // clusters, trust, storage and networks.
 var secretNames = []string{"secret", "secrets", "password", "token", "trust_token", "trust_password"}
 
-// Secrets returns the values with one of secretNames, also those in lists and maps.
+// Secrets returns the values with one of secretNames, and the user names and passwords in
+// URLs, also those in lists and maps.
 func (r rawJSON) Secrets() *redact.Secrets {
 	var decoded any
 	if json.Unmarshal(r, &decoded) != nil {
@@ -136,6 +138,10 @@ func (r rawJSON) Secrets() *redact.Secrets {
 		case string:
 			if secret {
 				values = append(values, v)
+			}
+			if u, err := url.Parse(v); err == nil && u.User != nil {
+				password, _ := u.User.Password()
+				values = append(values, u.User.Username(), password)
 			}
 		case []any:
 			for _, element := range v {

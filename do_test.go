@@ -177,6 +177,8 @@ func TestDoHidesSecrets(t *testing.T) {
 	_, err := c.Do(t.Context(), "POST", "/1.0/x", map[string]any{
 		"secret": "hidden-1", "config": map[string]any{"password": "hidden-2"}, "secrets": map[string]string{"a": "hidden-3"},
 		"list": []any{map[string]string{"trust_token": "hidden-4"}}, "name": "shown",
+		"source": &lxd.InstanceSource{Type: "image", Protocol: lxd.OCIProtocol, Server: "https://hidden-5:hidden-6@docker.io", Alias: "nginx"},
+		"note":   "hidden-5 hidden-6",
 	}, nil)
 	require.ErrorContains(t, err, "shown")
 	require.NotContains(t, err.Error(), "hidden-")

@@ -103,8 +103,8 @@ func (c *Client) instancesIn(ctx context.Context, query url.Values, of func(fing
 type InstanceSource struct {
 	Type        string `json:"type"`                  // "image"
 	Mode        string `json:"mode,omitempty"`        // "pull", from another server
-	Server      string `json:"server,omitempty"`      // the URL of the other server
-	Protocol    string `json:"protocol,omitempty"`    // "lxd", "incus" or "simplestreams"
+	Server      string `json:"server,omitempty"`      // the URL of the other server or registry; it may contain credentials
+	Protocol    string `json:"protocol,omitempty"`    // "lxd", "incus", "simplestreams" or "oci"
 	Certificate string `json:"certificate,omitempty"` // of the other server, PEM
 	Fingerprint string `json:"fingerprint,omitempty"`
 	Alias       string `json:"alias,omitempty"`

@@ -183,6 +183,9 @@ func (e *ensureJob) stillServes(ctx context.Context, err error) error {
 // create brings the image, without a name.
 func (e *ensureJob) create(ctx context.Context) (*Image, error) {
 	o := &CreateFromOptions{Profiles: e.Profiles, Resolved: e.resolved, Wait: true, CancelOnDone: e.CancelOnDone, Progress: e.Progress}
+	if e.Public != nil {
+		o.Public = *e.Public
+	}
 	if e.AutoUpdate != nil {
 		o.AutoUpdate = *e.AutoUpdate
 	}

@@ -53,6 +53,8 @@ type importJob struct {
 	updates bool
 	// cached says that the server may determine the image by an old index.
 	cached bool
+	// explained takes the place of explain; nil for explain.
+	explained func(failure error) error
 }
 
 func (imp *importJob) check(options string) error {
@@ -283,6 +285,9 @@ func (imp *importJob) resolved(ctx context.Context) string {
 // explain adds to the server's error that the source does not have the image, if that
 // is so: the server's words differ between the daemons. Otherwise it adds a hint.
 func (imp *importJob) explain(ctx context.Context, failure error) error {
+	if imp.explained != nil {
+		return imp.explained(failure)
+	}
 	if errors.Is(failure, ErrNotFound) || errors.Is(failure, ErrCancelled) || errors.Is(failure, ErrForbidden) {
 		return failure
 	}

@@ -27,13 +27,17 @@ const SimplestreamsProtocol = "simplestreams"
 type RemoteInfo struct {
 	Name     string
 	Address  string // such as "unix://" or "https://10.0.0.7:8443"; several are separated by commas (Incus 7); as configured, even with a user name in it
-	Protocol string // "lxd", "incus" or "simplestreams"
+	Protocol string // "lxd", "incus", "simplestreams" or "oci"
 	Project  string // that commands on it work in; "" for the default one
 	AuthType string // "tls", "oidc" or "" for none
 	Public   bool   // images can only be read
 	Default  bool   // commands use it if they name no remote
 	Global   bool   // from the system's configuration, not the user's
 	Static   bool   // built into the command
+
+	// CredentialsHelper is the command that has the credentials of an OCI registry
+	// (Incus 7); "" for none. See OpenSource.
+	CredentialsHelper string
 
 	Family     Family // of the command line
 	ConfigPath string // the directory of the configuration
@@ -97,7 +101,7 @@ func (e *RemoteError) Unwrap() error { return e.Err }
 // [*PinError]. For a remote of protocol simplestreams the error is a
 // [*RemoteError] that matches [ErrUnsupported], with the address in its Info:
 // read it with package simplestreams, or let a server import from it with
-// [Images.CreateFromSimplestreams].
+// [Images.CreateFromSimplestreams]. So it is for one of protocol oci: see [OpenSource].
 func Remote(name string, opts *Options) (*Client, error) {
 	var o Options
 	if opts != nil {
@@ -132,6 +136,8 @@ func Remote(name string, opts *Options) (*Client, error) {
 		return nil, fail(config.Dir, errors.New("the configuration has no address for it"))
 	case r.Protocol == SimplestreamsProtocol:
 		return nil, fail("", fmt.Errorf("%w: %s is a simplestreams server, which only serves images; use package simplestreams or Images.CreateFromSimplestreams", ErrUnsupported, redact.URL(r.Addr)))
+	case r.Protocol == OCIProtocol:
+		return nil, fail("", fmt.Errorf("%w: %s is an OCI registry, which only serves images; use OpenSource or FromOCI", ErrUnsupported, redact.URL(r.Addr)))
 	case r.Protocol != string(LXD) && r.Protocol != string(Incus):
 		return nil, fail("", fmt.Errorf("%w: unknown protocol %q", ErrUnsupported, r.Protocol))
 	case r.AuthType == "candid":
@@ -186,7 +192,7 @@ func remoteInfo(c *cliconfig.Config, name string) RemoteInfo {
 	info := RemoteInfo{
 		Name: name, Address: r.Addr, Protocol: r.Protocol, Project: r.Project, AuthType: r.AuthType,
 		Public: r.Public, Default: name == c.Default, Global: r.Global, Static: r.Static,
-		Family: Family(c.Family), ConfigPath: c.Dir,
+		CredentialsHelper: r.CredentialsHelper, Family: Family(c.Family), ConfigPath: c.Dir,
 	}
 	if info.AuthType == "" && !r.Public && strings.HasPrefix(r.Addr, "https:") {
 		info.AuthType = "tls"

@@ -8,7 +8,7 @@ import (
 )
 
 // Source is where an image comes from: [FromFile], [FromReader], [FromURL],
-// [FromSimplestreams], [FromImage], [FromInstance] or [OpenSource]. Other packages may
+// [FromSimplestreams], [FromOCI], [FromImage], [FromInstance] or [OpenSource]. Other packages may
 // implement it. [Images.CreateFrom] creates the image of any Source.
 type Source interface {
 	// String names the source, without secrets.
@@ -22,7 +22,7 @@ type Source interface {
 }
 
 // ServerSource is a [Source] that servers can read themselves: an alias of a
-// simplestreams server, or an image of another server.
+// simplestreams server, an image of a registry, or an image of another server.
 type ServerSource interface {
 	Source
 	// InstanceSource is what Images.InstanceSource calls.
@@ -45,7 +45,7 @@ type CreateFromOptions struct {
 	// is so there.
 	Public bool
 	// AutoUpdate lets the server update the image from its source, which must be a
-	// simplestreams server or a public image with an alias of another server. Of a URL
+	// simplestreams server, an OCI registry or a public image with an alias of another server. Of a URL
 	// the servers store it without effect. Other sources are refused with an
 	// [*InputError], or an error that matches ErrUnsupported. An image of another server
 	// is also updated if it is so there and that is possible.
@@ -91,7 +91,7 @@ type CreateFromOptions struct {
 
 // CreateFrom creates an image from a source. It is the same as the method of that
 // source (Create, CreateFromURL, CreateFromSimplestreams, CreateFromInstance,
-// Image.Copy), with the same checks and errors.
+// Image.Copy; FromOCI has none), with the same checks and errors.
 func (m *Images) CreateFrom(ctx context.Context, source Source, opts *CreateFromOptions) (*Image, error) {
 	if err := m.check(ctx); err != nil {
 		return nil, err

@@ -136,13 +136,16 @@ type OpenSourceOptions struct {
 	// Simplestreams configures a remote that is a simplestreams server; its Type and
 	// Architecture are ignored.
 	Simplestreams FromSimplestreamsOptions
+	// OCI configures a remote that is an OCI registry. The default user name and
+	// password are those of the remote.
+	OCI FromOCIOptions
 }
 
 // OpenedSource is the source of [OpenSource]. It must be closed.
 type OpenedSource struct {
 	Source
 
-	client *Client // nil for a simplestreams server
+	client *Client // nil for a simplestreams server or registry
 }
 
 // Close closes the connections to the remote. An Image that was not waited for must be
@@ -163,10 +166,12 @@ func (s *OpenedSource) InstanceSource(ctx context.Context, target *Client) (*Ins
 }
 
 // OpenSource returns the source that the lxc and incus command lines know by this name,
-// such as "images:debian/13": an image of one of the user's remotes, LXD or Incus server
-// or simplestreams server. Without a remote it is an image of the default remote. An
-// unknown remote is a [*RemoteError] that matches [ErrNotFound] and lists the others.
-// Nothing is sent yet.
+// such as "images:debian/13" or "docker:nginx:latest": an image of one of the user's
+// remotes, LXD or Incus server, simplestreams server or OCI registry. The credentials of
+// a registry are in its address, or those of its credentials helper, a command that is
+// run when the image is resolved or created. Without a remote it is an image of the
+// default remote. An unknown remote is a [*RemoteError] that matches [ErrNotFound] and
+// lists the others. Nothing is sent yet.
 func OpenSource(name string, opts *OpenSourceOptions) (*OpenedSource, error) {
 	var o OpenSourceOptions
 	if opts != nil {
@@ -196,8 +201,20 @@ func OpenSource(name string, opts *OpenSourceOptions) (*OpenedSource, error) {
 		return &OpenedSource{Source: FromImage(client, ref, &o.Image), client: client}, nil
 	}
 	var refused *RemoteError
-	if !errors.As(err, &refused) || refused.Info == nil || refused.Info.Protocol != SimplestreamsProtocol {
+	if !errors.As(err, &refused) || refused.Info == nil {
 		return nil, err
 	}
-	return &OpenedSource{Source: FromSimplestreams(refused.Info.Address, ref, &o.Simplestreams)}, nil
+	switch refused.Info.Protocol {
+	case SimplestreamsProtocol:
+		return &OpenedSource{Source: FromSimplestreams(refused.Info.Address, ref, &o.Simplestreams)}, nil
+	case OCIProtocol:
+		if o.Type == VirtualMachine {
+			return nil, invalid("OpenSourceOptions.Type", "is %q, but a registry such as %q has only containers", o.Type, refused.Info.Name)
+		}
+		if architecture != "" {
+			return nil, invalid("OpenSourceOptions.Architecture", "is set, but of a registry such as %q the server pulls the image for its own architecture", refused.Info.Name)
+		}
+		return &OpenedSource{Source: ociRemote(refused.Info, ref, &o.OCI)}, nil
+	}
+	return nil, err
 }

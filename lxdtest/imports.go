@@ -314,5 +314,8 @@ func (s *Server) importImage(ctx context.Context, r *http.Request, op *operation
 	if source.Protocol == "simplestreams" {
 		return s.importStream(ctx, r, op, project, post, source)
 	}
+	if source.Protocol == "oci" && s.has("instance_oci") {
+		return s.importOCI(ctx, r, op, project, post, source)
+	}
 	return s.pull(ctx, r, op, project, post, source)
 }

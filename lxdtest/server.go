@@ -77,6 +77,10 @@ type Options struct {
 	// in memory, set it to the DialContext of the other one.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 
+	// Skopeo installs the command of that name, which Incus70 needs to pull OCI
+	// images. It accepts any certificate of a registry on loopback.
+	Skopeo bool
+
 	// Now is the server's clock for the dates it writes. The default is
 	// time.Now.
 	Now func() time.Time

@@ -36,6 +36,7 @@ type Remote struct {
 	Public   bool   `yaml:"public"`
 
 	LastWorkingAddress string `yaml:"last_working_address"` // one of Addr (Incus 7)
+	CredentialsHelper  string `yaml:"credentials_helper"`   // a command; of an OCI registry (Incus 7)
 
 	Global bool `yaml:"-"` // from the system-wide configuration
 	Static bool `yaml:"-"` // built in; it cannot be removed

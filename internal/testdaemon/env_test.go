@@ -55,6 +55,7 @@ func TestEnvironHidesOtherDaemons(t *testing.T) {
 	require.Equal(t, []string{
 		"PATH=/bin",
 		"INCUS_DIR=/d",
+		"HOME=/d",
 		"HTTPS_PROXY=http://127.0.0.1:1",
 		"HTTP_PROXY=http://127.0.0.1:1",
 		"NO_PROXY=127.0.0.1,localhost,::1",

@@ -65,9 +65,29 @@ func (d *Daemon) environ(base []string) []string {
 	}
 	return append(env,
 		strings.ToUpper(string(d.Family))+"_DIR="+d.Dir,
+		"HOME="+d.Dir,
 		"HTTPS_PROXY=http://127.0.0.1:1",
 		"HTTP_PROXY=http://127.0.0.1:1",
 		"NO_PROXY=127.0.0.1,localhost,::1")
+}
+
+// registries makes skopeo, with which Incus pulls OCI images, accept any certificate of
+// a registry on loopback.
+const registries = `[[registry]]
+location = "127.0.0.1"
+insecure = true
+`
+
+// writeRegistries writes it to the home of the daemon.
+func (d *Daemon) writeRegistries() error {
+	dir := filepath.Join(d.Dir, ".config", "containers")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("testdaemon: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "registries.conf"), []byte(registries), 0o600); err != nil {
+		return fmt.Errorf("testdaemon: %w", err)
+	}
+	return nil
 }
 
 // start starts the daemon's process and waits until it responds.

@@ -26,6 +26,9 @@ import (
 func (d *Daemon) setUp(ctx context.Context) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if err := d.writeRegistries(); err != nil {
+		return err
+	}
 	if err := d.start(ctx); err != nil {
 		return err
 	}

@@ -33,7 +33,7 @@ func Subjects(t *testing.T) []*Subject {
 	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD40, lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60, lxdtest.Incus70} {
 		pair := [2]*Subject{}
 		for n := range pair {
-			server := lxdtest.NewServer(&lxdtest.Options{Dialect: dialect, TLS: true})
+			server := lxdtest.NewServer(&lxdtest.Options{Dialect: dialect, TLS: true, Skopeo: true})
 			t.Cleanup(server.Close)
 			pair[n] = &Subject{Column: "lxdtest " + dialect.String(), Family: lxd.Family(dialect.Family()), Fake: server}
 		}

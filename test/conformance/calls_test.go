@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/ociregistry"
 	"github.com/golxd/lxd/internal/streamstest"
 	"github.com/golxd/lxd/internal/testdaemon"
 	"github.com/golxd/lxd/internal/testkit"
@@ -50,6 +51,7 @@ var conformanceCalls = []struct {
 	{"Images.CreateFromURL", testFromURL},
 	{"Images.CreateFromSimplestreams", testFromSimplestreams},
 	{"Images.CreateFrom", testCreateFrom},
+	{"Images.CreateFrom an OCI registry", testFromOCI},
 	{"Images.Ensure", testEnsure},
 	{"Images.InstanceSource", testSourceForInstance},
 	{"Images.Prune", testPrune},
@@ -1158,6 +1160,25 @@ func testInProject(t *testing.T, s *subject) {
 }
 
 // testCreateFrom creates an image from a reader, and from an image of the twin.
+func testFromOCI(t *testing.T, s *subject) {
+	c := s.Client(t)
+	registry := ociregistry.New(ociregistry.Options{})
+	t.Cleanup(registry.Close)
+	name := testkit.Unique("app")
+	want := registry.Add(name, "v1", "amd64", name)
+	image, err := c.Images.CreateFrom(t.Context(), lxd.FromOCI(registry.URL, name+":v1", nil), &lxd.CreateFromOptions{Wait: true})
+	info, ierr := c.Server(t.Context())
+	require.NoError(t, ierr)
+	if !info.Has("instance_oci") {
+		s.unsupported(t, err, "instance_oci")
+		return
+	}
+	require.NoError(t, err)
+	testkit.DeleteAfter(t, image)
+	require.Equal(t, want.Fingerprint(), image.Fingerprint)
+	require.Equal(t, "oci", image.Properties["type"])
+}
+
 func testCreateFrom(t *testing.T, s *subject) {
 	c := s.Client(t)
 	far := testkit.Upload(t, s.Twin.Client(t), nil)
