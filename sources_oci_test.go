@@ -116,6 +116,50 @@ func TestFromOCI(t *testing.T) {
 	}
 }
 
+// TestInstanceSourceOfOCI: the server pulls the image for an instance.
+func TestInstanceSourceOfOCI(t *testing.T) {
+	for _, s := range pullers(t) {
+		t.Run(s.Column, func(t *testing.T) {
+			c := s.Client(t)
+			r := startRegistry(t, ociregistry.Options{})
+			name := testkit.Unique("demo/app")
+			want := r.Add(name, "v1", "amd64", name)
+			from, err := c.Images.InstanceSource(t.Context(), lxd.FromOCI(r.URL+"/", name+":v1", nil))
+			require.NoError(t, err)
+			require.Equal(t, &lxd.InstanceSource{Type: "image", Mode: "pull", Protocol: lxd.OCIProtocol, Server: r.URL, Alias: name + ":v1"}, from)
+			instance := createInstance(t, s, c, from)
+			image, err := c.Images.Get(t.Context(), want.Fingerprint())
+			require.NoError(t, err)
+			testkit.DeleteAfter(t, image)
+			require.True(t, image.Cached)
+			used, err := image.UsedBy(t.Context())
+			require.NoError(t, err)
+			require.Equal(t, instance, used[0].Name)
+		})
+	}
+	c := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: lxdtest.LXD50}, nil).Client
+	_, err := c.Images.InstanceSource(t.Context(), lxd.FromOCI("https://localhost", "app", nil))
+	require.ErrorIs(t, err, lxd.ErrUnsupported)
+}
+
+// TestEnsureOCIPublic: an image that everybody can read must not show the credentials of
+// its registry.
+func TestEnsureOCIPublic(t *testing.T) {
+	t.Parallel()
+	for _, s := range pullers(t) {
+		if s.Fake == nil {
+			continue
+		}
+		r := startRegistry(t, ociregistry.Options{Username: "me", Password: "pass-word"})
+		r.Add("app", "v1", "amd64", "one")
+		opts := trustingRegistry(r)
+		opts.Username, opts.Password = "me", "pass-word"
+		_, err := s.Client(t).Images.Ensure(t.Context(), lxd.FromOCI(r.URL, "app:v1", opts), &lxd.EnsureOptions{Aliases: []lxd.Alias{{Name: "web"}}, Public: new(true)})
+		require.Equal(t, "CreateFromOptions.Public", testkit.ErrOf[*lxd.InputError](t, err).Field)
+		require.NotContains(t, err.Error(), "pass-word")
+	}
+}
+
 // TestEnsureOCI: the second call changes nothing, and pulls nothing.
 func TestEnsureOCI(t *testing.T) {
 	r := startRegistry(t, ociregistry.Options{})
