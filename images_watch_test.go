@@ -222,7 +222,7 @@ func TestWatchProjects(t *testing.T) {
 			}
 			for _, client := range []*lxd.Client{c, own, shared} {
 				image := testkit.Upload(t, client, &lxd.CreateOptions{Properties: properties, Aliases: []lxd.Alias{{Name: testkit.Unique("alias")}}})
-				for n := range 3 {
+				for n := range 4 {
 					for client, w := range watchers {
 						w.requireWhole(t, client, list)
 					}
@@ -235,6 +235,8 @@ func TestWatchProjects(t *testing.T) {
 						require.NoError(t, err)
 						require.NoError(t, image.AddAlias(t.Context(), testkit.Unique("another"), ""))
 					case 1:
+						require.NoError(t, client.Aliases.Delete(t.Context(), image.Aliases[0].Name))
+					case 2:
 						require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
 					}
 				}

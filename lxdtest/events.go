@@ -1,6 +1,7 @@
 package lxdtest
 
 import (
+	"cmp"
 	"encoding/json"
 	"net/http"
 	"slices"
@@ -192,11 +193,14 @@ func requestorOf(r *http.Request) *requestorJSON {
 	return requestor
 }
 
-// publishLifecycle publishes a lifecycle event of an image or an alias.
+// publishLifecycle publishes a lifecycle event of an image or an alias. If a request has
+// caused it, its project is that of the request, even if that project shares the images of
+// the default one (LXD 5.0.2, Incus 6.0.4 and 7.0.2).
 func (s *Server) publishLifecycle(r *http.Request, action, source, project string, context map[string]any) {
 	lifecycle := lifecycleJSON{Action: action, Source: source, Context: context}
 	if r != nil {
 		lifecycle.Requestor = requestorOf(r)
+		project = cmp.Or(r.URL.Query().Get("project"), defaultProject)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
