@@ -290,37 +290,65 @@ func (h *history) randomly(t *testing.T, random *rand.Rand, need time.Duration) 
 	h.complete(t, j.From)
 }
 
-// TestKilledDaemon kills real daemons while Ensure runs, and starts them again: when they
-// are back, the aliases have a complete image, and the next call completes the work.
-func TestKilledDaemon(t *testing.T) {
+// mortal is a daemon that can be killed.
+type mortal struct {
+	endpoint, dir string
+
+	kill    func() error
+	restart func(context.Context) error
+}
+
+// mortals returns a server of lxdtest, and a daemon of each kind that the environment
+// names; those of the environment belong to the other tests.
+func mortals(t *testing.T) map[string]func(t *testing.T) mortal {
+	t.Helper()
+	all := map[string]func(t *testing.T) mortal{"lxdtest": func(t *testing.T) mortal {
+		f := testkit.StartFake(t)
+		return mortal{
+			endpoint: f.Endpoint(),
+			kill:     func() error { f.Shutdown(); return nil },
+			restart:  func(context.Context) error { f.Restart(); return nil },
+		}
+	}}
 	lxds, incuses, err := testdaemon.FromEnv()
 	require.NoError(t, err)
 	for _, named := range testdaemon.Distinct(append(lxds, incuses...)) {
-		t.Run(named.Name(), func(t *testing.T) {
+		all[named.Name()] = func(t *testing.T) mortal {
+			d := testdaemon.New(t, named.Family, &testdaemon.Options{Binary: named.Binary})
+			return mortal{endpoint: "unix://" + d.Socket, dir: d.Dir, kill: d.Kill, restart: d.Restart}
+		}
+	}
+	return all
+}
+
+// TestKilledDaemon kills daemons while Ensure runs, and starts them again: when they are
+// back, the aliases have a complete image, and the next call completes the work.
+func TestKilledDaemon(t *testing.T) {
+	for name, start := range mortals(t) {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			random := newRandom(t)
-			// Those of the environment belong to the other tests.
-			d := testdaemon.New(t, named.Family, &testdaemon.Options{Binary: named.Binary})
-			h := newHistory(t, "unix://"+d.Socket, d.Dir)
-			counting := &killing{at: -1}
+			d := start(t)
+			h := newHistory(t, d.endpoint, d.dir)
+			killer := &killer{at: -1}
 			c := testkit.NewClient(t, h.endpoint, &lxd.Options{Transport: func(base http.RoundTripper) http.RoundTripper {
-				counting.RoundTripper = base
-				return counting
+				killer.RoundTripper = base
+				return killer
 			}})
 			_, err := c.Images.Ensure(t.Context(), lxd.FromFile(h.next(t), nil), h.options())
 			require.NoError(t, err)
-			total := counting.seen.Load()
+			total := killer.seen.Load()
 			for round := range testkit.Size(t, 6, 60) {
-				counting.at, counting.after = 1+random.Int64N(total), time.Duration(random.Int64N(int64(20*time.Millisecond)))
-				h.killDaemon(t, d, c, counting, round)
+				killer.at, killer.after = 1+random.Int64N(total), time.Duration(random.Int64N(int64(20*time.Millisecond)))
+				h.killDaemon(t, &d, c, killer, round)
 			}
 			t.Logf("killed after %v", h.phases)
 		})
 	}
 }
 
-// killing kills a daemon a little after a request has begun.
-type killing struct {
+// killer kills a daemon a little after a request has begun.
+type killer struct {
 	http.RoundTripper
 
 	seen  atomic.Int64
@@ -329,27 +357,30 @@ type killing struct {
 	kill  func()
 }
 
-func (k *killing) RoundTrip(r *http.Request) (*http.Response, error) {
+func (k *killer) RoundTrip(r *http.Request) (*http.Response, error) {
 	if k.seen.Add(1) == k.at {
 		time.AfterFunc(k.after, k.kill)
 	}
 	return k.RoundTripper.RoundTrip(r)
 }
 
-func (h *history) killDaemon(t *testing.T, d *testdaemon.Daemon, c *lxd.Client, k *killing, round int) {
+func (h *history) killDaemon(t *testing.T, d *mortal, c *lxd.Client, k *killer, round int) {
 	t.Helper()
 	path, killed := h.next(t), make(chan error, 1)
 	k.seen.Store(0)
-	k.kill = func() { killed <- d.Kill() }
+	k.kill = func() { killed <- d.kill() }
 	returned := make(chan error, 1)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	go func() {
 		_, err := c.Images.Ensure(ctx, lxd.FromFile(path, nil), h.options())
+		if k.seen.Load() < k.at {
+			k.kill() // fewer requests than those of the first call
+		}
 		returned <- err
 	}()
 	require.NoError(t, <-killed)
-	require.NoError(t, d.Restart(ctx))
+	require.NoError(t, d.restart(ctx))
 	err := <-returned
 	require.NoError(t, ctx.Err(), "it hangs")
 	var broken *lxd.OperationError

@@ -225,7 +225,8 @@ func start(t *testing.T, j job) *program {
 	self, err := os.Executable()
 	require.NoError(t, err)
 	p := &program{cmd: exec.CommandContext(t.Context(), self)}
-	p.cmd.Env = append(os.Environ(), envJob+"="+string(text))
+	// With the race detector, each program would sleep for a second at its end.
+	p.cmd.Env = append(os.Environ(), envJob+"="+string(text), "GORACE=atexit_sleep_ms=0")
 	p.cmd.Stderr = &p.err
 	p.in, err = p.cmd.StdinPipe()
 	require.NoError(t, err)
@@ -255,7 +256,6 @@ func (p *program) end(t *testing.T) (out outcome, ended bool) {
 	err = p.cmd.Wait()
 	require.Empty(t, p.err.String())
 	if err != nil {
-		require.Empty(t, text)
 		return out, false
 	}
 	require.NoError(t, json.Unmarshal(text, &out), string(text))
