@@ -130,6 +130,10 @@ func (c EnsureChange) String() string {
 // sends is sent at most once by each client: its calls for the same alias are made one
 // after another.
 //
+// A source that does not tell the fingerprint beforehand, such as an instance, a URL
+// without headers or a reader that is not seekable, is read each time; with EnsureMissing
+// only once.
+//
 // If the source cannot be read, the error says which image the alias still has, and
 // Ensured.Image is that image. If somebody else changes an alias in the meantime, the
 // error matches [ErrConflict], and no image is deleted.

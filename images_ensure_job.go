@@ -18,6 +18,7 @@ type ensureJob struct {
 	source   Source
 	done     *Ensured
 	resolved *SourceImage // what the source says; nil if it was not asked
+	created  *Image       // nil if none was
 	replaced *Image       // that the first alias had; nil if it is not known
 }
 
@@ -85,6 +86,7 @@ func (e *ensureJob) run(ctx context.Context) error {
 				e.done.Changes = nil
 				return e.stillServes(ctx, err)
 			}
+			e.created = image
 			e.done.Changes[0].Fingerprint = image.Fingerprint
 		}
 	}
@@ -104,6 +106,9 @@ func (e *ensureJob) run(ctx context.Context) error {
 	if len(e.done.Changes) > 0 && image != nil && !e.DryRun {
 		if e.done.Image, err = e.images.Get(ctx, fingerprint); err != nil {
 			return err
+		}
+		if e.created != nil {
+			e.done.Image.transfer = e.created.transfer
 		}
 	}
 	if e.DeleteReplaced {

@@ -492,6 +492,9 @@ func TestEnsureOfCachedIndex(t *testing.T) {
 			testkit.DeleteAfter(t, ensured.Image)
 			require.Equal(t, lxdtest.Fingerprint(contents[1]), ensured.Image.Fingerprint)
 			require.Len(t, ensured.Image.Aliases, 1)
+			transfer := ensured.Image.Transfer()
+			require.Equal(t, string(lxd.ViaClient), transfer.Way)
+			require.Equal(t, string(lxd.ViaServer), transfer.Failed[0].Way)
 		})
 	}
 }

@@ -67,7 +67,9 @@ type CreateFromSimplestreamsOptions struct {
 	IfExists IfExists
 
 	Via Via
-	// Cache stores the index if the client reads it. The default is none.
+	// Cache stores the index if the client reads it. It is used for an hour, as the
+	// servers' own cache is: an image that is newer is not seen before. The default is
+	// none.
 	Cache simplestreams.Cache
 	// HTTPClient is used if the client fetches the image. It is not modified. The
 	// default uses the proxy from the environment.

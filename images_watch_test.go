@@ -213,7 +213,7 @@ func TestWatchProjects(t *testing.T) {
 			properties := map[string]string{"set": testkit.Unique("set")}
 			opts := &lxd.WatchOptions{Properties: properties, Interval: -1}
 			list := &lxd.ListOptions{Properties: properties}
-			watchers := map[*lxd.Client]*watcher{own: startWatch(t, own, opts), shared: startWatch(t, shared, opts)}
+			watchers := map[*lxd.Client]*watcher{c: startWatch(t, c, opts), own: startWatch(t, own, opts), shared: startWatch(t, shared, opts)}
 			var all *watcher
 			if server.Has("images_all_projects") {
 				every := *opts
