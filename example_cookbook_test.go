@@ -323,3 +323,90 @@ func ExampleClient_Do() {
 	fmt.Println(instances[0].Name, instances[0].Status)
 	// Output: web1 Stopped
 }
+
+// Old builds are deleted: the plan, then the deletion.
+func ExampleImages_Prune() {
+	client, stop := exampleClient()
+	defer stop()
+	ctx := context.Background()
+	for _, build := range []string{"build/1", "build/2", "build/3", "build/4"} {
+		_, err := client.Images.Create(ctx, bytes.NewReader(lxdtest.UnifiedImage(build, 0)), &lxd.CreateOptions{
+			Aliases: []lxd.Alias{{Name: build}}, Wait: true,
+		})
+		if err != nil {
+			log.Fatal(err)
+		}
+	}
+
+	opts := &lxd.PruneOptions{
+		AliasPrefixes: []string{"build/"},
+		Keep:          2,
+		Protect:       []string{"build/1"},
+		DryRun:        true,
+	}
+	plan, err := client.Images.Prune(ctx, opts)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, image := range plan.Deleted {
+		fmt.Println("would delete", image.Aliases[0].Name+":", image.Reason)
+	}
+	for _, image := range plan.Kept {
+		fmt.Println("would keep", image.Aliases[0].Name+":", image.Reason)
+	}
+	opts.DryRun = false
+	pruned, err := client.Images.Prune(ctx, opts)
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	fmt.Println(len(pruned.Deleted), "deleted")
+	// Output:
+	// would delete build/2: not one of the newest 2
+	// would keep build/1: its alias "build/1" is protected
+	// would keep build/3: one of the newest 2 of "build/", container, x86_64
+	// would keep build/4: one of the newest 2 of "build/", container, x86_64
+	// 1 deleted
+}
+
+// A program always knows what is there.
+func ExampleImages_Watch() {
+	client, stop := exampleClient()
+	defer stop()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	upload := func(name string) *lxd.Image {
+		image, err := client.Images.Create(ctx, bytes.NewReader(lxdtest.UnifiedImage(name, 0)), &lxd.CreateOptions{Wait: true})
+		if err != nil {
+			log.Fatal(err)
+		}
+		return image
+	}
+	upload("first")
+
+	images := map[string]*lxd.Image{}
+	for change, err := range client.Images.Watch(ctx, nil) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		switch change.Kind {
+		case lxd.ImagesSynced:
+			fmt.Println("all are known:", len(images))
+			upload("second")
+			continue
+		case lxd.ImageRemoved:
+			delete(images, change.Former.Fingerprint)
+		default: // present, added or changed
+			images[change.Image.Fingerprint] = change.Image
+		}
+		fmt.Println(change.Kind, len(images))
+		if change.Kind == lxd.ImageAdded {
+			break
+		}
+	}
+
+	// Output:
+	// present 1
+	// all are known: 1
+	// added 2
+}
