@@ -144,10 +144,10 @@ func (r *ociRegistry) manifest(ctx context.Context, name, reference string) (*oc
 	name = strings.TrimPrefix(at.Path+"/"+name, "/")
 	at.Path = "/v2/" + name + "/manifests/" + reference
 	header := http.Header{"Accept": {strings.Join(ociManifestTypes, ", ")}}
-	res, body, err := r.get(ctx, &at, header)
+	res, body, err := r.get(ctx, &at, header) //nolint:bodyclose // get closes it.
 	if err == nil && res.StatusCode == http.StatusUnauthorized && r.authorization == "" {
 		if err = r.authorize(ctx, res.Header.Get("WWW-Authenticate"), name); err == nil && r.authorization != "" {
-			res, body, err = r.get(ctx, &at, header)
+			res, body, err = r.get(ctx, &at, header) //nolint:bodyclose // get closes it.
 		}
 	}
 	if err != nil {
@@ -189,7 +189,7 @@ func (r *ociRegistry) authorize(ctx context.Context, challenge, name string) err
 	if basic != "" {
 		header.Set("Authorization", basic)
 	}
-	res, body, err := r.get(ctx, at, header)
+	res, body, err := r.get(ctx, at, header) //nolint:bodyclose // get closes it.
 	if err != nil {
 		return err
 	}

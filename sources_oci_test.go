@@ -65,7 +65,7 @@ func TestFromOCI(t *testing.T) {
 			var progress []string
 			opts := &lxd.CreateFromOptions{
 				AutoUpdate: true, Filename: "app.oci", Properties: map[string]string{"made": "here"}, Aliases: []lxd.Alias{{Name: name}}, Wait: true,
-				Progress: func(p lxd.Progress) { progress = append(progress, string(p.Phase)) },
+				Progress: func(p lxd.Progress) { progress = append(progress, p.Phase) },
 			}
 			if !pulls(t, c) {
 				_, err := source.Resolve(ctx, c)
@@ -95,7 +95,7 @@ func TestFromOCI(t *testing.T) {
 			require.Equal(t, "app.oci", image.Filename)
 			require.Equal(t, &lxd.UpdateSource{Alias: name + ":v1", Protocol: lxd.OCIProtocol, Server: r.URL}, image.UpdateSource)
 			require.True(t, image.AutoUpdate)
-			require.Equal(t, string(lxd.PhaseServer), progress[0])
+			require.Equal(t, lxd.PhaseServer, progress[0])
 			require.Equal(t, string(lxd.ViaServer), image.Transfer().Way)
 
 			opts.IfExists = lxd.ErrorIfExists
