@@ -46,8 +46,8 @@ type stale struct {
 	all     bool
 	images  map[imageKey]bool
 	aliases map[aliasKey]bool
-	renamed map[aliasKey]string // the old name of an alias
-	ended   error               // of the events
+	renamed map[string]string // the old name of an alias, by the new one
+	ended   error             // of the events
 }
 
 func (w *watchJob) check(ctx context.Context) error {
@@ -208,11 +208,11 @@ func (s *stale) addImage(key imageKey) {
 
 func (s *stale) addAlias(key aliasKey, old string) {
 	if s.aliases == nil {
-		s.aliases, s.renamed = map[aliasKey]bool{}, map[aliasKey]string{}
+		s.aliases, s.renamed = map[aliasKey]bool{}, map[string]string{}
 	}
 	s.aliases[key] = true
 	if old != "" {
-		s.renamed[key] = old
+		s.renamed[key.name] = old
 		s.aliases[aliasKey{key.project, old}] = true
 	}
 	s.all = s.all || len(s.images)+len(s.aliases) > maxStale
@@ -279,13 +279,16 @@ func (w *watchJob) read(ctx context.Context, s *stale) ([]ImageChange, error) {
 	if keys == nil {
 		keys = map[imageKey]bool{}
 	}
-	fingerprints := map[string]bool{}
+	fingerprints, names := map[string]bool{}, map[string]bool{}
 	for key := range keys {
 		fingerprints[key.fingerprint] = true
 	}
+	for alias := range s.aliases {
+		names[alias.name] = true
+	}
 	for key, image := range w.known {
 		// The project of an event may be one that shares the images of another.
-		if fingerprints[key.fingerprint] || slices.ContainsFunc(image.Aliases, func(a Alias) bool { return s.aliases[aliasKey{key.project, a.Name}] }) {
+		if fingerprints[key.fingerprint] || slices.ContainsFunc(image.Aliases, func(a Alias) bool { return names[a.Name] }) {
 			keys[key] = true
 		}
 	}
@@ -335,7 +338,7 @@ func (w *watchJob) key(image *Image) imageKey {
 
 // apply makes the images that were read the known ones, and returns the changes: images
 // that are removed, those that have changed, those that are added.
-func (w *watchJob) apply(now map[imageKey]*Image, renamed map[aliasKey]string) []ImageChange {
+func (w *watchJob) apply(now map[imageKey]*Image, renamed map[string]string) []ImageChange {
 	if w.known == nil {
 		w.known = map[imageKey]*Image{}
 	}
@@ -419,7 +422,7 @@ func rank(c ImageChange) int {
 }
 
 // finish sets the aliases of a change, and makes its images the caller's.
-func (w *watchJob) finish(c *ImageChange, lost, got map[aliasKey]string, renamed map[aliasKey]string) {
+func (w *watchJob) finish(c *ImageChange, lost, got map[aliasKey]string, renamed map[string]string) {
 	project := w.key(c.any()).project
 	for _, name := range slices.Sorted(maps.Keys(aliasesWithout(c.Former, c.Image))) {
 		c.Aliases = append(c.Aliases, AliasChange{Name: name, From: c.Former.Fingerprint, To: got[aliasKey{project, name}]})
@@ -427,7 +430,7 @@ func (w *watchJob) finish(c *ImageChange, lost, got map[aliasKey]string, renamed
 	for _, name := range slices.Sorted(maps.Keys(aliasesWithout(c.Image, c.Former))) {
 		key := aliasKey{project, name}
 		change := AliasChange{Name: name, From: lost[key], To: c.Image.Fingerprint}
-		if old := renamed[key]; old != "" && lost[aliasKey{project, old}] == c.Image.Fingerprint {
+		if old := renamed[name]; old != "" && lost[aliasKey{project, old}] == c.Image.Fingerprint {
 			change.OldName, change.From = old, c.Image.Fingerprint
 			c.Aliases = slices.DeleteFunc(c.Aliases, func(a AliasChange) bool { return a.Name == old })
 		}

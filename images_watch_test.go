@@ -243,6 +243,38 @@ func TestWatchProjects(t *testing.T) {
 	}
 }
 
+// TestWatchSharedAliases: aliases that are moved, renamed and deleted through a project
+// that shares the images of the default one.
+func TestWatchSharedAliases(t *testing.T) {
+	for _, s := range testkit.Subjects(t) {
+		t.Run(s.Column, func(t *testing.T) {
+			c := s.Client(t)
+			server, err := c.Server(t.Context())
+			require.NoError(t, err)
+			if !server.Has("images_all_projects") {
+				return
+			}
+			shared := c.InProject(s.AddSharedProject(t))
+			properties := map[string]string{"set": testkit.Unique("set")}
+			first := testkit.Upload(t, c, &lxd.CreateOptions{Properties: properties})
+			second := testkit.Upload(t, c, &lxd.CreateOptions{Properties: properties})
+			list := &lxd.ListOptions{AllProjects: true, Properties: properties}
+			w := startWatch(t, c, &lxd.WatchOptions{AllProjects: true, Properties: properties, Interval: -1})
+			one, two := testkit.Unique("one"), testkit.Unique("two")
+			require.NoError(t, shared.Aliases.Create(t.Context(), lxd.Alias{Name: one, Target: first.Fingerprint}))
+			w.requireWhole(t, c, list)
+			w.next(t, func(lxd.ImageChange) bool { return true })
+			require.NoError(t, shared.Aliases.Rename(t.Context(), one, two))
+			changes := w.next(t, func(c lxd.ImageChange) bool { return len(c.Aliases) > 0 })
+			require.Equal(t, []lxd.AliasChange{{Name: two, OldName: one, From: first.Fingerprint, To: first.Fingerprint}}, changes[0].Aliases)
+			require.NoError(t, shared.Aliases.Set(t.Context(), lxd.Alias{Name: two, Target: second.Fingerprint}))
+			w.requireWhole(t, c, list)
+			require.NoError(t, shared.Aliases.Delete(t.Context(), two))
+			w.requireWhole(t, c, list)
+		})
+	}
+}
+
 // change makes a random change to the images of a set.
 func change(t *testing.T, c *lxd.Client, random *rand.Rand, properties map[string]string) {
 	t.Helper()

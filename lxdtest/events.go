@@ -192,11 +192,13 @@ func requestorOf(r *http.Request) *requestorJSON {
 	return requestor
 }
 
-// publishLifecycle publishes a lifecycle event of an image or an alias.
+// publishLifecycle publishes a lifecycle event of an image or an alias. Of a request it
+// is of the project of the request, which may share the images of another one.
 func (s *Server) publishLifecycle(r *http.Request, action, source, project string, context map[string]any) {
 	lifecycle := lifecycleJSON{Action: action, Source: source, Context: context}
 	if r != nil {
 		lifecycle.Requestor = requestorOf(r)
+		project = projectParam(r)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
