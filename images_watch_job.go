@@ -233,7 +233,7 @@ func (w *watchJob) update(ctx context.Context, yield func(ImageChange, error) bo
 		}
 		changes, err := w.read(ctx, &s)
 		if err == nil {
-			return w.yield(changes, yield)
+			return w.yield(ctx, changes, yield)
 		}
 		if errors.Is(err, ErrUnavailable) && retry.Transient(err) && !w.images.client.t.conns.isClosed() {
 			if err = retries.Pause(ctx, err); err == nil {
@@ -246,9 +246,13 @@ func (w *watchJob) update(ctx context.Context, yield func(ImageChange, error) bo
 	}
 }
 
-// yield yields the changes, and at the end of the first reading ImagesSynced.
-func (w *watchJob) yield(changes []ImageChange, yield func(ImageChange, error) bool) bool {
+// yield yields the changes, and at the end of the first reading ImagesSynced. If ctx
+// ends, the others are not yielded: the end of the events follows.
+func (w *watchJob) yield(ctx context.Context, changes []ImageChange, yield func(ImageChange, error) bool) bool {
 	for _, change := range changes {
+		if ctx.Err() != nil {
+			return true
+		}
 		if !yield(change, nil) {
 			return false
 		}

@@ -407,6 +407,26 @@ func TestWatchOwnsImages(t *testing.T) {
 	}
 }
 
+// TestWatchEndsInALoop: the end of ctx ends a loop whose body is slow.
+func TestWatchEndsInALoop(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFake(t)
+	for range 3 {
+		testkit.Upload(t, f.Client, nil)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	bodies := 0
+	for _, err := range f.Client.Images.Watch(ctx, nil) {
+		if bodies++; bodies == 1 {
+			cancel()
+			continue
+		}
+		require.ErrorIs(t, err, context.Canceled)
+	}
+	require.Equal(t, 2, bodies)
+}
+
 // TestWatchEnds: by its context in every phase, by a refusal, and by bad input.
 func TestWatchEnds(t *testing.T) {
 	t.Parallel()
