@@ -16,7 +16,8 @@ import (
 // defaultInterval is the default of WatchOptions.Interval.
 const defaultInterval = 10 * time.Minute
 
-// maxStale is how many images and aliases are read one by one; of more, all are.
+// maxStale is how many images and aliases are read one by one; of more, all are, and
+// none is noted, so that a slow loop needs no memory.
 const maxStale = 100
 
 // watchJob is one loop over Watch. One goroutine receives events, and notes what they
@@ -203,7 +204,14 @@ func (s *stale) addImage(key imageKey) {
 		s.images = map[imageKey]bool{}
 	}
 	s.images[key] = true
-	s.all = s.all || len(s.images)+len(s.aliases) > maxStale
+	s.limit()
+}
+
+// limit replaces what was noted by all if it is too much.
+func (s *stale) limit() {
+	if len(s.images)+len(s.aliases) > maxStale {
+		*s = stale{all: true, ended: s.ended}
+	}
 }
 
 func (s *stale) addAlias(key aliasKey, old string) {
@@ -215,7 +223,7 @@ func (s *stale) addAlias(key aliasKey, old string) {
 		s.renamed[key.name] = old
 		s.aliases[aliasKey{key.project, old}] = true
 	}
-	s.all = s.all || len(s.images)+len(s.aliases) > maxStale
+	s.limit()
 }
 
 // update reads what is stale, and yields the difference. It returns false if the loop
