@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -425,6 +426,37 @@ func TestWatchEndsInALoop(t *testing.T) {
 		require.ErrorIs(t, err, context.Canceled)
 	}
 	require.Equal(t, 2, bodies)
+}
+
+// TestWatchLeavesNothing: a loop that is left at any point, even by a panic, has no
+// goroutine afterwards.
+func TestWatchLeavesNothing(t *testing.T) {
+	f := testkit.StartFake(t)
+	image := testkit.Upload(t, f.Client, nil)
+	loop := func(last int, end func() bool) {
+		defer func() {
+			if cause := recover(); cause != nil {
+				require.Equal(t, "in the loop", cause)
+			}
+		}()
+		bodies := 0
+		for _, err := range f.Client.Images.Watch(t.Context(), nil) {
+			require.NoError(t, err)
+			if bodies == last && end() {
+				break
+			}
+			if bodies++; bodies == 2 {
+				require.NoError(t, image.AddAlias(t.Context(), testkit.Unique("alias"), ""))
+			}
+		}
+	}
+	for last := range 3 {
+		for _, end := range []func() bool{func() bool { return true }, func() bool { panic("in the loop") }} {
+			loop(last, end)
+			stacks := make([]byte, 1<<20)
+			require.NotContains(t, string(stacks[:runtime.Stack(stacks, true)]), "watchJob")
+		}
+	}
 }
 
 // TestWatchEnds: by its context in every phase, by a refusal, and by bad input.
