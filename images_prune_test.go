@@ -223,6 +223,19 @@ func TestPruneLooksAgain(t *testing.T) {
 	}
 }
 
+// TestPruneProtect: patterns, and aliases that look like one.
+func TestPruneProtect(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFake(t)
+	testkit.Upload(t, f.Client, &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: "web[1]"}}})
+	testkit.Upload(t, f.Client, nil)
+	for pattern, deleted := range map[string]int{"web[1]": 0, "web*": 0, "web?1?": 0, "web": 1, "web1": 1, "*/*": 1} {
+		pruned, err := f.Client.Images.Prune(t.Context(), &lxd.PruneOptions{Keep: 1, Protect: []string{pattern}, DryRun: true})
+		require.NoError(t, err)
+		require.Len(t, pruned.Deleted, deleted, pattern)
+	}
+}
+
 // TestPruneGoesOn: an image that cannot be deleted does not keep the others.
 func TestPruneGoesOn(t *testing.T) {
 	t.Parallel()

@@ -359,6 +359,24 @@ func TestWatchManyChanges(t *testing.T) {
 	require.Less(t, len(f.Requests()), 150)
 }
 
+// TestWatchRenamedAndMoved: an alias that is renamed and moved before it is read is lost
+// by the image that had it by its old name.
+func TestWatchRenamedAndMoved(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFake(t)
+	first := testkit.Upload(t, f.Client, &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: "one"}}})
+	second := testkit.Upload(t, f.Client, nil)
+	w := startWatch(t, f.Client, &lxd.WatchOptions{Interval: -1})
+	stall := f.Inject(lxdtest.StallHeaders().On("GET", "/1.0/images/"+second.Fingerprint).Times(1))
+	require.NoError(t, f.Client.Aliases.Create(t.Context(), lxd.Alias{Name: "other", Target: second.Fingerprint}))
+	require.Eventually(t, func() bool { return stall.Fired() == 1 }, 10*time.Second, time.Millisecond)
+	require.NoError(t, f.Client.Aliases.Rename(t.Context(), "one", "two"))
+	require.NoError(t, f.Client.Aliases.Set(t.Context(), lxd.Alias{Name: "two", Target: second.Fingerprint}))
+	stall.Release()
+	w.requireWhole(t, f.Client, nil)
+	require.Empty(t, w.images["default/"+first.Fingerprint].Aliases)
+}
+
 // TestWatchInterval: all images are read again without an event.
 func TestWatchInterval(t *testing.T) {
 	t.Parallel()
