@@ -135,12 +135,10 @@ func (e *ensureJob) find(ctx context.Context) (*Image, string, error) {
 	name := e.Aliases[0].Name
 	if e.Policy != EnsureNewest {
 		image, err := e.images.GetByAlias(ctx, name)
-		if err == nil {
-			err = e.checkKind(fmt.Sprintf("alias %q", name), image.Type, image.Architecture)
-		}
 		switch {
 		case err == nil:
-			return image, image.Fingerprint, nil
+			e.done.Image = image
+			return image, image.Fingerprint, e.checkKind(fmt.Sprintf("alias %q", name), image.Type, image.Architecture)
 		case !isMissing(err) || e.Policy == EnsureNever:
 			return nil, "", err
 		}

@@ -504,6 +504,18 @@ type silentSource struct{ lxd.Source }
 
 func (silentSource) Resolve(context.Context, *lxd.Client) (*lxd.SourceImage, error) { return nil, nil }
 
+// forbiddenSource must not be asked.
+type forbiddenSource struct {
+	lxd.Source
+
+	t *testing.T
+}
+
+func (s forbiddenSource) Resolve(context.Context, *lxd.Client) (*lxd.SourceImage, error) {
+	s.t.Error("the source is asked")
+	return nil, lxd.ErrNotFound
+}
+
 // TestEnsureKind: an image of another type or architecture gets no alias, and does not
 // remain.
 func TestEnsureKind(t *testing.T) {
@@ -536,6 +548,11 @@ func TestEnsureKind(t *testing.T) {
 			}
 			wrong := *opts
 			wrong.Type = lxd.VirtualMachine
+			wrong.Policy = lxd.EnsureMissing
+			ensured, err := c.Images.Ensure(t.Context(), forbiddenSource{known, t}, &wrong)
+			require.ErrorIs(t, err, lxd.ErrNotFound)
+			require.ErrorContains(t, err, fmt.Sprintf("alias %q is for container", opts.Aliases[0].Name))
+			require.Equal(t, lxdtest.Fingerprint(content), ensured.Image.Fingerprint)
 			for _, policy := range []lxd.EnsurePolicy{lxd.EnsureNewest, lxd.EnsureMissing, lxd.EnsureNever} {
 				wrong.Policy = policy
 				for _, source := range []lxd.Source{known, silentSource{known}} {

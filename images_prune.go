@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	patterns "path"
 	"slices"
@@ -85,8 +86,9 @@ func (p PrunedImage) String() string {
 
 // Prune deletes images by rules, one after another, the oldest first. Ages are those by
 // the server's clock (the header Date), so that a wrong clock of the client deletes
-// nothing. Each image is read again before it is deleted, and remains if it has another
-// alias or was used since; the daemons' deletion itself has no condition. If an image
+// nothing. Each image is read again before it is deleted, and remains if it was used or
+// uploaded again since, or if its aliases, properties or Cached have changed; the daemons'
+// deletion itself has no condition. If an image
 // cannot be deleted, the others are, and the error joins those of all that remain.
 //
 // Deletion does not affect the instances that were created from an image.
@@ -323,8 +325,8 @@ func (p *pruneJob) prune(ctx context.Context, image *Image, reason string) error
 			return nil // somebody else has deleted it
 		case err != nil:
 			return err
-		case !now.LastUsedAt.Equal(image.LastUsedAt) || !slices.EqualFunc(now.Aliases, image.Aliases, func(a, b Alias) bool { return a.Name == b.Name }):
-			p.keep(now, "it was used or has other aliases since")
+		case p.hasChanged(image, now):
+			p.keep(now, "it was used, uploaded again or changed since")
 			return nil
 		}
 		if err := now.Delete(ctx, &DeleteOptions{Wait: true}); err != nil && !isMissing(err) {
@@ -333,4 +335,11 @@ func (p *pruneJob) prune(ctx context.Context, image *Image, reason string) error
 	}
 	p.done.Deleted = append(p.done.Deleted, PrunedImage{image, reason})
 	return nil
+}
+
+// hasChanged reports whether an image is not any more what was decided about.
+func (p *pruneJob) hasChanged(image, now *Image) bool {
+	return !now.LastUsedAt.Equal(image.LastUsedAt) || !now.UploadedAt.Equal(image.UploadedAt) || now.Cached != image.Cached ||
+		!maps.Equal(now.Properties, image.Properties) ||
+		!slices.EqualFunc(now.Aliases, image.Aliases, func(a, b Alias) bool { return a.Name == b.Name })
 }

@@ -1,6 +1,7 @@
 package lxd_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net/http"
@@ -168,35 +169,49 @@ func TestPruneByAge(t *testing.T) {
 	})
 }
 
-// TestPruneLooksAgain: an image that gets an alias or is used after it was listed
-// remains, and so does none that is gone.
+// TestPruneLooksAgain: an image that gets an alias, is used, uploaded again or no longer
+// selected after it was listed remains, and so does none that is gone.
 func TestPruneLooksAgain(t *testing.T) {
 	t.Parallel()
-	for name, change := range map[string]func(t *testing.T, image *lxd.Image){
-		"an alias": func(t *testing.T, image *lxd.Image) { require.NoError(t, image.AddAlias(t.Context(), "web", "")) },
-		"a use": func(t *testing.T, image *lxd.Image) {
+	properties := map[string]string{"set": "pruned"}
+	for name, change := range map[string]func(t *testing.T, f *testkit.Fake, image *lxd.Image){
+		"an alias": func(t *testing.T, f *testkit.Fake, image *lxd.Image) {
+			require.NoError(t, image.AddAlias(t.Context(), "web", ""))
+		},
+		"a use": func(t *testing.T, f *testkit.Fake, image *lxd.Image) {
 			op, err := image.Client().Do(t.Context(), http.MethodPost, "/1.0/instances", map[string]any{"name": "web1", "source": map[string]any{"type": "image", "fingerprint": image.Fingerprint}}, nil)
 			require.NoError(t, err)
 			require.NoError(t, op.Wait(t.Context()))
 		},
-		"gone": func(t *testing.T, image *lxd.Image) {
+		"an upload": func(t *testing.T, f *testkit.Fake, image *lxd.Image) {
+			files, err := f.Files(image.Fingerprint)
+			require.NoError(t, err)
+			require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
+			_, err = image.Client().Images.Create(t.Context(), bytes.NewReader(files[0]), &lxd.CreateOptions{Properties: image.Properties, Wait: true})
+			require.NoError(t, err)
+		},
+		"a property": func(t *testing.T, f *testkit.Fake, image *lxd.Image) {
+			image.Properties["set"] = "other"
+			require.NoError(t, image.Update(t.Context(), nil))
+		},
+		"gone": func(t *testing.T, f *testkit.Fake, image *lxd.Image) {
 			require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			f := testkit.StartFake(t)
-			image := testkit.Upload(t, f.Client, nil)
+			image := testkit.Upload(t, f.Client, &lxd.CreateOptions{Properties: properties})
 			stall := f.Inject(lxdtest.StallHeaders().On("GET", "/1.0/images/*").Times(1))
 			var pruned *lxd.Pruned
 			var err error
 			done := make(chan struct{})
 			go func() {
 				defer close(done)
-				pruned, err = f.Client.Images.Prune(t.Context(), &lxd.PruneOptions{Unnamed: true})
+				pruned, err = f.Client.Images.Prune(t.Context(), &lxd.PruneOptions{Properties: properties, Unnamed: true})
 			}()
 			require.Eventually(t, func() bool { return stall.Fired() == 1 }, 10*time.Second, time.Millisecond)
-			change(t, image)
+			change(t, f, image)
 			stall.Release()
 			<-done
 			require.NoError(t, err)
@@ -205,6 +220,19 @@ func TestPruneLooksAgain(t *testing.T) {
 			_, err = f.Client.Images.Get(t.Context(), image.Fingerprint)
 			require.Equal(t, name != "gone", err == nil)
 		})
+	}
+}
+
+// TestPruneProtect: patterns, and aliases that look like one.
+func TestPruneProtect(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFake(t)
+	testkit.Upload(t, f.Client, &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: "web[1]"}}})
+	testkit.Upload(t, f.Client, nil)
+	for pattern, deleted := range map[string]int{"web[1]": 0, "web*": 0, "web?1?": 0, "web": 1, "web1": 1, "*/*": 1} {
+		pruned, err := f.Client.Images.Prune(t.Context(), &lxd.PruneOptions{Keep: 1, Protect: []string{pattern}, DryRun: true})
+		require.NoError(t, err)
+		require.Len(t, pruned.Deleted, deleted, pattern)
 	}
 }
 

@@ -16,7 +16,8 @@ import (
 // defaultInterval is the default of WatchOptions.Interval.
 const defaultInterval = 10 * time.Minute
 
-// maxStale is how many images and aliases are read one by one; of more, all are.
+// maxStale is how many images and aliases are read one by one; of more, all are, and
+// none is noted, so that a slow loop needs no memory.
 const maxStale = 100
 
 // watchJob is one loop over Watch. One goroutine receives events, and notes what they
@@ -46,7 +47,7 @@ type stale struct {
 	all     bool
 	images  map[imageKey]bool
 	aliases map[aliasKey]bool
-	renamed map[string]string // the old name of an alias
+	renamed map[string]string // the old name of an alias, by the new one
 	ended   error             // of the events
 }
 
@@ -203,7 +204,14 @@ func (s *stale) addImage(key imageKey) {
 		s.images = map[imageKey]bool{}
 	}
 	s.images[key] = true
-	s.all = s.all || len(s.images)+len(s.aliases) > maxStale
+	s.limit()
+}
+
+// limit replaces what was noted by all if it is too much.
+func (s *stale) limit() {
+	if len(s.images)+len(s.aliases) > maxStale {
+		*s = stale{all: true, ended: s.ended}
+	}
 }
 
 func (s *stale) addAlias(key aliasKey, old string) {
@@ -215,7 +223,7 @@ func (s *stale) addAlias(key aliasKey, old string) {
 		s.renamed[key.name] = old
 		s.aliases[aliasKey{key.project, old}] = true
 	}
-	s.all = s.all || len(s.images)+len(s.aliases) > maxStale
+	s.limit()
 }
 
 // update reads what is stale, and yields the difference. It returns false if the loop
@@ -233,7 +241,7 @@ func (w *watchJob) update(ctx context.Context, yield func(ImageChange, error) bo
 		}
 		changes, err := w.read(ctx, &s)
 		if err == nil {
-			return w.yield(changes, yield)
+			return w.yield(ctx, changes, yield)
 		}
 		if errors.Is(err, ErrUnavailable) && retry.Transient(err) && !w.images.client.t.conns.isClosed() {
 			if err = retries.Pause(ctx, err); err == nil {
@@ -246,9 +254,13 @@ func (w *watchJob) update(ctx context.Context, yield func(ImageChange, error) bo
 	}
 }
 
-// yield yields the changes, and at the end of the first reading ImagesSynced.
-func (w *watchJob) yield(changes []ImageChange, yield func(ImageChange, error) bool) bool {
+// yield yields the changes, and at the end of the first reading ImagesSynced. If ctx
+// ends, the others are not yielded: the end of the events follows.
+func (w *watchJob) yield(ctx context.Context, changes []ImageChange, yield func(ImageChange, error) bool) bool {
 	for _, change := range changes {
+		if ctx.Err() != nil {
+			return true
+		}
 		if !yield(change, nil) {
 			return false
 		}
@@ -279,15 +291,15 @@ func (w *watchJob) read(ctx context.Context, s *stale) ([]ImageChange, error) {
 	if keys == nil {
 		keys = map[imageKey]bool{}
 	}
-	// The project of an event may be one that shares the images of another.
 	fingerprints, names := map[string]bool{}, map[string]bool{}
 	for key := range keys {
 		fingerprints[key.fingerprint] = true
 	}
-	for key := range s.aliases {
-		names[key.name] = true
+	for alias := range s.aliases {
+		names[alias.name] = true
 	}
 	for key, image := range w.known {
+		// The project of an event may be one that shares the images of another.
 		if fingerprints[key.fingerprint] || slices.ContainsFunc(image.Aliases, func(a Alias) bool { return names[a.Name] }) {
 			keys[key] = true
 		}

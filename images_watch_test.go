@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -245,6 +246,38 @@ func TestWatchProjects(t *testing.T) {
 	}
 }
 
+// TestWatchSharedAliases: aliases that are moved, renamed and deleted through a project
+// that shares the images of the default one.
+func TestWatchSharedAliases(t *testing.T) {
+	for _, s := range testkit.Subjects(t) {
+		t.Run(s.Column, func(t *testing.T) {
+			c := s.Client(t)
+			server, err := c.Server(t.Context())
+			require.NoError(t, err)
+			if !server.Has("images_all_projects") {
+				return
+			}
+			shared := c.InProject(s.AddSharedProject(t))
+			properties := map[string]string{"set": testkit.Unique("set")}
+			first := testkit.Upload(t, c, &lxd.CreateOptions{Properties: properties})
+			second := testkit.Upload(t, c, &lxd.CreateOptions{Properties: properties})
+			list := &lxd.ListOptions{AllProjects: true, Properties: properties}
+			w := startWatch(t, c, &lxd.WatchOptions{AllProjects: true, Properties: properties, Interval: -1})
+			one, two := testkit.Unique("one"), testkit.Unique("two")
+			require.NoError(t, shared.Aliases.Create(t.Context(), lxd.Alias{Name: one, Target: first.Fingerprint}))
+			w.requireWhole(t, c, list)
+			w.next(t, func(lxd.ImageChange) bool { return true })
+			require.NoError(t, shared.Aliases.Rename(t.Context(), one, two))
+			changes := w.next(t, func(c lxd.ImageChange) bool { return len(c.Aliases) > 0 })
+			require.Equal(t, []lxd.AliasChange{{Name: two, OldName: one, From: first.Fingerprint, To: first.Fingerprint}}, changes[0].Aliases)
+			require.NoError(t, shared.Aliases.Set(t.Context(), lxd.Alias{Name: two, Target: second.Fingerprint}))
+			w.requireWhole(t, c, list)
+			require.NoError(t, shared.Aliases.Delete(t.Context(), two))
+			w.requireWhole(t, c, list)
+		})
+	}
+}
+
 // change makes a random change to the images of a set.
 func change(t *testing.T, c *lxd.Client, random *rand.Rand, properties map[string]string) {
 	t.Helper()
@@ -328,6 +361,24 @@ func TestWatchManyChanges(t *testing.T) {
 	require.Less(t, len(f.Requests()), 150)
 }
 
+// TestWatchRenamedAndMoved: an alias that is renamed and moved before it is read is lost
+// by the image that had it by its old name.
+func TestWatchRenamedAndMoved(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFake(t)
+	first := testkit.Upload(t, f.Client, &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: "one"}}})
+	second := testkit.Upload(t, f.Client, nil)
+	w := startWatch(t, f.Client, &lxd.WatchOptions{Interval: -1})
+	stall := f.Inject(lxdtest.StallHeaders().On("GET", "/1.0/images/"+second.Fingerprint).Times(1))
+	require.NoError(t, f.Client.Aliases.Create(t.Context(), lxd.Alias{Name: "other", Target: second.Fingerprint}))
+	require.Eventually(t, func() bool { return stall.Fired() == 1 }, 10*time.Second, time.Millisecond)
+	require.NoError(t, f.Client.Aliases.Rename(t.Context(), "one", "two"))
+	require.NoError(t, f.Client.Aliases.Set(t.Context(), lxd.Alias{Name: "two", Target: second.Fingerprint}))
+	stall.Release()
+	w.requireWhole(t, f.Client, nil)
+	require.Empty(t, w.images["default/"+first.Fingerprint].Aliases)
+}
+
 // TestWatchInterval: all images are read again without an event.
 func TestWatchInterval(t *testing.T) {
 	t.Parallel()
@@ -373,6 +424,57 @@ func TestWatchOwnsImages(t *testing.T) {
 			require.Equal(t, "web", change.Former.Aliases[0].Name)
 			require.Equal(t, "lxdtest", change.Former.Properties["os"])
 			return
+		}
+	}
+}
+
+// TestWatchEndsInALoop: the end of ctx ends a loop whose body is slow.
+func TestWatchEndsInALoop(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFake(t)
+	for range 3 {
+		testkit.Upload(t, f.Client, nil)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	bodies := 0
+	for _, err := range f.Client.Images.Watch(ctx, nil) {
+		if bodies++; bodies == 1 {
+			cancel()
+			continue
+		}
+		require.ErrorIs(t, err, context.Canceled)
+	}
+	require.Equal(t, 2, bodies)
+}
+
+// TestWatchLeavesNothing: a loop that is left at any point, even by a panic, has no
+// goroutine afterwards.
+func TestWatchLeavesNothing(t *testing.T) {
+	f := testkit.StartFake(t)
+	image := testkit.Upload(t, f.Client, nil)
+	loop := func(last int, end func() bool) {
+		defer func() {
+			if cause := recover(); cause != nil {
+				require.Equal(t, "in the loop", cause)
+			}
+		}()
+		bodies := 0
+		for _, err := range f.Client.Images.Watch(t.Context(), nil) {
+			require.NoError(t, err)
+			if bodies == last && end() {
+				break
+			}
+			if bodies++; bodies == 2 {
+				require.NoError(t, image.AddAlias(t.Context(), testkit.Unique("alias"), ""))
+			}
+		}
+	}
+	for last := range 3 {
+		for _, end := range []func() bool{func() bool { return true }, func() bool { panic("in the loop") }} {
+			loop(last, end)
+			stacks := make([]byte, 1<<20)
+			require.NotContains(t, string(stacks[:runtime.Stack(stacks, true)]), "watchJob")
 		}
 	}
 }

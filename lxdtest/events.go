@@ -1,7 +1,6 @@
 package lxdtest
 
 import (
-	"cmp"
 	"encoding/json"
 	"net/http"
 	"slices"
@@ -200,7 +199,7 @@ func (s *Server) publishLifecycle(r *http.Request, action, source, project strin
 	lifecycle := lifecycleJSON{Action: action, Source: source, Context: context}
 	if r != nil {
 		lifecycle.Requestor = requestorOf(r)
-		project = cmp.Or(r.URL.Query().Get("project"), defaultProject)
+		project = projectParam(r)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
