@@ -42,7 +42,8 @@ type EnsureOptions struct {
 	Profiles   []string          // see CreateFromOptions
 	Properties map[string]string // added to those of the image, and override them
 
-	// Previous is an alias for the image that the first alias had before.
+	// Previous is an alias for the image that the first alias had before. The image that
+	// had Previous itself remains, without it, unless DeleteReplaced deletes it.
 	Previous string
 	// DeleteReplaced deletes images that have no alias any more because Ensure has
 	// moved the first one. To find them even after a crash, Ensure sets

@@ -2,10 +2,12 @@ package lxd
 
 import (
 	"context"
+	"fmt"
 	"iter"
 	"maps"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -32,7 +34,7 @@ type ImageChangeKind string
 const (
 	ImagePresent ImageChangeKind = "present" // the image was there when Watch began
 	ImagesSynced ImageChangeKind = "synced"  // all images that were there have been yielded; it has no image
-	ImageAdded   ImageChangeKind = "added"
+	ImageAdded   ImageChangeKind = "added"   // it may not have its aliases yet, which are a change then
 	ImageChanged ImageChangeKind = "changed"
 	ImageRemoved ImageChangeKind = "removed"
 )
@@ -56,9 +58,37 @@ type AliasChange struct {
 	// that is not known: it is then removed and created.
 	OldName string
 	// From and To are the fingerprints of the images that had the alias, and have it
-	// now; "" for none. Both are set if the alias was moved: the image that has lost it
-	// and the one that has got it then are both changed, in this order.
+	// now; "" for none. Both are set if the alias was moved. That is yielded twice: as a
+	// change of the image that has lost it, and then of the one that has got it.
 	From, To string
+}
+
+// String returns the change as a line of a log.
+func (c ImageChange) String() string {
+	if c.any() == nil {
+		return string(c.Kind)
+	}
+	s := fmt.Sprintf("%s image %.12s", c.Kind, c.any().Fingerprint)
+	if len(c.Fields) > 0 {
+		s += ": " + strings.Join(c.Fields, ", ")
+	}
+	for _, alias := range c.Aliases {
+		s += "; " + alias.String()
+	}
+	return s
+}
+
+// String returns the change in words.
+func (c AliasChange) String() string {
+	switch {
+	case c.OldName != "":
+		return fmt.Sprintf("alias %q renamed to %q", c.OldName, c.Name)
+	case c.From == "":
+		return fmt.Sprintf("alias %q created", c.Name)
+	case c.To == "":
+		return fmt.Sprintf("alias %q deleted", c.Name)
+	}
+	return fmt.Sprintf("alias %q moved from %.12s to %.12s", c.Name, c.From, c.To)
 }
 
 // Watch iterates over the images, then yields [ImagesSynced], and from then on every
@@ -70,8 +100,9 @@ type AliasChange struct {
 // that may use some projects only has no event of a change that is made in another project
 // with which it shares images. That LastUsedAt alone has changed is not yielded.
 //
-// Each image that meets the conditions is kept in memory. The last thing yielded is the
-// error that ends the loop, as in [Client.Events]. The images that are yielded are the
+// Each image that meets the conditions is kept in memory. The loop ends with an error,
+// which is the last thing yielded, beside a zero ImageChange: that of ctx, or one that is
+// not transient, as in [Client.Events]. The images that are yielded are the
 // caller's.
 func (m *Images) Watch(ctx context.Context, opts *WatchOptions) iter.Seq2[ImageChange, error] {
 	var o WatchOptions

@@ -161,6 +161,7 @@ func TestWatch(t *testing.T) {
 			require.Equal(t, lxd.ImageChanged, changes[0].Kind)
 			require.Equal(t, []string{"Aliases"}, changes[0].Fields)
 			require.Equal(t, []lxd.AliasChange{{Name: one, To: first.Fingerprint}}, changes[0].Aliases)
+			require.Equal(t, fmt.Sprintf("changed image %.12s: Aliases; alias %q created", first.Fingerprint, one), changes[0].String())
 			require.Empty(t, changes[0].Former.Aliases)
 
 			require.NoError(t, c.Aliases.Rename(ctx, one, two))
@@ -172,6 +173,10 @@ func TestWatch(t *testing.T) {
 
 			require.NoError(t, second.SetAlias(ctx, two, ""))
 			moved := lxd.AliasChange{Name: two, From: first.Fingerprint, To: second.Fingerprint}
+			require.Equal(t, fmt.Sprintf("alias %q moved from %.12s to %.12s", two, first.Fingerprint, second.Fingerprint), moved.String())
+			require.Equal(t, fmt.Sprintf("alias %q renamed to %q", one, two), lxd.AliasChange{Name: two, OldName: one, From: "x", To: "x"}.String())
+			require.Equal(t, `alias "x" deleted`, lxd.AliasChange{Name: "x", From: "y"}.String())
+			require.Equal(t, "synced", lxd.ImageChange{Kind: lxd.ImagesSynced}.String())
 			changes = w.next(t, func(c lxd.ImageChange) bool { return c.Image != nil && c.Image.Fingerprint == second.Fingerprint })
 			require.Len(t, changes, 2)
 			require.Equal(t, first.Fingerprint, changes[0].Image.Fingerprint)
