@@ -384,6 +384,19 @@ func TestWatchRenamedAndMoved(t *testing.T) {
 	require.Empty(t, w.images["default/"+first.Fingerprint].Aliases)
 }
 
+// TestWatchReadsAgain: what could not be read is not lost, however long the server is
+// unavailable.
+func TestWatchReadsAgain(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFakeWith(t, nil, &lxd.Options{RetryTimeout: -1})
+	image := testkit.Upload(t, f.Client, nil)
+	w := startWatch(t, f.Client, &lxd.WatchOptions{Interval: -1})
+	fault := f.Inject(lxdtest.Unavailable().On("GET", "/1.0/images/*").Times(1))
+	require.NoError(t, f.Client.Aliases.Create(t.Context(), lxd.Alias{Name: "web", Target: image.Fingerprint}))
+	w.next(t, func(c lxd.ImageChange) bool { return len(c.Aliases) == 1 })
+	require.Equal(t, 1, fault.Fired())
+}
+
 // TestWatchInterval: all images are read again without an event.
 func TestWatchInterval(t *testing.T) {
 	t.Parallel()
