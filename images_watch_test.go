@@ -354,9 +354,9 @@ func TestWatchAfterBreaks(t *testing.T) {
 func TestWatchManyChanges(t *testing.T) {
 	t.Parallel()
 	f := testkit.StartFake(t)
-	w := startWatch(t, f.Client, &lxd.WatchOptions{Interval: -1})
-	stall := f.Inject(lxdtest.StallHeaders().On("GET", "/1.0/images/*").Times(1))
 	image := testkit.Upload(t, f.Client, nil)
+	w := startWatch(t, f.Client, &lxd.WatchOptions{Interval: -1})
+	stall := f.Inject(lxdtest.StallHeaders().On("GET", "/1.0/images/"+image.Fingerprint).Times(1))
 	for n := range 300 {
 		require.NoError(t, image.AddAlias(t.Context(), fmt.Sprintf("alias%d", n), ""))
 	}
