@@ -20,8 +20,8 @@
 //
 // A [Source] is where an image comes from. [OpenSource] returns that of a name which the
 // lxc and incus command lines know; the functions that begin with From return that of a
-// file, a reader, a URL, a simplestreams server, an image of another server, or an
-// instance. [Images.CreateFrom] creates the image of a source once;
+// file, a reader, a URL, a simplestreams server, an OCI registry, an image of another
+// server, or an instance. [Images.CreateFrom] creates the image of a source once;
 // [Images.Ensure] does so only if the server does not have it, moves the aliases, and can
 // delete the images that they had before. [Images.Create], which uploads a reader, and the
 // other Create methods are the short forms for one kind of source.

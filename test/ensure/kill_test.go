@@ -230,7 +230,7 @@ func (h *history) files(t *testing.T) []string {
 // random moments: the aliases have a complete image all the time, and the next call, by
 // another program, completes the work.
 func TestKilledProgram(t *testing.T) {
-	for _, s := range testkit.Subjects(t) {
+	for _, s := range subjects(t) {
 		t.Run(s.Column, func(t *testing.T) {
 			t.Parallel()
 			random := newRandom(t)

@@ -115,7 +115,7 @@ func retrievals(t *testing.T, far *lxd.Client, fingerprint string) func(t *testi
 // of one call. What the server fetches is transferred once for all of them, what the
 // client sends once for each program.
 func TestManyPrograms(t *testing.T) {
-	for _, s := range testkit.Subjects(t) {
+	for _, s := range subjects(t) {
 		t.Run(s.Column, func(t *testing.T) {
 			t.Parallel()
 			for _, kind := range kinds {
