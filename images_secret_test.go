@@ -196,6 +196,7 @@ func loseTokens(t *testing.T, s *testkit.Subject) {
 // TestRevokingATokenIsRetried has revoking a token fail with each transient error.
 func TestRevokingATokenIsRetried(t *testing.T) {
 	t.Parallel()
+	modes := []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush, lxd.CopyAuto}
 	for name, fault := range map[string]lxdtest.Fault{
 		"500":         lxdtest.Status(500, "database is locked").Times(1),
 		"500, thrice": lxdtest.Status(500, "database is locked").Times(3),
@@ -203,29 +204,18 @@ func TestRevokingATokenIsRetried(t *testing.T) {
 		"lost":        lxdtest.LoseResponse().Times(1),
 		"a page":      lxdtest.HTML().Times(1),
 	} {
-		for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush, lxd.CopyAuto} {
-			for _, wait := range []bool{true, false} {
-				source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, &lxd.Options{RetryTimeout: -1})
-				target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, &lxd.Options{RetryTimeout: -1})
-				image := imageOf(t, source)
-				// Nobody gets as far as using the token.
-				source.Inject(lxdtest.Status(500, "disk broken").On("POST", "/1.0/images/*/export"))
-				source.Inject(lxdtest.Status(502, "a proxy").On("GET", "/1.0/images/*").Times(2))
-				failing := []*lxdtest.Injection{source.Inject(fault.On("DELETE", "/1.0/operations/*")), target.Inject(fault.On("DELETE", "/1.0/operations/*"))}
-				copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: mode, Wait: wait})
-				if err == nil {
-					err = copied.Wait(t.Context())
-				}
-				if mode == lxd.CopyAuto {
-					require.NoError(t, err, name)
-				} else {
-					require.Error(t, err, name)
-				}
-				require.Positive(t, failing[0].Fired()+failing[1].Fired(), "%s: %s", name, mode)
-				require.Empty(t, source.Tokens(), "%s: %s", name, mode)
-				require.Empty(t, target.Tokens(), "%s: %s", name, mode)
-			}
+		for _, mode := range modes {
+			t.Run(fmt.Sprintf("%s, %q", name, mode), func(t *testing.T) {
+				t.Parallel()
+				revokingIsRetried(t, fault, mode, true)
+			})
 		}
+	}
+	for _, mode := range modes {
+		t.Run(fmt.Sprintf("without Wait, %q", mode), func(t *testing.T) {
+			t.Parallel()
+			revokingIsRetried(t, lxdtest.Status(500, "database is locked").Times(1), mode, false)
+		})
 	}
 	// What never passes is given up, in time.
 	source := testkit.StartFake(t)
@@ -235,6 +225,31 @@ func TestRevokingATokenIsRetried(t *testing.T) {
 	require.ErrorContains(t, secret.Revoke(t.Context()), "locked")
 	require.NoError(t, secret.Revoke(t.Context()))
 	require.Empty(t, source.Tokens())
+}
+
+// revokingIsRetried makes a copy fail, or be relayed, and the revocation of its token
+// fail with the fault.
+func revokingIsRetried(t *testing.T, fault lxdtest.Fault, mode lxd.CopyMode, wait bool) {
+	t.Helper()
+	source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, &lxd.Options{RetryTimeout: -1})
+	target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, &lxd.Options{RetryTimeout: -1})
+	image := imageOf(t, source)
+	// Nobody gets as far as using the token.
+	source.Inject(lxdtest.Status(500, "disk broken").On("POST", "/1.0/images/*/export"))
+	source.Inject(lxdtest.Status(502, "a proxy").On("GET", "/1.0/images/*").Times(2))
+	failing := []*lxdtest.Injection{source.Inject(fault.On("DELETE", "/1.0/operations/*")), target.Inject(fault.On("DELETE", "/1.0/operations/*"))}
+	copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: mode, Wait: wait})
+	if err == nil {
+		err = copied.Wait(t.Context())
+	}
+	if mode == lxd.CopyAuto {
+		require.NoError(t, err)
+	} else {
+		require.Error(t, err)
+	}
+	require.Positive(t, failing[0].Fired()+failing[1].Fired())
+	require.Empty(t, source.Tokens())
+	require.Empty(t, target.Tokens())
 }
 
 // TestTokenOutlivesAWait has a Wait cancelled before the other server has used the
