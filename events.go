@@ -119,8 +119,12 @@ func (c *Client) escapesOf(ctx context.Context, l *Lifecycle) aliasEscapes {
 
 // Fingerprint returns the fingerprint of the image that the event is about; "" if
 // it is not about an image.
-func (l *Lifecycle) Fingerprint() string {
-	u, err := url.Parse(l.Source)
+func (l *Lifecycle) Fingerprint() string { return imageInPath(l.Source) }
+
+// imageInPath returns the fingerprint in the URL path of an image, or of what belongs to
+// it; "" if it is another path.
+func imageInPath(path string) string {
+	u, err := url.Parse(path)
 	if err != nil {
 		return ""
 	}

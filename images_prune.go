@@ -148,8 +148,10 @@ func (p *pruneJob) check() error {
 }
 
 func (p *pruneJob) run(ctx context.Context) error {
-	if err := p.readClock(ctx); err != nil {
-		return err
+	if p.OlderThan > 0 || p.UnusedFor > 0 {
+		if err := p.readClock(ctx); err != nil {
+			return err
+		}
 	}
 	images, err := p.images.All(ctx, &ListOptions{Type: p.Type, Architecture: p.Architecture, Properties: p.Properties})
 	if err != nil {

@@ -151,7 +151,7 @@ func (w *watchJob) receiveOf(ctx context.Context, wide bool) error {
 			w.note(func(s *stale) { s.all = true })
 		case event.Lifecycle != nil:
 			w.noteLifecycle(event.Project, event.Lifecycle)
-		case event.Operation != nil && event.Operation.Done():
+		case event.Operation != nil && event.Operation.StatusCode == statusSuccess:
 			w.noteOperation(event.Project, event.Operation)
 		}
 	}
@@ -180,22 +180,28 @@ func (w *watchJob) noteLifecycle(project string, l *Lifecycle) {
 	})
 }
 
-// noteOperation notes the image of an operation: LXD 5.0.2 sends no lifecycle event if
-// it updates an image by itself.
+// noteOperation notes the images of an operation that has succeeded. The lifecycle event
+// of a deletion is sent before the image is gone (Incus 6.0.4 and 7.0.2). LXD 6.9 has the
+// image in its metadata, where others have it in the resources.
 func (w *watchJob) noteOperation(project string, state *OperationStatus) {
 	if !strings.Contains(strings.ToLower(state.Description), "image") {
 		return
 	}
-	fingerprint, _ := state.Metadata["fingerprint"].(string)
 	if !w.AllProjects {
 		project = ""
 	}
+	entity, _ := state.Metadata["entity_url"].(string)
+	created, _ := state.Metadata["fingerprint"].(string)
+	fingerprints := []string{created, imageInPath(entity)}
+	for _, path := range state.Resources["images"] {
+		fingerprints = append(fingerprints, imageInPath(path))
+	}
+	fingerprints = slices.DeleteFunc(fingerprints, func(fingerprint string) bool { return fingerprint == "" })
 	w.note(func(s *stale) {
-		if fingerprint != "" && state.StatusCode == statusSuccess {
+		for _, fingerprint := range fingerprints {
 			s.addImage(imageKey{project, fingerprint})
-			return
 		}
-		s.all = true
+		s.all = s.all || len(fingerprints) == 0
 	})
 }
 

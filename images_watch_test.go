@@ -283,6 +283,52 @@ func TestWatchSharedAliases(t *testing.T) {
 	}
 }
 
+// TestWatchRefresh: an image that the server itself replaces by a newer one.
+func TestWatchRefresh(t *testing.T) {
+	for _, s := range testkit.Subjects(t) {
+		t.Run(s.Column, func(t *testing.T) {
+			c, far := s.Client(t), s.Twin.TLSClient(t)
+			source, alias := testkit.Unique("source"), testkit.Unique("rolling")
+			old := testkit.Upload(t, far, &lxd.CreateOptions{Public: true, Aliases: []lxd.Alias{{Name: source}}})
+			next := testkit.Upload(t, far, &lxd.CreateOptions{Public: true})
+			copied, err := old.Copy(t.Context(), c, &lxd.CopyOptions{Mode: lxd.CopyPull, AutoUpdate: new(true), Aliases: []lxd.Alias{{Name: alias}}, Wait: true})
+			require.NoError(t, err)
+			testkit.DeleteAfter(t, copied.Image)
+			w := startWatch(t, c, &lxd.WatchOptions{Interval: -1})
+			require.NoError(t, next.SetAlias(t.Context(), source, ""))
+			newer, err := copied.Refresh(t.Context(), &lxd.RefreshOptions{Wait: true})
+			require.NoError(t, err)
+			testkit.DeleteAfter(t, newer)
+			require.Equal(t, next.Fingerprint, newer.Fingerprint)
+			w.next(t, func(c lxd.ImageChange) bool {
+				return c.Image != nil && c.Image.Fingerprint == next.Fingerprint && slices.ContainsFunc(c.Image.Aliases, func(a lxd.Alias) bool { return a.Name == alias })
+			})
+			w.wait(t, func() bool {
+				return !slices.ContainsFunc(slices.Collect(maps.Values(w.images)), func(i *lxd.Image) bool { return i.Fingerprint == old.Fingerprint })
+			})
+		})
+	}
+}
+
+// TestWatchReadsWhatChanged: a change costs the image, not the list.
+func TestWatchReadsWhatChanged(t *testing.T) {
+	t.Parallel()
+	eachDialect(t, func(t *testing.T, f *testkit.Fake) {
+		kept := testkit.Upload(t, f.Client, nil)
+		w := startWatch(t, f.Client, &lxd.WatchOptions{Interval: -1})
+		f.ForgetRequests()
+		image := testkit.Upload(t, f.Client, nil)
+		w.next(t, func(c lxd.ImageChange) bool { return c.Kind == lxd.ImageAdded })
+		require.NoError(t, kept.AddAlias(t.Context(), "web", ""))
+		w.next(t, func(c lxd.ImageChange) bool { return len(c.Aliases) == 1 })
+		require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
+		w.next(t, func(c lxd.ImageChange) bool { return c.Kind == lxd.ImageRemoved })
+		for _, r := range f.Requests() {
+			require.False(t, r.Method == "GET" && r.Path == "/1.0/images", "all are read again")
+		}
+	})
+}
+
 // change makes a random change to the images of a set.
 func change(t *testing.T, c *lxd.Client, random *rand.Rand, properties map[string]string) {
 	t.Helper()
