@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/http"
 	"runtime"
 	"slices"
 	"strings"
@@ -281,6 +282,39 @@ func TestWatchSharedAliases(t *testing.T) {
 			w.requireWhole(t, c, list)
 		})
 	}
+}
+
+// TestWatchOfOneProject: a client that may not have the events of all projects has those
+// of its own, which shares the images of the default one.
+func TestWatchOfOneProject(t *testing.T) {
+	for _, s := range testkit.Subjects(t) {
+		t.Run(s.Column, func(t *testing.T) {
+			project := s.AddSharedProject(t)
+			properties := map[string]string{"set": testkit.Unique("set")}
+			w := startWatch(t, s.Restricted(t, project).InProject(project), &lxd.WatchOptions{Properties: properties, Interval: -1})
+			image := testkit.Upload(t, s.Client(t).InProject(project), &lxd.CreateOptions{Properties: properties})
+			w.next(t, func(c lxd.ImageChange) bool {
+				return c.Kind == lxd.ImageAdded && c.Image.Fingerprint == image.Fingerprint
+			})
+		})
+	}
+}
+
+// TestWatchIgnoresUse: that an image was used is no change.
+func TestWatchIgnoresUse(t *testing.T) {
+	t.Parallel()
+	eachDialect(t, func(t *testing.T, f *testkit.Fake) {
+		image := testkit.Upload(t, f.Client, nil)
+		w := startWatch(t, f.Client, &lxd.WatchOptions{Interval: -1})
+		op, err := f.Client.Do(t.Context(), http.MethodPost, "/1.0/instances", map[string]any{"name": "web1", "source": map[string]any{"type": "image", "fingerprint": image.Fingerprint}}, nil)
+		require.NoError(t, err)
+		require.NoError(t, op.Wait(t.Context()))
+		require.NoError(t, image.AddAlias(t.Context(), "web", ""))
+		changes := w.next(t, func(c lxd.ImageChange) bool { return len(c.Aliases) == 1 })
+		require.Len(t, changes, 1)
+		require.Equal(t, []string{"Aliases"}, changes[0].Fields)
+		require.True(t, changes[0].Image.LastUsedAt.After(changes[0].Former.LastUsedAt))
+	})
 }
 
 // TestWatchRefresh: an image that the server itself replaces by a newer one.
