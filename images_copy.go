@@ -2,7 +2,6 @@ package lxd
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -128,67 +127,44 @@ func (i *Image) Copy(ctx context.Context, target *Client, opts *CopyOptions) (*C
 	if opts != nil {
 		o = *opts
 	}
-	if err := o.check(target); err != nil {
+	if err := checkTarget(target); err != nil {
 		return nil, err
 	}
-	j := &copyJob{source: i, target: target, ifExists: o.IfExists, cancel: o.CancelOnDone, spec: o.spec(i), copied: &Copied{}}
-	if i.AutoUpdate || o.AutoUpdate != nil {
-		if err := j.checkUpdates(o.AutoUpdate); err != nil {
-			return nil, err
-		}
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	j, err := newCopyJob(i, target, &o)
+	if err != nil {
+		return nil, err
 	}
 	j.meter, j.report = meter(PhaseServer, max(i.Size, -1), o.Progress), o.Progress
 	defer j.meter.Stop()
-	existing, err := target.Images.Get(ctx, i.Fingerprint)
-	switch {
-	case err == nil && o.IfExists == ErrorIfExists:
-		return nil, fmt.Errorf("image %s: %w", i.Fingerprint, ErrExists)
-	case err == nil:
-		if j.mustUpdate && !existing.updatable() {
-			return nil, fmt.Errorf("update image %.12s: %w: the target has the image without an alias as its source; delete it and copy it again", i.Fingerprint, ErrUnsupported)
-		}
-		if existing, err = j.useExisting(ctx, existing, &o); err != nil {
-			return nil, err
-		}
-		j.copied.Image = existing
-		if err := j.spec.assign(ctx, existing); err != nil {
-			return j.copied, err
-		}
-		j.meter.Phase(PhaseServer, existing.Size, existing.Size)
-		return j.copied, nil
-	case !isMissing(err):
-		return nil, err
-	}
-	if err := j.checkProfiles(ctx); err != nil {
-		return nil, err
-	}
-	if !o.ReuseAliases {
-		if err := target.Aliases.checkFree(ctx, j.spec.aliases, i.Fingerprint, nil); err != nil {
-			return nil, err
-		}
+	if exists, err := j.begin(ctx); exists || err != nil {
+		return j.result(ctx, err)
 	}
 	modes := []CopyMode{o.Mode}
 	j.single = o.Mode != CopyAuto
 	if o.Mode == CopyAuto {
 		modes = []CopyMode{CopyPull, CopyPush, CopyRelay}
 	}
-	if err := j.run(ctx, modes, o.Wait); err != nil {
-		image := j.copied.Image
-		if image == nil || ctx.Err() == nil && image.UploadedAt.IsZero() {
-			return nil, err
-		}
-		return j.copied, err // the image without its aliases, or one whose operation may still run
-	}
-	return j.copied, nil
+	return j.result(ctx, j.run(ctx, modes, o.Wait))
 }
 
-func (o *CopyOptions) check(target *Client) error {
+// checkTarget returns an error if target is not a client that was made.
+func checkTarget(target *Client) error {
 	if target == nil {
 		return invalid("target", "is nil")
 	}
-	if err := target.checkMade(); err != nil {
-		return err
-	}
+	return target.checkMade()
+}
+
+// clone returns a copy that shares nothing with the caller's options.
+func (o CopyOptions) clone() CopyOptions {
+	o.Properties, o.Profiles, o.Aliases = maps.Clone(o.Properties), slices.Clone(o.Profiles), slices.Clone(o.Aliases)
+	return o
+}
+
+func (o *CopyOptions) check() error {
 	if err := checkOneOf("CopyOptions.Mode", o.Mode, CopyAuto, CopyPull, CopyPush, CopyRelay); err != nil {
 		return err
 	}

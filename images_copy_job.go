@@ -11,13 +11,14 @@ import (
 	"github.com/golxd/lxd/internal/progress"
 )
 
-// copyJob is one call of Copy.
+// copyJob is the copy of an image to one server.
 type copyJob struct {
-	source   *Image
-	target   *Client
-	ifExists IfExists
-	cancel   bool // the operation, when the context ends
-	spec     imageSpec
+	// source is the image that the content comes from. In Distribute it may be another
+	// server's than that of which the copy has its attributes.
+	source *Image
+	target *Client
+	opts   *CopyOptions
+	spec   imageSpec
 	// updatesFrom is the source's alias from which the target updates a copy that it
 	// pulls; "" if it does not. With mustUpdate, no other copy is made.
 	updatesFrom string
@@ -26,6 +27,76 @@ type copyJob struct {
 	meter       *progress.Meter
 	report      func(Progress) // for a later Image.Wait; nil for none
 	copied      *Copied
+}
+
+func newCopyJob(source *Image, target *Client, opts *CopyOptions) (*copyJob, error) {
+	j := &copyJob{source: source, target: target, opts: opts, spec: opts.spec(source), copied: &Copied{}}
+	if source.AutoUpdate || opts.AutoUpdate != nil {
+		if err := j.checkUpdates(opts.AutoUpdate); err != nil {
+			return nil, err
+		}
+	}
+	return j, nil
+}
+
+// begin looks for the image at the target. If the target has it, begin sets what the
+// options ask for, and nothing is left to do. Otherwise it checks what the target would
+// refuse.
+func (j *copyJob) begin(ctx context.Context) (exists bool, err error) {
+	existing, err := j.find(ctx)
+	if err != nil {
+		return false, err
+	}
+	if existing == nil {
+		if err := j.checkProfiles(ctx); err != nil {
+			return false, err
+		}
+		return false, j.checkAliases(ctx)
+	}
+	if existing, err = j.useExisting(ctx, existing); err != nil {
+		return true, err
+	}
+	j.copied.Image = existing
+	if err := j.spec.assign(ctx, existing); err != nil {
+		return true, err
+	}
+	j.meter.Phase(PhaseServer, existing.Size, existing.Size)
+	return true, nil
+}
+
+// find returns the image of the target; nil if it has none. If it must not have it, or
+// cannot keep it up to date, that is an error.
+func (j *copyJob) find(ctx context.Context) (*Image, error) {
+	existing, err := j.target.Images.Get(ctx, j.source.Fingerprint)
+	switch {
+	case isMissing(err):
+		return nil, nil //nolint:nilnil // There is none, as documented.
+	case err != nil:
+		return nil, err
+	case j.opts.IfExists == ErrorIfExists:
+		return nil, fmt.Errorf("image %s: %w", j.source.Fingerprint, ErrExists)
+	case j.mustUpdate && !existing.updatable():
+		return nil, fmt.Errorf("update image %.12s: %w: the target has the image without an alias as its source; delete it and copy it again", j.source.Fingerprint, ErrUnsupported)
+	}
+	return existing, nil
+}
+
+// checkAliases returns an error if an alias is another image's, and must remain so.
+func (j *copyJob) checkAliases(ctx context.Context) error {
+	if j.spec.reuse {
+		return nil
+	}
+	return j.target.Aliases.checkFree(ctx, j.spec.aliases, j.source.Fingerprint, nil)
+}
+
+// result returns what is returned beside err: nil if the target has nothing of the copy.
+// Otherwise only the aliases or attributes are missing, or the operation may still run.
+func (j *copyJob) result(ctx context.Context, err error) (*Copied, error) {
+	image := j.copied.Image
+	if err != nil && (image == nil || ctx.Err() == nil && image.UploadedAt.IsZero()) {
+		return nil, err
+	}
+	return j.copied, err
 }
 
 // checkUpdates determines whether a pull can be updated. It returns an error if it
@@ -77,7 +148,8 @@ func (j *copyJob) checkProfiles(ctx context.Context) error {
 
 // useExisting sets what the options ask for on an image that the target already has.
 // What they leave to the source is not changed.
-func (j *copyJob) useExisting(ctx context.Context, existing *Image, o *CopyOptions) (*Image, error) {
+func (j *copyJob) useExisting(ctx context.Context, existing *Image) (*Image, error) {
+	o := j.opts
 	if len(o.Profiles) > 0 || o.CopyProfiles {
 		if err := j.checkProfiles(ctx); err != nil {
 			return nil, err
@@ -117,7 +189,7 @@ func (j *copyJob) run(ctx context.Context, modes []CopyMode, wait bool) error {
 				})
 				return nil
 			}
-			if _, err = image.pending.waitInCall(ctx, image, j.meter, j.cancel); err != nil {
+			if _, err = image.pending.waitInCall(ctx, image, j.meter, j.opts.CancelOnDone); err != nil {
 				image.pending.release(ctx) // nobody can wait for it any more
 			}
 		}
@@ -195,7 +267,7 @@ func (j *copyJob) afterFailure(ctx context.Context, op *Operation, failure error
 	switch {
 	case err != nil:
 		return nil, failure
-	case j.ifExists == ErrorIfExists && !created(existing):
+	case j.opts.IfExists == ErrorIfExists && !created(existing):
 		return nil, fmt.Errorf("image %s: %w", j.source.Fingerprint, ErrExists)
 	}
 	return j.spec.complete(ctx, j.target.Images, op, j.source.Fingerprint)
