@@ -24,9 +24,12 @@ type copyJob struct {
 	updatesFrom string
 	mustUpdate  bool
 	single      bool // there is only one mode
-	meter       *progress.Meter
-	report      func(Progress) // for a later Image.Wait; nil for none
-	copied      *Copied
+	// shared is the content for the first attempt of a relay; nil if it has a reading
+	// of its own.
+	shared *sharedReader
+	meter  *progress.Meter
+	report func(Progress) // for a later Image.Wait; nil for none
+	copied *Copied
 }
 
 func newCopyJob(source *Image, target *Client, opts *CopyOptions) (*copyJob, error) {
@@ -62,6 +65,18 @@ func (j *copyJob) begin(ctx context.Context) (exists bool, err error) {
 	}
 	j.meter.Phase(PhaseServer, existing.Size, existing.Size)
 	return true, nil
+}
+
+// dryRun is begin without any change.
+func (j *copyJob) dryRun(ctx context.Context) (exists bool, err error) {
+	j.copied.Image, err = j.find(ctx)
+	if err != nil {
+		return false, err
+	}
+	if err := j.checkProfiles(ctx); err != nil {
+		return false, err
+	}
+	return j.copied.Image != nil, j.checkAliases(ctx)
 }
 
 // find returns the image of the target; nil if it has none. If it must not have it, or
@@ -198,7 +213,7 @@ func (j *copyJob) run(ctx context.Context, modes []CopyMode, wait bool) error {
 			return err
 		}
 	}
-	return &copyError{what: fmt.Sprintf("copy image %.12s to %s", j.source.Fingerprint, j.target.Endpoint()), failed: j.copied.Failed}
+	return &copyError{what: fmt.Sprintf("copy image %.12s to %s", j.source.Fingerprint, j.target.Endpoint()), failed: j.copied.transferred().Failed}
 }
 
 // noteFailure adds the error of a mode to Copied.Failed, unless it was the only mode.
@@ -212,13 +227,13 @@ func (j *copyJob) noteFailure(mode CopyMode, err error) {
 // error of each; it wraps only the one that decided.
 type copyError struct {
 	what   string
-	failed []CopyAttempt
+	failed []TransferAttempt
 }
 
 func (e *copyError) Error() string {
 	lines := make([]string, len(e.failed))
 	for n, a := range e.failed {
-		lines[n] = fmt.Sprintf("%s: %v", a.Mode, a.Err)
+		lines[n] = fmt.Sprintf("%s: %v", a.Way, a.Err)
 	}
 	return e.what + ": " + strings.Join(lines, "\n")
 }

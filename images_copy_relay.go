@@ -21,7 +21,7 @@ func (j *copyJob) relay(ctx context.Context) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	body := &relayBody{image: j.source, filename: j.spec.filename, meter: j.meter}
+	body := &relayBody{image: j.source, shared: j.shared, filename: j.spec.filename, meter: j.meter}
 	defer body.discard()
 	req := &request{
 		method: http.MethodPost, path: path("images"), query: c.query(), header: j.spec.headers(to, j.source.Fingerprint), body: body, repeatable: true,
@@ -51,7 +51,8 @@ func (j *copyJob) relay(ctx context.Context) (*Image, error) {
 // relayBody is the request body of a relay: the content as the source sends it.
 type relayBody struct {
 	image    *Image
-	filename string // of the copy
+	shared   *sharedReader // for the first attempt; nil for a reading of its own
+	filename string        // of the copy
 	meter    *progress.Meter
 
 	attempts int       // how often it was opened
@@ -77,32 +78,29 @@ func (r *relayBody) open(ctx context.Context, hreq *http.Request) (err error) {
 			cancel()
 		}
 	}()
-	src, err := r.image.content(ctx, 0, 0, false)
-	if err != nil {
-		return retry.Permanent(&sourceError{err}) // it was retried
+	var src *relayContent
+	if r.shared != nil && r.attempts == 1 {
+		src, err = r.shared.open(ctx)
+	} else {
+		src, err = r.image.relayContent(ctx)
 	}
-	split, boundary, err := src.form()
 	if err != nil {
-		_ = src.Close()
 		return err
 	}
-	var body io.ReadCloser = src
-	size := src.Size()
-	if split && r.filename != "" {
+	var body io.Reader = src
+	size := src.size
+	if src.split && r.filename != "" {
 		// The target takes the image's filename from that of the rootfs.
-		body = struct {
-			io.Reader
-			io.Closer
-		}{formname.Rename(src, boundary, r.filename), src}
+		body = formname.Rename(src, src.boundary, r.filename)
 		size = -1
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.final = !split
+	r.final = !src.split
 	r.reader, r.err = &relayReader{ctx, cancel, r, src, body}, nil
 	r.meter.Phase(PhaseSend, 0, max(r.image.Size, size))
 	hreq.Body, hreq.ContentLength = r.reader, size
-	hreq.Header.Set("Content-Type", src.Header().Get("Content-Type"))
+	hreq.Header.Set("Content-Type", src.header.Get("Content-Type"))
 	return nil
 }
 
@@ -149,8 +147,8 @@ type relayReader struct {
 	ctx    context.Context //nolint:containedctx // of the transfer
 	cancel context.CancelFunc
 	r      *relayBody
-	src    *contentReader
-	body   io.ReadCloser
+	src    io.Closer
+	body   io.Reader
 }
 
 func (r *relayReader) Read(p []byte) (int, error) {
@@ -162,7 +160,7 @@ func (r *relayReader) Read(p []byte) (int, error) {
 		var connection *ConnectionError
 		if !errors.As(err, &refused) && !errors.As(err, &connection) && !errors.Is(err, ErrBadResponse) {
 			// A ConnectionError is retryable.
-			cause = r.r.image.client.t.connectionError(r.ctx, r.src.req, err)
+			cause = r.r.image.client.t.connectionError(r.ctx, r.r.image.exportRequest(nil), err)
 		}
 		r.r.mu.Lock()
 		r.r.err = &sourceError{cause}
@@ -173,5 +171,5 @@ func (r *relayReader) Read(p []byte) (int, error) {
 
 func (r *relayReader) Close() error {
 	r.cancel()
-	return r.body.Close()
+	return r.src.Close()
 }
