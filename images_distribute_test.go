@@ -250,7 +250,7 @@ func TestDistributeSourceDies(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []lxd.CopyMode{lxd.CopyAuto, lxd.CopyPull, lxd.CopyRelay} {
 		fleet, targets := startFleet(t, 5)
-		source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+		source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, &lxd.Options{RetryTimeout: 100 * time.Millisecond})
 		image := testkit.Upload(t, source.Client, nil)
 		// One server has the image already.
 		_, err := image.Copy(t.Context(), targets[0], &lxd.CopyOptions{Wait: true})
@@ -332,5 +332,86 @@ func TestDistributeProgress(t *testing.T) {
 		require.Zero(t, last.Failed)
 		require.Equal(t, 3*image.Size, last.Bytes)
 		require.Equal(t, last.TotalBytes, last.Bytes)
+	}
+}
+
+// TestDistributeAmongAll brings an image to all kinds of servers at once: those of
+// lxdtest, and, if the environment names them, the real daemons.
+func TestDistributeAmongAll(t *testing.T) {
+	subjects := testkit.Subjects(t)
+	for _, real := range []bool{false, true} {
+		var targets []*lxd.Client
+		for _, s := range subjects {
+			if (s.Real != nil) == real {
+				targets = append(targets, s.TLSClient(t), s.Client(t), s.Twin.Client(t)) // two ways to the first
+			}
+		}
+		if len(targets) == 0 {
+			continue
+		}
+		for _, mode := range []lxd.CopyMode{lxd.CopyAuto, lxd.CopyPull, lxd.CopyRelay} {
+			for _, split := range []bool{false, true} {
+				image := testkit.CopySource(t, targets[0], split)
+				deliveries, errs := distribute(t.Context(), t, image, targets, &lxd.DistributeOptions{Copy: lxd.CopyOptions{Mode: mode, CopyAliases: true}})
+				for n, d := range deliveries {
+					require.NoError(t, errs[n], "%s to %s", mode, targets[n].Endpoint())
+					testkit.DeleteAfter(t, d.Image)
+					testkit.RequireCopy(t, image, &lxd.Copied{Image: d.Image, Mode: d.Mode})
+					switch {
+					case n < 2:
+						require.Empty(t, d.Mode, "the source")
+					case n%3 != 2:
+						require.True(t, d.SameAs == targets[n/3*3] || d.SameAs == targets[n/3*3+1] || d.SameAs == nil)
+					default:
+						require.Nil(t, d.SameAs)
+						require.NotEmpty(t, d.Mode)
+					}
+				}
+				for n := 0; n < len(targets); n += 3 {
+					require.NotEqual(t, deliveries[n].SameAs == nil, deliveries[n+1].SameAs == nil)
+				}
+			}
+		}
+	}
+	for _, s := range subjects {
+		testkit.RequireNoTokens(t, s)
+		testkit.RequireNoTokens(t, s.Twin)
+	}
+}
+
+// TestRelayLeavesOneBehind: a target that reads nothing for a while does not hold the
+// others, and gets the image in the end.
+func TestRelayLeavesOneBehind(t *testing.T) {
+	t.Parallel()
+	for _, split := range []bool{false, true} {
+		fleet, targets := startFleet(t, 3)
+		source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+		const size = 40 << 20
+		add := func() (string, error) { return source.AddImage(lxdtest.UnifiedImage("behind", size), nil) }
+		if split {
+			add = func() (string, error) {
+				metadata, rootfs := lxdtest.SplitImage("behind", size)
+				return source.AddImage(metadata, &lxdtest.AddOptions{Rootfs: rootfs})
+			}
+		}
+		fingerprint, err := add()
+		require.NoError(t, err)
+		image, err := source.Client.Images.Get(t.Context(), fingerprint)
+		require.NoError(t, err)
+		source.ForgetRequests()
+		stalled := fleet[1].Inject(lxdtest.StallRequest(100_000).On("POST", "/1.0/images").Times(1))
+		served := 0
+		for d, err := range image.Distribute(t.Context(), targets, &lxd.DistributeOptions{Copy: lxd.CopyOptions{Mode: lxd.CopyRelay}}) {
+			require.NoError(t, err)
+			require.Equal(t, image.Fingerprint, d.Image.Fingerprint)
+			if served++; served == 2 {
+				require.Equal(t, 1, exports(source))
+				stalled.Release()
+			}
+			require.Equal(t, served == 3, d.Index == 1)
+		}
+		require.Equal(t, 3, served)
+		require.Equal(t, 2, exports(source))
+		noTokens(t, append(fleet, source)...)
 	}
 }
