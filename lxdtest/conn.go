@@ -75,14 +75,8 @@ func (c *conn) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// ReadFrom lets the HTTP server send files with sendfile where possible.
+// ReadFrom copies with a larger buffer than that of the HTTP server.
 func (c *conn) ReadFrom(r io.Reader) (int64, error) {
-	c.mu.Lock()
-	plain := c.frozen == nil && c.drip == 0
-	c.mu.Unlock()
-	if tcp, ok := c.Conn.(*net.TCPConn); ok && plain {
-		return tcp.ReadFrom(r)
-	}
 	return io.CopyBuffer(onlyWriter{c}, onlyReader{r}, make([]byte, 128<<10))
 }
 
