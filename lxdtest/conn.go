@@ -13,10 +13,7 @@ import (
 // conn is the server's end of a connection. The server counts it while it is
 // open, and faults break it in ways that net/http alone cannot.
 type conn struct {
-	net.Conn
-	server *Server
-	once   sync.Once
-	closed chan struct{}
+	*linkConn
 
 	mu     sync.Mutex
 	frozen chan struct{} // non-nil while half-open; closed when thawed
@@ -33,7 +30,7 @@ func (c *conn) Read(p []byte) (int, error) {
 		c.first = c.first[n:]
 		return n, nil
 	}
-	n, err := c.Conn.Read(p)
+	n, err := c.linkConn.Read(p)
 	c.mu.Lock()
 	frozen := c.frozen
 	c.mu.Unlock()
@@ -58,7 +55,7 @@ func (c *conn) Write(p []byte) (int, error) {
 		return len(p), nil
 	}
 	if drip == 0 {
-		return c.Conn.Write(p)
+		return c.linkConn.Write(p)
 	}
 	for i := range p {
 		timer := time.NewTimer(drip)
@@ -68,33 +65,22 @@ func (c *conn) Write(p []byte) (int, error) {
 			timer.Stop()
 			return i, net.ErrClosed
 		}
-		if _, err := c.Conn.Write(p[i : i+1]); err != nil {
+		if _, err := c.linkConn.Write(p[i : i+1]); err != nil {
 			return i, err
 		}
 	}
 	return len(p), nil
 }
 
-// ReadFrom lets the HTTP server send files with sendfile where possible.
+// ReadFrom copies with a larger buffer than that of the HTTP server.
 func (c *conn) ReadFrom(r io.Reader) (int64, error) {
-	c.mu.Lock()
-	plain := c.frozen == nil && c.drip == 0
-	c.mu.Unlock()
-	if tcp, ok := c.Conn.(*net.TCPConn); ok && plain {
-		return tcp.ReadFrom(r)
-	}
 	return io.CopyBuffer(onlyWriter{c}, onlyReader{r}, make([]byte, 128<<10))
 }
 
 // Close closes the connection and removes it from the server's list.
 func (c *conn) Close() error {
-	err := net.ErrClosed
-	c.once.Do(func() {
-		close(c.closed)
-		c.server.forgetConn(c)
-		err = c.Conn.Close()
-	})
-	return err
+	c.server.forgetConn(c)
+	return c.linkConn.Close()
 }
 
 // reset closes the connection at once, over TCP with a reset.

@@ -61,6 +61,7 @@
 //	CutResponse          the connection reset after n bytes of the response body
 //	CutRequest           the connection reset after n bytes of its own body
 //	StallHeaders         no response until Release
+//	Latency              each response delayed
 //	StallResponse        a response that stops after n bytes until Release
 //	StallRequest         a body that is not read beyond n bytes until Release
 //	HalfOpen             a connection that stays open but silent
@@ -75,6 +76,7 @@
 //	HTML                 200 and a web page
 //	EndlessJSON          200 and JSON that never ends
 //	Redirect             307
+//	RateLimit            a slow network link, which all connections share
 //	RestartServer        the server restarting in the middle of the request
 //	DuplicateEvents      each operation event twice
 //	ReorderEvents        an operation event after the next one

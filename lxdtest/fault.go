@@ -23,6 +23,7 @@ const (
 	kindLoseResponse
 	kindRefuse
 	kindStallHeaders
+	kindLatency
 	kindStallBody
 	kindStallRequest
 	kindHalfOpen
@@ -36,6 +37,7 @@ const (
 	kindEndless
 	kindRedirect
 	kindRestart
+	kindRateLimit
 	kindDuplicate
 	kindReorder
 	kindDropEvents
@@ -122,6 +124,11 @@ func Refuse() Fault { return Fault{name: "refuse", kind: kindRefuse} }
 // Remove.
 func StallHeaders() Fault { return Fault{name: "stall headers", kind: kindStallHeaders} }
 
+// Latency delays the processing of each request by this time.
+func Latency(delay time.Duration) Fault {
+	return Fault{name: "latency", kind: kindLatency, pause: delay}
+}
+
 // StallResponse pauses the response after n bytes of its body until
 // Injection.Release or Remove.
 func StallResponse(n int64) Fault {
@@ -193,6 +200,17 @@ func Redirect(url string) Fault { return Fault{name: "redirect", kind: kindRedir
 // connections are refused.
 func RestartServer(n int64) Fault { return Fault{name: "restart", kind: kindRestart, bytes: n} }
 
+// RateLimit limits the server's network link until it is removed. The server sends at
+// most so many bytes per second (at least 1), and receives as many at the same time, in
+// total over all connections, in memory too: those that it accepts, and those that it opens
+// for pulls, pushes and imports. Transfers share the link evenly. The bytes of TLS and HTTP
+// count, those of TCP do not. An idle link saves up 20 ms of its rate, not more. Restart
+// keeps the limit. Of several limits the lowest applies. On and Times do not apply, and
+// Fired counts the reads and writes that had to wait.
+func RateLimit(bytesPerSecond int64) Fault {
+	return Fault{name: "rate limit", kind: kindRateLimit, bytes: max(1, bytesPerSecond)}
+}
+
 // DuplicateEvents sends each operation event twice.
 func DuplicateEvents() Fault { return Fault{name: "duplicate events", kind: kindDuplicate} }
 
@@ -256,6 +274,8 @@ type Injection struct {
 	released chan struct{}
 	once     sync.Once
 	removed  bool
+
+	sends, receives link // of a RateLimit
 }
 
 // Fired returns how often the fault has fired.
@@ -265,8 +285,17 @@ func (i *Injection) Fired() int {
 	return i.fired
 }
 
-// Release ends all current stalls of the fault and prevents further ones.
-func (i *Injection) Release() { i.once.Do(func() { close(i.released) }) }
+// Release ends all current stalls of the fault and prevents further ones. It ends a
+// RateLimit.
+func (i *Injection) Release() {
+	i.once.Do(func() {
+		close(i.released)
+		s := i.server
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.setRateLimits(slices.DeleteFunc(slices.Clone(s.rateLimits()), func(other *Injection) bool { return other == i }))
+	})
+}
 
 // Remove ends the fault and its stalls.
 func (i *Injection) Remove() {
@@ -304,6 +333,8 @@ func (s *Server) Inject(f Fault) *Injection {
 	case kindRefuse:
 		s.refusing++
 		s.stopSockets()
+	case kindRateLimit:
+		s.setRateLimits(append(slices.Clone(s.rateLimits()), i))
 	case kindDropEvents:
 		i.fired += s.hub.dropAll()
 	}
@@ -364,7 +395,7 @@ func (s *Server) dropEventSocket() bool {
 
 // matches reports whether a fault applies to a request.
 func (f Fault) matches(r *http.Request) bool {
-	if f.kind == kindRefuse || f.kind >= kindDuplicate {
+	if f.kind == kindRefuse || f.kind >= kindRateLimit {
 		return false
 	}
 	if f.method != "" && f.method != r.Method {

@@ -51,7 +51,7 @@ func (s *Server) httpClient(certificate string) (*http.Client, error) {
 			if err != nil {
 				return nil, daemonErrorf("Unable to connect to: %s ([%w])", addr, err)
 			}
-			return c, nil
+			return s.newLinkConn(c), nil
 		},
 	}}, nil
 }

@@ -75,6 +75,10 @@ func (s *Server) apply(in *requestFaults, i *Injection, w http.ResponseWriter, r
 		if !i.wait(r.Context()) {
 			in.responded = true
 		}
+	case kindLatency:
+		if !i.pause(r.Context()) {
+			in.responded = true
+		}
 	case kindStallBody:
 		out.stallAt, out.stall = f.bytes, i
 	case kindStallRequest:

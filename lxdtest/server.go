@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -121,6 +122,7 @@ type Server struct {
 	spooled   int // the number of the last file created
 	requests  []*Request
 	faults    []*Injection
+	limits    atomic.Pointer[[]*Injection] // those of faults that are a RateLimit; set under the lock
 
 	trustMu    sync.Mutex // guards trusted, identities, client and sessions
 	trusted    []*trust
@@ -465,7 +467,7 @@ func (s *Server) Client() *http.Client {
 
 // newConn registers an accepted connection.
 func (s *Server) newConn(raw net.Conn, local bool) (*conn, error) {
-	c := &conn{Conn: raw, server: s, closed: make(chan struct{}), local: local}
+	c := &conn{linkConn: s.newLinkConn(raw), local: local}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.up {

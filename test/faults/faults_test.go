@@ -739,6 +739,8 @@ var faults = []fault{
 	}},
 	{name: "429 with Retry-After", of: aimed(lxdtest.TooManyRequests(faultPause), 1), wants: map[string]string{"": again}},
 	{name: "slow loris", of: only(hasResponse, aimed(lxdtest.SlowLoris(time.Millisecond), 1)), wants: map[string]string{"": succeeds}},
+	{name: "20 kB/s for good", of: always(lxdtest.RateLimit(20_000)), wants: map[string]string{"": succeeds}},
+	{name: "latency of 5 seconds for good", of: aimed(lxdtest.Latency(5*time.Second), 0), wants: map[string]string{"": succeeds}},
 	{name: "early response 507", of: only(sends, aimed(lxdtest.EarlyResponse(faultAt, 507, "disk full"), 1)), wants: map[string]string{"": refusal}},
 	{name: "cut multipart", of: only(splitExport, aimed(lxdtest.TruncateRootfs(faultAt), 1)), wants: map[string]string{"": corrupt,
 		"split relay, source": failed,
