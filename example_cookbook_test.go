@@ -324,6 +324,39 @@ func ExampleClient_Do() {
 	// Output: web1 Stopped
 }
 
+// ExampleImage_Distribute brings an image to two more servers.
+func ExampleImage_Distribute() {
+	client, stop := exampleClient()
+	defer stop()
+	ctx := context.Background()
+	image, err := client.Images.Create(ctx, bytes.NewReader(lxdtest.UnifiedImage("web", 0)), &lxd.CreateOptions{
+		Aliases: []lxd.Alias{{Name: "web"}}, Wait: true,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	var servers []*lxd.Client
+	for range 2 {
+		server, stop := exampleClient()
+		defer stop()
+		servers = append(servers, server)
+	}
+
+	for delivery, err := range image.Distribute(ctx, servers, &lxd.DistributeOptions{
+		Copy: lxd.CopyOptions{CopyAliases: true, ReuseAliases: true},
+	}) {
+		if err != nil {
+			fmt.Println(delivery.Index, "failed:", err) // the others go on
+			continue
+		}
+		fmt.Println(delivery.Index, "has", delivery.Image.Aliases[0].Name)
+	}
+
+	// Unordered output:
+	// 0 has web
+	// 1 has web
+}
+
 // Old builds are deleted: the plan, then the deletion.
 func ExampleImages_Prune() {
 	client, stop := exampleClient()

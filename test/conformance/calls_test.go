@@ -54,6 +54,7 @@ var conformanceCalls = []struct {
 	{"Images.CreateFrom an OCI registry", testFromOCI},
 	{"Images.Ensure", testEnsure},
 	{"Images.InstanceSource", testSourceForInstance},
+	{"Image.Distribute", testDistribute},
 	{"Images.Prune", testPrune},
 	{"Images.Watch", testWatch},
 	{"Images.CreateFromInstance", testFromInstance},
@@ -1252,6 +1253,22 @@ func testWatch(t *testing.T, s *subject) {
 		}
 	}
 	require.Equal(t, []lxd.ImageChangeKind{lxd.ImagePresent, lxd.ImagesSynced, lxd.ImageAdded}, kinds)
+}
+
+// testDistribute brings an image to a server, which has it then.
+func testDistribute(t *testing.T, s *subject) {
+	image := testkit.CopySource(t, s.Client(t), false)
+	for _, mode := range []lxd.CopyMode{lxd.CopyPull, ""} {
+		results := 0
+		for delivery, err := range image.Distribute(t.Context(), []*lxd.Client{s.Twin.Client(t)}, &lxd.DistributeOptions{Copy: lxd.CopyOptions{CopyAliases: true}}) {
+			results++
+			require.NoError(t, err)
+			require.Equal(t, mode, delivery.Mode)
+			testkit.RequireCopy(t, image, &lxd.Copied{Image: delivery.Image, Mode: delivery.Mode})
+			testkit.DeleteAfter(t, delivery.Image)
+		}
+		require.Equal(t, 1, results)
+	}
 }
 
 // testPrune deletes all but the newest image with a property.

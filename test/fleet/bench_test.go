@@ -102,7 +102,7 @@ func BenchmarkRelay(b *testing.B) {
 			for _, rate := range rates {
 				h := startHosts(b, 1, rate<<20)[0]
 				if rate == 0 {
-					h.Inject(lxdtest.StallRequest(40 << 20).On("POST", "/1.0/images"))
+					h.Inject(lxdtest.StallRequest(40<<20).On("POST", "/1.0/images"))
 				} else {
 					slowest = min(slowest, rate)
 				}
