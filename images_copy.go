@@ -159,9 +159,10 @@ func checkTarget(target *Client) error {
 }
 
 // clone returns a copy that shares nothing with the caller's options.
-func (o CopyOptions) clone() CopyOptions {
-	o.Properties, o.Profiles, o.Aliases = maps.Clone(o.Properties), slices.Clone(o.Profiles), slices.Clone(o.Aliases)
-	return o
+func (o *CopyOptions) clone() CopyOptions {
+	c := *o
+	c.Properties, c.Profiles, c.Aliases = maps.Clone(o.Properties), slices.Clone(o.Profiles), slices.Clone(o.Aliases)
+	return c
 }
 
 func (o *CopyOptions) check() error {

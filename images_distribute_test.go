@@ -339,10 +339,10 @@ func TestDistributeProgress(t *testing.T) {
 // lxdtest, and, if the environment names them, the real daemons.
 func TestDistributeAmongAll(t *testing.T) {
 	subjects := testkit.Subjects(t)
-	for _, real := range []bool{false, true} {
+	for _, realOnes := range []bool{false, true} {
 		var targets []*lxd.Client
 		for _, s := range subjects {
-			if (s.Real != nil) == real {
+			if (s.Real != nil) == realOnes {
 				targets = append(targets, s.TLSClient(t), s.Client(t), s.Twin.Client(t)) // two ways to the first
 			}
 		}
