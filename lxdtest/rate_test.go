@@ -17,7 +17,7 @@ import (
 
 // testRate is such that an image of rateImageSize takes a second.
 const (
-	testRate      = 4 << 20
+	testRate      = 1 << 20
 	rateImageSize = testRate
 )
 
