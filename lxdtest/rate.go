@@ -1,6 +1,7 @@
 package lxdtest
 
 import (
+	"errors"
 	"net"
 	"os"
 	"sync"
@@ -100,8 +101,11 @@ func (s *Server) newLinkConn(raw net.Conn) *linkConn {
 // data. A deadline ends the waiting; the data is returned nevertheless.
 func (c *linkConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p[:c.chunk(len(p))])
-	if n > 0 && c.pass(n, (*Injection).receiveLink, c.readDeadline) == net.ErrClosed { //nolint:errorlint // pass does not wrap
-		return 0, net.ErrClosed
+	if n == 0 {
+		return n, err
+	}
+	if late := c.pass(n, (*Injection).receiveLink, c.readDeadline); errors.Is(late, net.ErrClosed) {
+		return 0, late
 	}
 	return n, err
 }
