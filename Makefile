@@ -12,7 +12,7 @@ BENCH       ?= .
 BENCHFLAGS  ?=
 FUZZTIME    ?= 10s
 
-.PHONY: fmt fmt-check lint lint-ci test cover bench gobench integration fuzz vuln api release-notes envelopes
+.PHONY: fmt fmt-check lint lint-ci test cover bench gobench integration integration-packages fuzz vuln api release-notes envelopes
 
 fmt:
 	gofmt -w .
@@ -49,6 +49,9 @@ gobench:
 # after the other (-p 1): they share the daemons, and look at what is left there.
 integration:
 	go run ./internal/cmd/testdaemons $(DAEMONS) -- go test -p 1 $(TESTFLAGS) $(INTEGRATION)
+
+integration-packages:
+	@echo $(INTEGRATION)
 
 # Runs every fuzz target in turn, each for FUZZTIME.
 fuzz:
