@@ -21,7 +21,7 @@ import (
 
 const (
 	benchSize = 8 << 20
-	benchRate = 4 << 20 // a second, of each link in each direction
+	benchRate = 2 << 20 // a second, of each link in each direction
 )
 
 // BenchmarkTree brings an image to n servers. It reports the wall time in proportion to
