@@ -122,9 +122,6 @@ func (m *Images) Watch(ctx context.Context, opts *WatchOptions) iter.Seq2[ImageC
 
 // own returns a copy of the image that shares nothing with it.
 func (i *Image) own() *Image {
-	if i == nil {
-		return nil
-	}
 	image := *i
 	image.Aliases, image.Profiles, image.Properties = slices.Clone(i.Aliases), slices.Clone(i.Profiles), maps.Clone(i.Properties)
 	image.Locations, image.AccessEntitlements = slices.Clone(i.Locations), slices.Clone(i.AccessEntitlements)
