@@ -94,9 +94,9 @@ func (c AliasChange) String() string {
 // Watch iterates over the images, then yields [ImagesSynced], and from then on every
 // change until ctx ends. It reads an image again when the server sends an event about
 // it, so several changes in short succession may be yielded as one. When the connection
-// breaks, or the server restarts, it connects again without a timeout, reads all images,
-// and yields the difference: what was yielded adds up to what is there, whatever events
-// were lost. It needs an event of the server, or Interval, to notice a change; a client
+// breaks, or the server restarts, it connects again without a timeout (before
+// ImagesSynced, with Options.RetryTimeout), reads all images, and yields the difference:
+// what was yielded adds up to what is there, whatever events were lost. It needs an event of the server, or Interval, to notice a change; a client
 // that may use some projects only has no event of a change that is made in another project
 // with which it shares images. That LastUsedAt alone has changed is not yielded.
 //
