@@ -263,9 +263,7 @@ func (w *watchJob) yield(ctx context.Context, changes []ImageChange, yield func(
 		if ctx.Err() != nil {
 			return true
 		}
-		if change.Image != nil {
-			change.Image = change.Image.own() // Former is not used any more
-		}
+		change.Image = change.Image.own() // Former is not used any more
 		if !yield(change, nil) {
 			return false
 		}

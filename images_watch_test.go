@@ -27,7 +27,8 @@ import (
 type watcher struct {
 	mu      sync.Mutex
 	images  map[string]*lxd.Image // by project and fingerprint
-	changes []lxd.ImageChange     // since ImagesSynced
+	set     lxd.ImageSet
+	changes []lxd.ImageChange // since ImagesSynced
 	synced  bool
 	err     error
 	wake    chan struct{}
@@ -57,6 +58,7 @@ func startWatch(t *testing.T, c *lxd.Client, opts *lxd.WatchOptions) *watcher {
 func (w *watcher) add(change lxd.ImageChange, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.set.Apply(change)
 	key := func(i *lxd.Image) string { return i.Project + "/" + i.Fingerprint }
 	switch {
 	case err != nil:
@@ -132,6 +134,7 @@ func (w *watcher) requireWhole(t *testing.T, c *lxd.Client, list *lxd.ListOption
 		want, got = state(images), state(slices.Collect(maps.Values(w.images)))
 		w.mu.Unlock()
 		if maps.Equal(want, got) {
+			w.requireSet(t, images)
 			return
 		}
 		select {
@@ -140,6 +143,19 @@ func (w *watcher) requireWhole(t *testing.T, c *lxd.Client, list *lxd.ListOption
 		}
 	}
 	require.Equal(t, want, got)
+}
+
+// requireSet requires that the set has these images, by fingerprint and by alias.
+func (w *watcher) requireSet(t *testing.T, images []*lxd.Image) {
+	t.Helper()
+	require.Equal(t, state(images), state(w.set.Find(nil)))
+	require.Equal(t, w.synced, w.set.Synced())
+	for _, image := range images {
+		require.Equal(t, image.Size, w.set.Get(image.Project, image.Fingerprint).Size)
+		for _, alias := range image.Aliases {
+			require.Equal(t, image.Fingerprint, w.set.GetByAlias(image.Project, alias.Name).Fingerprint)
+		}
+	}
 }
 
 // TestWatch: what is there, and then each kind of change with the former image.
