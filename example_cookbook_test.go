@@ -395,7 +395,7 @@ func ExampleImages_Prune() {
 
 	fmt.Println(len(pruned.Deleted), "deleted")
 	// Output:
-	// would delete build/2: not one of the newest 2
+	// would delete build/2: not one of the newest 2 of "build/", container, x86_64
 	// would keep build/1: its alias "build/1" is protected
 	// would keep build/3: one of the newest 2 of "build/", container, x86_64
 	// would keep build/4: one of the newest 2 of "build/", container, x86_64

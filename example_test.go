@@ -243,3 +243,29 @@ func ExampleClient_Events() {
 	}
 	// Output: image-created
 }
+
+func ExampleImageSet() {
+	client, stop := exampleClient()
+	defer stop()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	_, err := client.Images.Create(ctx, bytes.NewReader(lxdtest.UnifiedImage("example", 0)), &lxd.CreateOptions{
+		Aliases: []lxd.Alias{{Name: "web"}}, Properties: map[string]string{"os": "debian"}, Wait: true,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	var set lxd.ImageSet // other goroutines may use it meanwhile
+	for change, err := range client.Images.Watch(ctx, nil) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		if set.Apply(change); set.Synced() {
+			break
+		}
+	}
+	debian := set.Find(func(i *lxd.Image) bool { return i.Properties["os"] == "debian" })
+	fmt.Println(len(debian), set.GetByAlias("", "web").Fingerprint == debian[0].Fingerprint)
+	// Output: 1 true
+}

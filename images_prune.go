@@ -34,9 +34,8 @@ type PruneOptions struct {
 
 	// OlderThan is met by images that were uploaded longer ago.
 	OlderThan time.Duration
-	// UnusedFor is met by images from which no instance was created for that long, nor
-	// was an image that was never used uploaded since. Only the use by this server
-	// counts.
+	// UnusedFor is met by images from which no instance was created for that long, and
+	// that were uploaded before. Only the use by this server counts.
 	UnusedFor time.Duration
 	// Unnamed is met by images that have no alias.
 	Unnamed bool
@@ -68,7 +67,9 @@ type Pruned struct {
 // PrunedImage is an image, and why it was deleted or kept.
 type PrunedImage struct {
 	*Image
-	Reason string // such as `without an alias, uploaded more than 720h0m0s ago`
+	// Reason has the conditions that are met, and the groups of Keep, such as `uploaded
+	// more than 720h0m0s ago, not one of the newest 2 of "build/", container, x86_64`.
+	Reason string
 }
 
 // String returns the image and the reason.
@@ -140,6 +141,9 @@ func (p *pruneJob) check() error {
 		return invalid("PruneOptions", "has no rule: set Keep, OlderThan, UnusedFor, Unnamed or CachedOnly")
 	}
 	for _, pattern := range p.Protect {
+		if pattern == "" {
+			return invalid("PruneOptions.Protect", "has an empty pattern, which no alias matches")
+		}
 		if _, err := patterns.Match(pattern, ""); err != nil {
 			return invalid("PruneOptions.Protect", "%q is no pattern: %v", pattern, err)
 		}
@@ -258,6 +262,7 @@ func (g group) String() string {
 // meets reports whether an image meets all conditions, and which.
 func (p *pruneJob) meets(image *Image) (reason string, met bool) {
 	var reasons []string
+	groups := p.groups(image)
 	condition := func(set, met bool, format string, args ...any) bool {
 		if set && met {
 			reasons = append(reasons, fmt.Sprintf(format, args...))
@@ -265,16 +270,21 @@ func (p *pruneJob) meets(image *Image) (reason string, met bool) {
 		return !set || met
 	}
 	used, never := image.LastUsedAt, ""
-	if used.Before(image.UploadedAt) {
-		used, never = image.UploadedAt, ", and never used"
+	if used.IsZero() {
+		never = ", and never used"
+	}
+	if used.Before(image.UploadedAt) { // a refreshed image has the use of its predecessor (LXD 5.0.2, Incus 6.0.4 and 7.0.2)
+		used = image.UploadedAt
 	}
 	met = condition(p.Unnamed, len(image.Aliases) == 0, "without an alias") &&
 		condition(p.CachedOnly, image.Cached, "cached") &&
 		condition(p.OlderThan > 0, p.now.Sub(image.UploadedAt) > p.OlderThan, "uploaded more than %s ago", p.OlderThan) &&
 		condition(p.UnusedFor > 0, p.now.Sub(used) > p.UnusedFor, "not used for %s%s", p.UnusedFor, never) &&
-		(len(p.AliasPrefixes) == 0 || len(p.groups(image)) > 0)
+		len(groups) > 0
 	if p.Keep > 0 {
-		reasons = append(reasons, fmt.Sprintf("not one of the newest %d", p.Keep))
+		for _, g := range groups {
+			reasons = append(reasons, fmt.Sprintf("not one of the newest %d of %s", p.Keep, g))
+		}
 	}
 	return strings.Join(reasons, ", "), met
 }
@@ -322,16 +332,17 @@ func (p *pruneJob) usedBy(ctx context.Context, images []*Image) (map[string]stri
 func (p *pruneJob) prune(ctx context.Context, image *Image, reason string) error {
 	if !p.DryRun {
 		now, err := p.images.Get(ctx, image.Fingerprint)
+		if err == nil {
+			if p.hasChanged(image, now) {
+				p.keep(now, "it was used, uploaded again or changed since")
+				return nil
+			}
+			err = now.Delete(ctx, &DeleteOptions{Wait: true})
+		}
 		switch {
 		case isMissing(err):
 			return nil // somebody else has deleted it
 		case err != nil:
-			return err
-		case p.hasChanged(image, now):
-			p.keep(now, "it was used, uploaded again or changed since")
-			return nil
-		}
-		if err := now.Delete(ctx, &DeleteOptions{Wait: true}); err != nil && !isMissing(err) {
 			return err
 		}
 	}

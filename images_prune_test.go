@@ -76,14 +76,14 @@ func TestPrune(t *testing.T) {
 			newest := fmt.Sprintf("one of the newest 1 of %q, container, x86_64", build)
 
 			pruned := prune(lxd.PruneOptions{Keep: 1, AliasPrefixes: []string{build}, Protect: []string{build + "st*"}})
-			require.Equal(t, []string{"1: not one of the newest 1"}, lines(pruned.Deleted, names))
-			require.Equal(t, fmt.Sprintf("image %.12s (%s): not one of the newest 1", images["1"].Fingerprint, build+"1"), pruned.Deleted[0].String())
+			require.Equal(t, []string{"1: not " + newest}, lines(pruned.Deleted, names))
+			require.Equal(t, fmt.Sprintf("image %.12s (%s): not %s", images["1"].Fingerprint, build+"1", newest), pruned.Deleted[0].String())
 			require.Equal(t, []string{
 				fmt.Sprintf("2: it also has the alias %q", set), fmt.Sprintf("3: its alias %q is protected", build+"stable"), "4: " + used, "5: " + newest,
 			}, lines(pruned.Kept, names))
 
 			pruned = prune(lxd.PruneOptions{Keep: 1, GroupBy: []string{"os"}, Protect: []string{set}, Used: true})
-			require.Equal(t, []string{"4: not one of the newest 1", "5: not one of the newest 1"}, lines(pruned.Deleted, names))
+			require.Equal(t, []string{`4: not one of the newest 1 of container, x86_64, os="debian"`, `5: not one of the newest 1 of container, x86_64, os="debian"`}, lines(pruned.Deleted, names))
 			require.Equal(t, []string{
 				fmt.Sprintf("2: its alias %q is protected", set), `3: one of the newest 1 of container, x86_64, os="alpine"`, `6: one of the newest 1 of container, x86_64, os="debian"`,
 			}, lines(pruned.Kept, names))
@@ -155,10 +155,10 @@ func TestPruneByAge(t *testing.T) {
 		add("new")
 		time.Sleep(time.Hour)
 		for want, opts := range map[string]*lxd.PruneOptions{
-			"old: not used for 12h0m0s, and never used":                                     {UnusedFor: 12 * time.Hour, Used: true},
-			"old: uploaded more than 24h0m0s ago, not used for 24h0m0s, and never used":     {OlderThan: 24 * time.Hour, UnusedFor: 24 * time.Hour},
-			"old: uploaded more than 24h0m0s ago; used: uploaded more than 24h0m0s ago":     {OlderThan: 24 * time.Hour, Used: true},
-			"old: without an alias, uploaded more than 2h0m0s ago, not one of the newest 1": {OlderThan: 2 * time.Hour, Unnamed: true, Keep: 1},
+			"old: not used for 12h0m0s, and never used":                                                          {UnusedFor: 12 * time.Hour, Used: true},
+			"old: uploaded more than 24h0m0s ago, not used for 24h0m0s, and never used":                          {OlderThan: 24 * time.Hour, UnusedFor: 24 * time.Hour},
+			"old: uploaded more than 24h0m0s ago; used: uploaded more than 24h0m0s ago":                          {OlderThan: 24 * time.Hour, Used: true},
+			"old: without an alias, uploaded more than 2h0m0s ago, not one of the newest 1 of container, x86_64": {OlderThan: 2 * time.Hour, Unnamed: true, Keep: 1},
 			"": {OlderThan: 26 * time.Hour},
 		} {
 			opts.DryRun = true
@@ -258,6 +258,114 @@ func TestPruneGoesOn(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 }
 
+// TestPruneGroups: a reason names each group in which the image is not kept.
+func TestPruneGroups(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFake(t)
+	names := map[string]string{}
+	names[testkit.Upload(t, f.Client, &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: "a/1"}, {Name: "b/1"}}}).Fingerprint] = "1"
+	for _, alias := range []string{"a/2", "b/2"} {
+		testkit.Upload(t, f.Client, &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: alias}}})
+	}
+	pruned, err := f.Client.Images.Prune(t.Context(), &lxd.PruneOptions{Keep: 1, AliasPrefixes: []string{"a/", "b/"}})
+	require.NoError(t, err)
+	require.Equal(t, []string{`1: not one of the newest 1 of "a/", container, x86_64, not one of the newest 1 of "b/", container, x86_64`}, lines(pruned.Deleted, names))
+}
+
+// TestPruneOfADeletedImage: an image that somebody else deletes at the same time is not
+// among the deleted.
+func TestPruneOfADeletedImage(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFake(t)
+	image := testkit.Upload(t, f.Client, nil)
+	stall := f.Inject(lxdtest.StallHeaders().On("DELETE", "").Times(1))
+	var pruned *lxd.Pruned
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		pruned, err = f.Client.Images.Prune(t.Context(), &lxd.PruneOptions{Unnamed: true})
+	}()
+	require.Eventually(t, func() bool { return stall.Fired() == 1 }, 10*time.Second, time.Millisecond)
+	require.NoError(t, f.Client.Images.Delete(t.Context(), image.Fingerprint, &lxd.DeleteOptions{Wait: true}))
+	stall.Release()
+	<-done
+	require.NoError(t, err)
+	require.Empty(t, append(pruned.Deleted, pruned.Kept...))
+}
+
+// TestPruneEnds: with ctx, within a second, and with one error.
+func TestPruneEnds(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFake(t)
+	for range 3 {
+		testkit.Upload(t, f.Client, nil)
+	}
+	for _, on := range [][2]string{{"GET", "/1.0"}, {"GET", "/1.0/images"}, {"GET", "/1.0/images/*"}, {"DELETE", "/1.0/images/*"}} {
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		stall := f.Inject(lxdtest.StallHeaders().On(on[0], on[1]))
+		t.Cleanup(stall.Remove)
+		opts := &lxd.PruneOptions{Unnamed: true}
+		if on[1] == "/1.0" {
+			opts.OlderThan = time.Hour
+		}
+		began := time.Now()
+		pruned, err := f.Client.Images.Prune(ctx, opts)
+		require.Less(t, time.Since(began), 1200*time.Millisecond)
+		cancel()
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Equal(t, 1, strings.Count(err.Error(), context.DeadlineExceeded.Error()), err)
+		require.Empty(t, pruned.Deleted)
+		stall.Release()
+		stall.Remove()
+	}
+}
+
+// TestPruneWithoutAClock: no image is too old by a clock that the server does not tell.
+func TestPruneWithoutAClock(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFakeWith(t, nil, &lxd.Options{Transport: func(next http.RoundTripper) http.RoundTripper { return dateless{next} }})
+	testkit.Upload(t, f.Client, nil)
+	_, err := f.Client.Images.Prune(t.Context(), &lxd.PruneOptions{OlderThan: 1})
+	require.ErrorIs(t, err, lxd.ErrUnsupported)
+	pruned, err := f.Client.Images.Prune(t.Context(), &lxd.PruneOptions{Unnamed: true})
+	require.NoError(t, err)
+	require.Len(t, pruned.Deleted, 1)
+}
+
+// dateless removes the header Date of responses.
+type dateless struct{ http.RoundTripper }
+
+func (d dateless) RoundTrip(r *http.Request) (*http.Response, error) {
+	res, err := d.RoundTripper.RoundTrip(r)
+	if err == nil {
+		res.Header.Del("Date")
+	}
+	return res, err
+}
+
+// TestPruneOfARefreshedImage: it has the last use of the image that it replaces, which
+// counts only until it was uploaded.
+func TestPruneOfARefreshedImage(t *testing.T) {
+	for _, s := range testkit.Subjects(t) {
+		t.Run(s.Column, func(t *testing.T) {
+			c, far := s.Client(t), s.Twin.TLSClient(t)
+			source := testkit.Unique("source")
+			old := testkit.Upload(t, far, &lxd.CreateOptions{Public: true, Aliases: []lxd.Alias{{Name: source}}})
+			next := testkit.Upload(t, far, &lxd.CreateOptions{Public: true})
+			copied, err := old.Copy(t.Context(), c, &lxd.CopyOptions{Mode: lxd.CopyPull, AutoUpdate: new(true), Wait: true})
+			require.NoError(t, err)
+			createInstance(t, s, c, &lxd.InstanceSource{Type: "image", Fingerprint: old.Fingerprint})
+			require.NoError(t, next.SetAlias(t.Context(), source, ""))
+			fresh, err := copied.Refresh(t.Context(), &lxd.RefreshOptions{Wait: true})
+			require.NoError(t, err)
+			testkit.DeleteAfter(t, fresh)
+			require.False(t, fresh.LastUsedAt.IsZero())
+			require.True(t, fresh.LastUsedAt.Before(fresh.UploadedAt))
+		})
+	}
+}
+
 // TestPruneInput: what is refused before anything is sent.
 func TestPruneInput(t *testing.T) {
 	t.Parallel()
@@ -273,9 +381,10 @@ func TestPruneInput(t *testing.T) {
 		"PruneOptions.AliasPrefixes": {Keep: 1, AliasPrefixes: []string{""}},
 		"PruneOptions.Unnamed":       {Unnamed: true, AliasPrefixes: []string{"x"}},
 		"PruneOptions.Protect":       {Unnamed: true, Protect: []string{"[a"}},
+		"PruneOptions.Protect ":      {Unnamed: true, Protect: []string{"web", ""}},
 	} {
 		_, err := f.Client.Images.Prune(t.Context(), opts)
-		require.Equal(t, field, testkit.ErrOf[*lxd.InputError](t, err).Field)
+		require.Equal(t, strings.TrimSpace(field), testkit.ErrOf[*lxd.InputError](t, err).Field)
 	}
 	_, err := f.Client.Images.Prune(t.Context(), nil)
 	require.ErrorIs(t, err, lxd.ErrInvalid)

@@ -94,13 +94,14 @@ func (c AliasChange) String() string {
 // Watch iterates over the images, then yields [ImagesSynced], and from then on every
 // change until ctx ends. It reads an image again when the server sends an event about
 // it, so several changes in short succession may be yielded as one. When the connection
-// breaks, or the server restarts, it connects again without a timeout, reads all images,
-// and yields the difference: what was yielded adds up to what is there, whatever events
-// were lost. It needs an event of the server, or Interval, to notice a change; a client
+// breaks, or the server restarts, it connects again without a timeout (before
+// ImagesSynced, with Options.RetryTimeout), reads all images, and yields the difference:
+// what was yielded adds up to what is there, whatever events were lost. It needs an event of the server, or Interval, to notice a change; a client
 // that may use some projects only has no event of a change that is made in another project
 // with which it shares images. That LastUsedAt alone has changed is not yielded.
 //
-// Each image that meets the conditions is kept in memory. The loop ends with an error,
+// Each image that meets the conditions is kept in memory (about 1.2 kB); an [ImageSet]
+// makes them searchable. The loop ends with an error,
 // which is the last thing yielded, beside a zero ImageChange: that of ctx, or one that is
 // not transient, as in [Client.Events]. The images that are yielded are the
 // caller's.
@@ -120,7 +121,7 @@ func (m *Images) Watch(ctx context.Context, opts *WatchOptions) iter.Seq2[ImageC
 	}
 }
 
-// own returns a copy of the image that shares nothing with it.
+// own returns a copy of the image that shares nothing with it; nil for none.
 func (i *Image) own() *Image {
 	if i == nil {
 		return nil

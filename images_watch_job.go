@@ -158,12 +158,8 @@ func (w *watchJob) receiveOf(ctx context.Context, wide bool) error {
 	return nil
 }
 
-// noteLifecycle notes the image or alias of an event that changes it.
+// noteLifecycle notes the image or alias that an event is about.
 func (w *watchJob) noteLifecycle(project string, l *Lifecycle) {
-	switch l.Action {
-	case "image-retrieved", "image-secret-created":
-		return
-	}
 	if !w.AllProjects {
 		project = ""
 	}
@@ -172,10 +168,10 @@ func (w *watchJob) noteLifecycle(project string, l *Lifecycle) {
 		switch {
 		case alias != "":
 			s.addAlias(aliasKey{project, alias}, l.OldName())
-		case fingerprint != "" && l.Action != "image-refreshed":
+		case fingerprint != "":
 			s.addImage(imageKey{project, fingerprint})
 		default:
-			s.all = true // a refreshed image is replaced by another one
+			s.all = true
 		}
 	})
 }
@@ -249,7 +245,7 @@ func (w *watchJob) update(ctx context.Context, yield func(ImageChange, error) bo
 		if err == nil {
 			return w.yield(ctx, changes, yield)
 		}
-		if errors.Is(err, ErrUnavailable) && retry.Transient(err) && !w.images.client.t.conns.isClosed() {
+		if errors.Is(err, ErrUnavailable) && retry.Transient(err) {
 			if err = retries.Pause(ctx, err); err == nil {
 				w.note(func(s *stale) { s.all = true })
 				continue
@@ -267,6 +263,7 @@ func (w *watchJob) yield(ctx context.Context, changes []ImageChange, yield func(
 		if ctx.Err() != nil {
 			return true
 		}
+		change.Image = change.Image.own() // Former is not used any more
 		if !yield(change, nil) {
 			return false
 		}
@@ -439,7 +436,7 @@ func rank(c ImageChange) int {
 	return 3
 }
 
-// finish sets the aliases of a change, and makes its images the caller's.
+// finish sets the aliases of a change.
 func (w *watchJob) finish(c *ImageChange, lost, got map[aliasKey]string, renamed map[string]string) {
 	project := w.key(c.any()).project
 	for _, name := range slices.Sorted(maps.Keys(aliasesWithout(c.Former, c.Image))) {
@@ -454,5 +451,4 @@ func (w *watchJob) finish(c *ImageChange, lost, got map[aliasKey]string, renamed
 		}
 		c.Aliases = append(c.Aliases, change)
 	}
-	c.Image, c.Former = c.Image.own(), c.Former.own()
 }

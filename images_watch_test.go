@@ -15,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
@@ -26,7 +27,8 @@ import (
 type watcher struct {
 	mu      sync.Mutex
 	images  map[string]*lxd.Image // by project and fingerprint
-	changes []lxd.ImageChange     // since ImagesSynced
+	set     lxd.ImageSet
+	changes []lxd.ImageChange // since ImagesSynced
 	synced  bool
 	err     error
 	wake    chan struct{}
@@ -56,6 +58,7 @@ func startWatch(t *testing.T, c *lxd.Client, opts *lxd.WatchOptions) *watcher {
 func (w *watcher) add(change lxd.ImageChange, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.set.Apply(change)
 	key := func(i *lxd.Image) string { return i.Project + "/" + i.Fingerprint }
 	switch {
 	case err != nil:
@@ -131,6 +134,7 @@ func (w *watcher) requireWhole(t *testing.T, c *lxd.Client, list *lxd.ListOption
 		want, got = state(images), state(slices.Collect(maps.Values(w.images)))
 		w.mu.Unlock()
 		if maps.Equal(want, got) {
+			w.requireSet(t, images)
 			return
 		}
 		select {
@@ -139,6 +143,19 @@ func (w *watcher) requireWhole(t *testing.T, c *lxd.Client, list *lxd.ListOption
 		}
 	}
 	require.Equal(t, want, got)
+}
+
+// requireSet requires that the set has these images, by fingerprint and by alias.
+func (w *watcher) requireSet(t *testing.T, images []*lxd.Image) {
+	t.Helper()
+	require.Equal(t, state(images), state(w.set.Find(nil)))
+	require.Equal(t, w.synced, w.set.Synced())
+	for _, image := range images {
+		require.Equal(t, image.Size, w.set.Get(image.Project, image.Fingerprint).Size)
+		for _, alias := range image.Aliases {
+			require.Equal(t, image.Fingerprint, w.set.GetByAlias(image.Project, alias.Name).Fingerprint)
+		}
+	}
 }
 
 // TestWatch: what is there, and then each kind of change with the former image.
@@ -464,6 +481,56 @@ func TestWatchRenamedAndMoved(t *testing.T) {
 	require.Empty(t, w.images["default/"+first.Fingerprint].Aliases)
 }
 
+// TestWatchDeletedProject: an image whose project is deleted before it is read.
+func TestWatchDeletedProject(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: lxdtest.Incus60}, nil)
+	f.AddProject("web", true)
+	web := f.Client.InProject("web")
+	image := testkit.Upload(t, web, nil)
+	w := startWatch(t, f.Client, &lxd.WatchOptions{AllProjects: true, Interval: -1})
+	for _, path := range []string{"/1.0/projects/web", "/1.0/images/" + image.Fingerprint} {
+		defer f.Inject(lxdtest.Status(http.StatusNotFound, "Project not found").On("GET", path)).Remove()
+	}
+	_, err := web.Images.Get(t.Context(), image.Fingerprint)
+	require.ErrorIs(t, err, lxd.ErrProjectNotFound)
+	op, err := web.Do(t.Context(), http.MethodDelete, "/1.0/images/"+image.Fingerprint, nil, nil)
+	require.NoError(t, err)
+	require.NoError(t, op.Wait(t.Context()))
+	w.next(t, func(c lxd.ImageChange) bool { return c.Kind == lxd.ImageRemoved })
+}
+
+// TestWatchOfAClosedClient: Close ends the loop, also in an outage.
+func TestWatchOfAClosedClient(t *testing.T) {
+	t.Parallel()
+	for _, outage := range []bool{false, true} {
+		f := testkit.StartFake(t)
+		image := testkit.Upload(t, f.Client, nil)
+		client := testkit.NewClient(t, f.Endpoint(), &lxd.Options{RetryTimeout: -1})
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		var last error
+		var closing sync.WaitGroup
+		for change, err := range client.Images.Watch(ctx, nil) {
+			if last = err; change.Kind != lxd.ImagesSynced {
+				continue
+			}
+			closing.Go(func() {
+				if outage {
+					fault := f.Inject(lxdtest.Unavailable().On("GET", ""))
+					assert.NoError(t, f.Client.Aliases.Create(ctx, lxd.Alias{Name: "web", Target: image.Fingerprint}))
+					assert.Eventually(t, func() bool { return fault.Fired() >= 3 }, 5*time.Second, time.Millisecond)
+					defer fault.Remove()
+				}
+				assert.NoError(t, client.Close())
+			})
+		}
+		closing.Wait()
+		require.ErrorContains(t, last, "closed")
+		require.NoError(t, ctx.Err())
+		cancel()
+	}
+}
+
 // TestWatchReadsAgain: what could not be read is not lost, however long the server is
 // unavailable.
 func TestWatchReadsAgain(t *testing.T) {
@@ -510,7 +577,10 @@ func TestWatchOwnsImages(t *testing.T) {
 	t.Parallel()
 	f := testkit.StartFake(t)
 	image := testkit.Upload(t, f.Client, &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: "web"}}})
-	for change, err := range f.Client.Images.Watch(t.Context(), nil) {
+	properties := map[string]string{"os": "lxdtest"}
+	changes := f.Client.Images.Watch(t.Context(), &lxd.WatchOptions{Properties: properties})
+	properties["os"] = "other"
+	for change, err := range changes {
 		require.NoError(t, err)
 		switch change.Kind {
 		case lxd.ImagePresent:
@@ -597,6 +667,14 @@ func TestWatchEnds(t *testing.T) {
 		stall.Release()
 		stall.Remove()
 	}
+	unavailable := testkit.StartFakeWith(t, nil, &lxd.Options{RetryTimeout: -1})
+	unavailable.Inject(lxdtest.Unavailable().On("GET", "/1.0/images"))
+	bodies := 0
+	for _, err := range unavailable.Client.Images.Watch(t.Context(), nil) {
+		bodies++
+		require.ErrorIs(t, err, lxd.ErrUnavailable)
+	}
+	require.Equal(t, 1, bodies)
 	for _, opts := range []*lxd.WatchOptions{{Type: "vm"}, {Architecture: "pdp11"}} {
 		for _, err := range f.Client.Images.Watch(t.Context(), opts) {
 			require.ErrorIs(t, err, lxd.ErrInvalid)

@@ -17,6 +17,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gorilla/websocket"
+
 	"github.com/golxd/lxd"
 )
 
@@ -393,7 +395,7 @@ func listTwoPasses(ctx context.Context, j *job) error {
 	return nil
 }
 
-// serveImages serves a list of Count images on the unix socket Out, until its
+// serveImages serves a list of Count images, which never change, on the unix socket Out, until its
 // standard input ends.
 func serveImages(_ context.Context, j *job) error {
 	images := make([]lxd.Image, j.Count)
@@ -438,6 +440,13 @@ func serveImages(_ context.Context, j *job) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /1.0", send(info))
 	mux.HandleFunc("GET /1.0/images", send(list))
+	mux.HandleFunc("GET /1.0/events", func(w http.ResponseWriter, r *http.Request) {
+		conn, err := (&websocket.Upgrader{}).Upgrade(w, r, nil)
+		if err == nil {
+			_, _, _ = conn.ReadMessage() // until the client leaves
+			_ = conn.Close()
+		}
+	})
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: time.Minute}
 	go func() {
 		_, _ = io.Copy(io.Discard, os.Stdin)

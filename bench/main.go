@@ -67,8 +67,15 @@ func runBench() (err error) {
 		results = append(results, res)
 		fmt.Print(res.text())
 	}
+	watched := ""
+	if filter.MatchString("watch") {
+		if watched, err = b.watch(ctx); err != nil {
+			return fmt.Errorf("watch: %w", err)
+		}
+		fmt.Print(watched)
+	}
 	if *only != "" && !explicit {
 		return nil
 	}
-	return os.WriteFile(*out, []byte(b.report(ctx, results, began)), 0o644)
+	return os.WriteFile(*out, []byte(b.report(ctx, results, watched, began)), 0o644)
 }

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// report returns the text of docs/performance.md.
-func (b *bench) report(ctx context.Context, results []*result, began time.Time) string {
+// report returns the text of docs/performance.md; watched is the section about Watch.
+func (b *bench) report(ctx context.Context, results []*result, watched string, began time.Time) string {
 	var w strings.Builder
 	fmt.Fprintf(&w, `# Performance
 
@@ -59,6 +59,7 @@ which is most of an upload's wall time, and creates one image after another.
 	for _, r := range results {
 		r.markdown(&w)
 	}
+	w.WriteString(watched)
 	return w.String()
 }
 

@@ -228,26 +228,34 @@ func (b *bench) writeLXCConfig(ctx context.Context) error {
 }
 
 // startListServer starts a process that serves the long list.
-func (b *bench) startListServer(ctx context.Context) error {
+func (b *bench) startListServer(ctx context.Context) (err error) {
 	b.listSocket = filepath.Join(b.dir, "list.socket")
-	cmd, err := (&job{Do: "serveImages", Count: b.listLength, Out: b.listSocket}).command(ctx, b.self)
+	b.stopListServer, b.listBytes, err = b.startImageServer(ctx, b.listLength, b.listSocket)
+	return err
+}
+
+// startImageServer starts a process that serves a list of images, and returns its size.
+func (b *bench) startImageServer(ctx context.Context, count int, socket string) (stop func() error, size int64, err error) {
+	cmd, err := (&job{Do: "serveImages", Count: count, Out: socket}).command(ctx, b.self)
 	if err != nil {
-		return err
+		return nil, 0, err
 	}
 	in, err := cmd.StdinPipe()
 	if err != nil {
-		return err
+		return nil, 0, err
 	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		return err
+		return nil, 0, err
 	}
 	if err := cmd.Start(); err != nil {
-		return err
+		return nil, 0, err
 	}
-	b.stopListServer = func() error { return errors.Join(in.Close(), cmd.Wait()) }
-	_, err = fmt.Fscan(out, &b.listBytes)
-	return err
+	stop = func() error { return errors.Join(in.Close(), cmd.Wait()) }
+	if _, err := fmt.Fscan(out, &size); err != nil {
+		return nil, 0, errors.Join(err, stop())
+	}
+	return stop, size, nil
 }
 
 // unixEndpoint and tlsEndpoint return the endpoints of a daemon.

@@ -142,8 +142,8 @@ func (s *Server) serveRefresh(w http.ResponseWriter, r *http.Request, name strin
 var errNoSource = statusErrorf(http.StatusNotFound, "Image source not found")
 
 // refresh replaces an image if its source has a newer one, and returns the
-// current one. A new image gets the aliases and settings of the old one, which
-// is deleted.
+// current one. A new image gets the aliases, settings and last use of the old one,
+// which is deleted.
 func (s *Server) refresh(ctx context.Context, r *http.Request, op *operation, img *image) (*image, error) {
 	s.mu.Lock()
 	source := img.source
@@ -169,6 +169,7 @@ func (s *Server) refresh(ctx context.Context, r *http.Request, op *operation, im
 			a.target = fresh.key.fingerprint
 		}
 	}
+	fresh.lastUsed = img.lastUsed
 	s.mu.Unlock()
 	if err := s.deleteImage(op, img); err != nil {
 		return nil, err
