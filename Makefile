@@ -47,8 +47,10 @@ gobench:
 
 # Needs Linux, root, and the daemons installed; see CONTRIBUTING.md. One package
 # after the other (-p 1): they share the daemons, and look at what is left there.
+# examples/fleet is a module of its own.
 integration:
-	go run ./internal/cmd/testdaemons $(DAEMONS) -- go test -p 1 $(TESTFLAGS) $(INTEGRATION)
+	go run ./internal/cmd/testdaemons $(DAEMONS) -- \
+		sh -c 'go test -p 1 $(TESTFLAGS) $(INTEGRATION) && go test -C examples/fleet $(TESTFLAGS)'
 
 integration-packages:
 	@echo $(INTEGRATION)

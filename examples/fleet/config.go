@@ -97,13 +97,16 @@ func load(path string) (*config, error) {
 	for n, a := range c.Aliases {
 		check("aliases", n, a.Name, a.open(dir))
 	}
-	switch {
-	case c.Interval <= 0:
+	for _, list := range []struct {
+		key     string
+		entries int
+	}{{"servers", len(c.Servers)}, {"aliases", len(c.Aliases)}} {
+		if list.entries == 0 {
+			errs = append(errs, fmt.Errorf("%s: %s is empty", path, list.key))
+		}
+	}
+	if c.Interval <= 0 {
 		errs = append(errs, fmt.Errorf("%s: interval is not positive", path))
-	case len(c.Servers) == 0:
-		errs = append(errs, fmt.Errorf("%s: servers is empty", path))
-	case len(c.Aliases) == 0:
-		errs = append(errs, fmt.Errorf("%s: aliases is empty", path))
 	}
 	if err := errors.Join(errs...); err != nil {
 		c.close()
@@ -139,7 +142,8 @@ func (c *config) close() {
 
 // connect makes the client.
 func (s *server) connect(dir string) (err error) {
-	opts := &lxd.Options{Project: s.Project, UserAgent: "fleet"}
+	// A longer outage is that of the next pass.
+	opts := &lxd.Options{Project: s.Project, UserAgent: "fleet", RetryTimeout: 5 * time.Second}
 	for _, file := range []struct {
 		path string
 		data *[]byte

@@ -7,10 +7,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -325,4 +329,179 @@ func (f *fleet) move(host int, image *lxd.Image) error {
 // inStep reports whether the watches of the servers have told that they are in step.
 func inStep(c *controller, servers ...*server) bool {
 	return !slices.ContainsFunc(servers, func(s *server) bool { return c.inStep(s) < len(c.Aliases) })
+}
+
+// TestServerReturns: a server that is down does not hold the others, and catches up when
+// it returns, whether it is down at the start or when there is a new image.
+func TestServerReturns(t *testing.T) {
+	t.Parallel()
+	for _, down := range []int{0, 2} { // the first one gets the image of the source
+		t.Run(fmt.Sprintf("host%d", down), func(t *testing.T) {
+			t.Parallel()
+			f := newFleet(t, fakes(t)[:3])
+			others := slices.DeleteFunc([]int{0, 1, 2}, func(n int) bool { return n == down })
+			othersHave := func(fingerprint string) func() bool {
+				return func() bool {
+					return !slices.ContainsFunc(others, func(n int) bool { return f.has(n) != fingerprint })
+				}
+			}
+			first := f.publish(0)
+			server := f.hosts[down].Fake
+			server.Shutdown()
+			c, stop := f.start(100 * time.Millisecond)
+			s := c.Servers[down]
+			f.await("the first image on the others", othersHave(first))
+			f.await("a failure", func() bool { return testutil.ToFloat64(c.metrics.failures.WithLabelValues(s.Name, "connect")) > 0 })
+			require.Zero(t, testutil.ToFloat64(c.metrics.up.WithLabelValues(s.Name)))
+			server.Restart()
+			f.await("the first image on all", func() bool { return f.allHave(first) })
+			require.Eventually(t, func() bool { return inStep(c, c.Servers...) }, patience, 5*time.Millisecond)
+
+			server.Shutdown()
+			second := f.publish(0)
+			f.await("the second image on the others", othersHave(second))
+			server.Restart()
+			f.await("the second image on all", func() bool { return f.allHave(second) })
+			stop()
+			require.Contains(t, f.log.String(), "level=ERROR msg=failed server="+s.Name)
+			for n, server := range c.Servers {
+				if n != down {
+					require.NotContains(t, f.log.String(), "level=ERROR msg=failed server="+server.Name)
+				}
+			}
+		})
+	}
+}
+
+// TestRestarts: any server may restart in the middle of a transfer.
+func TestRestarts(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, fakes(t))
+	first := f.publish(1_000_000)
+	f.hosts[0].Fake.Inject(lxdtest.RestartServer(500_000).On("POST", "/1.0/images").Times(1))
+	source := f.hosts[0].Fake.Inject(lxdtest.RestartServer(0).On("GET", "/1.0/images/*/export").Times(1))
+	target := f.hosts[3].Fake.Inject(lxdtest.RestartServer(0).On("POST", "/1.0/images").Times(1))
+	_, stop := f.start(time.Hour)
+	f.await("the image", func() bool { return f.allHave(first) && source.Fired() == 1 && target.Fired() == 1 })
+	stop()
+	for _, host := range f.hosts {
+		require.Empty(t, host.Fake.Tokens())
+	}
+}
+
+// TestSourceLost: what the servers have remains, and is repaired, while the source cannot
+// be read.
+func TestSourceLost(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, fakes(t)[:3], "keep: 1")
+	first := f.publish(0)
+	require.NoError(t, run(t.Context(), []string{"-once", f.path}, io.Discard, f.log))
+	require.NoError(t, os.Remove(f.source))
+	require.EqualError(t, run(t.Context(), []string{"-once", f.path}, io.Discard, f.log), "failed; the log says why")
+	f.requireAll(first)
+
+	// A program that has not seen the source repairs by what the servers have.
+	image, err := f.client[0].Images.Get(t.Context(), first)
+	require.NoError(t, err)
+	require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
+	c, stop := f.start(50 * time.Millisecond)
+	f.await("the image on the first server", func() bool { return f.allHave(first) })
+	f.await("a failure", func() bool { return testutil.ToFloat64(c.metrics.failures.WithLabelValues("host0", "ensure")) > 0 })
+	require.Zero(t, testutil.ToFloat64(c.metrics.lastSuccess.WithLabelValues(f.alias)))
+	second := f.publish(0)
+	f.await("the second image", func() bool { return f.allHave(second) })
+	stop()
+}
+
+// TestOnce: one pass brings the image to all servers that respond, and fails if one does
+// not.
+func TestOnce(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, fakes(t)[:3])
+	fingerprint := f.publish(0)
+	f.hosts[1].Fake.Distrust()
+	require.EqualError(t, run(t.Context(), []string{"-once", f.path}, io.Discard, f.log), "failed; the log says why")
+	require.Contains(t, f.log.String(), `server=host1 step=connect error="the server does not trust this client"`)
+	f.requireAll(fingerprint, 0, 2)
+	require.Empty(t, f.hosts[1].Fake.Images())
+}
+
+// program starts the program as a process.
+func (f *fleet) program(args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(f.Context(), os.Args[0], append(args, f.path)...)
+	cmd.Env = append(os.Environ(), asProgram+"=1")
+	cmd.Stderr = f.log
+	require.NoError(f, cmd.Start())
+	return cmd
+}
+
+// TestKilled: a program that is killed in the middle of a transfer leaves nothing that
+// stops the next one; SIGTERM ends it soon, with what it has begun.
+func TestKilled(t *testing.T) {
+	t.Parallel()
+	for _, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
+		t.Run(signal.String(), func(t *testing.T) {
+			t.Parallel()
+			f := newFleet(t, fakes(t)[:3])
+			fingerprint := f.publish(1_000_000)
+			stalled := f.hosts[0].Fake.Inject(lxdtest.StallResponse(1000).On("GET", "/1.0/images/*/export"))
+			cmd := f.program("-listen", "127.0.0.1:0")
+			require.Eventually(t, func() bool { return stalled.Fired() > 0 }, patience, 5*time.Millisecond, "a transfer: %s", f.log)
+			metrics := regexp.MustCompile(`url=(\S+)`).FindStringSubmatch(f.log.String())
+			require.NotNil(t, metrics, f.log)
+			res, err := http.Get(metrics[1])
+			require.NoError(t, err)
+			defer res.Body.Close()
+			text, err := io.ReadAll(res.Body)
+			require.NoError(t, err)
+			require.Contains(t, string(text), "\n"+`fleet_server_up{server="host2"} 1`+"\n")
+			require.Contains(t, string(text), "\n"+`fleet_aliases_in_step{server="host2"} 0`+"\n")
+
+			began := time.Now()
+			require.NoError(t, cmd.Process.Signal(signal))
+			err = cmd.Wait()
+			if signal == syscall.SIGTERM {
+				require.NoError(t, err, "%s", f.log)
+				require.Less(t, time.Since(began), 5*time.Second)
+				for _, host := range f.hosts {
+					require.Empty(t, host.Fake.Tokens())
+				}
+			}
+			stalled.Remove()
+			require.NoError(t, run(t.Context(), []string{"-once", f.path}, io.Discard, f.log), "%s", f.log)
+			f.requireAll(fingerprint)
+		})
+	}
+}
+
+// TestBadFile: the error names the line, and all that is wrong.
+func TestBadFile(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		text string
+		want []string
+	}{
+		{"servers: 7", []string{"line 1", "cannot unmarshal"}},
+		{"servers: []\naliases: []\ninterval: -1s", []string{"interval is not positive", "servers is empty", "aliases is empty"}},
+		{"servers:\n  - name: a\n    adress: https://a", []string{"line 3", "adress"}},
+		{"servers:\n  - name: a\n    url: https://a\n  - name: a\n    url: ftp://b\n  - {}", []string{
+			":4: servers a: the name is a duplicate", "ftp", ":6: servers : name is missing", "it needs either remote or url", "aliases is empty",
+		}},
+		{"servers: [{name: a, url: https://a, client_key: none.key}]", []string{":1: servers a: ", "none.key"}},
+		{"servers: [{name: a, remote: no-such-remote}]", []string{":1: servers a: ", "no-such-remote"}},
+		{"aliases:\n- name: a\n- name: b\n  source: no-such-remote:b\n- name: c\n  source: ./c\n  keep: -1\n- name: d\n  source: ./d\n  type: disk", []string{
+			"servers is empty", ":2: aliases a: source is missing", ":3: aliases b: ", "no-such-remote", ":5: aliases c: ", "Keep", ":8: aliases d: ", "Type",
+		}},
+	} {
+		path := filepath.Join(t.TempDir(), "fleet.yaml")
+		require.NoError(t, os.WriteFile(path, []byte(test.text), 0o600))
+		err := run(t.Context(), []string{path}, io.Discard, io.Discard)
+		require.Error(t, err)
+		require.ErrorContains(t, err, path)
+		for _, want := range test.want {
+			require.ErrorContains(t, err, want)
+		}
+	}
+	require.ErrorContains(t, run(t.Context(), nil, io.Discard, io.Discard), "usage")
+	require.ErrorIs(t, run(t.Context(), []string{"missing.yaml"}, io.Discard, io.Discard), os.ErrNotExist)
 }
