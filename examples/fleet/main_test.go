@@ -304,9 +304,22 @@ func TestFleet(t *testing.T) {
 			require.Equal(t, fmt.Sprintf("host1: move alias %q from image %.12s to image %.12s\n", f.alias, other.Fingerprint, third), f.plan())
 			require.Equal(t, other.Fingerprint, f.has(1))
 
+			// So is one image for each host that is to go.
+			text, err := os.ReadFile(f.path)
+			require.NoError(t, err)
+			require.NoError(t, os.WriteFile(f.path, bytes.Replace(text, []byte("keep: 2"), []byte("keep: 1"), 1), 0o600))
+			plan = f.plan()
+			for n := range f.hosts {
+				require.Contains(t, plan, fmt.Sprintf("host%d: delete image %.12s: ", n, second))
+				require.Len(t, f.images(n), 2)
+			}
+
 			// One pass, as cron would make it.
 			require.NoError(t, run(t.Context(), []string{"-once", f.path}, io.Discard, f.log))
 			f.requireAll(third)
+			for n := range f.hosts {
+				require.Equal(t, []string{third}, testkit.Fingerprints(f.images(n)))
+			}
 			for _, host := range f.hosts {
 				testkit.RequireNoTokens(t, host)
 			}
@@ -504,4 +517,46 @@ func TestBadFile(t *testing.T) {
 	}
 	require.ErrorContains(t, run(t.Context(), nil, io.Discard, io.Discard), "usage")
 	require.ErrorIs(t, run(t.Context(), []string{"missing.yaml"}, io.Discard, io.Discard), os.ErrNotExist)
+}
+
+// TestTrustLost: what a server has is not known any more when it does not trust the
+// program, and known again when it does.
+func TestTrustLost(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, fakes(t)[:3])
+	first := f.publish(0)
+	c, stop := f.start(100 * time.Millisecond)
+	f.await("the first image", func() bool { return f.allHave(first) })
+	require.Eventually(t, func() bool { return inStep(c, c.Servers...) }, patience, 5*time.Millisecond)
+
+	server := f.hosts[1].Fake
+	cert, _ := server.ClientCertificate()
+	server.Distrust()
+	server.Restart()
+	f.await("the end of the watch", func() bool {
+		return testutil.ToFloat64(c.metrics.failures.WithLabelValues("host1", "watch")) > 0 && c.inStep(c.Servers[1]) == 0
+	})
+	require.NoError(t, server.Trust("again", cert))
+	second := f.publish(0)
+	f.await("the second image", func() bool { return f.allHave(second) })
+	require.Eventually(t, func() bool { return inStep(c, c.Servers...) }, patience, 5*time.Millisecond)
+	stop()
+}
+
+// TestSeedFails: another server gets the image of the source if the first one cannot take
+// it.
+func TestSeedFails(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, fakes(t)[:3])
+	fingerprint := f.publish(0)
+	full := f.hosts[0].Fake.Inject(lxdtest.Status(507, "no space left on device").On("POST", "/1.0/images"))
+	c, stop := f.start(time.Hour)
+	f.await("the image on the others", func() bool { return f.has(1) == fingerprint && f.has(2) == fingerprint })
+	f.await("the failure to distribute it", func() bool {
+		return testutil.ToFloat64(c.metrics.failures.WithLabelValues("host0", "distribute")) > 0
+	})
+	f.requireAll("", 0)
+	full.Remove()
+	f.await("the image on all", func() bool { return f.allHave(fingerprint) })
+	stop()
 }
