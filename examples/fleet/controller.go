@@ -46,7 +46,7 @@ func (c *controller) run(ctx context.Context) {
 	interval := time.NewTicker(c.Interval)
 	defer interval.Stop()
 	pause := c.pause
-	for full := true; ; {
+	for full := true; ctx.Err() == nil; {
 		var retry <-chan time.Time
 		if err := c.pass(ctx, full); err == nil {
 			pause = c.pause
@@ -57,7 +57,6 @@ func (c *controller) run(ctx context.Context) {
 		full = false
 		select {
 		case <-ctx.Done():
-			return
 		case <-interval.C:
 			full = true
 		case <-retry:

@@ -19,7 +19,7 @@
 //	    source: images:debian/13 # or the path of a file with a slash, or a URL
 //	    public: true
 //	    properties: {team: web}
-//	    keep: 2 # of the images that the alias had, the newest remain; the default is all
+//	    keep: 2 # how many of the images that were brought for it remain; the default is all
 //
 // For each alias, one server gets the image of the source (Images.Ensure) and the others
 // get it from there and from each other (Image.Distribute); then old images are deleted

@@ -574,3 +574,32 @@ func TestSeedFails(t *testing.T) {
 	f.await("the image on all", func() bool { return f.allHave(fingerprint) })
 	stop()
 }
+
+// TestRemotes: servers and sources are also remotes of the command line.
+func TestRemotes(t *testing.T) {
+	hosts, dir := fakes(t)[:2], t.TempDir()
+	t.Setenv("LXD_CONF", dir)
+	cert, key := testkit.NewKeyPair(t, nil)
+	files := map[string][]byte{"client.crt": cert, "client.key": key}
+	remotes := "remotes:\n"
+	for n, host := range hosts {
+		name := fmt.Sprintf("remote%d", n)
+		require.NoError(t, host.Fake.Trust(name, cert))
+		files["servercerts/"+name+".crt"] = host.Fake.Certificate()
+		remotes += fmt.Sprintf("  %s: {addr: %q, protocol: lxd}\n", name, host.Fake.URL())
+	}
+	files["config.yml"] = []byte(remotes)
+	files["fleet.yaml"] = []byte(`
+servers: [{name: a, remote: remote0}, {name: b, remote: remote1}]
+aliases: [{name: web, source: "remote0:build"}]
+`)
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "servercerts"), 0o700))
+	for name, data := range files {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), data, 0o600))
+	}
+	fingerprint, err := hosts[0].Fake.AddImage(testkit.Unified(t, 0), &lxdtest.AddOptions{Aliases: []string{"build"}})
+	require.NoError(t, err)
+	require.NoError(t, run(t.Context(), []string{"-once", filepath.Join(dir, "fleet.yaml")}, io.Discard, io.Discard))
+	require.Equal(t, map[string]string{"build": fingerprint, "web": fingerprint}, hosts[0].Fake.Aliases())
+	require.Equal(t, map[string]string{"web": fingerprint}, hosts[1].Fake.Aliases())
+}

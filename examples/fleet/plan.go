@@ -10,7 +10,6 @@ import (
 )
 
 // plan prints what a full pass would change.
-// plan prints what a full pass would change.
 func (c *controller) plan(ctx context.Context, out io.Writer) error {
 	up, down := c.reach(ctx)
 	if len(up) == 0 {
@@ -38,6 +37,7 @@ func (c *controller) plan(ctx context.Context, out io.Writer) error {
 	return errors.Join(errs...)
 }
 
+// planAlias prints what would be brought to the servers.
 func (c *controller) planAlias(ctx context.Context, out io.Writer, a *alias, seed *server, others []*server) error {
 	o := a.ensureOptions()
 	o.DryRun = true

@@ -11,21 +11,17 @@ import (
 // watch notes what the aliases are on a server, until ctx ends.
 func (c *controller) watch(ctx context.Context, s *server) {
 	for pause := c.pause; ctx.Err() == nil; pause = min(2*pause, c.longest) {
-		var has map[string]string
-		synced := false
+		has, synced := map[string]string{}, false
 		for change, err := range s.client.Images.Watch(ctx, nil) {
 			if err != nil {
 				_ = c.failure(ctx, s, "watch", err)
 				break
 			}
-			if has == nil {
-				has = map[string]string{}
-			}
-			moved := c.follow(has, change)
+			changed := c.follow(has, change)
 			if change.Kind == lxd.ImagesSynced {
-				synced, pause = true, c.pause
+				synced, changed, pause = true, true, c.pause
 			}
-			if synced && moved || change.Kind == lxd.ImagesSynced {
+			if synced && changed {
 				c.note(s, has)
 			}
 		}
@@ -34,10 +30,10 @@ func (c *controller) watch(ctx context.Context, s *server) {
 	}
 }
 
-// follow makes a change in the aliases of a server, and reports whether it was one of an
-// alias of the file.
+// follow applies a change to the aliases of a server, and reports whether it changes one of
+// the file.
 func (c *controller) follow(has map[string]string, change lxd.ImageChange) bool {
-	followed := false
+	changed := false
 	for _, a := range c.Aliases {
 		now := has[a.Name]
 		switch {
@@ -47,10 +43,10 @@ func (c *controller) follow(has map[string]string, change lxd.ImageChange) bool 
 			now = ""
 		}
 		if now != has[a.Name] {
-			has[a.Name], followed = now, true
+			has[a.Name], changed = now, true
 		}
 	}
-	return followed
+	return changed
 }
 
 func hasAlias(image *lxd.Image, name string) bool {
