@@ -91,6 +91,10 @@ func callAll(t *testing.T, what string, receiver any, ctx context.Context) {
 			for _, err = range last {
 				break
 			}
+		case iter.Seq2[lxd.Delivery, error]:
+			for _, err = range last {
+				break
+			}
 		case iter.Seq2[lxd.ImageChange, error]:
 			for _, err = range last {
 				break
