@@ -127,6 +127,7 @@ func (i *Image) Distribute(ctx context.Context, targets []*Client, opts *Distrib
 	}
 	targets = slices.Clone(targets)
 	return func(yield func(Delivery, error) bool) {
+		o := o // the loop may be run more than once
 		if err := o.check(ctx, i, targets); err != nil {
 			yield(Delivery{}, err)
 			return
