@@ -108,6 +108,24 @@ func TestDistributeDoesNotWaitForTheSilent(t *testing.T) {
 	})
 }
 
+// TestDistributeWaitsForItsSource: a source that is far away is not relayed from, only
+// because it takes long to respond.
+func TestDistributeWaitsForItsSource(t *testing.T) {
+	t.Parallel()
+	_, targets := startFleet(t, 3)
+	source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	image := testkit.Upload(t, source.Client, nil)
+	client := testkit.NewClient(t, source.Client.Endpoint(), nil) // knows nothing of the server yet
+	image, err := client.Images.Get(t.Context(), image.Fingerprint)
+	require.NoError(t, err)
+	source.Inject(lxdtest.Latency(1500*time.Millisecond).On("GET", "/1.0").Times(1))
+	deliveries, errs := distribute(t.Context(), t, image, targets, nil)
+	for n, d := range deliveries {
+		require.NoError(t, errs[n])
+		require.Equal(t, lxd.CopyPull, d.Mode)
+	}
+}
+
 // TestDistributeTellsThatCtxEnded to a target that waits after a transfer that failed.
 func TestDistributeTellsThatCtxEnded(t *testing.T) {
 	t.Parallel()
@@ -162,6 +180,26 @@ func TestDistributeBadTargetsDoNotSpoilSources(t *testing.T) {
 		}
 		noTokens(t, append(fleet, source)...)
 	}
+}
+
+// TestDistributeProgressOfFailures: what a target that fails has received does not count.
+func TestDistributeProgressOfFailures(t *testing.T) {
+	t.Parallel()
+	inMemoryFleet(t, 3, 4<<20, func(t *testing.T, source *lxdtest.Server, image *lxd.Image, fleet []*lxdtest.Server, targets []*lxd.Client) {
+		source.Inject(lxdtest.RateLimit(1<<20).On("GET", testkit.ExportPattern))
+		fleet[1].Inject(lxdtest.EarlyResponse(3<<20, 403, "no").On("POST", "/1.0/images"))
+		var last lxd.DistributeProgress
+		var most int64
+		_, errs := distribute(t.Context(), t, image, targets, &lxd.DistributeOptions{Copy: lxd.CopyOptions{Mode: lxd.CopyRelay}, Progress: func(p lxd.DistributeProgress) {
+			require.LessOrEqual(t, p.Bytes, p.TotalBytes)
+			last, most = p, max(most, p.TotalBytes)
+		}})
+		require.ErrorIs(t, errs[1], lxd.ErrForbidden)
+		require.Equal(t, 3*image.Size, most)
+		require.Equal(t, 2*image.Size, last.Bytes)
+		require.Equal(t, last.TotalBytes, last.Bytes)
+		require.Equal(t, []int{3, 2, 1}, []int{last.Servers, last.Done, last.Failed})
+	})
 }
 
 // TestDistributeAgain calls the same iterator twice, also at once.
@@ -282,6 +320,7 @@ func TestDistributeIsComplete(t *testing.T) {
 				},
 			})
 			require.Equal(t, last.Servers, last.Done+last.Failed)
+			require.Equal(t, last.TotalBytes, last.Bytes)
 			for i, d := range deliveries {
 				if errs[i] == nil {
 					require.True(t, d.Image != nil || d.Mode != "")
