@@ -119,7 +119,8 @@ func (d Delivery) String() string {
 // When ctx ends, or the loop is left, the transfers that run are cancelled, and the
 // remaining targets get the error of ctx. A server may still complete what it has
 // received (the daemons do not cancel every operation). The loop ends when nothing of the
-// call is running any more; no token remains.
+// call is running any more; no token remains. A transfer between servers has no timeout:
+// one that never ends keeps its place of Fanout until ctx ends.
 func (i *Image) Distribute(ctx context.Context, targets []*Client, opts *DistributeOptions) iter.Seq2[Delivery, error] {
 	var o DistributeOptions
 	if opts != nil {
