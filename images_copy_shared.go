@@ -56,8 +56,9 @@ func (i *Image) relayContent(ctx context.Context) (*relayContent, error) {
 // on with the slowest reader. A reader that is too slow for the others loses the window,
 // and continues with a reading of its own.
 type sharedContent struct {
-	image *Image
-	done  chan struct{} // closed when the server is not read any more
+	image  *Image
+	done   chan struct{} // closed when the server is not read any more
+	cancel func()        // the reading from the server
 
 	mu      sync.Mutex
 	more    sync.Cond       // the readers wait for opened, blocks and err
@@ -67,7 +68,6 @@ type sharedContent struct {
 	first   int             // the number of the first of them
 	err     error           // of opening and reading; io.EOF after the last block
 	readers []*sharedReader // that read from the window
-	waiting int             // how many of them wait for the next block
 }
 
 type sharedBlock struct {
@@ -84,6 +84,7 @@ type sharedReader struct {
 	// Guarded by shared.mu.
 	block  int            // the number of the block that is read next
 	offset int            // in that block
+	waits  bool           // for the next block
 	behind bool           // it has lost the window
 	own    *contentReader // after that
 	closed bool
@@ -95,7 +96,8 @@ var errBehind = errors.New("this server is too slow for the others of the relay"
 // shareContent starts to read an image for n readers. ctx is that of the reading from the
 // server. All readers must be closed.
 func (i *Image) shareContent(ctx context.Context, n int) (*sharedContent, []*sharedReader) {
-	s := &sharedContent{image: i, done: make(chan struct{})}
+	ctx, cancel := context.WithCancel(ctx)
+	s := &sharedContent{image: i, done: make(chan struct{}), cancel: cancel}
 	s.more.L, s.less.L = &s.mu, &s.mu
 	for range n {
 		s.readers = append(s.readers, &sharedReader{shared: s})
@@ -108,8 +110,7 @@ func (i *Image) shareContent(ctx context.Context, n int) (*sharedContent, []*sha
 // fill reads the content as long as there are readers.
 func (s *sharedContent) fill(ctx context.Context) {
 	defer close(s.done)
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	defer s.cancel()
 	src, err := s.image.relayContent(ctx)
 	s.mu.Lock()
 	s.opened, s.err = src, err
@@ -167,7 +168,7 @@ func (s *sharedContent) hasRoom(ctx context.Context, patience *sharedTimer) bool
 			patience.end()
 			return true
 		}
-		if s.waiting == 0 {
+		if !slices.ContainsFunc(s.readers, func(r *sharedReader) bool { return r.waits }) {
 			patience.end() // all are busy: nobody is held
 			s.less.Wait()
 			continue
@@ -271,12 +272,12 @@ func (r *sharedReader) readWindow(p []byte) (int, error) {
 	defer s.mu.Unlock()
 	end := func() bool { return r.block == s.first+len(s.blocks) }
 	if !r.behind && end() && s.err == nil {
-		s.waiting++
+		r.waits = true
 		s.less.Signal()
 		for !r.behind && end() && s.err == nil && !r.closed && r.ctx.Err() == nil {
 			s.more.Wait()
 		}
-		s.waiting--
+		r.waits = false
 	}
 	switch {
 	case r.closed:
@@ -323,6 +324,9 @@ func (r *sharedReader) Close() error {
 	}
 	r.closed = true
 	s.readers = slices.DeleteFunc(s.readers, func(other *sharedReader) bool { return other == r })
+	if len(s.readers) == 0 {
+		s.cancel() // a read that blocks, too
+	}
 	s.less.Signal()
 	s.more.Broadcast()
 	if r.stop != nil {

@@ -54,6 +54,7 @@ type DistributeProgress struct {
 	Failed  int // servers that have finally failed
 	// Bytes is what has been transferred, of the servers that did not have the image,
 	// as far as the servers tell it; TotalBytes what there is to transfer for them.
+	// A server that has finally failed does not count.
 	Bytes, TotalBytes int64
 }
 
@@ -66,15 +67,15 @@ type Delivery struct {
 	// result, but for Bytes. It is nil if there is none.
 	SameAs *Client
 
-	// Image is the image of the target; nil if it does not have it. Beside an error, an
-	// attribute or an alias could not be set.
+	// Image is the image of the target; nil if it does not have it, or must not have it
+	// (ErrorIfExists). Beside an error, an attribute or an alias could not be set.
 	Image *Image
 	// Mode is the mode that succeeded. It is empty if the target had the image.
 	Mode CopyMode
 	// Source is the client of the server that the content came from; nil if none did.
 	Source *Client
 	Bytes  int64         // of content that the target received; 0 if it had the image
-	Took   time.Duration // from the start of the transfer that succeeded to its end
+	Took   time.Duration // from the first transfer from Source to the end of that which succeeded
 	// Failed lists the transfers that failed or were ruled out before that, and why.
 	Failed []DeliveryAttempt
 }
@@ -118,7 +119,8 @@ func (d Delivery) String() string {
 // When ctx ends, or the loop is left, the transfers that run are cancelled, and the
 // remaining targets get the error of ctx. A server may still complete what it has
 // received (the daemons do not cancel every operation). The loop ends when nothing of the
-// call is running any more; no token remains.
+// call is running any more; no token remains. A transfer between servers has no timeout:
+// one that never ends keeps its place of Fanout until ctx ends.
 func (i *Image) Distribute(ctx context.Context, targets []*Client, opts *DistributeOptions) iter.Seq2[Delivery, error] {
 	var o DistributeOptions
 	if opts != nil {
@@ -127,6 +129,7 @@ func (i *Image) Distribute(ctx context.Context, targets []*Client, opts *Distrib
 	}
 	targets = slices.Clone(targets)
 	return func(yield func(Delivery, error) bool) {
+		o := o // the loop may be run more than once
 		if err := o.check(ctx, i, targets); err != nil {
 			yield(Delivery{}, err)
 			return

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -16,8 +17,8 @@ const (
 	// before could not; relaysTried is the same for relays.
 	sourcesTried = 2
 	relaysTried  = 2
-	// failuresAllowed is after how many transfers that failed, none of which succeeded
-	// in between, a server is not used as a source any more.
+	// failuresAllowed is after how many transfers that failed, with none in between that
+	// succeeded, a server is not used as a source any more, if there is another way.
 	failuresAllowed = 2
 	// probePatience is for how long a relay is delayed for servers that have not
 	// responded yet, so that one relay serves all.
@@ -31,6 +32,8 @@ type distributeJob struct {
 	image   *Image
 	targets []*Client
 	results chan distributeResult // one for each target; closed when nothing is running
+	left    int                   // how many are not sent yet
+	cancel  func()                // what still runs when all are sent
 	events  chan func()           // what other goroutines have run do
 	running int                   // how many of them there are
 	probes  chan struct{}         // a slot for each of the servers that are asked now
@@ -74,13 +77,12 @@ type distributeSource struct {
 	busy     int    // how many transfers it sends
 	failures int    // how many of its transfers have failed since one has succeeded
 	relays   int    // how many relays from it have failed
-	dead     bool
 }
 
 func newDistributeJob(i *Image, targets []*Client, o DistributeOptions) *distributeJob {
 	j := &distributeJob{
 		DistributeOptions: o, image: i, targets: targets,
-		results: make(chan distributeResult, len(targets)), events: make(chan func()),
+		results: make(chan distributeResult, len(targets)), left: len(targets), events: make(chan func()),
 		probes: make(chan struct{}, probesAtOnce), servers: map[string]*distributeServer{},
 	}
 	j.Copy.Wait, j.Copy.CancelOnDone = true, true
@@ -94,6 +96,8 @@ func (j *distributeJob) run(ctx context.Context) {
 	if len(j.targets) == 0 {
 		return
 	}
+	ctx, j.cancel = context.WithCancel(ctx)
+	defer j.cancel()
 	overdue := time.NewTimer(probePatience)
 	defer overdue.Stop()
 	j.findSource(ctx)
@@ -123,13 +127,16 @@ func (j *distributeJob) start(work func() (then func())) {
 	}()
 }
 
-// probe runs work when there is a slot for it.
+// probe runs work when there is a slot for it. A server that does not respond soon does
+// not keep its slot.
 func (j *distributeJob) probe(ctx context.Context, work func() (then func())) {
 	j.probing++
 	j.start(func() func() {
 		select {
 		case j.probes <- struct{}{}:
-			defer func() { <-j.probes }()
+			release := sync.OnceFunc(func() { <-j.probes })
+			defer release()
+			defer time.AfterFunc(probePatience, release).Stop()
 		case <-ctx.Done(): // work returns at once
 		}
 		then := work()
@@ -176,9 +183,9 @@ func (j *distributeJob) identify(ctx context.Context, n int) {
 		}
 		return func() {
 			if err != nil {
-				j.results <- distributeResult{Delivery{Target: target, Index: n}, err}
 				j.meters.found(target)
 				j.meters.ended(target, false)
+				j.send(distributeResult{Delivery{Target: target, Index: n}, err})
 				return
 			}
 			key := serverKey(target, info)
@@ -249,20 +256,27 @@ func (j *distributeJob) addSource(source *distributeSource) {
 // schedule starts what can be started, and gives up what cannot be.
 func (j *distributeJob) schedule(ctx context.Context) {
 	if ctx.Err() != nil {
-		j.giveUp(ctx.Err())
+		j.giveUp(func(s *distributeServer) error {
+			return fmt.Errorf("bring image %.12s to %s: %w", j.image.Fingerprint, s.job.target.Endpoint(), ctx.Err())
+		})
 		return
 	}
 	for j.startNext(ctx) {
 	}
 	switch {
-	case j.tree == 0 && (j.probing == 0 || j.overdue):
+	case j.tree == 0 && (j.probing == 0 || j.overdue && len(j.sources) > 0):
 		// There is no source for the servers that wait.
 		if j.Copy.Mode == CopyAuto {
 			j.relays, j.waiting = append(j.relays, j.waiting...), nil
 		}
 		j.startRelay(ctx)
 		if j.running == 0 {
-			j.giveUp(ErrUnavailable)
+			j.giveUp(func(s *distributeServer) error {
+				if len(s.failed) > 0 {
+					return s.failure(s.failed[len(s.failed)-1].Err)
+				}
+				return fmt.Errorf("bring image %.12s to %s: %w: no server that has it can be copied from", j.image.Fingerprint, s.job.target.Endpoint(), ErrUnavailable)
+			})
 		}
 	case j.treeWorks:
 		// Servers can copy from each other, so this relay is for few. Before that is
@@ -273,7 +287,11 @@ func (j *distributeJob) schedule(ctx context.Context) {
 
 // startNext starts a transfer from server to server, if one is possible.
 func (j *distributeJob) startNext(ctx context.Context) bool {
-	free := slices.DeleteFunc(slices.Clone(j.sources), func(s *distributeSource) bool { return s.dead || s.busy >= j.Fanout })
+	// Without relays, bad sources are better than none.
+	anotherWay := j.Copy.Mode == CopyAuto || slices.ContainsFunc(j.sources, func(s *distributeSource) bool { return s.failures < failuresAllowed })
+	free := slices.DeleteFunc(slices.Clone(j.sources), func(s *distributeSource) bool {
+		return s.busy >= j.Fanout || anotherWay && s.failures >= failuresAllowed
+	})
 	slices.SortStableFunc(free, func(a, b *distributeSource) int { return a.busy - b.busy })
 	for _, source := range free {
 		for n, s := range j.waiting {
@@ -303,32 +321,36 @@ func (j *distributeJob) transfer(ctx context.Context, s *distributeServer, sourc
 	j.copy(ctx, s, source, modes, func(err error) {
 		source.busy--
 		j.tree--
-		if err == nil {
+		var sources *sourceError
+		var failed *OperationError
+		switch {
+		case err == nil:
 			source.failures = 0
 			j.treeWorks = true
-			return
+		case errors.As(err, &sources), errors.As(err, &failed), errors.Is(err, ErrUnsupported):
+			// Of an operation it is not known which server has failed. Any other error
+			// is the target's own.
+			source.failures++
 		}
-		source.failures++
-		// If it is the only source, a relay is the other way, if that is allowed.
-		source.dead = source.failures >= failuresAllowed && (j.Copy.Mode == CopyAuto || len(j.sources) > 1)
 	})
 }
 
 // startRelay relays the image to the servers that wait for it.
 func (j *distributeJob) startRelay(ctx context.Context) {
 	source := j.relaySource()
-	if len(j.relays) == 0 || j.relaying || source == nil {
+	if len(j.relays) == 0 || j.relaying {
+		return
+	}
+	if j.DryRun {
+		for _, s := range j.relays {
+			j.plan(s, source, CopyRelay)
+		}
+		j.relays = nil
 		return
 	}
 	n := min(len(j.relays), j.RelayFanout)
 	servers := slices.Clone(j.relays[:n])
 	j.relays = slices.Delete(j.relays, 0, n)
-	if j.DryRun {
-		for _, s := range servers {
-			j.plan(s, source, CopyRelay)
-		}
-		return
-	}
 	content, readers := source.image.shareContent(ctx, n)
 	j.relaying = true
 	j.start(func() func() {
@@ -354,21 +376,21 @@ func (j *distributeJob) relaySource() *distributeSource {
 	if !slices.Contains(sources, j.original) {
 		sources = append(slices.Clone(sources), j.original) // it may be a member that was not reached yet
 	}
-	return slices.MinFunc(sources, func(a, b *distributeSource) int { return a.relays - b.relays })
+	return slices.MinFunc(sources, func(a, b *distributeSource) int { return (a.relays + a.failures) - (b.relays + b.failures) })
 }
 
 // copy runs the copy job of a server with another source, and then does what follows
 // from its outcome. ended is called before.
 func (j *distributeJob) copy(ctx context.Context, s *distributeServer, source *distributeSource, modes []CopyMode, ended func(error)) {
 	job := s.job
-	job.source = source.image
-	began, before := time.Now(), len(job.copied.Failed)
+	job.source, job.copied = source.image, &Copied{}
+	began := time.Now()
 	j.start(func() func() {
 		err := job.run(ctx, modes, true)
 		took := time.Since(began)
 		return func() {
 			ended(err)
-			for _, failed := range job.copied.Failed[before:] {
+			for _, failed := range job.copied.Failed {
 				s.failed = append(s.failed, DeliveryAttempt{source.image.client, failed.Mode, failed.Err})
 			}
 			copied, err := job.result(ctx, err)
@@ -390,7 +412,6 @@ func (j *distributeJob) retry(ctx context.Context, s *distributeServer, err erro
 		j.finish(s, distributeResult{Delivery{Failed: s.failed}, s.failure(err)})
 		return
 	}
-	s.job.copied.Image = nil
 	j.wait(s)
 }
 
@@ -407,15 +428,10 @@ func (s *distributeServer) failure(err error) error {
 	return e
 }
 
-// giveUp gives the servers that still wait their result: they cannot be served, because
-// of why, or of what was tried before.
-func (j *distributeJob) giveUp(why error) {
+// giveUp ends the wait of the servers that cannot be served, because of why.
+func (j *distributeJob) giveUp(why func(*distributeServer) error) {
 	for _, s := range slices.Concat(j.waiting, j.relays) {
-		err := fmt.Errorf("bring image %.12s to %s: %w: no server that has it can be copied from", j.image.Fingerprint, s.job.target.Endpoint(), why)
-		if len(s.failed) > 0 {
-			err = s.failure(s.failed[len(s.failed)-1].Err)
-		}
-		j.finish(s, distributeResult{Delivery{Failed: s.failed}, err})
+		j.finish(s, distributeResult{Delivery{Failed: s.failed}, why(s)})
 	}
 	j.waiting, j.relays = nil, nil
 }
@@ -432,8 +448,8 @@ func (j *distributeJob) finish(s *distributeServer, r distributeResult) {
 	if s.job != nil {
 		s.job.meter.Stop()
 	}
-	j.results <- r
 	j.meters.ended(r.Target, r.err == nil)
+	j.send(r)
 	for _, n := range s.targets[1:] {
 		j.repeat(s, n)
 	}
@@ -443,5 +459,13 @@ func (j *distributeJob) finish(s *distributeServer, r distributeResult) {
 func (j *distributeJob) repeat(s *distributeServer, n int) {
 	r := *s.result
 	r.SameAs, r.Target, r.Index, r.Bytes = r.Target, j.targets[n], n, 0
+	j.send(r)
+}
+
+// send sends the result of a target.
+func (j *distributeJob) send(r distributeResult) {
 	j.results <- r
+	if j.left--; j.left == 0 {
+		j.cancel()
+	}
 }
