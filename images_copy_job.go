@@ -27,9 +27,11 @@ type copyJob struct {
 	// shared is the content for the first attempt of a relay; nil if it has a reading
 	// of its own.
 	shared *sharedReader
-	meter  *progress.Meter
-	report func(Progress) // for a later Image.Wait; nil for none
-	copied *Copied
+	// started is called with the operation of each mode; nil for nothing.
+	started func(*Operation)
+	meter   *progress.Meter
+	report  func(Progress) // for a later Image.Wait; nil for none
+	copied  *Copied
 }
 
 func newCopyJob(source *Image, target *Client, opts *CopyOptions) (*copyJob, error) {
@@ -196,6 +198,9 @@ func (j *copyJob) run(ctx context.Context, modes []CopyMode, wait bool) error {
 			j.copied.Image, j.copied.Mode = image, mode
 			image.transfer = j.copied
 			image.pending.report = j.report
+			if j.started != nil {
+				j.started(image.pending.op)
+			}
 			if !wait {
 				rest, failed := modes[n+1:], slices.Clone(j.copied.Failed)
 				image.pending.then(func(ctx context.Context, image *Image, err error, m *progress.Meter) (*Image, error) {

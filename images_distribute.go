@@ -111,16 +111,18 @@ func (d Delivery) String() string {
 // reading of its own.
 //
 // The failure of one target does not stop the others. A transfer that failed is retried
-// from another source, then by relay. A repeated call does only what is missing. Targets
-// that are one server, or members of one cluster, are served once. A target that is the
+// from another source, then by relay, which is retried once. A repeated call does only what is missing. Targets
+// that are one server, or members of one cluster, are served once, through the
+// client that had a response first. A target that is the
 // image's own server already has it.
 //
 // If the call itself is wrong, it yields once: a zero Delivery beside an [*InputError].
 // When ctx ends, or the loop is left, the transfers that run are cancelled, and the
 // remaining targets get the error of ctx. A server may still complete what it has
 // received (the daemons do not cancel every operation). The loop ends when nothing of the
-// call is running any more; no token remains. A transfer between servers has no timeout:
-// one that never ends keeps its place of Fanout until ctx ends.
+// call is running any more; no token remains. A transfer between servers that makes no
+// progress for the target's Options.StallTimeout does not hold the others; after ten
+// times as long it is cancelled, and retried from another source.
 func (i *Image) Distribute(ctx context.Context, targets []*Client, opts *DistributeOptions) iter.Seq2[Delivery, error] {
 	var o DistributeOptions
 	if opts != nil {

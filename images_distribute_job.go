@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -318,9 +319,20 @@ func (j *distributeJob) transfer(ctx context.Context, s *distributeServer, sourc
 	}
 	source.busy++
 	j.tree++
-	j.copy(ctx, s, source, modes, func(err error) {
+	free := sync.OnceFunc(func() {
 		source.busy--
 		j.tree--
+	})
+	running, cancel := context.WithCancelCause(ctx)
+	started := make(chan *Operation, len(modes))
+	s.job.started = func(op *Operation) { started <- op }
+	j.watchStall(running, started, s.job.target.t.stall, func() {
+		free()
+		source.failures++
+	}, cancel)
+	j.copy(ctx, running, s, source, modes, func(err error) {
+		cancel(nil)
+		free()
 		var sources *sourceError
 		var failed *OperationError
 		switch {
@@ -333,6 +345,75 @@ func (j *distributeJob) transfer(ctx context.Context, s *distributeServer, sourc
 			source.failures++
 		}
 	})
+}
+
+// errStalled is the error of a transfer between servers that one of them does not continue.
+var errStalled = fmt.Errorf("the server's operation has made no progress for too long: %w", ErrUnavailable)
+
+// stallPeriods is after how many stall timeouts without progress a transfer between
+// servers is cancelled. The daemons report whole percents only, which may take long.
+const stallPeriods = 10
+
+// watchStall watches the operations of a transfer between servers until ctx ends. If there
+// is no progress for the timeout, others need not wait for it any more, and it calls
+// stalled. If there is none for much longer, it cancels the transfer.
+func (j *distributeJob) watchStall(ctx context.Context, started <-chan *Operation, timeout time.Duration, stalled func(), cancel context.CancelCauseFunc) {
+	if timeout <= 0 {
+		return
+	}
+	w := &stallWatch{started: started, timeout: timeout}
+	j.start(func() func() {
+		if !w.wait(ctx, 1) {
+			return func() {}
+		}
+		return func() {
+			if ctx.Err() == nil {
+				stalled()
+			}
+			j.start(func() func() {
+				if w.wait(ctx, stallPeriods) {
+					cancel(errStalled)
+				}
+				return func() {}
+			})
+		}
+	})
+}
+
+// stallWatch compares the state of an operation with that of a timeout before.
+type stallWatch struct {
+	started <-chan *Operation
+	timeout time.Duration
+	op      *Operation // the last of started
+	state   OperationStatus
+	same    int // for how many timeouts there was no progress
+}
+
+// wait waits until there was no progress for so many timeouts. It reports whether that is
+// so; if not, ctx has ended.
+func (w *stallWatch) wait(ctx context.Context, timeouts int) bool {
+	tick := time.NewTicker(w.timeout)
+	defer tick.Stop()
+	for w.same < timeouts {
+		select {
+		case <-ctx.Done():
+			return false
+		case w.op = <-w.started:
+			w.state, w.same = w.op.Status(), 0
+			tick.Reset(w.timeout)
+		case <-tick.C:
+			if w.op == nil {
+				continue // a request, which has a stall watch of its own
+			}
+			now, err := w.op.Refresh(ctx)
+			if err == nil && (now.Done() || !now.UpdatedAt.Equal(w.state.UpdatedAt) || !reflect.DeepEqual(now.Metadata, w.state.Metadata)) {
+				w.state, w.same = now, 0
+				continue
+			}
+			w.same++
+		}
+	}
+	return true
 }
 
 // startRelay relays the image to the servers that wait for it.
@@ -359,8 +440,8 @@ func (j *distributeJob) startRelay(ctx context.Context) {
 	})
 	for n, s := range servers {
 		s.relayed++
-		s.job.shared = readers[n]
-		j.copy(ctx, s, source, []CopyMode{CopyRelay}, func(err error) {
+		s.job.shared, s.job.started = readers[n], nil
+		j.copy(ctx, ctx, s, source, []CopyMode{CopyRelay}, func(err error) {
 			_ = readers[n].Close()
 			var failed *sourceError
 			if errors.As(err, &failed) {
@@ -380,13 +461,17 @@ func (j *distributeJob) relaySource() *distributeSource {
 }
 
 // copy runs the copy job of a server with another source, and then does what follows
-// from its outcome. ended is called before.
-func (j *distributeJob) copy(ctx context.Context, s *distributeServer, source *distributeSource, modes []CopyMode, ended func(error)) {
+// from its outcome. ended is called before. running is the context of the copy itself.
+func (j *distributeJob) copy(ctx, running context.Context, s *distributeServer, source *distributeSource, modes []CopyMode, ended func(error)) {
 	job := s.job
 	job.source, job.copied = source.image, &Copied{}
 	began := time.Now()
 	j.start(func() func() {
-		err := job.run(ctx, modes, true)
+		err := job.run(running, modes, true)
+		if err != nil && context.Cause(running) == errStalled {
+			err = errStalled
+			job.copied.Failed = []CopyAttempt{{job.copied.Mode, err}}
+		}
 		took := time.Since(began)
 		return func() {
 			ended(err)

@@ -331,3 +331,37 @@ func TestDistributeIsComplete(t *testing.T) {
 		})
 	}
 }
+
+// TestDistributeStalls: a transfer between servers that does not continue holds nobody, and
+// is retried from another source.
+func TestDistributeStalls(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []lxd.CopyMode{lxd.CopyAuto, lxd.CopyPull, lxd.CopyPush} {
+		source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+		var fleet []*testkit.Fake
+		var targets []*lxd.Client
+		for range 3 {
+			f := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, &lxd.Options{StallTimeout: 50 * time.Millisecond})
+			fleet, targets = append(fleet, f), append(targets, f.Client)
+		}
+		image := testkit.Upload(t, source.Client, nil)
+		if mode == lxd.CopyPush {
+			source.Inject(lxdtest.StallOperations().Times(1))
+		} else {
+			source.Inject(lxdtest.StallResponse(100).On("GET", testkit.ExportPattern).Times(1))
+		}
+		deliveries, errs := distribute(t.Context(), t, image, targets, &lxd.DistributeOptions{Copy: lxd.CopyOptions{Mode: mode}})
+		var failed []error
+		for n, d := range deliveries {
+			require.NoError(t, errs[n])
+			require.NotNil(t, d.Image)
+			for _, attempt := range d.Failed {
+				failed = append(failed, attempt.Err)
+			}
+		}
+		require.Len(t, failed, 1)
+		require.ErrorIs(t, failed[0], lxd.ErrUnavailable)
+		require.ErrorContains(t, failed[0], "no progress")
+		noTokens(t, append(fleet, source)...)
+	}
+}

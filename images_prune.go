@@ -27,7 +27,7 @@ type PruneOptions struct {
 	// images of a group have one type, one architecture, and the same values of the
 	// properties GroupBy. With AliasPrefixes only images with such an alias are
 	// considered, and each prefix has groups of its own. An image remains if it is kept
-	// in one of its groups, or has an alias without such a prefix.
+	// in one of its groups.
 	Keep          int
 	GroupBy       []string // names of properties
 	AliasPrefixes []string // such as "build/"
@@ -43,6 +43,9 @@ type PruneOptions struct {
 	// itself.
 	CachedOnly bool
 
+	// Named deletes images that have an alias, whatever it is. By default an image remains
+	// if it has an alias that does not begin with one of AliasPrefixes.
+	Named bool
 	// Protect are aliases, or patterns of them as in path.Match, such as "prod/*".
 	// Images that have one remain.
 	Protect []string
@@ -137,6 +140,8 @@ func (p *pruneJob) check() error {
 		return invalid("PruneOptions.AliasPrefixes", "has an empty prefix; leave it out for all images")
 	case len(p.AliasPrefixes) > 0 && p.Unnamed:
 		return invalid("PruneOptions.Unnamed", "is set with AliasPrefixes, which only images with an alias have")
+	case p.Named && p.Unnamed:
+		return invalid("PruneOptions.Named", "is set with Unnamed")
 	case p.Keep == 0 && p.OlderThan == 0 && p.UnusedFor == 0 && !p.Unnamed && !p.CachedOnly:
 		return invalid("PruneOptions", "has no rule: set Keep, OlderThan, UnusedFor, Unnamed or CachedOnly")
 	}
@@ -292,8 +297,8 @@ func (p *pruneJob) meets(image *Image) (reason string, met bool) {
 // protects returns why an image remains; "" if it does not.
 func (p *pruneJob) protects(image *Image) string {
 	for _, alias := range image.Aliases {
-		if len(p.AliasPrefixes) > 0 && !slices.ContainsFunc(p.AliasPrefixes, func(prefix string) bool { return strings.HasPrefix(alias.Name, prefix) }) {
-			return fmt.Sprintf("it also has the alias %q", alias.Name)
+		if !p.Named && !slices.ContainsFunc(p.AliasPrefixes, func(prefix string) bool { return strings.HasPrefix(alias.Name, prefix) }) {
+			return fmt.Sprintf("it has the alias %q", alias.Name)
 		}
 		for _, pattern := range p.Protect {
 			if matches, _ := patterns.Match(pattern, alias.Name); matches || pattern == alias.Name {

@@ -75,14 +75,17 @@ func TestPrune(t *testing.T) {
 			used := fmt.Sprintf("instance %q of project \"default\" was created from it", user)
 			newest := fmt.Sprintf("one of the newest 1 of %q, container, x86_64", build)
 
+			for _, kept := range prune(lxd.PruneOptions{Keep: 1}).Kept[:5] {
+				require.Contains(t, kept.Reason, "it has the alias", "nothing with a name is deleted unless that is asked for")
+			}
 			pruned := prune(lxd.PruneOptions{Keep: 1, AliasPrefixes: []string{build}, Protect: []string{build + "st*"}})
 			require.Equal(t, []string{"1: not " + newest}, lines(pruned.Deleted, names))
 			require.Equal(t, fmt.Sprintf("image %.12s (%s): not %s", images["1"].Fingerprint, build+"1", newest), pruned.Deleted[0].String())
 			require.Equal(t, []string{
-				fmt.Sprintf("2: it also has the alias %q", set), fmt.Sprintf("3: its alias %q is protected", build+"stable"), "4: " + used, "5: " + newest,
+				fmt.Sprintf("2: it has the alias %q", set), fmt.Sprintf("3: its alias %q is protected", build+"stable"), "4: " + used, "5: " + newest,
 			}, lines(pruned.Kept, names))
 
-			pruned = prune(lxd.PruneOptions{Keep: 1, GroupBy: []string{"os"}, Protect: []string{set}, Used: true})
+			pruned = prune(lxd.PruneOptions{Keep: 1, GroupBy: []string{"os"}, Protect: []string{set}, Used: true, Named: true})
 			require.Equal(t, []string{`4: not one of the newest 1 of container, x86_64, os="debian"`, `5: not one of the newest 1 of container, x86_64, os="debian"`}, lines(pruned.Deleted, names))
 			require.Equal(t, []string{
 				fmt.Sprintf("2: its alias %q is protected", set), `3: one of the newest 1 of container, x86_64, os="alpine"`, `6: one of the newest 1 of container, x86_64, os="debian"`,
@@ -230,7 +233,7 @@ func TestPruneProtect(t *testing.T) {
 	testkit.Upload(t, f.Client, &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: "web[1]"}}})
 	testkit.Upload(t, f.Client, nil)
 	for pattern, deleted := range map[string]int{"web[1]": 0, "web*": 0, "web?1?": 0, "web": 1, "web1": 1, "*/*": 1} {
-		pruned, err := f.Client.Images.Prune(t.Context(), &lxd.PruneOptions{Keep: 1, Protect: []string{pattern}, DryRun: true})
+		pruned, err := f.Client.Images.Prune(t.Context(), &lxd.PruneOptions{Keep: 1, Named: true, Protect: []string{pattern}, DryRun: true})
 		require.NoError(t, err)
 		require.Len(t, pruned.Deleted, deleted, pattern)
 	}
