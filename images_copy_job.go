@@ -324,6 +324,26 @@ func (j *copyJob) start(ctx context.Context, mode CopyMode) (*Image, error) {
 	}
 }
 
+// possible returns the first of the modes that the servers do not rule out themselves.
+func (j *copyJob) possible(ctx context.Context, modes []CopyMode) (CopyMode, error) {
+	var err error
+	for _, mode := range modes {
+		switch mode {
+		case CopyPull:
+			_, _, _, err = j.checkPull(ctx)
+		case CopyPush:
+			_, _, _, err = j.checkPush(ctx)
+		default:
+			err = nil
+		}
+		if err == nil {
+			return mode, nil
+		}
+		j.noteFailure(mode, err)
+	}
+	return "", err
+}
+
 // settle determines the outcome of an operation that a server has forgotten: it
 // looks for the copy.
 func (j *copyJob) settle(ctx context.Context) error {

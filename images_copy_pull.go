@@ -11,15 +11,30 @@ import (
 
 // pull makes the target fetch the image, from the first address that works.
 func (j *copyJob) pull(ctx context.Context) (*Image, error) {
-	from, to, err := j.servers(ctx)
+	from, to, addresses, err := j.checkPull(ctx)
 	if err != nil {
 		return nil, err
 	}
-	addresses := j.source.client.addresses(from)
-	if len(addresses) == 0 {
-		return nil, fmt.Errorf("the source does not listen on the network (core.https_address): %w", ErrUnsupported)
-	}
 	return j.pullFrom(ctx, addresses, from, to)
+}
+
+// checkPull returns the servers, and the addresses of the source. The error is what the
+// servers' descriptions of themselves tell against a pull.
+func (j *copyJob) checkPull(ctx context.Context) (from, to *Server, addresses []string, err error) {
+	from, to, err = j.servers(ctx)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	addresses = j.source.client.addresses(from)
+	if len(addresses) == 0 {
+		return nil, nil, nil, fmt.Errorf("the source does not listen on the network (core.https_address): %w", ErrUnsupported)
+	}
+	if j.source.client.Project() != "default" {
+		if err := to.need("pull an image from a project", "image_source_project"); err != nil {
+			return nil, nil, nil, err
+		}
+	}
+	return from, to, addresses, nil
 }
 
 // pullFrom tries the first address, and the next one if the target cannot fetch the

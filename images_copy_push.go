@@ -12,37 +12,9 @@ import (
 
 // push makes the source send the image to the target.
 func (j *copyJob) push(ctx context.Context) (*Image, error) {
-	from, to, err := j.servers(ctx)
+	_, to, addresses, err := j.checkPush(ctx)
 	if err != nil {
 		return nil, err
-	}
-	if !from.Trusted {
-		// Not an ErrForbidden, after which no other mode is tried: a relay only
-		// reads the image.
-		return nil, fmt.Errorf("the source does not push for a client that it does not trust: %w", ErrUnsupported)
-	}
-	for _, s := range []*Server{from, to} {
-		if err := s.need("push an image", "images_push_relay"); err != nil {
-			return nil, err
-		}
-	}
-	if from.Family != to.Family {
-		// The source sends the secret in a header that the other family ignores.
-		return nil, fmt.Errorf("%s cannot push to %s: %w", from.Family, to.Family, ErrUnsupported)
-	}
-	if j.source.Type == VirtualMachine {
-		// The source sends the disk as a container's rootfs, and the target
-		// accepts it as one (LXD 5.0.2, Incus 6.0.4).
-		return nil, fmt.Errorf("the servers cannot push images of virtual machines: %w", ErrUnsupported)
-	}
-	if j.target.project != "" {
-		if err := from.need("push an image into a project", "images_target_project"); err != nil {
-			return nil, err
-		}
-	}
-	addresses := j.target.addresses(to)
-	if len(addresses) == 0 {
-		return nil, fmt.Errorf("the target does not listen on the network (core.https_address): %w", ErrUnsupported)
 	}
 	// The token describes the copy. Its properties are never null, which would
 	// crash the daemon (LXD 5.0.2, Incus 6.0.4).
@@ -80,6 +52,44 @@ func (j *copyJob) push(ctx context.Context) (*Image, error) {
 	})
 	image.pending.onRelease, image.pending.watched = secret.end, true
 	return image, nil
+}
+
+// checkPush returns the servers, and the addresses of the target. The error is what the
+// servers' descriptions of themselves tell against a push.
+func (j *copyJob) checkPush(ctx context.Context) (from, to *Server, addresses []string, err error) {
+	from, to, err = j.servers(ctx)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if !from.Trusted {
+		// Not an ErrForbidden, after which no other mode is tried: a relay only
+		// reads the image.
+		return nil, nil, nil, fmt.Errorf("the source does not push for a client that it does not trust: %w", ErrUnsupported)
+	}
+	for _, s := range []*Server{from, to} {
+		if err := s.need("push an image", "images_push_relay"); err != nil {
+			return nil, nil, nil, err
+		}
+	}
+	if from.Family != to.Family {
+		// The source sends the secret in a header that the other family ignores.
+		return nil, nil, nil, fmt.Errorf("%s cannot push to %s: %w", from.Family, to.Family, ErrUnsupported)
+	}
+	if j.source.Type == VirtualMachine {
+		// The source sends the disk as a container's rootfs, and the target
+		// accepts it as one (LXD 5.0.2, Incus 6.0.4).
+		return nil, nil, nil, fmt.Errorf("the servers cannot push images of virtual machines: %w", ErrUnsupported)
+	}
+	if j.target.project != "" {
+		if err := from.need("push an image into a project", "images_target_project"); err != nil {
+			return nil, nil, nil, err
+		}
+	}
+	addresses = j.target.addresses(to)
+	if len(addresses) == 0 {
+		return nil, nil, nil, fmt.Errorf("the target does not listen on the network (core.https_address): %w", ErrUnsupported)
+	}
+	return from, to, addresses, nil
 }
 
 // awaitTarget waits, for at most the retry timeout, until the target has finished what

@@ -34,7 +34,9 @@ type DistributeOptions struct {
 	AnyArchitecture bool
 
 	// DryRun changes nothing: a Delivery has the mode that would be tried first, a server
-	// that has the image now as its source, and the error that can be foreseen.
+	// that has the image now as its source, the modes that the servers rule out in Failed,
+	// and the error that can be foreseen. Whether servers can connect to each other is not
+	// known before it is tried.
 	DryRun bool
 
 	// Progress receives the progress of each transfer, and of all. It is not called by
@@ -45,7 +47,7 @@ type DistributeOptions struct {
 // DistributeProgress is the state of a call of Distribute.
 type DistributeProgress struct {
 	// Target is the server whose transfer has changed, and Transfer its state, reported
-	// at most ten times a second.
+	// at most ten times a second. Transfer.Phase is "" if only the counts have changed.
 	Target   *Client
 	Transfer Progress
 
@@ -70,11 +72,12 @@ type Delivery struct {
 	// Image is the image of the target; nil if it does not have it, or must not have it
 	// (ErrorIfExists). Beside an error, an attribute or an alias could not be set.
 	Image *Image
-	// Mode is the mode that succeeded. It is empty if the target had the image.
+	// Mode is the mode that succeeded. It is empty if the target had the image, and
+	// beside most errors.
 	Mode CopyMode
 	// Source is the client of the server that the content came from; nil if none did.
 	Source *Client
-	Bytes  int64         // of content that the target received; 0 if it had the image
+	Bytes  int64         // of content that the target received, or would in a dry run; 0 if it had the image
 	Took   time.Duration // from the first transfer from Source to the end of that which succeeded
 	// Failed lists the transfers that failed or were ruled out before that, and why.
 	Failed []DeliveryAttempt

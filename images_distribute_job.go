@@ -313,12 +313,24 @@ func (j *distributeJob) transfer(ctx context.Context, s *distributeServer, sourc
 		modes = []CopyMode{CopyPull, CopyPush}
 	}
 	s.tried = append(s.tried, source)
+	j.tree++
 	if j.DryRun {
-		j.plan(s, source, modes[0])
+		s.job.source, s.job.copied = source.image, &Copied{}
+		j.start(func() func() {
+			mode, err := s.job.possible(ctx, modes)
+			return func() {
+				j.tree--
+				if err == nil {
+					j.plan(s, source, mode)
+					return
+				}
+				j.noteFailed(s, source)
+				j.retry(ctx, s, err)
+			}
+		})
 		return
 	}
 	source.busy++
-	j.tree++
 	free := sync.OnceFunc(func() {
 		source.busy--
 		j.tree--
@@ -475,9 +487,7 @@ func (j *distributeJob) copy(ctx, running context.Context, s *distributeServer, 
 		took := time.Since(began)
 		return func() {
 			ended(err)
-			for _, failed := range job.copied.Failed {
-				s.failed = append(s.failed, DeliveryAttempt{source.image.client, failed.Mode, failed.Err})
-			}
+			j.noteFailed(s, source)
 			copied, err := job.result(ctx, err)
 			if copied != nil && copied.Image != nil && (err == nil || !copied.UploadedAt.IsZero()) {
 				j.finish(s, distributeResult{Delivery{
@@ -489,6 +499,13 @@ func (j *distributeJob) copy(ctx, running context.Context, s *distributeServer, 
 			j.retry(ctx, s, err)
 		}
 	})
+}
+
+// noteFailed notes which modes have failed with a source.
+func (j *distributeJob) noteFailed(s *distributeServer, source *distributeSource) {
+	for _, failed := range s.job.copied.Failed {
+		s.failed = append(s.failed, DeliveryAttempt{source.image.client, failed.Mode, failed.Err})
+	}
 }
 
 // retry lets a server wait for another source after err, if one may help.
@@ -523,7 +540,7 @@ func (j *distributeJob) giveUp(why func(*distributeServer) error) {
 
 // plan gives a server the result of a dry run.
 func (j *distributeJob) plan(s *distributeServer, source *distributeSource, mode CopyMode) {
-	j.finish(s, distributeResult{Delivery: Delivery{Mode: mode, Source: source.image.client, Bytes: max(j.image.Size, 0)}})
+	j.finish(s, distributeResult{Delivery: Delivery{Mode: mode, Source: source.image.client, Bytes: max(j.image.Size, 0), Failed: s.failed}})
 }
 
 // finish sends the results of a server's targets.

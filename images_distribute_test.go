@@ -231,6 +231,37 @@ func TestDistributeDryRun(t *testing.T) {
 	require.NotNil(t, other)
 }
 
+// TestDistributeDryRunIsTrue: what the servers rule out themselves is not planned.
+func TestDistributeDryRunIsTrue(t *testing.T) {
+	t.Parallel()
+	_, targets := startFleet(t, 2, lxdtest.LXD50, lxdtest.Incus60)
+	for _, listens := range []bool{true, false} {
+		source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: listens}, nil)
+		image := testkit.Upload(t, source.Client, nil)
+		for mode, want := range map[lxd.CopyMode][2]lxd.CopyMode{
+			lxd.CopyAuto:  {lxd.CopyPush, lxd.CopyRelay},
+			lxd.CopyPull:  {"", ""},
+			lxd.CopyPush:  {lxd.CopyPush, ""},
+			lxd.CopyRelay: {lxd.CopyRelay, lxd.CopyRelay},
+		} {
+			if listens && (mode == lxd.CopyAuto || mode == lxd.CopyPull) {
+				want = [2]lxd.CopyMode{lxd.CopyPull, lxd.CopyPull}
+			}
+			opts := &lxd.DistributeOptions{DryRun: true, Copy: lxd.CopyOptions{Mode: mode}}
+			planned, perrs := distribute(t.Context(), t, image, targets, opts)
+			for n := range targets {
+				require.Equal(t, want[n], planned[n].Mode, "%q listens %t", mode, listens)
+				require.Nil(t, planned[n].Image)
+				require.Equal(t, want[n] == "", perrs[n] != nil)
+				if perrs[n] != nil {
+					require.ErrorIs(t, perrs[n], lxd.ErrUnsupported)
+					require.NotEmpty(t, planned[n].Failed)
+				}
+			}
+		}
+	}
+}
+
 func TestDistributeChecksArchitecture(t *testing.T) {
 	t.Parallel()
 	fleet, targets := startFleet(t, 2)
