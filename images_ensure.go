@@ -85,8 +85,8 @@ type EnsureAction string
 
 // The values of EnsureAction.
 const (
-	EnsureCreated EnsureAction = "create" // the image, from its source
-	EnsureUpdated EnsureAction = "update" // the attributes of an image
+	EnsureCreated EnsureAction = "create" // the image, from its source, with its attributes
+	EnsureUpdated EnsureAction = "update" // the attributes of an image that was there
 	EnsureNamed   EnsureAction = "alias"  // an alias was created or moved
 	EnsureDeleted EnsureAction = "delete" // a replaced image
 )

@@ -247,7 +247,9 @@ func (e *ensureJob) update(ctx context.Context, image *Image, change func(*Image
 	if change(&changed); changed.attributes().matches(image.attributes()) {
 		return image, nil
 	}
-	e.note(EnsureChange{Action: EnsureUpdated, Fingerprint: image.Fingerprint})
+	if image != e.created { // its creation includes its attributes, which a dry run cannot compare
+		e.note(EnsureChange{Action: EnsureUpdated, Fingerprint: image.Fingerprint})
+	}
 	if e.DryRun {
 		return image, nil
 	}
