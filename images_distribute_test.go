@@ -173,7 +173,7 @@ func TestDistributeFailures(t *testing.T) {
 	cert, key := fleet[0].ClientCertificate()
 	down := testkit.NewClient(t, "https://127.0.0.1:1", &lxd.Options{ClientCertificate: cert, ClientKey: key, ServerCertificate: fleet[0].Certificate(), RetryTimeout: time.Millisecond})
 	testkit.Upload(t, fleet[1].Client, &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: "web"}}})
-	full := fleet[2].Inject(lxdtest.Status(500, "write: no space left on device").On("POST", "/1.0/images"))
+	full := fleet[2].Inject(lxdtest.FailImages("write: no space left on device"))
 	targets = []*lxd.Client{
 		down, targets[1], targets[2], targets[3].InProject("missing"), targets[4], targets[4], targets[5], source.Client,
 	}

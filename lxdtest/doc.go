@@ -88,6 +88,7 @@
 // documentation of each says which.
 //
 //	StallImages          an image that does not exist yet when its operation names it
+//	FailImages           images that are not stored, such as for want of space
 //	StallUpdates         updates with the same If-Match that all succeed
 //	LoseInsert           an upload that fails because another one was faster
 //	CacheStreams         a simplestreams index that is up to an hour old

@@ -44,6 +44,7 @@ const (
 	kindForget
 	kindStallOperation
 	kindStallImage
+	kindFailImage
 	kindStallUpdate
 	kindLoseInsert
 	kindCacheStreams
@@ -236,6 +237,13 @@ func StallOperations() Fault { return Fault{name: "stall operations", kind: kind
 // its operation, which runs, names it (LXD 4.0 to 6.9, Incus 6.0). Incus 7.0.2
 // names it only once it exists.
 func StallImages() Fault { return Fault{name: "stall images", kind: kindStallImage} }
+
+// FailImages makes the operation of an upload, import, copy or publication fail with the
+// message instead of storing its image, such as "write /var/lib/lxd/images/x: no space
+// left on device".
+func FailImages(message string) Fault {
+	return Fault{name: "fail images", kind: kindFailImage, message: message}
+}
 
 // StallUpdates makes a PUT or PATCH of an image pause between its check of
 // If-Match and its write until Injection.Release or Remove, so that updates at the

@@ -35,6 +35,19 @@ func TestStallImages(t *testing.T) {
 	})
 }
 
+func TestFailImages(t *testing.T) {
+	s := newTestServer(t, &Options{InMemory: true})
+	c := newClient(t, s)
+	full := s.Inject(FailImages("write: no space left on device"))
+	failed := c.do("POST", "/1.0/images", UnifiedImage("x", 0))
+	require.Equal(t, "write: no space left on device", c.do("GET", failed.Operation+"/wait", nil).field("err"))
+	require.Empty(t, s.Images())
+	require.Equal(t, 1, full.Fired())
+	full.Remove()
+	c.upload(UnifiedImage("x", 0))
+	require.Len(t, s.Images(), 1)
+}
+
 // TestStallImagesUntilRestart: the image of an operation that a restart ended is
 // not stored.
 func TestStallImagesUntilRestart(t *testing.T) {

@@ -393,13 +393,16 @@ func (s *Server) commit(ctx context.Context, r *http.Request, op *operation, img
 		name()
 	}
 	s.mu.Lock()
-	var stall *Injection
+	var stall, fail *Injection
 	if op != nil {
-		stall = s.fireFault(kindStallImage)
+		stall, fail = s.fireFault(kindStallImage), s.fireFault(kindFailImage)
 	}
 	s.mu.Unlock()
-	if stall != nil && !stall.wait(ctx) {
+	switch {
+	case stall != nil && !stall.wait(ctx):
 		return ctx.Err()
+	case fail != nil:
+		return daemonErrorf("%s", fail.fault.message)
 	}
 	s.mu.Lock()
 	err := s.checkNew(img)
