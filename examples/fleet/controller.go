@@ -201,7 +201,7 @@ func (c *controller) distribute(ctx context.Context, a *alias, image *lxd.Image,
 		if d.Mode != "" && d.SameAs == nil {
 			c.metrics.transferred(s, d)
 			c.log.Info("distributed", "server", s.Name, "alias", a.Name, "image", image.Fingerprint[:12], "mode", d.Mode,
-				"source", d.Source.Endpoint(), "bytes", d.Bytes, "took", d.Took.Round(time.Millisecond))
+				"source", c.name(d.Source), "bytes", d.Bytes, "took", d.Took.Round(time.Millisecond))
 		}
 	}
 	return errors.Join(errs...)
@@ -245,6 +245,16 @@ func (c *controller) failure(ctx context.Context, s *server, step string, err er
 		c.log.Error("failed", "server", s.Name, "step", step, "error", err)
 	}
 	return fmt.Errorf("server %q: %s: %w", s.Name, step, err)
+}
+
+// name returns the name of a client's server.
+func (c *controller) name(client *lxd.Client) string {
+	for _, s := range c.Servers {
+		if s.client == client {
+			return s.Name
+		}
+	}
+	return client.Endpoint()
 }
 
 func clients(servers []*server) []*lxd.Client {

@@ -28,7 +28,8 @@
 // catches up when it returns; a source that cannot be read changes nothing.
 //
 // With -once, one pass is made, and the exit code is 1 if something failed. With -dry-run,
-// the changes of such a pass are printed and not made. -listen serves metrics for
+// the changes of such a pass are printed and not made; what becomes old only by them, and
+// is deleted then, is not printed. -listen serves metrics for
 // Prometheus at /metrics. docs/fleet.md describes the operation.
 //
 // It is a separate module, so that package lxd does not require the metrics library.

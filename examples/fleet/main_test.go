@@ -306,6 +306,15 @@ func TestFleet(t *testing.T) {
 
 			// The plan of a fleet in step is empty; one alias moved is one line.
 			require.Empty(t, f.plan())
+
+			// An attribute that somebody else has changed would be repaired.
+			changed, err := f.client[1].Images.GetByAlias(t.Context(), f.alias)
+			require.NoError(t, err)
+			changed.Public = false
+			require.NoError(t, changed.Update(t.Context(), nil))
+			require.Equal(t, fmt.Sprintf("host1: update image %.12s\n", changed.Fingerprint), f.plan())
+			changed.Public = true
+			require.NoError(t, changed.Update(t.Context(), nil))
 			other := testkit.Upload(t, f.client[1], nil)
 			require.NoError(t, f.move(1, other))
 			require.Equal(t, fmt.Sprintf("host1: move alias %q from image %.12s to image %.12s\n", f.alias, other.Fingerprint, third), f.plan())

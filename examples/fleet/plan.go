@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 
 	"github.com/golxd/lxd"
 )
@@ -56,6 +57,10 @@ func (c *controller) planAlias(ctx context.Context, out io.Writer, a *alias, see
 		return nil
 	}
 	var errs []error
+	if o.Public != nil {
+		image.Public = *o.Public
+	}
+	maps.Copy(image.Properties, o.Properties)
 	do := a.distributeOptions(image)
 	do.DryRun = true
 	for d, err := range image.Distribute(ctx, clients(others), do) {
@@ -68,7 +73,10 @@ func (c *controller) planAlias(ctx context.Context, out io.Writer, a *alias, see
 			continue
 		}
 		if d.Mode != "" && d.SameAs == nil {
-			fmt.Fprintf(out, "%s: copy image %.12s from %s (%s)\n", s.Name, image.Fingerprint, d.Source.Endpoint(), d.Mode)
+			fmt.Fprintf(out, "%s: copy image %.12s from %s (%s)\n", s.Name, image.Fingerprint, c.name(d.Source), d.Mode)
+		}
+		if d.Image != nil && (d.Image.Public != image.Public || !maps.Equal(d.Image.Properties, image.Properties)) {
+			fmt.Fprintf(out, "%s: update image %.12s\n", s.Name, image.Fingerprint)
 		}
 		old, err := s.client.Aliases.Get(ctx, a.Name)
 		switch {
