@@ -102,8 +102,8 @@ func TestHostile(t *testing.T) {
 		kind imagefile.ProblemKind // of the first problem; empty for none
 		size int64                 // MaxSize
 	}{
-		{name: "bomb", in: io.MultiReader(bytes.NewReader(tarZstd(t, block("rootfs/zeros", '0', 1<<32, nil))), &endless{data: zeros(t)}), kind: imagefile.TooLarge, size: 200 << 20},
-		{name: "endless pipe", in: io.MultiReader(bytes.NewReader(block("rootfs/zeros", '0', 1<<32, nil)), &endless{data: make([]byte, 1<<20)}), kind: imagefile.TooLarge, size: 200 << 20},
+		{name: "bomb", in: io.MultiReader(bytes.NewReader(tarZstd(t, block("rootfs/zeros", '0', 1<<32, nil))), &endless{data: zeros(t)}), kind: imagefile.TooLarge, size: 80 << 20},
+		{name: "endless pipe", in: io.MultiReader(bytes.NewReader(block("rootfs/zeros", '0', 1<<32, nil)), &endless{data: make([]byte, 1<<20)}), kind: imagefile.TooLarge, size: 80 << 20},
 		{name: "long names for ever", in: &endless{data: append(block("././@LongLink", 'L', 512, nil), make([]byte, 512)...)}, kind: imagefile.TooLarge},
 		{name: "sparse for ever", in: io.MultiReader(bytes.NewReader(block("rootfs/sparse", 'S', 0, func(b []byte) {
 			copy(b[386:], sparse[:96])
@@ -117,9 +117,9 @@ func TestHostile(t *testing.T) {
 		{name: "zstd with 2 GiB", in: bytes.NewReader(append([]byte("\x28\xb5\x2f\xfd\x00\xa8"), make([]byte, 1000)...)), kind: imagefile.TooLarge},
 		{name: "aliases", in: bytes.NewReader(unified(t, good+"templates:\n"+"  x: *a\n"+aliases)), kind: imagefile.BadMetadata},
 		{name: "nested", in: bytes.NewReader(unified(t, strings.Repeat("[", 500_000))), kind: imagefile.BadMetadata},
-		{name: "entries", in: many(100_000, func(n int) *tar.Header { return &tar.Header{Name: fmt.Sprint("rootfs/", n)} }), kind: imagefile.NoMetadata},
-		{name: "devices", in: many(10_000, func(n int) *tar.Header { return &tar.Header{Name: fmt.Sprint("rootfs/", n), Typeflag: tar.TypeChar} }), kind: imagefile.DeviceNode},
-		{name: "links", in: many(50_000, func(n int) *tar.Header {
+		{name: "entries", in: many(20_000, func(n int) *tar.Header { return &tar.Header{Name: fmt.Sprint("rootfs/", n)} }), kind: imagefile.NoMetadata},
+		{name: "devices", in: many(1_000, func(n int) *tar.Header { return &tar.Header{Name: fmt.Sprint("rootfs/", n), Typeflag: tar.TypeChar} }), kind: imagefile.DeviceNode},
+		{name: "links", in: many(10_000, func(n int) *tar.Header {
 			return &tar.Header{Name: fmt.Sprint("rootfs/", n), Typeflag: tar.TypeSymlink, Linkname: "/"}
 		}), kind: imagefile.NoMetadata},
 	} {
