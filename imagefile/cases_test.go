@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	_ "embed"
+	"strings"
 	"testing"
 	"time"
 
@@ -133,6 +134,8 @@ var problems = map[string]expected{
 	"no date":                  {kinds: kinds(imagefile.BadCreationDate), refusedBy: "all", text: "Missing creation date"},
 	"date 0":                   {kinds: kinds(imagefile.BadCreationDate), refusedBy: "all", text: "Missing creation date"},
 	"negative date":            {kinds: kinds(imagefile.BadCreationDate)},
+	"date in the year 10000":   {kinds: kinds(imagefile.BadCreationDate), refusedBy: "all", text: "cannot parse"},
+	"expiry in milliseconds":   {kinds: kinds(imagefile.BadExpiryDate), refusedBy: "all", text: "cannot parse"},
 	"date text":                {kinds: kinds(imagefile.BadCreationDate), refusedBy: "all", text: "into int64"},
 	"date quoted":              {kinds: kinds(imagefile.BadCreationDate), refusedBy: "all", text: "into int64"},
 	"date float":               {kinds: kinds(imagefile.BadCreationDate), refusedBy: "Incus 7", text: "into int64"},
@@ -147,6 +150,7 @@ var problems = map[string]expected{
 	"tab":                      {kinds: kinds(imagefile.BadMetadata), refusedBy: "all", text: "cannot start any token"},
 	"template absent":          {kinds: kinds(imagefile.BadTemplate)},
 	"template escapes":         {kinds: kinds(imagefile.BadTemplate, imagefile.BadTemplate)},
+	"template relative":        {kinds: kinds(imagefile.BadTemplate)},
 	"template when":            {kinds: kinds(imagefile.BadTemplate)},
 	"escaping file":            {kinds: kinds(imagefile.EscapingPath), unusable: true},
 	"absolute file":            {kinds: kinds(imagefile.EscapingPath)},
@@ -223,11 +227,13 @@ func imageCases(t testing.TB) []imageCase {
 		{name: "no date", image: unified(t, "architecture: x86_64\n")},
 		{name: "date 0", image: unified(t, "architecture: x86_64\ncreation_date: 0\n")},
 		{name: "negative date", image: unified(t, "architecture: x86_64\ncreation_date: -5\n")},
+		{name: "date in the year 10000", image: unified(t, "architecture: x86_64\ncreation_date: 253402300800\n")},
 		{name: "date text", image: unified(t, "architecture: x86_64\ncreation_date: 2024-01-01\n")},
 		{name: "date quoted", image: unified(t, "architecture: x86_64\ncreation_date: \"1704067200\"\n")},
 		{name: "date float", image: unified(t, "architecture: x86_64\ncreation_date: 1704067200.5\n")},
 		{name: "date whole float", image: unified(t, "architecture: x86_64\ncreation_date: 1704067200.0\n")},
 		{name: "expired", image: unified(t, good+"expiry_date: 1704067201\n")},
+		{name: "expiry in milliseconds", image: unified(t, good+"expiry_date: 1704067200000\n")},
 		{name: "expiry text", image: unified(t, good+"expiry_date: never\n")},
 		{name: "no properties", image: unified(t, "architecture: x86_64\ncreation_date: 1704067200\n")},
 		{name: "property a number", image: unified(t, good+"  release: 1\n  yes: true\n")},
@@ -245,6 +251,7 @@ func imageCases(t testing.TB) []imageCase {
 		{name: "tab", image: unified(t, "architecture: x86_64\ncreation_date: 1704067200\nproperties:\n\tos: x\n")},
 		{name: "templates", image: unified(t, templates, entry{name: "templates/", kind: tar.TypeDir}, entry{name: "templates/hostname.tpl", content: "{{ container.name }}\n"})},
 		{name: "template absent", image: unified(t, templates)},
+		{name: "template relative", image: unified(t, strings.Replace(templates, "/etc", "etc", 1), entry{name: "templates/hostname.tpl", content: "x"})},
 		{name: "template escapes", image: unified(t, good+"templates:\n  /etc/hostname:\n    when: [create]\n    template: ../../x\n")},
 		{name: "template when", image: unified(t, good+"templates:\n  /etc/hostname:\n    when: [never]\n    template: hostname.tpl\n", entry{name: "templates/hostname.tpl", content: "x"})},
 		{name: "escaping file", image: unified(t, good, entry{name: "rootfs/../../escaped", content: "x"})},

@@ -25,11 +25,12 @@ type Report struct {
 	Omitted int
 }
 
-// Err returns the problems for which a daemon refuses the upload, as one error; nil if there are none.
+// Err returns the problems for which a daemon refuses the upload, and those of which that is not known, as one error; nil if
+// there are none. An image with regretted problems only, such as one that is cut, is no error: see Problems.
 func (r *Report) Err() error {
 	var refused []error
 	for _, p := range r.Problems {
-		if p.Severity == Refused {
+		if p.Severity != Regretted {
 			refused = append(refused, p)
 		}
 	}
@@ -62,11 +63,13 @@ func Check(ctx context.Context, image, rootfs io.Reader, opts *CheckOptions) (*R
 		return nil, err
 	}
 	c.checkTemplates()
+	c.checkNames()
 	if rootfs != nil {
 		s.info.Rootfs = &File{}
 		if c.rootfsRead, err = c.scanFile(rootfs, RootfsPart, s.info.Rootfs); err != nil {
 			return nil, err
 		}
+		c.checkNames()
 	}
 	s.conclude()
 	c.checkParts(opts.Type)
@@ -106,11 +109,7 @@ func (c *checker) scanFile(r io.Reader, part Part, file *File) (read bool, err e
 
 // checkTemplates reports the templates of metadata.yaml that the tarball does not contain.
 func (c *checker) checkTemplates() {
-	if c.info.Metadata == nil || !c.imageRead {
-		return
-	}
-	if c.names.full {
-		c.reportFile(TooLarge, Regretted, "the tarball has more than %d templates or links that leave it; the rest was not checked", maxNames)
+	if c.info.Metadata == nil || !c.imageRead || c.names.full {
 		return
 	}
 	for _, target := range sortedKeys(c.info.Metadata.Templates) {
@@ -119,6 +118,14 @@ func (c *checker) checkTemplates() {
 			c.reportFile(BadTemplate, Regretted, "metadata.yaml names the template %.100q for %.100q, which the tarball does not contain; add templates/%.100s", template, target, template)
 		}
 	}
+}
+
+// checkNames reports that not all names of a tarball were kept, and forgets them.
+func (c *checker) checkNames() {
+	if c.names.full {
+		c.reportFile(TooLarge, Unchecked, "the tarball has more than %d templates or symbolic links that leave it; the rest was not checked", maxNames)
+	}
+	c.names = nameSet{seed: c.names.seed}
 }
 
 // checkParts reports parts that are missing, swapped or of another type.

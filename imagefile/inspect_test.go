@@ -170,6 +170,10 @@ func TestInspectReadsTheBeginning(t *testing.T) {
 	require.Equal(t, imagefile.Unified, info.Layout)
 	require.EqualValues(t, -1, info.Size)
 	require.LessOrEqual(t, in.n, int64(128<<10))
+
+	// An error that comes with the last bytes that are needed does not matter.
+	_, err = imagefile.Inspect(t.Context(), iotest.DataErrReader(io.MultiReader(bytes.NewReader(padded()[:20_000]), iotest.ErrReader(errors.New("too far")))), nil, nil)
+	require.NoError(t, err)
 }
 
 // TestInspectErrors: what cannot be read is an error that says why.
@@ -193,6 +197,7 @@ func TestInspectErrors(t *testing.T) {
 	problem(imagefile.BadMetadata, inspect(bytes.NewReader(unified(t, "architecture: [")), nil, nil))
 	problem(imagefile.Cut, inspect(bytes.NewReader(metadata[:600]), nil, nil))
 	problem(imagefile.TooLarge, inspect(bytes.NewReader(padded()), nil, &imagefile.InspectOptions{Fingerprint: true, MaxSize: 50_000}))
+	require.ErrorIs(t, inspect(silent{}, nil, nil), io.ErrNoProgress)
 	require.ErrorIs(t, inspect(iotest.ErrReader(broken), nil, nil), broken)
 	require.ErrorIs(t, inspect(io.MultiReader(bytes.NewReader(padded()[:1000]), iotest.ErrReader(broken)), nil, nil), broken)
 	require.ErrorIs(t, inspect(bytes.NewReader(metadata), iotest.ErrReader(broken), nil), broken)
@@ -209,11 +214,16 @@ func TestInspectErrors(t *testing.T) {
 	require.ErrorAs(t, err, &input)
 }
 
+// silent returns neither bytes nor an error.
+type silent struct{}
+
+func (silent) Read([]byte) (int, error) { return 0, nil }
+
 // TestContext: a context that ends is obeyed while a reader blocks, and while an archive bomb is unpacked.
 func TestContext(t *testing.T) {
 	t.Parallel()
 	big := tarball(t, entry{name: "rootfs/zeros", content: string(make([]byte, 1<<20))})
-	for name, data := range map[string][]byte{"silent": padded()[:1000], "endless": gzipped(t, big), "stored": big} {
+	for name, data := range map[string][]byte{"silent": padded()[:1000], "endless": gzipped(t, big), "stored": big, "bomb": append(tarZstd(t, block("rootfs/zeros", '0', 1<<32, nil)), bytes.Repeat(zeros(), 20)...)} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			ctx, cancel := context.WithCancel(t.Context())

@@ -72,7 +72,7 @@ func parseMetadata(data []byte, now time.Time, report func(Problem)) *Metadata {
 		bad(BadCreationDate, Refused, 0, nil, "creation_date is missing; write seconds since 1970, as by date +%%s")
 	}
 	m.ExpiresAt = decodeDate(&fields.ExpiryDate, "expiry_date", BadExpiryDate, bad)
-	if !m.ExpiresAt.IsZero() && m.ExpiresAt.Before(now) {
+	if !m.ExpiresAt.IsZero() && m.ExpiresAt.Unix() > 0 && m.ExpiresAt.Before(now) {
 		bad(BadExpiryDate, Regretted, fields.ExpiryDate.Line, nil, "the image has expired on %s; the daemons delete expired images that are cached", m.ExpiresAt.Format(time.DateOnly))
 	}
 
@@ -117,11 +117,14 @@ func decodeDate(field *yaml.Node, name string, kind ProblemKind, bad func(Proble
 		}
 		return time.Time{}
 	}
-	if seconds < 0 || seconds > maxSeconds {
-		bad(kind, Regretted, field.Line, nil, "%s is %d, which is not a time after 1970 in seconds", name, seconds)
+	switch {
+	case seconds > maxSeconds:
+		bad(kind, Refused, field.Line, nil, "%s is %d, which is after the year 9999; write seconds since 1970, not milliseconds", name, seconds)
+	case seconds < 0:
+		bad(kind, Regretted, field.Line, nil, "%s is %d, which is before 1970; write seconds since 1970, as by date +%%s", name, seconds)
 	}
 	return time.Unix(seconds, 0).UTC()
 }
 
-// maxSeconds is the end of the year 9999, which is the last that JSON can show.
+// maxSeconds is the end of the year 9999. LXD 5.0.2, Incus 6.0.4 and Incus 7.0.2 store a later date and then cannot read it.
 const maxSeconds = 253402300799

@@ -12,6 +12,8 @@ const (
 	// Regretted says that the daemons accept the upload, and that instances then cannot be created, or are not what was
 	// meant.
 	Regretted Severity = "regretted"
+	// Unchecked says that a limit of this package ended the reading ([TooLarge]): what the daemons do is not known.
+	Unchecked Severity = "unchecked"
 )
 
 // ProblemKind is what is wrong.

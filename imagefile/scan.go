@@ -69,7 +69,11 @@ func (s *scanner) reportEntry(kind ProblemKind, format string, args ...any) {
 
 // unreadable is a problem that ends the reading of a file.
 func unreadable(kind ProblemKind, offset int64, err error, message string) *Problem {
-	return &Problem{Kind: kind, Severity: Regretted, Offset: offset, Err: err, Message: message}
+	p := &Problem{Kind: kind, Severity: Regretted, Offset: offset, Err: err, Message: message}
+	if kind == TooLarge {
+		p.Severity = Unchecked
+	}
+	return p
 }
 
 // scan reads one file. A *Problem is a file that cannot be read; other errors are those of the reader and the context.
@@ -252,7 +256,7 @@ func (b *blockReader) Read(p []byte) (int, error) {
 	b.count += int64(n)
 	if b.last = append(b.last[:0], p[:n]...); err == nil {
 		if b.headers++; b.headers > maxHeaders {
-			return 0, &Problem{Kind: TooLarge, Severity: Regretted, File: b.scanner.part, Offset: b.count, Message: fmt.Sprintf("the headers of an entry have more than %d blocks", maxHeaders)}
+			return 0, &Problem{Kind: TooLarge, Severity: Unchecked, File: b.scanner.part, Offset: b.count, Message: fmt.Sprintf("the headers of an entry have more than %d blocks", maxHeaders)}
 		}
 	}
 	return n, err
@@ -353,7 +357,7 @@ func (s *scanner) readMetadata(content io.Reader) error {
 		return err
 	}
 	if len(data) > maxMetadata {
-		return &Problem{Kind: TooLarge, Severity: Regretted, Entry: s.entry, Offset: s.offset, Message: fmt.Sprintf("metadata.yaml has more than %d bytes", maxMetadata)}
+		return &Problem{Kind: TooLarge, Severity: Unchecked, Entry: s.entry, Offset: s.offset, Message: fmt.Sprintf("metadata.yaml has more than %d bytes", maxMetadata)}
 	}
 	s.info.Metadata = parseMetadata(data, s.now, func(p Problem) {
 		p.Entry, p.Offset = s.entry, s.offset
@@ -371,8 +375,8 @@ type nameSet struct {
 	full      bool
 }
 
-// maxNames limits the memory of a nameSet.
-const maxNames = 200_000
+// maxNames limits the memory of a nameSet. A test lowers it.
+var maxNames = 200_000
 
 func (n *nameSet) add(set *map[uint64]struct{}, name string) {
 	if *set == nil {

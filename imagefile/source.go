@@ -20,6 +20,7 @@ type source struct {
 	hash   hash.Hash // nil if nobody wants it
 	count  int64
 	err    error // sticky; io.EOF at the end
+	next   error // came with the last block, and becomes err when more is wanted
 	block  []byte
 	rest   []byte // of block, not consumed yet
 	wanted chan struct{}
@@ -60,10 +61,14 @@ func (s *source) fill() error {
 			s.err = io.ErrNoProgress
 			break
 		}
+		if s.next != nil {
+			s.err = s.next
+			break
+		}
 		s.wanted <- struct{}{}
 		select {
 		case r := <-s.got:
-			s.err = r.err
+			s.next = r.err
 			if r.n == 0 {
 				continue
 			}
