@@ -77,39 +77,38 @@ func unreadable(kind ProblemKind, offset int64, err error, message string) *Prob
 }
 
 // scan reads one file. A *Problem is a file that cannot be read; other errors are those of the reader and the context.
-func (s *scanner) scan(r io.Reader, part Part, file *File) (err error) {
+func (s *scanner) scan(r io.Reader, part Part, file *File) error {
 	s.part = part
 	src := newSource(s.ctx, r, s.maxSize, s.sum)
 	defer src.close()
-	defer func() {
-		if failure := src.failure(); failure != nil {
-			err = fmt.Errorf("imagefile: read the %s: %w", part, failure)
-			return
-		}
-		if err == nil && (s.sum != nil || s.check) {
-			err = src.drain()
-			if failure := src.failure(); failure != nil {
-				err = fmt.Errorf("imagefile: read the %s: %w", part, failure)
-				return
-			}
-		}
-		if problem := (*Problem)(nil); errors.Is(err, errLimit) && !errors.As(err, &problem) {
-			err = unreadable(TooLarge, src.count, err, fmt.Sprintf("the file is larger than %d bytes; raise MaxSize if that is right", s.maxSize))
-		}
-		file.Size = -1
-		if errors.Is(src.err, io.EOF) {
-			file.Size = src.count
-		}
-		if problem := (*Problem)(nil); errors.As(err, &problem) {
-			problem.File = part
-		}
-	}()
+	err := s.read(src, file)
+	if err == nil && (s.sum != nil || s.check) {
+		err = src.drain()
+	}
+	if failure := src.failure(); failure != nil {
+		return fmt.Errorf("imagefile: read the %s: %w", part, failure)
+	}
+	file.Size = -1
+	if errors.Is(src.err, io.EOF) {
+		file.Size = src.count
+	}
+	var problem *Problem
+	if errors.Is(err, errLimit) && !errors.As(err, &problem) {
+		err = unreadable(TooLarge, src.count, err, fmt.Sprintf("the file is larger than %d bytes; raise MaxSize if that is right", s.maxSize))
+	}
+	if errors.As(err, &problem) {
+		problem.File = part
+	}
+	return err
+}
 
+// read reads a file as far as it is needed.
+func (s *scanner) read(src *source, file *File) error {
 	in := bufio.NewReaderSize(src, 4096)
 	head, err := in.Peek(headSize)
 	if len(head) == 0 && errors.Is(err, io.EOF) {
 		p := unreadable(Empty, 0, nil, "the file is empty")
-		if part == ImagePart {
+		if s.part == ImagePart {
 			p.Severity = Refused
 		}
 		return p
