@@ -480,7 +480,7 @@ func (j *distributeJob) copy(ctx, running context.Context, s *distributeServer, 
 	began := time.Now()
 	j.start(func() func() {
 		err := job.run(running, modes, true)
-		if err != nil && context.Cause(running) == errStalled {
+		if err != nil && errors.Is(context.Cause(running), errStalled) {
 			err = errStalled
 			job.copied.Failed = []CopyAttempt{{job.copied.Mode, err}}
 		}
