@@ -227,7 +227,7 @@ func (j *distributeJob) prepare(ctx context.Context, s *distributeServer) {
 				j.finish(s, distributeResult{err: err})
 			default:
 				if !j.DryRun {
-					job.meter = j.meters.start(target)
+					j.meters.needs(target)
 				}
 				j.wait(s)
 			}
@@ -287,6 +287,9 @@ func (j *distributeJob) schedule(ctx context.Context) {
 
 // startNext starts a transfer from server to server, if one is possible.
 func (j *distributeJob) startNext(ctx context.Context) bool {
+	if len(j.waiting) == 0 {
+		return false
+	}
 	// Without relays, bad sources are better than none.
 	anotherWay := j.Copy.Mode == CopyAuto || slices.ContainsFunc(j.sources, func(s *distributeSource) bool { return s.failures < failuresAllowed })
 	free := slices.DeleteFunc(slices.Clone(j.sources), func(s *distributeSource) bool {
@@ -407,6 +410,7 @@ func (j *distributeJob) relaySource() *distributeSource {
 func (j *distributeJob) copy(ctx, running context.Context, s *distributeServer, source *distributeSource, modes []CopyMode, ended func(error)) {
 	job := s.job
 	job.source, job.copied = source.image, &Copied{}
+	job.meter = j.meters.start(job.target)
 	began := time.Now()
 	j.start(func() func() {
 		err := job.run(running, modes, true)
@@ -416,6 +420,7 @@ func (j *distributeJob) copy(ctx, running context.Context, s *distributeServer, 
 		}
 		took := time.Since(began)
 		return func() {
+			job.meter.Stop()
 			ended(err)
 			j.noteFailed(s, source)
 			copied, err := job.result(ctx, err)
@@ -477,9 +482,6 @@ func (j *distributeJob) plan(s *distributeServer, source *distributeSource, mode
 func (j *distributeJob) finish(s *distributeServer, r distributeResult) {
 	r.Target, r.Index = j.targets[s.targets[0]], s.targets[0]
 	s.result = &r
-	if s.job != nil {
-		s.job.meter.Stop()
-	}
 	j.meters.ended(r.Target, r.err == nil)
 	j.send(r)
 	for _, n := range s.targets[1:] {

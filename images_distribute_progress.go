@@ -42,12 +42,16 @@ func (m *distributeMeters) ended(target *Client, ok bool) {
 	})
 }
 
-// start starts the meter of the transfers to a server; nil for none.
-func (m *distributeMeters) start(target *Client) *progress.Meter {
+// needs counts what there is to transfer to a server.
+func (m *distributeMeters) needs(target *Client) {
 	m.change(target, func() {
 		m.all.TotalBytes += m.size
 		m.bytes[target] = 0
 	})
+}
+
+// start starts the meter of a transfer to a server; nil for none.
+func (m *distributeMeters) start(target *Client) *progress.Meter {
 	if m.report == nil {
 		return nil
 	}
