@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -102,6 +103,41 @@ var kills = []memberKill{
 			return errors.Join(err, <-changed)
 		}, image.Fingerprint
 	}},
+	{name: "watch", within: 200 * time.Millisecond, exists: true, prepare: func(t *testing.T, c *lxd.Client, members []*testdaemon.Daemon) (func(context.Context) error, string) {
+		image, err := c.Images.Create(t.Context(), bytes.NewReader(testkit.Unified(t, 1<<10)), &lxd.CreateOptions{Wait: true})
+		require.NoError(t, err)
+		other := clientOf(t, members[1])
+		return func(ctx context.Context) error {
+			// An alias that another member makes after the death is yielded.
+			name, made := testkit.Unique("after"), make(chan error, 1)
+			time.AfterFunc(time.Second, func() { made <- makeAlias(ctx, other, name, image.Fingerprint) })
+			err := watchFor(ctx, c, name)
+			return errors.Join(err, <-made)
+		}, image.Fingerprint
+	}},
+}
+
+// makeAlias makes an alias, however long the members elect a leader.
+func makeAlias(ctx context.Context, c *lxd.Client, name, fingerprint string) error {
+	for {
+		err := c.Aliases.Set(ctx, lxd.Alias{Name: name, Target: fingerprint})
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// watchFor returns when an image has the alias.
+func watchFor(ctx context.Context, c *lxd.Client, name string) error {
+	for change, err := range c.Images.Watch(ctx, &lxd.WatchOptions{Interval: -1}) {
+		switch {
+		case err != nil:
+			return err
+		case change.Image != nil && slices.ContainsFunc(change.Image.Aliases, func(a lxd.Alias) bool { return a.Name == name }):
+			return nil
+		}
+	}
+	return errors.New("the loop ended without an error")
 }
 
 // uploadToAll creates an image, and waits until each member has its content, which
