@@ -22,8 +22,9 @@ type WatchOptions struct {
 	Properties   map[string]string // must all exist with these values
 
 	// Interval is how often all images are read again, for changes of which the server
-	// sends no event, such as those in the database. The default is ten minutes;
-	// negative means never.
+	// sends no event, such as those in the database. The default is ten minutes, and 30
+	// seconds for a cluster, in which events of other members are lost for a while after
+	// one has died (LXD 5.0.2); negative means never.
 	Interval time.Duration
 }
 
@@ -96,9 +97,10 @@ func (c AliasChange) String() string {
 // it, so several changes in short succession may be yielded as one. When the connection
 // breaks, or the server restarts, it connects again without a timeout (before
 // ImagesSynced, with Options.RetryTimeout), reads all images, and yields the difference:
-// what was yielded adds up to what is there, whatever events were lost. It needs an event of the server, or Interval, to notice a change; a client
-// that may use some projects only has no event of a change that is made in another project
-// with which it shares images. That LastUsedAt alone has changed is not yielded.
+// what was yielded adds up to what is there, whatever events were lost. It needs an event
+// of the server, or Interval, to notice a change; a client that may use some projects only
+// has no event of a change that is made in another project with which it shares images.
+// That LastUsedAt alone has changed is not yielded.
 //
 // Each image that meets the conditions is kept in memory (about 1.2 kB); an [ImageSet]
 // makes them searchable. The loop ends with an error,

@@ -13,8 +13,11 @@ import (
 	"github.com/golxd/lxd/internal/retry"
 )
 
-// defaultInterval is the default of WatchOptions.Interval.
-const defaultInterval = 10 * time.Minute
+// The defaults of WatchOptions.Interval.
+const (
+	defaultInterval = 10 * time.Minute
+	clusterInterval = 30 * time.Second
+)
 
 // maxStale is how many images and aliases are read one by one; of more, all are, and
 // none is noted, so that a slow loop needs no memory.
@@ -63,7 +66,6 @@ func (w *watchJob) check(ctx context.Context) error {
 		return err
 	}
 	w.list = ListOptions{AllProjects: w.AllProjects, Type: w.Type, Architecture: architecture, Properties: w.Properties}
-	w.Interval = cmp.Or(w.Interval, defaultInterval)
 	return nil
 }
 
@@ -71,6 +73,16 @@ func (w *watchJob) run(ctx context.Context, yield func(ImageChange, error) bool)
 	if err := w.findEvents(ctx); err != nil {
 		yield(ImageChange{}, err)
 		return
+	}
+	if w.Interval == 0 {
+		server, err := w.images.client.serverInfo(ctx, false)
+		if err != nil {
+			yield(ImageChange{}, err)
+			return
+		}
+		if w.Interval = defaultInterval; server.Clustered {
+			w.Interval = clusterInterval
+		}
 	}
 	receiving, cancel := context.WithCancel(ctx)
 	var receiver sync.WaitGroup

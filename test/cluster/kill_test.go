@@ -129,7 +129,7 @@ func makeAlias(ctx context.Context, c *lxd.Client, name, fingerprint string) err
 
 // watchFor returns when an image has the alias.
 func watchFor(ctx context.Context, c *lxd.Client, name string) error {
-	for change, err := range c.Images.Watch(ctx, &lxd.WatchOptions{Interval: -1}) {
+	for change, err := range c.Images.Watch(ctx, nil) {
 		switch {
 		case err != nil:
 			return err
