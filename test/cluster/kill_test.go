@@ -94,11 +94,21 @@ var kills = []memberKill{
 	{name: "events", within: 200 * time.Millisecond, exists: true, prepare: func(t *testing.T, c *lxd.Client, members []*testdaemon.Daemon) (func(context.Context) error, string) {
 		image, err := c.Images.Create(t.Context(), bytes.NewReader(testkit.Unified(t, 1<<10)), &lxd.CreateOptions{Wait: true})
 		require.NoError(t, err)
+		// The member must be connected before it is killed.
+		events, connected, ended := t.Context(), make(chan struct{}), make(chan error, 1)
+		go func() { ended <- eventsAfterBreak(events, c, connected) }()
+		<-connected
+		other := clientOf(t, members[1])
 		return func(ctx context.Context) error {
-			ctx, cancel := context.WithCancel(ctx)
+			changing, cancel := context.WithCancel(ctx)
 			changed := make(chan error, 1)
-			go func() { changed <- changeUntil(ctx, clientOf(t, members[1]), image.Fingerprint) }()
-			err := eventsAfterBreak(ctx, c)
+			go func() { changed <- changeUntil(changing, other, image.Fingerprint) }()
+			var err error
+			select {
+			case err = <-ended:
+			case <-ctx.Done():
+				err = ctx.Err()
+			}
 			cancel()
 			return errors.Join(err, <-changed)
 		}, image.Fingerprint
@@ -186,15 +196,17 @@ func changeUntil(ctx context.Context, c *lxd.Client, fingerprint string) error {
 }
 
 // eventsAfterBreak returns when the connection has broken and events have come on
-// the next one.
-func eventsAfterBreak(ctx context.Context, c *lxd.Client) error {
+// the next one. It closes connected when there is the first one.
+func eventsAfterBreak(ctx context.Context, c *lxd.Client, connected chan<- struct{}) error {
 	connections, events := 0, 0
 	for event, err := range c.Events(ctx, &lxd.EventsOptions{Types: []lxd.EventType{lxd.EventLifecycle}}) {
 		switch {
 		case err != nil:
 			return err
 		case event.Type == lxd.EventConnected:
-			connections, events = connections+1, 0
+			if connections, events = connections+1, 0; connections == 1 {
+				close(connected)
+			}
 		default:
 			events++
 		}
