@@ -114,10 +114,10 @@ func (d Delivery) String() string {
 // reading of its own.
 //
 // The failure of one target does not stop the others. A transfer that failed is retried
-// from another source, then by relay, which is retried once. A repeated call does only what is missing. Targets
-// that are one server, or members of one cluster, are served once, through the
-// client that had a response first. A target that is the
-// image's own server already has it.
+// from another source, then by relay, which is retried once. A repeated call does only
+// what is missing. Targets that are one server, or members of one cluster, are served
+// once, through the client that had a response first. A target that is the image's own
+// server already has it.
 //
 // If the call itself is wrong, it yields once: a zero Delivery beside an [*InputError].
 // When ctx ends, or the loop is left, the transfers that run are cancelled, and the

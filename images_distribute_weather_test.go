@@ -367,3 +367,26 @@ func TestDistributeStalls(t *testing.T) {
 		})
 	}
 }
+
+// TestDistributeStallHoldsNobody: while a transfer makes no progress, its source serves the
+// others; it is not cancelled so soon, and completes when it continues.
+func TestDistributeStallHoldsNobody(t *testing.T) {
+	t.Parallel()
+	source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
+	var targets []*lxd.Client
+	for range 3 {
+		f := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, &lxd.Options{StallTimeout: 500 * time.Millisecond})
+		targets = append(targets, f.Client)
+	}
+	image := testkit.Upload(t, source.Client, nil)
+	stalled := source.Inject(lxdtest.StallResponse(100).On("GET", testkit.ExportPattern).Times(1))
+	served := 0
+	for d, err := range image.Distribute(t.Context(), targets, &lxd.DistributeOptions{Copy: lxd.CopyOptions{Mode: lxd.CopyPull}}) {
+		require.NoError(t, err)
+		require.Empty(t, d.Failed)
+		if served++; served == 2 {
+			stalled.Release()
+		}
+	}
+	require.Equal(t, 3, served)
+}
