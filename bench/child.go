@@ -20,6 +20,7 @@ import (
 	"github.com/gorilla/websocket"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/procmem"
 )
 
 // job is the work of one child process, which uses only the public API of package
@@ -116,7 +117,7 @@ func runChild(spec string) error {
 	w := work{Seconds: time.Since(begin).Seconds()}
 	var mem runtime.MemStats
 	runtime.ReadMemStats(&mem)
-	w.Allocated, w.Objects, w.Peak = mem.TotalAlloc, mem.Mallocs, readPeak(os.Getpid())
+	w.Allocated, w.Objects, w.Peak = mem.TotalAlloc, mem.Mallocs, procmem.Peak(os.Getpid())
 	return json.NewEncoder(os.Stdout).Encode(w)
 }
 

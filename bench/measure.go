@@ -10,9 +10,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
+
+	"github.com/golxd/lxd/internal/procmem"
 )
 
 // sample are the measurements of one run. For a run of several processes the times
@@ -82,26 +83,9 @@ func watchPeak(pid int, ended <-chan struct{}) int64 {
 		case <-ended:
 			return peak
 		case <-ticker.C:
-			peak = max(peak, readPeak(pid))
+			peak = max(peak, procmem.Peak(pid))
 		}
 	}
-}
-
-// readPeak returns the peak resident set size of a process in bytes; 0 if unknown.
-func readPeak(pid int) int64 {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0
-	}
-	for line := range strings.SplitSeq(string(status), "\n") {
-		if value, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-			kib, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")), 10, 64)
-			if err == nil {
-				return kib << 10
-			}
-		}
-	}
-	return 0
 }
 
 // touchMemory has another process fill and free n bytes of the page cache. The host

@@ -1,14 +1,12 @@
 package fleet_test
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
 	"math"
 	"os"
 	"os/exec"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
+	"github.com/golxd/lxd/internal/procmem"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -211,24 +210,6 @@ func relayInChild() error {
 			break
 		}
 	}
-	if result.Peak, err = peakMemory(); err != nil {
-		return err
-	}
+	result.Peak = procmem.Peak(os.Getpid())
 	return json.NewEncoder(os.Stdout).Encode(result)
-}
-
-// peakMemory is that of this process, in bytes.
-func peakMemory() (int64, error) {
-	f, err := os.Open("/proc/self/status")
-	if err != nil {
-		return 0, err
-	}
-	defer func() { _ = f.Close() }()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		if fields := strings.Fields(lines.Text()); len(fields) > 1 && fields[0] == "VmHWM:" {
-			kib, err := strconv.ParseInt(fields[1], 10, 64)
-			return kib << 10, err
-		}
-	}
-	return 0, fmt.Errorf("there is no VmHWM in /proc/self/status")
 }
