@@ -13,3 +13,5 @@ require (
 	golang.org/x/net v0.62.0
 	golang.org/x/sys v0.49.0
 )
+
+require github.com/klauspost/pgzip v1.3.0 // indirect

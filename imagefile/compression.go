@@ -3,6 +3,7 @@ package imagefile
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"compress/bzip2"
 	"compress/gzip"
 	"encoding/binary"
@@ -10,7 +11,9 @@ import (
 	"io"
 
 	"github.com/klauspost/compress/zstd"
+	"github.com/klauspost/pgzip"
 	"github.com/mikelolasagasti/xz"
+	xzwriter "github.com/ulikunitz/xz"
 	"github.com/ulikunitz/xz/lzma"
 )
 
@@ -83,6 +86,37 @@ func decompress(c Compression, r *bufio.Reader) (io.Reader, func(), error) {
 	}
 	return r, nothing, nil
 }
+
+// compress returns a writer that compresses what is written to it. Its Close does not close w.
+func compress(c Compression, level int, w io.Writer) (io.WriteCloser, error) {
+	switch c {
+	case Gzip:
+		out, err := pgzip.NewWriterLevel(w, cmp.Or(level, pgzip.DefaultCompression))
+		if err != nil {
+			return nil, err
+		}
+		return out, nil
+	case XZ:
+		out, err := xzwriter.NewWriter(w)
+		if err != nil {
+			return nil, err
+		}
+		return out, nil
+	case Zstd:
+		out, err := zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(cmp.Or(level, 3))))
+		if err != nil {
+			return nil, err
+		}
+		return out, nil
+	}
+	return uncompressed{w}, nil
+}
+
+// uncompressed is a compressor that does nothing.
+type uncompressed struct{ io.Writer }
+
+// Close implements io.Closer.
+func (uncompressed) Close() error { return nil }
 
 // squashfsSize returns the size that a squashfs says it has; 0 if the head is too short.
 func squashfsSize(head []byte) int64 {

@@ -24,6 +24,7 @@ func TestDependencies(t *testing.T) {
 		"github.com/go-json-experiment/json", // of simplestreams, which has the types
 		"github.com/golxd/lxd",
 		"github.com/klauspost/compress",
+		"github.com/klauspost/pgzip",
 		"github.com/mikelolasagasti/xz",
 		"github.com/ulikunitz/xz",
 		"go.yaml.in/yaml/v3",

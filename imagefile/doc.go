@@ -1,4 +1,4 @@
-// Package imagefile reads the files that images of LXD and Incus consist of. It needs no server.
+// Package imagefile reads and writes the files that images of LXD and Incus consist of. It needs no server.
 //
 // An image is one file or two. A unified image is a tarball with metadata.yaml and the root filesystem. A split image is a
 // metadata tarball with metadata.yaml, and a root filesystem: a squashfs or tarball of a container, the disk of a virtual
@@ -6,6 +6,9 @@
 //
 // [Inspect] and [InspectFiles] return what files contain. [Check] and [CheckFiles] also return what LXD 5.0.2, Incus 6.0.4
 // or Incus 7.0.2 refuse in them, or accept and regret when an instance is created.
+//
+// [Pack], [PackFiles], [NewReader] and [NewReaders] write an image: of a directory, an fs.FS, a tarball, a squashfs, a disk or
+// another image. The same input results in the same bytes.
 //
 // # Hostile files
 //

@@ -1,8 +1,10 @@
 package imagefile_test
 
 import (
+	"archive/tar"
 	"bytes"
 	"errors"
+	"io"
 	"testing"
 	"testing/iotest"
 
@@ -55,6 +57,45 @@ func FuzzCheck(f *testing.F) {
 		if len(report.Problems) == 0 {
 			require.Equal(t, report.Info, info)
 		}
+	})
+}
+
+// FuzzFromImage: whatever an image is, it is packed again or refused. The result is an image that can be read, and packed
+// again is itself.
+func FuzzFromImage(f *testing.F) {
+	for _, c := range imageCases(f) {
+		if len(c.image)+len(c.rootfs) < 64<<10 {
+			f.Add(c.image, c.rootfs)
+		}
+	}
+	f.Add(unified(f, good, entry{name: "templates/a.tpl", content: "a"}, entry{name: "rootfs/dev/null", kind: tar.TypeChar, major: 1}), []byte(nil))
+	f.Fuzz(func(t *testing.T, image, rootfs []byte) {
+		const maxSize = 4 << 20
+		if len(rootfs) == 0 {
+			rootfs = nil
+		}
+		opts := &imagefile.PackOptions{Compression: imagefile.None}
+		var packed, packedRootfs bytes.Buffer
+		var out io.Writer
+		if rootfs != nil {
+			out = &packedRootfs
+		}
+		_, err := imagefile.Pack(t.Context(), &packed, out, imagefile.FromImage(bytes.NewReader(image), second(rootfs), &imagefile.FromImageOptions{MaxSize: maxSize}), nil, opts)
+		var input *imagefile.InputError
+		if err != nil {
+			var problem *imagefile.Problem
+			require.True(t, errors.As(err, &problem) || errors.As(err, &input), "%v", err)
+			return
+		}
+		var again, againRootfs bytes.Buffer
+		in := io.Reader(nil)
+		if rootfs != nil {
+			in, out = bytes.NewReader(packedRootfs.Bytes()), &againRootfs
+		}
+		_, err = imagefile.Pack(t.Context(), &again, out, imagefile.FromImage(bytes.NewReader(packed.Bytes()), in, nil), nil, opts)
+		require.NoError(t, err)
+		require.Equal(t, packed.Bytes(), again.Bytes())
+		require.Equal(t, packedRootfs.Bytes(), againRootfs.Bytes())
 	})
 }
 

@@ -92,8 +92,8 @@ type Metadata struct {
 
 // Template is a file that the daemon writes in instances of the image.
 type Template struct {
-	When       []string          `yaml:"when"`        // of "create", "copy", "start" and "rename"
-	CreateOnly bool              `yaml:"create_only"` // do not overwrite a file
-	Template   string            `yaml:"template"`    // the file's name in the directory templates of the image
-	Properties map[string]string `yaml:"properties"`  // for the template's use
+	When       []string          `yaml:"when"`                  // of "create", "copy", "start" and "rename"
+	CreateOnly bool              `yaml:"create_only,omitempty"` // do not overwrite a file
+	Template   string            `yaml:"template"`              // the file's name in the directory templates of the image
+	Properties map[string]string `yaml:"properties,omitempty"`  // for the template's use
 }

@@ -120,14 +120,28 @@ func withFiles(image, rootfs string, use func(first, second io.Reader, sizes [2]
 
 // newScanner checks the arguments.
 func newScanner(ctx context.Context, image, rootfs io.Reader, maxSize int64) (*scanner, error) {
-	switch {
-	case image == nil:
+	if image == nil {
 		return nil, &InputError{Field: "image", Problem: "is nil"}
-	case maxSize < 0:
-		return nil, &InputError{Field: "MaxSize", Problem: fmt.Sprintf("is negative: %d", maxSize)}
 	}
+	if err := checkMaxSize(maxSize); err != nil {
+		return nil, err
+	}
+	s := startScanner(ctx, maxSize)
+	s.split = rootfs != nil
+	return s, nil
+}
+
+func checkMaxSize(maxSize int64) error {
+	if maxSize < 0 {
+		return &InputError{Field: "MaxSize", Problem: fmt.Sprintf("is negative: %d", maxSize)}
+	}
+	return nil
+}
+
+// startScanner returns a scanner of the files of one image.
+func startScanner(ctx context.Context, maxSize int64) *scanner {
 	return &scanner{
-		ctx: ctx, maxSize: min(cmp.Or(maxSize, defaultMaxSize), math.MaxInt64-blockSize), now: time.Now(), split: rootfs != nil,
+		ctx: ctx, maxSize: min(cmp.Or(maxSize, defaultMaxSize), math.MaxInt64-blockSize), now: time.Now(),
 		names: nameSet{seed: maphash.MakeSeed()},
-	}, nil
+	}
 }

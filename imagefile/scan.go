@@ -22,10 +22,13 @@ import (
 type scanner struct {
 	ctx     context.Context
 	maxSize int64
-	check   bool      // read all, and report whatever is wrong
-	sum     hash.Hash // nil if no fingerprint is wanted
-	now     time.Time
-	split   bool
+	check   bool // read all, and report whatever is wrong
+	// each is called with each entry of a tarball, all of which are then read. Its error ends the reading, and is returned.
+	// errStop ends it without an error.
+	each  func(header *tar.Header, content io.Reader) error
+	sum   hash.Hash // nil if no fingerprint is wanted
+	now   time.Time
+	split bool
 
 	info     Info
 	problems []*Problem
@@ -37,12 +40,20 @@ type scanner struct {
 	hasRootfs   bool // a directory rootfs, or rootfs.img
 	disk        bool // rootfs.img
 	names       nameSet
+	metadata    []byte // metadata.yaml
 	// nearMetadata is an entry that may be meant as metadata.yaml; rootfsMetadata says that the second file has one.
 	nearMetadata   string
 	rootfsMetadata bool
 	entry          string
 	offset         int64
+	total          int64 // the size of the files that were added to another image
 }
+
+// errStop is returned by scanner.each to end the reading.
+var errStop = errors.New("stop")
+
+// eachError is an error of scanner.each, which is not one of the file.
+type eachError struct{ error }
 
 // maxProblems limits the memory for problems, and what a reader of a report must read.
 const maxProblems = 100
@@ -82,6 +93,12 @@ func (s *scanner) scan(r io.Reader, part Part, file *File) error {
 	src := newSource(s.ctx, r, s.maxSize, s.sum)
 	defer src.close()
 	err := s.read(src, file)
+	if failure := (eachError{}); errors.As(err, &failure) {
+		if errors.Is(failure.error, errStop) {
+			return nil
+		}
+		return failure.error
+	}
 	if err == nil && (s.sum != nil || s.check) {
 		err = src.drain()
 	}
@@ -170,7 +187,7 @@ func (s *scanner) unpack(in *bufio.Reader, file *File) error {
 		return s.broken(guard, err, !s.found())
 	}
 	file.Format = Tar
-	if s.check {
+	if s.check || s.each != nil {
 		if _, err := io.Copy(io.Discard, content); err != nil { // The compressor's checksum follows.
 			return s.broken(guard, err, false)
 		}
@@ -273,7 +290,7 @@ func (s *scanner) readTar(blocks *blockReader, magic bool) error {
 				return s.unknown()
 			}
 			s.entry = ""
-			if s.check && !isZero(blocks.last) {
+			if (s.check || s.each != nil) && !isZero(blocks.last) {
 				return unreadable(Cut, blocks.count, nil, "the tarball does not end with empty blocks; copy or create it again")
 			}
 			return nil
@@ -285,6 +302,16 @@ func (s *scanner) readTar(blocks *blockReader, magic bool) error {
 		if err := s.readEntry(header, archive); err != nil {
 			return err
 		}
+		if s.each != nil {
+			content := &entryReader{in: archive}
+			switch err := s.each(header, content); {
+			case content.err != nil:
+				return content.err
+			case err != nil:
+				return eachError{err}
+			}
+			continue
+		}
 		if !s.check && s.found() && s.part == ImagePart {
 			return nil
 		}
@@ -292,6 +319,21 @@ func (s *scanner) readTar(blocks *blockReader, magic bool) error {
 			return nil
 		}
 	}
+}
+
+// entryReader keeps an error of the tarball apart from those of who reads it.
+type entryReader struct {
+	in  io.Reader
+	err error
+}
+
+// Read implements io.Reader.
+func (e *entryReader) Read(p []byte) (int, error) {
+	n, err := e.in.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		e.err = err
+	}
+	return n, err
 }
 
 // isZero says whether a block is whole and empty.
@@ -358,6 +400,7 @@ func (s *scanner) readMetadata(content io.Reader) error {
 	if len(data) > maxMetadata {
 		return &Problem{Kind: TooLarge, Severity: Unchecked, Entry: s.entry, Offset: s.offset, Message: fmt.Sprintf("metadata.yaml has more than %d bytes", maxMetadata)}
 	}
+	s.metadata = data
 	s.info.Metadata = parseMetadata(data, s.now, func(p Problem) {
 		p.Entry, p.Offset = s.entry, s.offset
 		s.report(p)

@@ -1,0 +1,125 @@
+package imagefile
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// PackFiles is [Pack] to files with these names. rootfs is empty for a unified image. The files get their names when they
+// are complete, and replace files of the same names; after an error there are neither new nor partial ones. Of a split
+// image, the second file is renamed first. They must not be in the directory that is packed.
+func PackFiles(ctx context.Context, image, rootfs string, root Root, metadata *Metadata, opts *PackOptions) (*Info, error) {
+	p, err := newPacker(ctx, root, metadata, opts)
+	if err != nil {
+		return nil, err
+	}
+	names := []string{image}
+	if rootfs != "" {
+		names = append(names, rootfs)
+	}
+	if err := checkNames(root, names); err != nil {
+		return nil, err
+	}
+	files := make([]*os.File, len(names))
+	defer func() {
+		for _, file := range files {
+			if file != nil {
+				_ = file.Close()
+				_ = os.Remove(file.Name())
+			}
+		}
+	}()
+	for n, name := range names {
+		if files[n], err = createTemp(name); err != nil {
+			return nil, fmt.Errorf("imagefile: %w", err)
+		}
+	}
+	var second io.Writer
+	if rootfs != "" {
+		second = files[1]
+	}
+	info, err := p.run(files[0], second, func() {})
+	if err != nil {
+		return nil, err
+	}
+	for _, file := range files {
+		if err := errors.Join(file.Sync(), file.Close()); err != nil {
+			return nil, fmt.Errorf("imagefile: %w", err)
+		}
+	}
+	for n := len(files) - 1; n >= 0; n-- {
+		if err := os.Rename(files[n].Name(), names[n]); err != nil {
+			return nil, fmt.Errorf("imagefile: %w", err)
+		}
+		files[n] = nil
+	}
+	return info, nil
+}
+
+// checkNames refuses names that cannot be those of an image's files.
+func checkNames(root Root, names []string) error {
+	fields := []string{"image", "rootfs"}
+	for n, name := range names {
+		if name == "" {
+			return &InputError{Field: fields[n], Problem: "is empty"}
+		}
+		if stat, err := os.Stat(name); err == nil && stat.IsDir() {
+			return &InputError{Field: fields[n], Problem: "is a directory: " + name}
+		}
+		dir, err := os.Stat(filepath.Dir(name))
+		if err != nil {
+			return &InputError{Field: fields[n], Problem: fmt.Sprintf("cannot be created: %v", err)}
+		}
+		if packed, ok := root.(*dirRoot); ok && isInside(filepath.Dir(name), dir, packed.dir) {
+			return &InputError{Field: fields[n], Problem: fmt.Sprintf("%s is in the directory that is packed, %s", name, packed.dir)}
+		}
+	}
+	if len(names) == 2 && filepath.Clean(names[0]) == filepath.Clean(names[1]) {
+		return &InputError{Field: "rootfs", Problem: "is the same file as image: " + names[1]}
+	}
+	return nil
+}
+
+// isInside says whether a directory is root or below it.
+func isInside(dir string, stat fs.FileInfo, root string) bool {
+	rootStat, err := os.Stat(root)
+	if err != nil {
+		return false
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return false
+	}
+	if dir, err = filepath.EvalSymlinks(dir); err != nil {
+		return false
+	}
+	for !os.SameFile(stat, rootStat) {
+		parent := filepath.Dir(dir)
+		if parent == dir {
+			return false
+		}
+		dir = parent
+		if stat, err = os.Stat(dir); err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// createTemp creates the file that is renamed to name, with the mode of new files.
+func createTemp(name string) (*os.File, error) {
+	for {
+		random := make([]byte, 6)
+		_, _ = rand.Read(random)
+		file, err := os.OpenFile(filepath.Join(filepath.Dir(name), "."+filepath.Base(name)+"."+hex.EncodeToString(random)), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+		if !errors.Is(err, fs.ErrExist) {
+			return file, err
+		}
+	}
+}

@@ -1,0 +1,371 @@
+package imagefile_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"testing/iotest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd/imagefile"
+)
+
+var day = time.Date(2026, time.March, 1, 12, 30, 0, 0, time.UTC)
+
+// described is a metadata with each field.
+func described() *imagefile.Metadata {
+	return &imagefile.Metadata{
+		Architecture: "amd64", CreatedAt: day, ExpiresAt: day.AddDate(90, 0, 0),
+		Properties: map[string]string{"os": "Test", "release": "1", "serial": "007", "note": "a: b\n#c"},
+		Templates:  map[string]imagefile.Template{"/etc/hostname": {When: []string{"create", "copy"}, CreateOnly: true, Template: "hostname.tpl", Properties: map[string]string{"a": "yes"}}},
+	}
+}
+
+func withTemplates(opts imagefile.PackOptions) *imagefile.PackOptions {
+	opts.TemplateFiles = map[string][]byte{"hostname.tpl": []byte("{{ container.name }}\n"), "unused.tpl": []byte("x")}
+	return &opts
+}
+
+// rootTar is the tarball of a root filesystem.
+func rootTar(t testing.TB) []byte {
+	t.Helper()
+	return tarball(t,
+		entry{name: "./", kind: tar.TypeDir}, entry{name: "./etc/", kind: tar.TypeDir}, entry{name: "./etc/hostname", content: "test\n"},
+		entry{name: "./etc/alias", kind: tar.TypeLink, link: "./etc/hostname"}, entry{name: "bin", kind: tar.TypeSymlink, link: "/usr/bin"},
+		entry{name: "dev/null", kind: tar.TypeChar, major: 1}, entry{name: "run/initctl", kind: tar.TypeFifo}, entry{name: ".hidden", content: "h"},
+		entry{name: "lat\xefn", content: "1"}, entry{name: strings.Repeat("long/", 60) + "name", content: "2"})
+}
+
+// names are the entries of a tarball, each with its type and link.
+func names(t testing.TB, data []byte) []string {
+	t.Helper()
+	var list []string
+	archive := tar.NewReader(bytes.NewReader(data))
+	for {
+		header, err := archive.Next()
+		if errors.Is(err, io.EOF) {
+			return list
+		}
+		require.NoError(t, err)
+		content, err := io.ReadAll(archive)
+		require.NoError(t, err)
+		list = append(list, fmt.Sprintf("%c %s %s %q", header.Typeflag, header.Name, header.Linkname, content))
+	}
+}
+
+// checked is what Check says of an image that Pack has written, which must be good apart from its device.
+func checked(t testing.TB, info *imagefile.Info, image, rootfs []byte) {
+	t.Helper()
+	var second io.Reader
+	if rootfs != nil {
+		second = bytes.NewReader(rootfs)
+	}
+	report, err := imagefile.Check(t.Context(), bytes.NewReader(image), second, nil)
+	require.NoError(t, err)
+	report.Problems = slices.DeleteFunc(report.Problems, func(p *imagefile.Problem) bool { return p.Kind == imagefile.DeviceNode })
+	require.Empty(t, report.Problems)
+	require.Equal(t, report.Info, info)
+}
+
+func TestPackUnified(t *testing.T) {
+	t.Parallel()
+	for _, compression := range []imagefile.Compression{"", imagefile.None, imagefile.Gzip, imagefile.XZ, imagefile.Zstd} {
+		t.Run(string(compression), func(t *testing.T) {
+			t.Parallel()
+			var out bytes.Buffer
+			info, err := imagefile.Pack(t.Context(), &out, nil, imagefile.FromTar(bytes.NewReader(rootTar(t)), nil), described(), withTemplates(imagefile.PackOptions{Compression: compression}))
+			require.NoError(t, err)
+			checked(t, info, out.Bytes(), nil)
+			require.Equal(t, imagefile.Unified, info.Layout)
+			require.Equal(t, imagefile.Container, info.Type)
+			want := described()
+			want.Architecture = "x86_64"
+			require.Equal(t, want, info.Metadata)
+			if compression == "" {
+				require.Equal(t, imagefile.Gzip, info.Image.Compression)
+			} else {
+				require.Equal(t, compression, info.Image.Compression)
+			}
+			if compression == imagefile.None {
+				list := names(t, out.Bytes())
+				require.Contains(t, list[0], "0 metadata.yaml")
+				require.Equal(t, []string{
+					`0 templates/hostname.tpl  "{{ container.name }}\n"`, `0 templates/unused.tpl  "x"`, `5 rootfs/  ""`, `5 rootfs/etc/  ""`,
+					`0 rootfs/etc/hostname  "test\n"`, `1 rootfs/etc/alias rootfs/etc/hostname ""`, `2 rootfs/bin /usr/bin ""`, `3 rootfs/dev/null  ""`,
+					`6 rootfs/run/initctl  ""`, `0 rootfs/.hidden  "h"`, "0 rootfs/lat\xefn  \"1\"", `0 rootfs/` + strings.Repeat("long/", 60) + `name  "2"`,
+				}, list[1:])
+			}
+		})
+	}
+}
+
+func TestPackSplit(t *testing.T) {
+	t.Parallel()
+	var image, rootfs bytes.Buffer
+	info, err := imagefile.Pack(t.Context(), &image, &rootfs, imagefile.FromTar(bytes.NewReader(gzipped(t, rootTar(t))), nil), described(), withTemplates(imagefile.PackOptions{Compression: imagefile.None}))
+	require.NoError(t, err)
+	checked(t, info, image.Bytes(), rootfs.Bytes())
+	require.Equal(t, imagefile.Split, info.Layout)
+	require.Len(t, names(t, image.Bytes()), 3)
+	list := names(t, rootfs.Bytes())
+	require.Equal(t, []string{`5 ./  ""`, `5 etc/  ""`, `0 etc/hostname  "test\n"`, `1 etc/alias etc/hostname ""`}, list[:4])
+}
+
+// TestPackIsReproducible: the number of processors and the sizes of reads do not matter.
+func TestPackIsReproducible(t *testing.T) {
+	large := tarball(t, entry{name: "a", content: strings.Repeat("some text that can be compressed ", 200_000)}, entry{name: "b", content: strings.Repeat("\x00\x01", 1_000_000)})
+	for _, compression := range []imagefile.Compression{imagefile.None, imagefile.Gzip, imagefile.XZ, imagefile.Zstd} {
+		pack := func(in io.Reader) string {
+			info, err := imagefile.Pack(t.Context(), io.Discard, nil, imagefile.FromTar(in, nil), described(), withTemplates(imagefile.PackOptions{Compression: compression}))
+			require.NoError(t, err)
+			return info.Fingerprint
+		}
+		want := pack(bytes.NewReader(large))
+		before := runtime.GOMAXPROCS(1)
+		one := pack(iotest.HalfReader(bytes.NewReader(large)))
+		runtime.GOMAXPROCS(before + 3)
+		more := pack(bytes.NewReader(large))
+		runtime.GOMAXPROCS(before)
+		require.Equal(t, want, one, compression)
+		require.Equal(t, want, more, compression)
+	}
+}
+
+// TestPackTimes: what is newer than ModTime, or SOURCE_DATE_EPOCH, has that time, and CreatedAt is it by default.
+func TestPackTimes(t *testing.T) {
+	data := tarball(t, entry{name: "a"})
+	times := func(opts *imagefile.PackOptions) (created, modified time.Time) {
+		var out bytes.Buffer
+		info, err := imagefile.Pack(t.Context(), &out, nil, imagefile.FromTar(bytes.NewReader(data), nil), &imagefile.Metadata{Architecture: "x86_64"}, opts)
+		require.NoError(t, err)
+		in, err := gzip.NewReader(&out)
+		require.NoError(t, err)
+		archive := tar.NewReader(in)
+		header, err := archive.Next()
+		require.NoError(t, err)
+		require.Equal(t, info.Metadata.CreatedAt.Unix(), header.ModTime.Unix())
+		header, err = archive.Next()
+		require.NoError(t, err)
+		return info.Metadata.CreatedAt, header.ModTime.UTC()
+	}
+	made := time.Unix(1704067200, 0).UTC() // of the entries of tarball
+	created, modified := times(nil)
+	require.WithinDuration(t, time.Now(), created, time.Minute)
+	require.Equal(t, made, modified)
+	earlier := made.Add(-time.Hour)
+	created, modified = times(&imagefile.PackOptions{ModTime: earlier})
+	require.Equal(t, []time.Time{earlier, earlier}, []time.Time{created, modified})
+	t.Setenv("SOURCE_DATE_EPOCH", fmt.Sprint(earlier.Unix()-60))
+	created, modified = times(nil)
+	require.Equal(t, []time.Time{earlier.Add(-time.Minute), earlier.Add(-time.Minute)}, []time.Time{created, modified})
+	created, _ = times(&imagefile.PackOptions{ModTime: earlier})
+	require.Equal(t, earlier, created)
+	t.Setenv("SOURCE_DATE_EPOCH", "today")
+	_, err := imagefile.Pack(t.Context(), io.Discard, nil, imagefile.FromTar(bytes.NewReader(data), nil), described(), withTemplates(imagefile.PackOptions{}))
+	var input *imagefile.InputError
+	require.ErrorAs(t, err, &input)
+	require.Equal(t, "SOURCE_DATE_EPOCH", input.Field)
+}
+
+// neverWritten fails the test if something is written.
+type neverWritten struct{ t testing.TB }
+
+func (n neverWritten) Write([]byte) (int, error) {
+	n.t.Error("something was written")
+	return 0, errors.New("never")
+}
+
+// TestPackRefuses: bad arguments are refused before anything is written.
+func TestPackRefuses(t *testing.T) {
+	t.Parallel()
+	good := func() *imagefile.Metadata { return described() }
+	changed := func(change func(m *imagefile.Metadata)) *imagefile.Metadata {
+		m := described()
+		change(m)
+		return m
+	}
+	for _, c := range []struct {
+		field, problem string
+		metadata       *imagefile.Metadata
+		opts           imagefile.PackOptions
+	}{
+		{"metadata", "is nil", nil, imagefile.PackOptions{}},
+		{"metadata", `the architecture ""`, &imagefile.Metadata{}, imagefile.PackOptions{}},
+		{"metadata", `the architecture "vax"`, changed(func(m *imagefile.Metadata) { m.Architecture = "vax" }), imagefile.PackOptions{}},
+		{"metadata", "before 1970", changed(func(m *imagefile.Metadata) { m.CreatedAt = time.Unix(-5, 0) }), imagefile.PackOptions{}},
+		{"metadata", "after the year 9999", changed(func(m *imagefile.Metadata) { m.ExpiresAt = time.Unix(1e12, 0) }), imagefile.PackOptions{}},
+		{"metadata", "not UTF-8", changed(func(m *imagefile.Metadata) { m.Properties["x"] = "\xff" }), imagefile.PackOptions{}},
+		{"metadata", "not absolute", changed(func(m *imagefile.Metadata) { m.Templates["etc/x"] = m.Templates["/etc/hostname"] }), imagefile.PackOptions{}},
+		{"metadata", "never written at", changed(func(m *imagefile.Metadata) {
+			m.Templates["/x"] = imagefile.Template{When: []string{"boot"}, Template: "hostname.tpl"}
+		}), imagefile.PackOptions{}},
+		{"TemplateFiles", `does not have "other.tpl"`, changed(func(m *imagefile.Metadata) {
+			m.Templates["/x"] = imagefile.Template{When: []string{"create"}, Template: "other.tpl"}
+		}), imagefile.PackOptions{}},
+		{"TemplateFiles", `has "../x"`, good(), imagefile.PackOptions{TemplateFiles: map[string][]byte{"../x": nil}}},
+		{"Compression", "cannot be written", good(), imagefile.PackOptions{Compression: imagefile.Bzip2}},
+		{"Compression", "zip", good(), imagefile.PackOptions{Compression: "zip"}},
+		{"Level", "gzip has 0 to 9", good(), imagefile.PackOptions{Level: 10}},
+		{"Level", "xz has 0 to 0", good(), imagefile.PackOptions{Level: 1, Compression: imagefile.XZ}},
+		{"Format", "qcow2", good(), imagefile.PackOptions{Format: imagefile.Qcow2}},
+		{"ModTime", "between 1970 and 9999", good(), imagefile.PackOptions{ModTime: time.Unix(-1, 0)}},
+	} {
+		t.Run(c.field+" "+c.problem, func(t *testing.T) {
+			t.Parallel()
+			opts := &c.opts
+			if opts.TemplateFiles == nil {
+				opts = withTemplates(c.opts)
+			}
+			_, err := imagefile.Pack(t.Context(), neverWritten{t}, nil, imagefile.FromTar(bytes.NewReader(rootTar(t)), nil), c.metadata, opts)
+			var input *imagefile.InputError
+			require.ErrorAs(t, err, &input)
+			require.Equal(t, c.field, input.Field)
+			require.Contains(t, input.Problem, c.problem)
+		})
+	}
+	for field, pack := range map[string]func() error{
+		"root": func() error {
+			_, err := imagefile.Pack(t.Context(), neverWritten{t}, nil, nil, described(), nil)
+			return err
+		},
+		"image": func() error {
+			_, err := imagefile.Pack(t.Context(), nil, nil, imagefile.FromTar(bytes.NewReader(rootTar(t)), nil), described(), withTemplates(imagefile.PackOptions{}))
+			return err
+		},
+		"metadata": func() error {
+			_, err := imagefile.Pack(t.Context(), neverWritten{t}, nil, imagefile.FromImage(bytes.NewReader(nil), nil, nil), described(), withTemplates(imagefile.PackOptions{}))
+			return err
+		},
+	} {
+		var input *imagefile.InputError
+		require.ErrorAs(t, pack(), &input, field)
+		require.Equal(t, field, input.Field)
+	}
+}
+
+// TestPackHostileTar: what cannot be a root filesystem is a problem.
+func TestPackHostileTar(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name string
+		data []byte
+		kind imagefile.ProblemKind
+	}{
+		{"absolute", tarball(t, entry{name: "/etc/passwd"}), imagefile.EscapingPath},
+		{"above", tarball(t, entry{name: "a/../../b"}), imagefile.EscapingPath},
+		{"link above", tarball(t, entry{name: "a", kind: tar.TypeLink, link: "../b"}), imagefile.EscapingLink},
+		{"root is a file", tarball(t, entry{name: "./."}), imagefile.NoRootfs},
+		{"empty", nil, imagefile.Empty},
+		{"text", bytes.Repeat([]byte("text "), 1000), imagefile.UnknownFormat},
+		{"cut", rootTar(t)[:3000], imagefile.Cut},
+		{"cut gzip", gzipped(t, rootTar(t))[:100], imagefile.Cut},
+		{"large", tarball(t, entry{name: "a", content: strings.Repeat("a", 70_000)}), imagefile.TooLarge},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			name := filepath.Join(t.TempDir(), "image.tar")
+			_, err := imagefile.PackFiles(t.Context(), name, "", imagefile.FromTar(bytes.NewReader(c.data), &imagefile.FromTarOptions{MaxSize: 65_536}), described(), withTemplates(imagefile.PackOptions{}))
+			var problem *imagefile.Problem
+			require.ErrorAs(t, err, &problem)
+			require.Equal(t, c.kind, problem.Kind)
+			left, err := os.ReadDir(filepath.Dir(name))
+			require.NoError(t, err)
+			require.Empty(t, left)
+		})
+	}
+}
+
+// TestPackReaders: readers deliver what Pack writes, and end when they are closed or the context ends.
+func TestPackReaders(t *testing.T) {
+	t.Parallel()
+	data := rootTar(t)
+	root := func() imagefile.Root { return imagefile.FromTar(bytes.NewReader(data), nil) }
+	opts := withTemplates(imagefile.PackOptions{Compression: imagefile.Zstd})
+	var image, rootfs bytes.Buffer
+	_, err := imagefile.Pack(t.Context(), &image, nil, root(), described(), opts)
+	require.NoError(t, err)
+	reader := imagefile.NewReader(t.Context(), root(), described(), opts)
+	got, err := io.ReadAll(reader)
+	require.NoError(t, err)
+	require.Equal(t, image.Bytes(), got)
+	require.NoError(t, reader.Close())
+
+	image.Reset()
+	_, err = imagefile.Pack(t.Context(), &image, &rootfs, root(), described(), opts)
+	require.NoError(t, err)
+	first, second := imagefile.NewReaders(t.Context(), root(), described(), opts)
+	got, err = io.ReadAll(first)
+	require.NoError(t, err)
+	require.Equal(t, image.Bytes(), got)
+	require.NoError(t, first.Close())
+	got, err = io.ReadAll(second)
+	require.NoError(t, err)
+	require.Equal(t, rootfs.Bytes(), got)
+	require.NoError(t, second.Close())
+
+	ctx, cancel := context.WithCancel(t.Context())
+	first, second = imagefile.NewReaders(ctx, imagefile.FromTar(&endlessTar{}, nil), described(), opts)
+	_, err = io.ReadAll(first)
+	require.NoError(t, err)
+	_, err = io.CopyN(io.Discard, second, 1000)
+	require.NoError(t, err)
+	cancel()
+	_, err = io.Copy(io.Discard, second)
+	require.ErrorIs(t, err, context.Canceled)
+
+	reader = imagefile.NewReader(t.Context(), imagefile.FromTar(&endlessTar{}, nil), described(), opts)
+	_, err = io.CopyN(io.Discard, reader, 1000)
+	require.NoError(t, err)
+	require.NoError(t, reader.Close())
+	_, err = reader.Read(make([]byte, 1))
+	require.Error(t, err)
+
+	first, second = imagefile.NewReaders(t.Context(), root(), described(), opts) // never read
+	require.NoError(t, second.Close())
+	_, err = first.Read(make([]byte, 1))
+	require.Error(t, err)
+
+	reader = imagefile.NewReader(t.Context(), root(), nil, nil)
+	_, err = reader.Read(make([]byte, 1))
+	var input *imagefile.InputError
+	require.ErrorAs(t, err, &input)
+	require.Equal(t, "metadata", input.Field)
+	require.NoError(t, reader.Close())
+}
+
+// endlessTar is a tarball without an end, of random files.
+type endlessTar struct {
+	pending bytes.Buffer
+	n       int
+}
+
+func (e *endlessTar) Read(p []byte) (int, error) {
+	for e.pending.Len() == 0 {
+		e.n++
+		out := tar.NewWriter(&e.pending)
+		header := &tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprint("file", e.n), Size: 8192}
+		if err := out.WriteHeader(header); err != nil {
+			return 0, err
+		}
+		content := make([]byte, 8192)
+		for n := range content {
+			content[n] = byte(e.n * (n + 7) * 2654435761 >> 5)
+		}
+		if _, err := out.Write(content); err != nil {
+			return 0, err
+		}
+	}
+	return e.pending.Read(p)
+}
