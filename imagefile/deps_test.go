@@ -28,6 +28,7 @@ func TestDependencies(t *testing.T) {
 		"github.com/mikelolasagasti/xz",
 		"github.com/ulikunitz/xz",
 		"go.yaml.in/yaml/v3",
+		"golang.org/x/sys", // of FromDir on Linux
 	}, deps("{{with .Module}}{{.Path}}{{end}}", "."))
 	const own = "github.com/golxd/lxd"
 	require.NotContains(t, deps("{{.ImportPath}}", "."), own)
