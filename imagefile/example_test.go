@@ -111,7 +111,7 @@ func ExamplePackFiles() {
 	fmt.Println("fingerprint:", info.Fingerprint[:12])
 	// Output:
 	// a split image of 2026-01-01
-	// fingerprint:
+	// fingerprint: 652d1b96467d
 }
 
 // An image with another property, and as a unified image compressed by zstd.
@@ -143,7 +143,11 @@ func exampleRoot() string {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		log.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "motd"), []byte("Welcome\n"), 0o644); err != nil {
+	motd := filepath.Join(dir, "motd")
+	if err := os.WriteFile(motd, []byte("Welcome\n"), 0o644); err != nil {
+		log.Fatal(err)
+	}
+	if err := os.Chmod(motd, 0o644); err != nil { // whatever the umask is
 		log.Fatal(err)
 	}
 	return dir

@@ -120,7 +120,7 @@ func (w *dirWalk) named(err error) error {
 	if string(w.path) != "." {
 		name += "/" + string(w.path)
 	}
-	return fmt.Errorf("imagefile: %.1000q: %w", name, err)
+	return fmt.Errorf("%.1000q: %w", name, err)
 }
 
 // directory packs the directory dir, and what is in it: siblings in the order of the bytes of their names, each followed by

@@ -45,7 +45,7 @@ func (f *fsRoot) walk(ctx context.Context, add func(*entry) error) error {
 			if errors.Is(err, fs.ErrNotExist) {
 				err = ErrChanged
 			}
-			return fmt.Errorf("imagefile: %.1000q: %w", name, err)
+			return fmt.Errorf("%.1000q: %w", name, err)
 		}
 		if err != nil {
 			return named(err)

@@ -113,18 +113,15 @@ func isSparse(header *tar.Header) bool {
 	return false
 }
 
-// holeSize is the size of blocks that are holes if they are zero, at multiples of it.
-const holeSize = 4096
-
-// maxPieces limits the memory for a sparse file. What follows them has no holes.
-const maxPieces = 1 << 16
+// maxTarPieces limits the memory for a sparse file in a tarball. What follows them has no holes.
+const maxTarPieces = 1 << 16
 
 // findHoles copies what is not zero, and returns where it was.
 func findHoles(ctx context.Context, to io.Writer, content io.Reader) ([]piece, error) {
 	data := []piece{}
 	out := bufio.NewWriterSize(to, blockSize)
 	in := bufio.NewReaderSize(content, blockSize)
-	block, zero := make([]byte, holeSize), make([]byte, holeSize)
+	block := make([]byte, sparseBlock)
 	for offset := int64(0); ; {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -132,7 +129,7 @@ func findHoles(ctx context.Context, to io.Writer, content io.Reader) ([]piece, e
 		n, err := io.ReadFull(in, block)
 		last := len(data) - 1
 		follows := last >= 0 && data[last].offset+data[last].size == offset
-		if n > 0 && (!bytes.Equal(block[:n], zero[:n]) || follows && len(data) == maxPieces) {
+		if n > 0 && (!bytes.Equal(block[:n], zeros[:n]) || follows && len(data) == maxTarPieces) {
 			if _, err := out.Write(block[:n]); err != nil {
 				return nil, err
 			}
