@@ -358,6 +358,7 @@ func (s *scanner) readMetadata(content io.Reader) error {
 	if len(data) > maxMetadata {
 		return &Problem{Kind: TooLarge, Severity: Unchecked, Entry: s.entry, Offset: s.offset, Message: fmt.Sprintf("metadata.yaml has more than %d bytes", maxMetadata)}
 	}
+	s.info.MetadataYAML = data
 	s.info.Metadata = parseMetadata(data, s.now, func(p Problem) {
 		p.Entry, p.Offset = s.entry, s.offset
 		s.report(p)
