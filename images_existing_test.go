@@ -116,7 +116,7 @@ func TestCompressions(t *testing.T) {
 			require.NoError(t, err, name)
 			require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
 		}
-		for _, rootfs := range [][]byte{[]byte("hsqs\x00\x00"), make([]byte, 1024), plain} {
+		for _, rootfs := range [][]byte{squashfs(96, 96), make([]byte, 1024), plain} {
 			for _, kind := range []lxd.ImageType{lxd.Container, lxd.VirtualMachine} {
 				metadata, _ := lxdtest.SplitImage(testkit.Unique("split"), 0)
 				image, err := c.Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Rootfs: bytes.NewReader(rootfs), Type: kind, Wait: true})
