@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"compress/gzip"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -114,16 +115,25 @@ type CreateOptions struct {
 
 // Create uploads an image from a reader: a unified tarball, or with
 // [CreateOptions.Rootfs] a split image. It reads from the reader's current
-// position. A reader that is empty, or whose first bytes are those of a text or of
-// another file of the image, is an [*InputError]. If the reader is an [io.Seeker], it
-// is sent with its length, and sent again if the connection breaks; the kernel sends a
-// file if possible. Create does not read after it has returned, with one exception: if
+// position. If the reader is an [io.Seeker], it is sent with its length, and sent again if
+// the connection breaks; the kernel sends a file if possible. Create does not read after it has returned, with one exception: if
 // ctx ends while a Read blocks, that Read is the last one, and the reader must not be
 // used until it returns. If the server refuses the upload, Create returns when the
 // current Read has returned.
 //
 // The first Read of a reader that is not seekable, of at most 512 bytes, is made before
-// anything is sent.
+// anything is sent. The error is an [*InputError] for what cannot be an image:
+//   - a reader that is empty, or whose first bytes are those of a text or of another file
+//     of the image
+//   - a metadata tarball without a root filesystem, plain or compressed by gzip, if the
+//     reader can seek, has at most 64 KiB, and there is no Rootfs
+//   - a squashfs that is shorter than it says, if its length is known; it may be longer
+//   - an xz file, if the reader can seek, that is cut: it ends with neither the end of a
+//     stream nor zeros after one, which must be a multiple of four
+//
+// Of the last two, LXD 5.0.2, Incus 6.0.4 and Incus 7.0.2 accept the upload, and can
+// create no instance. No other format has an end that can be checked without reading all;
+// package imagefile does that.
 //
 // Without Wait, the Image has its fingerprint and the attributes in the options,
 // and Image.Wait completes it. If the image was created but an alias was not,
@@ -236,10 +246,13 @@ func fileBase(r io.Reader) string {
 	return ""
 }
 
-// The first bytes of two formats of file systems and disks.
+// The first bytes of formats of file systems, disks and archives, and the last ones of an
+// xz stream.
 const (
 	magicSquashfs = "hsqs"
 	magicQcow2    = "QFI\xfb"
+	magicXZ       = "\xfd7zXZ\x00"
+	endXZ         = "YZ"
 )
 
 // peekSize is how much of a reader is looked at before anything is sent; a file of at
@@ -269,7 +282,36 @@ func checkStart(ctx context.Context, field string, s *content.Source, rootfs boo
 	case bytes.HasPrefix(start, []byte(magicSquashfs)), bytes.HasPrefix(start, []byte(magicQcow2)):
 		return nil, invalid(field, "is a file system or a disk; give it as CreateOptions.Rootfs, and its metadata tarball as image")
 	}
-	return start, nil
+	return start, checkCut(ctx, field, s, start)
+}
+
+// superblockSize is the length of the superblock of a squashfs.
+const superblockSize = 96
+
+// checkCut returns an error if the content is certainly cut. A qcow2 disk may be shorter
+// than the clusters that it names, and the other formats have no length or end.
+func checkCut(ctx context.Context, field string, s *content.Source, start []byte) error {
+	switch {
+	case bytes.HasPrefix(start, []byte(magicSquashfs)):
+		size := uint64(superblockSize)
+		if len(start) >= 48 && binary.LittleEndian.Uint16(start[28:]) == 4 { // the version; others have another superblock
+			size = max(size, binary.LittleEndian.Uint64(start[40:]))
+		}
+		if s.Size() >= 0 && uint64(s.Size()) < size {
+			return invalid(field, "is cut: the squashfs has %d bytes and should have %d; copy or create it again", s.Size(), size)
+		}
+	case bytes.HasPrefix(start, []byte(magicXZ)):
+		end, err := s.PeekEnd(ctx, peekSize)
+		if err != nil {
+			return fmt.Errorf("read the image: %w", err)
+		}
+		stream := bytes.TrimRight(end, "\x00")
+		// If the end is zeros alone, it is not known what is before them.
+		if len(stream) > 0 && (!bytes.HasSuffix(stream, []byte(endXZ)) || (len(end)-len(stream))%4 != 0) {
+			return invalid(field, "is cut or damaged: the %d bytes of the xz file do not end as one; copy or create it again", s.Size())
+		}
+	}
+	return nil
 }
 
 // isMetadataAlone reports whether a whole file is a tar archive, plain or compressed by

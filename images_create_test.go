@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"github.com/ulikunitz/xz"
 
 	"github.com/golxd/lxd"
 	"github.com/golxd/lxd/internal/testkit"
@@ -207,3 +209,132 @@ func TestMetadataTarballAlone(t *testing.T) {
 		})
 	}
 }
+
+// squashfs returns a squashfs of length bytes, whose superblock says that it has size.
+func squashfs(length, size int) []byte {
+	data := make([]byte, max(length, 96))
+	copy(data, "hsqs")
+	data[28] = 4 // the version
+	binary.LittleEndian.PutUint64(data[40:], uint64(size))
+	return data[:length]
+}
+
+// TestCutContent: a file that is cut is refused before anything is sent, where that is cheap to see and certain. What
+// the daemons can use is not refused.
+func TestCutContent(t *testing.T) {
+	t.Parallel()
+	var packed bytes.Buffer
+	out, err := xz.NewWriter(&packed)
+	require.NoError(t, err)
+	_, err = out.Write(lxdtest.UnifiedImage("xz", 100_000))
+	require.NoError(t, err)
+	require.NoError(t, out.Close())
+	stream := packed.Bytes()
+	metadata, _ := lxdtest.SplitImage("cut", 0)
+	join := func(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
+	zeros := func(n int) []byte { return make([]byte, n) }
+	otherVersion := squashfs(200, 1000)
+	otherVersion[28] = 3
+	for _, test := range []struct {
+		name          string
+		image, rootfs []byte
+		refused       string // a part of the message; empty if it is accepted
+	}{
+		{"squashfs", metadata, squashfs(1000, 1000), ""},
+		{"padded squashfs", metadata, squashfs(4096, 1000), ""},
+		{"cut squashfs", metadata, squashfs(999, 1000), "has 999 bytes and should have 1000"},
+		{"cut superblock", metadata, squashfs(95, 0), "has 95 bytes and should have 96"},
+		{"start of a squashfs", metadata, squashfs(6, 0), "has 6 bytes and should have 96"},
+		{"huge squashfs", metadata, squashfs(1000, -1), "should have 18446744073709551615"},
+		{"squashfs of another version", metadata, otherVersion, ""},
+		{"disk", metadata, []byte("QFI\xfb\x00\x00\x00\x03"), ""},
+		{"xz", stream, nil, ""},
+		{"xz and zeros", join(stream, zeros(8)), nil, ""},
+		{"xz and many zeros", join(stream, zeros(10_000)), nil, ""},
+		{"two xz streams", join(stream, stream), nil, ""},
+		{"cut xz", stream[:len(stream)-1], nil, "do not end as one"},
+		{"half of an xz", stream[:len(stream)/2], nil, "do not end as one"},
+		{"start of an xz", stream[:6], nil, "do not end as one"},
+		{"xz and three zeros", join(stream, zeros(3)), nil, "do not end as one"},
+		{"xz and a line end", join(stream, []byte("\n")), nil, "do not end as one"},
+		{"cut metadata", stream[:len(stream)-4], squashfs(96, 96), "do not end as one"},
+		{"rootfs in xz", metadata, stream, ""},
+		{"cut rootfs in xz", metadata, stream[:len(stream)-2], "do not end as one"},
+		{"cut gzip", gzipped(t, lxdtest.UnifiedImage("gzip", 100_000))[:90_000], nil, ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			f := testkit.StartFake(t)
+			field := "image"
+			if test.rootfs != nil && !strings.Contains(test.name, "metadata") {
+				field = "CreateOptions.Rootfs"
+			}
+			check := func(err error) {
+				t.Helper()
+				if test.refused == "" {
+					require.NoError(t, err)
+					return
+				}
+				refused := testkit.ErrOf[*lxd.InputError](t, err)
+				require.Equal(t, field, refused.Field)
+				require.Contains(t, refused.Problem, test.refused)
+				require.Contains(t, refused.Problem, "copy or create it again")
+				for _, r := range f.Requests() { // Ensure reads the server's extensions.
+					require.Equal(t, http.MethodGet, r.Method, "nothing is sent")
+				}
+			}
+			for _, wrap := range []func([]byte) io.Reader{
+				func(data []byte) io.Reader { return bytes.NewReader(data) },
+				func(data []byte) io.Reader { return &onlySeeker{r: bytes.NewReader(data)} },
+			} {
+				skipped := []byte("skipped")
+				image := wrap(join(skipped, test.image)).(io.ReadSeeker)
+				_, err := image.Seek(int64(len(skipped)), io.SeekStart)
+				require.NoError(t, err)
+				o := lxd.CreateOptions{Wait: true}
+				if test.rootfs != nil {
+					o.Rootfs = wrap(test.rootfs)
+				}
+				_, err = f.Client.Images.Create(t.Context(), image, &o)
+				check(err)
+				if err != nil {
+					position, err := image.Seek(0, io.SeekCurrent)
+					require.NoError(t, err)
+					require.EqualValues(t, len(skipped), position, "the reader is where it was")
+				}
+			}
+
+			names := [2]string{filepath.Join(t.TempDir(), "image")}
+			require.NoError(t, os.WriteFile(names[0], test.image, 0o600))
+			if test.rootfs != nil {
+				names[1] = filepath.Join(t.TempDir(), "rootfs")
+				require.NoError(t, os.WriteFile(names[1], test.rootfs, 0o600))
+			}
+			source := lxd.FromFile(names[0], &lxd.FromFileOptions{Rootfs: names[1]})
+			_, err := f.Client.Images.CreateFrom(t.Context(), source, &lxd.CreateFromOptions{Wait: true})
+			check(err)
+			_, err = source.Resolve(t.Context(), f.Client)
+			check(err)
+			_, err = f.Client.Images.Ensure(t.Context(), source, &lxd.EnsureOptions{Aliases: []lxd.Alias{{Name: "ensured"}}})
+			check(err)
+
+			o := lxd.CreateOptions{Wait: true}
+			if test.rootfs != nil {
+				o.Rootfs = testkit.OneShotReader{Reader: bytes.NewReader(test.rootfs)}
+			}
+			_, err = f.Client.Images.Create(t.Context(), testkit.OneShotReader{Reader: bytes.NewReader(test.image)}, &o)
+			require.NotErrorIs(t, err, lxd.ErrInvalid, "the end of a reader that cannot seek is not known")
+			if test.rootfs != nil {
+				o.Rootfs, o.RootfsSize = testkit.OneShotReader{Reader: bytes.NewReader(test.rootfs)}, int64(len(test.rootfs))
+				_, err = f.Client.Images.Create(t.Context(), bytes.NewReader(metadata), &o)
+				require.Equal(t, strings.Contains(test.refused, "should have"), errors.Is(err, lxd.ErrInvalid), err)
+			}
+		})
+	}
+}
+
+// onlySeeker hides ReadAt.
+type onlySeeker struct{ r io.ReadSeeker }
+
+func (o *onlySeeker) Read(p []byte) (int, error)                   { return o.r.Read(p) }
+func (o *onlySeeker) Seek(offset int64, whence int) (int64, error) { return o.r.Seek(offset, whence) }

@@ -108,17 +108,15 @@ func TestCompressions(t *testing.T) {
 	onSubjects(t, func(t *testing.T, s *testkit.Subject) {
 		c := s.Client(t)
 		for name, data := range compressed {
-			if s.Fake != nil && name != "none" && name != "gzip" {
-				continue // lxdtest has no decoder for them
-			}
 			image, err := c.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
-			if err != nil {
+			if err != nil && s.Real != nil {
 				require.ErrorContains(t, err, "executable file not found", "the daemon's own decoder is not installed")
 				continue
 			}
+			require.NoError(t, err, name)
 			require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
 		}
-		for _, rootfs := range [][]byte{[]byte("hsqs\x00\x00"), make([]byte, 1024), plain} {
+		for _, rootfs := range [][]byte{squashfs(96, 96), make([]byte, 1024), plain} {
 			for _, kind := range []lxd.ImageType{lxd.Container, lxd.VirtualMachine} {
 				metadata, _ := lxdtest.SplitImage(testkit.Unique("split"), 0)
 				image, err := c.Images.Create(t.Context(), bytes.NewReader(metadata), &lxd.CreateOptions{Rootfs: bytes.NewReader(rootfs), Type: kind, Wait: true})

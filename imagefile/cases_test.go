@@ -5,11 +5,14 @@ import (
 	"bytes"
 	"compress/gzip"
 	_ "embed"
+	"io"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"github.com/ulikunitz/xz"
+	"github.com/ulikunitz/xz/lzma"
 
 	"github.com/golxd/lxd/imagefile"
 	"github.com/golxd/lxd/lxdtest"
@@ -60,13 +63,34 @@ func unified(t testing.TB, metadata string, more ...entry) []byte {
 }
 
 func gzipped(t testing.TB, data []byte) []byte {
+	return through(t, data, func(w io.Writer) (io.WriteCloser, error) { return gzip.NewWriter(w), nil })
+}
+
+func throughXZ(t testing.TB, data []byte) []byte {
+	return through(t, data, func(w io.Writer) (io.WriteCloser, error) { return xz.NewWriter(w) })
+}
+
+func throughLZMA(t testing.TB, data []byte) []byte {
+	return through(t, data, func(w io.Writer) (io.WriteCloser, error) { return lzma.NewWriter(w) })
+}
+
+// through returns data as a compressor writes it.
+func through(t testing.TB, data []byte, open func(io.Writer) (io.WriteCloser, error)) []byte {
 	t.Helper()
 	var buf bytes.Buffer
-	out := gzip.NewWriter(&buf)
-	_, err := out.Write(data)
+	out, err := open(&buf)
+	require.NoError(t, err)
+	_, err = out.Write(data)
 	require.NoError(t, err)
 	require.NoError(t, out.Close())
 	return buf.Bytes()
+}
+
+// flipped returns data with another byte.
+func flipped(data []byte, at int) []byte {
+	data = bytes.Clone(data)
+	data[at] ^= 0xff
+	return data
 }
 
 // rawDisk is a disk with the signature of a boot record.
@@ -110,15 +134,23 @@ var problems = map[string]expected{
 	"compressed disk":          {kinds: kinds(imagefile.UnknownFormat), unusable: true},
 	"tar as vm":                {kinds: kinds(imagefile.WrongType)},
 	"swapped":                  {kinds: kinds(imagefile.Swapped), refusedBy: "all", text: "Metadata tarball is missing metadata.yaml"},
-	"swapped squashfs":         {kinds: kinds(imagefile.Swapped), refusedBy: "all"},
+	"swapped squashfs":         {kinds: kinds(imagefile.Swapped), refusedBy: "all", text: "Metadata tarball is missing metadata.yaml"},
 	"swapped disk":             {kinds: kinds(imagefile.Swapped, imagefile.WrongType), refusedBy: "all"},
-	"squashfs alone":           {kinds: kinds(imagefile.NoMetadata), refusedBy: "all"},
+	"squashfs alone":           {kinds: kinds(imagefile.NoMetadata), refusedBy: "all", text: "Metadata tarball is missing metadata.yaml"},
 	"split with unified":       {kinds: kinds(imagefile.AmbiguousRootfs)},
 	"split text":               {kinds: kinds(imagefile.UnknownFormat), unusable: true},
 	"split empty":              {kinds: kinds(imagefile.Empty), unusable: true},
 	"text":                     {kinds: kinds(imagefile.UnknownFormat), refusedBy: "all", text: "Unsupported compression"},
 	"empty":                    {kinds: kinds(imagefile.Empty), refusedBy: "all", text: "EOF"},
 	"empty tar":                {kinds: kinds(imagefile.UnknownFormat), refusedBy: "all", text: "Unsupported compression"},
+	"gzip of zeros":            {kinds: kinds(imagefile.UnknownFormat), refusedBy: "all", text: "Metadata tarball is missing metadata.yaml"},
+	"gzip of a disk":           {kinds: kinds(imagefile.NoMetadata), refusedBy: "all", text: "invalid tar header"},
+	"raw disk alone":           {kinds: kinds(imagefile.NoMetadata), refusedBy: "all", text: "Unsupported compression"},
+	"damaged gzip":             {kinds: kinds(imagefile.Damaged), refusedBy: "all", text: "Metadata tarball is missing metadata.yaml"},
+	"damaged header":           {kinds: kinds(imagefile.Damaged), refusedBy: "all", text: "invalid tar header"},
+	"cut xz":                   {kinds: kinds(imagefile.Cut), unusable: true},
+	"xz of text":               {kinds: kinds(imagefile.Cut), refusedBy: "all", text: "unexpected EOF"},
+	"start of xz":              {kinds: kinds(imagefile.Cut), refusedBy: "all", text: "Metadata tarball is missing metadata.yaml"},
 	"gzip of text":             {kinds: kinds(imagefile.Cut), refusedBy: "all", text: "unexpected EOF"},
 	"cut gzip":                 {kinds: kinds(imagefile.Cut), unusable: true},
 	"cut tar":                  {kinds: kinds(imagefile.Cut), unusable: true},
@@ -128,7 +160,7 @@ var problems = map[string]expected{
 	"no end of archive":        {kinds: kinds(imagefile.Cut)},
 	"architecture unknown":     {kinds: kinds(imagefile.BadArchitecture), refusedBy: "all", text: "Architecture isn't supported: x86-64"},
 	"architecture upper case":  {kinds: kinds(imagefile.BadArchitecture), refusedBy: "all", text: "Architecture isn't supported: X86_64"},
-	"architecture loongarch64": {kinds: kinds(imagefile.BadArchitecture), refusedBy: "LXD 5.0", text: "Architecture isn't supported: loongarch64", unusable: true},
+	"architecture loongarch64": {kinds: kinds(imagefile.BadArchitecture), refusedBy: "LXD", text: "Architecture isn't supported: loongarch64", unusable: true},
 	"architecture foreign":     {unusable: true},
 	"no architecture":          {kinds: kinds(imagefile.BadArchitecture), refusedBy: "all", text: "Architecture isn't supported: "},
 	"no date":                  {kinds: kinds(imagefile.BadCreationDate), refusedBy: "all", text: "Missing creation date"},
@@ -210,6 +242,17 @@ func imageCases(t testing.TB) []imageCase {
 		{name: "text", image: []byte("architecture: x86_64\ncreation_date: 1704067200\n")},
 		{name: "empty", image: []byte{}},
 		{name: "empty tar", image: tarball(t)},
+		{name: "gzip of zeros", image: gzipped(t, make([]byte, 4096))},
+		{name: "gzip of a disk", image: gzipped(t, disk)},
+		{name: "raw disk alone", image: rawDisk()},
+		{name: "damaged gzip", image: flipped(big, 12)},
+		{name: "damaged header", image: flipped(plain, 2*512)},
+		{name: "xz", image: throughXZ(t, plain)},
+		{name: "xz with zeros", image: append(throughXZ(t, unified(t, good+"  seed: zeros\n")), make([]byte, 512)...)},
+		{name: "cut xz", image: throughXZ(t, plain)[:100_000]},
+		{name: "xz of text", image: throughXZ(t, []byte("architecture: x86_64\n"))},
+		{name: "start of xz", image: []byte("\xfd7zXZ\x00")},
+		{name: "lzma", image: throughLZMA(t, plain)},
 		{name: "gzip of text", image: gzipped(t, []byte("architecture: x86_64\ncreation_date: 1704067200\n"))},
 		{name: "cut gzip", image: big[:len(big)/2]},
 		{name: "cut tar", image: plain[:len(plain)/2]},

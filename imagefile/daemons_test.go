@@ -8,6 +8,7 @@ import (
 	"mime/multipart"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -17,29 +18,39 @@ import (
 	"github.com/golxd/lxd/internal/testkit"
 )
 
-// TestDaemons: the real daemons refuse what Check calls refused, in the expected words, accept the rest, and report the
-// metadata that Inspect reads. Containers cannot be created of what is expected to be unusable, and can of all else.
+// TestDaemons: the real daemons and lxdtest refuse what Check calls refused, in the expected words, accept the rest, and
+// report the metadata that Inspect reads. The words of lxdtest are those of the real ones. Containers cannot be created of
+// what is expected to be unusable, and can of all else.
 func TestDaemons(t *testing.T) {
 	t.Parallel()
 	cases := imageCases(t)
-	for _, s := range testkit.Subjects(t) {
-		if s.Real == nil {
-			continue // lxdtest imitates the uploads of good images, and not all refusals.
-		}
+	subjects := testkit.Subjects(t)
+	for _, s := range subjects {
 		t.Run(s.Column, func(t *testing.T) {
 			t.Parallel()
+			var twin *testkit.Subject // of a real daemon, in lxdtest
+			if s.Real != nil {
+				twin = subjects[slices.IndexFunc(subjects, func(other *testkit.Subject) bool { return other.Column == "lxdtest "+s.Column })].Twin
+			}
 			for _, c := range cases {
 				fingerprint, refusal := uploadRaw(t, s, c)
 				if c.refusedBy == "all" || c.refusedBy != "" && strings.Contains(s.Column, c.refusedBy) {
 					require.NotEmpty(t, refusal, c.name)
 					require.Contains(t, refusal, c.text, c.name)
+					if twin != nil {
+						_, imitated := uploadRaw(t, twin, c)
+						requireSameRefusal(t, c.name, refusal, imitated)
+					}
 					continue
 				}
 				require.Empty(t, refusal, c.name)
 				image, err := s.Client(t).Images.Get(t.Context(), fingerprint)
 				require.NoError(t, err, c.name)
 				requireSame(t, &c, image)
-				if !c.vm {
+				if twin != nil {
+					requireImitated(t, twin, c, image)
+				}
+				if s.Real != nil && !c.vm {
 					name := testkit.Unique("imagefile")
 					err := s.Real.CreateInstance(t.Context(), name, fingerprint)
 					if c.unusable {
@@ -53,6 +64,31 @@ func TestDaemons(t *testing.T) {
 			}
 		})
 	}
+}
+
+// requireSameRefusal fails if lxdtest refuses an image in other words than the real daemon. Incus 7.0.2 reports syntax
+// errors of YAML, and a decompressor that is not installed, in its own way.
+func requireSameRefusal(t *testing.T, name, refusal, imitated string) {
+	t.Helper()
+	if strings.HasPrefix(refusal, "go-yaml load error") || strings.Contains(refusal, "executable file not found") {
+		require.NotEmpty(t, imitated, name)
+		return
+	}
+	require.Equal(t, refusal, imitated, name)
+}
+
+// requireImitated fails if lxdtest reports something else of an image than the real daemon.
+func requireImitated(t *testing.T, twin *testkit.Subject, c imageCase, image *lxd.Image) {
+	t.Helper()
+	fingerprint, refusal := uploadRaw(t, twin, c)
+	require.Empty(t, refusal, c.name)
+	imitated, err := twin.Client(t).Images.Get(t.Context(), fingerprint)
+	require.NoError(t, err, c.name)
+	known := func(i *lxd.Image) []any {
+		return []any{i.Fingerprint, i.Type, i.Size, i.Architecture, i.CreatedAt, i.ExpiresAt, i.Properties, i.Filename}
+	}
+	require.Equal(t, known(image), known(imitated), c.name)
+	require.NoError(t, imitated.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}), c.name)
 }
 
 // requireSame fails if the daemon reports something else than Inspect.
@@ -82,8 +118,14 @@ func requireSame(t *testing.T, c *imageCase, image *lxd.Image) {
 // uploadRaw uploads an image without the checks of package lxd. It returns its fingerprint, or why it was refused.
 func uploadRaw(t *testing.T, s *testkit.Subject, c imageCase) (fingerprint, refusal string) {
 	t.Helper()
+	var socket string
+	if s.Real != nil {
+		socket = s.Real.Socket
+	} else {
+		socket = strings.TrimPrefix(s.Fake.Endpoint(), "unix://")
+	}
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", s.Real.Socket)
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}}}
 	type response struct {
 		Error     string

@@ -59,6 +59,9 @@ type Info struct {
 	Type ImageType
 	// Metadata is nil for RootfsOnly.
 	Metadata *Metadata
+	// MetadataYAML is the content of metadata.yaml as it is, which may have fields that Metadata does not have. It is nil
+	// if there is none.
+	MetadataYAML []byte
 	// Fingerprint is the SHA-256 of the file, or of the first file followed by the second, in lower-case hexadecimal. The
 	// daemons name the image by it. It is empty if the files were not read to their ends.
 	Fingerprint string

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"io"
@@ -32,9 +33,9 @@ const defaultMaxSize = 256 << 30
 // Inspect returns what the files of an image are. image is a unified image, or the metadata tarball of a split one; rootfs
 // is the second file, or nil. They are read once, image first, and need not be seekable.
 //
-// The error is a [*Problem] if a file cannot be read that far: it is empty, cut, damaged or no image at all, or metadata.yaml cannot be
-// understood. What the daemons would refuse but can be read is no error; [Check] reports it. Other errors are those of
-// the readers and of ctx.
+// The error is a [*Problem] if a file cannot be read that far: it is empty, cut, damaged or no image at all, or metadata.yaml
+// cannot be understood. The Info then has what was read before. What the daemons would refuse but can be read is no error;
+// [Check] reports it. Other errors are those of the readers and of ctx.
 func Inspect(ctx context.Context, image, rootfs io.Reader, opts *InspectOptions) (*Info, error) {
 	if opts == nil {
 		opts = &InspectOptions{}
@@ -46,25 +47,35 @@ func Inspect(ctx context.Context, image, rootfs io.Reader, opts *InspectOptions)
 	if opts.Fingerprint {
 		s.sum = newHash()
 	}
-	if err := s.scan(image, ImagePart, &s.info.Image); err != nil {
+	err = s.inspect(image, rootfs)
+	var p *Problem
+	if err != nil && !errors.As(err, &p) {
 		return nil, err
+	}
+	s.conclude()
+	if s.sum != nil && s.info.Size >= 0 {
+		s.info.Fingerprint = hex.EncodeToString(s.sum.Sum(nil))
+	}
+	return &s.info, err
+}
+
+// inspect reads the files.
+func (s *scanner) inspect(image, rootfs io.Reader) error {
+	if rootfs != nil {
+		s.info.Rootfs = &File{Size: -1}
+	}
+	if err := s.scan(image, ImagePart, &s.info.Image); err != nil {
+		return err
 	}
 	for _, p := range s.problems {
 		if s.info.Metadata == nil && p.Kind == BadMetadata {
-			return nil, p
+			return p
 		}
 	}
-	if rootfs != nil {
-		s.info.Rootfs = &File{}
-		if err := s.scan(rootfs, RootfsPart, s.info.Rootfs); err != nil {
-			return nil, err
-		}
+	if rootfs == nil {
+		return nil
 	}
-	s.conclude()
-	if s.sum != nil {
-		s.info.Fingerprint = hex.EncodeToString(s.sum.Sum(nil))
-	}
-	return &s.info, nil
+	return s.scan(rootfs, RootfsPart, s.info.Rootfs)
 }
 
 // InspectFiles is [Inspect] of the files with these names. rootfs is empty for a unified image. The sizes of regular files
@@ -73,7 +84,7 @@ func InspectFiles(ctx context.Context, image, rootfs string, opts *InspectOption
 	var info *Info
 	err := withFiles(image, rootfs, func(first, second io.Reader, sizes [2]int64) error {
 		var err error
-		if info, err = Inspect(ctx, first, second, opts); err != nil {
+		if info, err = Inspect(ctx, first, second, opts); info == nil {
 			return err
 		}
 		info.Image.Size = max(info.Image.Size, sizes[0])
@@ -84,7 +95,7 @@ func InspectFiles(ctx context.Context, image, rootfs string, opts *InspectOption
 				info.Size = info.Image.Size + info.Rootfs.Size
 			}
 		}
-		return nil
+		return err
 	})
 	return info, err
 }

@@ -2,7 +2,6 @@ package imagefile_test
 
 import (
 	"bytes"
-	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -15,8 +14,6 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/stretchr/testify/require"
-	"github.com/ulikunitz/xz"
-	"github.com/ulikunitz/xz/lzma"
 
 	"github.com/golxd/lxd/imagefile"
 	"github.com/golxd/lxd/lxdtest"
@@ -25,24 +22,15 @@ import (
 // compressed returns a file in each compression.
 func compressed(t testing.TB, data []byte) map[imagefile.Compression][]byte {
 	t.Helper()
-	through := func(open func(io.Writer) (io.WriteCloser, error)) []byte {
-		var buf bytes.Buffer
-		out, err := open(&buf)
-		require.NoError(t, err)
-		_, err = out.Write(data)
-		require.NoError(t, err)
-		require.NoError(t, out.Close())
-		return buf.Bytes()
-	}
 	bzipped, err := os.ReadFile("testdata/unified.tar.bz2")
 	require.NoError(t, err)
 	return map[imagefile.Compression][]byte{
 		imagefile.None:  data,
-		imagefile.Gzip:  through(func(w io.Writer) (io.WriteCloser, error) { return gzip.NewWriter(w), nil }),
+		imagefile.Gzip:  gzipped(t, data),
 		imagefile.Bzip2: bzipped,
-		imagefile.XZ:    through(func(w io.Writer) (io.WriteCloser, error) { return xz.NewWriter(w) }),
-		imagefile.LZMA:  through(func(w io.Writer) (io.WriteCloser, error) { return lzma.NewWriter(w) }),
-		imagefile.Zstd:  through(func(w io.Writer) (io.WriteCloser, error) { return zstd.NewWriter(w) }),
+		imagefile.XZ:    throughXZ(t, data),
+		imagefile.LZMA:  throughLZMA(t, data),
+		imagefile.Zstd:  through(t, data, func(w io.Writer) (io.WriteCloser, error) { return zstd.NewWriter(w) }),
 	}
 }
 
@@ -64,6 +52,8 @@ func TestCompressions(t *testing.T) {
 					Architecture: "x86_64", CreatedAt: time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC),
 					Properties: map[string]string{"architecture": "x86_64", "description": "Test image padded", "os": "lxdtest", "release": "1", "seed": "padded"},
 				},
+				MetadataYAML: []byte("architecture: x86_64\ncreation_date: 1704067200\nproperties:\n" +
+					"  architecture: x86_64\n  description: Test image padded\n  os: lxdtest\n  release: \"1\"\n  seed: \"padded\"\n"),
 			}, info)
 
 			report, err := imagefile.Check(t.Context(), bytes.NewReader(data), nil, nil)
@@ -196,6 +186,19 @@ func TestInspectErrors(t *testing.T) {
 	problem(imagefile.UnknownFormat, inspect(bytes.NewReader([]byte("this is a text")), nil, nil))
 	problem(imagefile.BadMetadata, inspect(bytes.NewReader(unified(t, "architecture: [")), nil, nil))
 	problem(imagefile.Cut, inspect(bytes.NewReader(metadata[:600]), nil, nil))
+	for image, rootfs := range map[string]io.Reader{"architecture: [": nil, "- list": bytes.NewReader(squashfs), good: bytes.NewReader(nil)} {
+		files := unified(t, image)
+		info, err := imagefile.Inspect(t.Context(), bytes.NewReader(files), rootfs, &imagefile.InspectOptions{Fingerprint: true})
+		require.Error(t, err)
+		require.Equal(t, image, string(info.MetadataYAML), "what was read before is returned")
+		require.Equal(t, imagefile.File{Size: int64(len(files)), Compression: imagefile.None, Format: imagefile.Tar}, info.Image)
+		if rootfs == nil {
+			require.Equal(t, lxdtest.Fingerprint(files), info.Fingerprint)
+		} else if image != good {
+			require.Empty(t, info.Fingerprint, "the second file was not read")
+			require.EqualValues(t, -1, info.Size)
+		}
+	}
 	problem(imagefile.TooLarge, inspect(bytes.NewReader(padded()), nil, &imagefile.InspectOptions{Fingerprint: true, MaxSize: 50_000}))
 	require.ErrorIs(t, inspect(silent{}, nil, nil), io.ErrNoProgress)
 	require.ErrorIs(t, inspect(iotest.ErrReader(broken), nil, nil), broken)

@@ -225,7 +225,7 @@ func (p *packer) pack() error {
 
 // begin writes metadata.yaml and the templates.
 func (p *packer) begin() error {
-	p.info.Metadata = parseMetadata(p.metadata, p.created, func(Problem) {})
+	p.info.Metadata, p.info.MetadataYAML = parseMetadata(p.metadata, p.created, func(Problem) {}), p.metadata
 	p.info.Layout = Unified
 	p.info.Image.Format, p.info.Image.Compression = Tar, cmp.Or(p.opts.Compression, Gzip)
 	image, err := newTarball(p.image, p.info.Image.Compression, p.opts.Level)

@@ -136,8 +136,8 @@ func (r *imageRoot) problem(kind ProblemKind, format string, args ...any) error 
 func (r *imageRoot) read(write bool) error {
 	s := startScanner(r.p.ctx, r.opts.MaxSize)
 	s.each = func(header *tar.Header, content io.Reader) error {
-		if s.metadata != nil && r.metadata == nil {
-			r.metadata, r.info.Metadata = s.metadata, s.info.Metadata
+		if s.info.MetadataYAML != nil && r.metadata == nil {
+			r.metadata, r.info.Metadata = s.info.MetadataYAML, s.info.Metadata
 			if len(s.problems) > 0 {
 				r.bad = s.problems[0]
 			}

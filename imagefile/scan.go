@@ -40,7 +40,6 @@ type scanner struct {
 	hasRootfs   bool // a directory rootfs, or rootfs.img
 	disk        bool // rootfs.img
 	names       nameSet
-	metadata    []byte // metadata.yaml
 	// nearMetadata is an entry that may be meant as metadata.yaml; rootfsMetadata says that the second file has one.
 	nearMetadata   string
 	rootfsMetadata bool
@@ -400,7 +399,7 @@ func (s *scanner) readMetadata(content io.Reader) error {
 	if len(data) > maxMetadata {
 		return &Problem{Kind: TooLarge, Severity: Unchecked, Entry: s.entry, Offset: s.offset, Message: fmt.Sprintf("metadata.yaml has more than %d bytes", maxMetadata)}
 	}
-	s.metadata = data
+	s.info.MetadataYAML = data
 	s.info.Metadata = parseMetadata(data, s.now, func(p Problem) {
 		p.Entry, p.Offset = s.entry, s.offset
 		s.report(p)

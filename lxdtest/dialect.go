@@ -66,6 +66,7 @@ type traits struct {
 	refusesPassword bool // a request for trust that has a password gets a 501
 	hidesInfo       bool // GET /1.0 tells untrusted clients no extensions
 	checksAliases   bool // names of aliases are validated
+	strictYAML      bool // in metadata.yaml, duplicate fields and fractional dates are refused
 
 	waitFailsAsError   bool // a failed wait returns HTTP 200 with type error
 	waitFlushesHeaders bool // the header is sent before waiting
@@ -224,7 +225,7 @@ var dialects = [...]traits{
 		uploadHeader: "X-Incus-", importHeader: "Incus-",
 		shortestPrefix: 1, urlImport: true, publicAnywhere: true,
 		imageProject: true, typedFilter: true, nullTokenCrash: true, pushesVMAsContainer: true, badProfile: 500, emptyResources: true,
-		hidesInfo: true, checksAliases: true, imageLocations: true, emptyMetadata: true, namesImageLast: true,
+		hidesInfo: true, checksAliases: true, strictYAML: true, imageLocations: true, emptyMetadata: true, namesImageLast: true,
 		checksInstanceLater: true, texts: incus70Texts,
 	},
 }

@@ -117,6 +117,10 @@
 //
 // # Fidelity
 //
+// Image files are read with package imagefile, whose tests upload a table of good
+// and bad images to each dialect and to LXD 5.0.2, Incus 6.0.4 and 7.0.2: the same
+// are accepted, with the same metadata, and refused in the same words.
+//
 // The package's tests replay requests recorded with LXD 4.0.13, 5.0.2, 6.9, Incus
 // 6.0.4, 7.0.2 and 7.3 (which Incus70 imitates too, but for its extensions) and
 // require the recorded responses, events included. With -tags clients, the
@@ -124,9 +128,9 @@
 //
 // # Differences from the daemons
 //
-// Tarballs compressed with xz, lzma or zstd are recognized by their first bytes
-// alone: their metadata is not read, and the image is a container for x86_64.
-// Published images are compressed with gzip or not at all. Images are not
-// refreshed automatically, and expired ones are not deleted. What no recording
-// shows of LXD40 and LXD69 is as in LXD50.
+// Syntax errors of a metadata.yaml are those of LXD and Incus 6.0.4 also with
+// Incus70. A squashfs is taken for one without metadata. Published images are
+// compressed with gzip or not at all. Images are not refreshed automatically, and
+// expired ones are not deleted. What no recording shows of LXD40 and LXD69 is as
+// in LXD50.
 package lxdtest

@@ -80,7 +80,7 @@ func (s *Server) exportSplit(w http.ResponseWriter, r *http.Request, img *image,
 		content        io.Reader
 	}{
 		{"metadata", "meta-" + img.key.fingerprint + img.suffix, files[0]},
-		{rootfs, img.key.fingerprint + suffixOf(img.rootfs), files[1]},
+		{rootfs, img.key.fingerprint + suffixOf(r.Context(), files[1]), files[1]},
 	}
 	if cut {
 		parts[1].content = io.LimitReader(files[1], limit)

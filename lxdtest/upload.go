@@ -316,7 +316,7 @@ func (s *Server) store(ctx context.Context, r *http.Request, op *operation, u *u
 	if spec.fingerprint != "" && spec.fingerprint != u.fingerprint {
 		return daemonErrorf(s.traits.texts.hash, u.fingerprint, spec.fingerprint)
 	}
-	found, err := readMetadata(u.metadata, s.now())
+	found, err := s.traits.readMetadata(ctx, u.metadata, u.fingerprint)
 	if err != nil {
 		return err
 	}

@@ -105,43 +105,73 @@ func (s *Source) rewind(ctx context.Context) error {
 // Of a source that cannot be rewound it returns what one Read returns. The error is
 // io.EOF if the source is empty, and otherwise that of ctx: an error of the reader is
 // returned by a later read. If ctx ends while a Read blocks, that Read is the last one.
-func (s *Source) Peek(ctx context.Context, n int) (start []byte, err error) {
+func (s *Source) Peek(ctx context.Context, n int) ([]byte, error) {
 	if s.size == 0 {
 		return nil, io.EOF
 	}
+	return s.peekWith(ctx, func() ([]byte, error) { return s.peek(n) })
+}
+
+// PeekEnd returns the last bytes of the source, at most n. It returns none if the source
+// cannot be rewound or they cannot be read. The error is that of ctx.
+func (s *Source) PeekEnd(ctx context.Context, n int) ([]byte, error) {
+	if s.seeker == nil {
+		return nil, nil
+	}
+	n = int(min(int64(n), s.size))
+	end, err := s.peekWith(ctx, func() ([]byte, error) { return s.peekAt(s.size-int64(n), n), nil })
+	if len(end) < n {
+		return nil, err
+	}
+	return end, err
+}
+
+// peekWith calls peek while nothing else reads the source.
+func (s *Source) peekWith(ctx context.Context, peek func() ([]byte, error)) ([]byte, error) {
 	select {
 	case s.reading <- struct{}{}:
 	case <-ctx.Done():
 		return nil, ctxerr.Of(ctx)
 	}
+	var peeked []byte
+	var err error
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		defer func() { <-s.reading }()
-		start, err = s.peek(n)
+		peeked, err = peek()
 	}()
 	if !await(ctx, done) {
 		return nil, ctxerr.Of(ctx)
 	}
-	return start, err
+	return peeked, err
+}
+
+// peekAt reads at an offset of a source that can be rewound, and leaves the source at its
+// start. An error of the reader is returned by a later read.
+func (s *Source) peekAt(offset int64, n int) []byte {
+	peeked := make([]byte, n)
+	if s.at != nil {
+		n, _ = s.at.ReadAt(peeked, s.start+offset)
+		return peeked[:n]
+	}
+	if _, err := s.seeker.Seek(s.start+offset, io.SeekStart); err != nil {
+		return nil
+	}
+	n, _ = io.ReadFull(s.r, peeked)
+	_, _ = s.seeker.Seek(s.start, io.SeekStart)
+	return peeked[:n]
 }
 
 func (s *Source) peek(n int) ([]byte, error) {
 	if s.size >= 0 {
 		n = int(min(int64(n), s.size))
 	}
+	if s.seeker != nil {
+		return s.peekAt(0, n), nil
+	}
 	start := make([]byte, n)
-	switch {
-	case s.at != nil:
-		n, _ = s.at.ReadAt(start, s.start)
-		return start[:n], nil
-	case s.seeker != nil:
-		if _, err := s.seeker.Seek(s.start, io.SeekStart); err != nil {
-			return nil, nil //nolint:nilerr // a later read returns it
-		}
-		n, _ = io.ReadFull(s.r, start)
-		return start[:n], nil
-	case n == int(s.size):
+	if n == int(s.size) {
 		start = start[:n-1] // the last byte shows whether there are more than size
 	}
 	var err error
