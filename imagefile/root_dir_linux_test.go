@@ -525,6 +525,26 @@ func TestFromDirUnreadable(t *testing.T) {
 	}
 }
 
+// TestFromDirLinkChanged: a file that has changed since the first of its hard links was packed, or another file that has got its
+// inode.
+func TestFromDirLinkChanged(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	writeFile(t, dir+"/a", "x")
+	require.NoError(t, os.Link(dir+"/a", dir+"/d"))
+	writeFile(t, dir+"/b", "y")
+	past := time.Now().Add(-time.Hour)
+	require.NoError(t, os.Chtimes(dir+"/a", past, past))
+	err := FromDir(dir, nil).walk(t.Context(), func(e *entry) error {
+		if e.Name == "b" {
+			writeFile(t, dir+"/d", "z")
+		}
+		return nil
+	})
+	require.ErrorIs(t, err, ErrChanged)
+	require.Contains(t, err.Error(), dir+"/d")
+}
+
 // TestFromDirMemory: of the files without further hard links nothing is remembered.
 func TestFromDirMemory(t *testing.T) {
 	t.Parallel()
