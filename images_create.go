@@ -125,8 +125,8 @@ type CreateOptions struct {
 // anything is sent. The error is an [*InputError] for what cannot be an image:
 //   - a reader that is empty, or whose first bytes are those of a text or of another file
 //     of the image
-//   - a metadata tarball without a root filesystem, plain or compressed by gzip, if the
-//     reader can seek, has at most 64 KiB, and there is no Rootfs
+//   - a tarball without metadata.yaml or, with no Rootfs, without a root filesystem, plain
+//     or compressed by gzip, if the reader can seek and has at most 64 KiB
 //   - a squashfs that is shorter than it says, if its length is known; it may be longer
 //   - an xz file, if the reader can seek, that is cut: it ends with neither the end of a
 //     stream nor zeros after one, which must be a multiple of four
@@ -314,25 +314,23 @@ func checkCut(ctx context.Context, field string, s *content.Source, start []byte
 	return nil
 }
 
-// isMetadataAlone reports whether a whole file is a tar archive, plain or compressed by
-// gzip, with metadata.yaml and without a root filesystem. The daemons refuse it when it
-// has been sent ("Invalid instance type": LXD 5.0.2, Incus 6.0.4 and 7.0.2). It is false
-// if that is not certain.
-func isMetadataAlone(file []byte) bool {
+// archiveHas reports whether a whole file is a tar archive, plain or compressed by gzip,
+// that is read to its end, and whether it has metadata.yaml and a root filesystem. The
+// daemons refuse one without metadata.yaml ("Metadata tarball is missing metadata.yaml"), or
+// as a unified image without a root filesystem ("Invalid instance type"), when it has been
+// sent (LXD 5.0.2, Incus 6.0.4 and 7.0.2).
+func archiveHas(file []byte) (metadata, rootfs, whole bool) {
 	var r io.Reader = bytes.NewReader(file)
 	if unzipped, err := gzip.NewReader(bytes.NewReader(file)); err == nil {
 		r = io.LimitReader(unzipped, maxUnzipped)
 	}
-	metadata := false
 	for archive := tar.NewReader(r); ; {
 		entry, err := archive.Next()
 		if err != nil {
-			return metadata && errors.Is(err, io.EOF)
+			return metadata, rootfs, errors.Is(err, io.EOF)
 		}
 		name := strings.TrimPrefix(entry.Name, "./")
-		if strings.HasPrefix(name, "rootfs") {
-			return false
-		}
+		rootfs = rootfs || strings.HasPrefix(name, "rootfs")
 		metadata = metadata || name == "metadata.yaml"
 	}
 }
@@ -368,10 +366,15 @@ func (o *CreateOptions) content(ctx context.Context, image io.Reader) (*content.
 	if err != nil {
 		return nil, err
 	}
-	if o.Rootfs == nil {
-		if int64(len(start)) == first.Size() && isMetadataAlone(start) {
+	if int64(len(start)) == first.Size() {
+		switch metadata, rootfs, whole := archiveHas(start); {
+		case whole && !metadata:
+			return nil, invalid("image", "is a tarball without metadata.yaml; give a root filesystem as CreateOptions.Rootfs, and its metadata tarball as image")
+		case whole && !rootfs && o.Rootfs == nil:
 			return nil, invalid("image", "is a metadata tarball without a root filesystem, which is the other file of a split image; give it as CreateOptions.Rootfs")
 		}
+	}
+	if o.Rootfs == nil {
 		return content.Unified(first), nil
 	}
 	second, err := source(o.Rootfs, "CreateOptions.RootfsSize", o.RootfsSize)

@@ -183,7 +183,6 @@ func TestMetadataTarballAlone(t *testing.T) {
 
 			for name, data := range map[string][]byte{
 				"cut gzip":     gzipped(t, alone())[:150],
-				"no metadata":  tarball(t, "templates/", ""),
 				"longer":       append(alone(), make([]byte, 64<<10)...),
 				"longer, gzip": gzipped(t, tarball(t, "metadata.yaml", metadata, "x", strings.Repeat("x", 1<<20))),
 			} {
@@ -217,6 +216,42 @@ func squashfs(length, size int) []byte {
 	data[28] = 4 // the version
 	binary.LittleEndian.PutUint64(data[40:], uint64(size))
 	return data[:length]
+}
+
+// TestNoMetadata: a small tarball without metadata.yaml is refused before anything is sent. Every daemon refuses it when
+// it has it, and accepts the other spelling.
+func TestNoMetadata(t *testing.T) {
+	t.Parallel()
+	const metadata = "architecture: x86_64\ncreation_date: 1704067200\n"
+	rootfs := tarball(t, "./", "", "./etc/", "", "./etc/hostname", "web\n")
+	for _, s := range testkit.Subjects(t) {
+		t.Run(s.Column, func(t *testing.T) {
+			t.Parallel()
+			c := s.Client(t)
+			for name, data := range map[string][]byte{
+				"root filesystem": rootfs,
+				"gzip":            gzipped(t, rootfs),
+				"unified":         tarball(t, "rootfs/", "", "rootfs/etc/hostname", "web\n"),
+				"in a directory":  tarball(t, "image/metadata.yaml", metadata, "image/rootfs/", ""),
+				"absolute":        tarball(t, "/metadata.yaml", metadata, "rootfs/", ""),
+			} {
+				for _, o := range []lxd.CreateOptions{{Wait: true}, {Wait: true, Rootfs: bytes.NewReader(rootfs)}} {
+					_, err := c.Images.Create(t.Context(), bytes.NewReader(data), &o)
+					refused := testkit.ErrOf[*lxd.InputError](t, err)
+					require.Equal(t, "image", refused.Field, name)
+					require.Contains(t, refused.Problem, "without metadata.yaml", name)
+				}
+				_, err := c.Images.Create(t.Context(), testkit.OneShotReader{Reader: bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true})
+				require.ErrorContains(t, err, "missing metadata.yaml", name)
+				require.NotErrorIs(t, err, lxd.ErrInvalid, name)
+			}
+			image, err := c.Images.Create(t.Context(), bytes.NewReader(tarball(t, "./metadata.yaml", metadata)), &lxd.CreateOptions{
+				Wait: true, Rootfs: bytes.NewReader(gzipped(t, tarball(t, "etc/hostname", testkit.Unique("web")))),
+			})
+			require.NoError(t, err)
+			require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
+		})
+	}
 }
 
 // TestCutContent: a file that is cut is refused before anything is sent, where that is cheap to see and certain. What
