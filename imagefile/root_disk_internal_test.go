@@ -15,9 +15,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// bootRecord is a raw disk with a boot record and some data.
+// bootRecord is a raw disk with a boot record and some data. qemu-img takes it for a VMDK unless it is told what it is.
 func bootRecord() []byte {
 	disk := make([]byte, 1<<20)
+	copy(disk, "KDMV")
 	disk[510], disk[511] = 0x55, 0xaa
 	copy(disk[700000:], "data")
 	return disk
