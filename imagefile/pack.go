@@ -27,7 +27,8 @@ type PackOptions struct {
 	// library: about 6 for Gzip, and 3 for Zstd. XZ has none.
 	Level int
 	// Format is the format of the root filesystem of a container in a split image: Tar or Squashfs. The default is Tar, and
-	// with [FromImage] that of the image. A Squashfs is made by the program mksquashfs.
+	// with [FromImage] that of the image. A Squashfs is made by the program
+	// tar2sqfs (package squashfs-tools-ng); without it the error is a [*ProgramError].
 	Format Format
 	// TemplateFiles are the files in the directory templates of the image, by their names, to which Metadata.Templates
 	// refer.
@@ -56,7 +57,7 @@ type PackOptions struct {
 //
 // Info describes what was written.
 func Pack(ctx context.Context, image, rootfs io.Writer, root Root, metadata *Metadata, opts *PackOptions) (*Info, error) {
-	p, err := newPacker(ctx, root, metadata, opts)
+	p, err := newPacker(ctx, rootfs != nil, root, metadata, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +87,7 @@ type packer struct {
 }
 
 // newPacker checks the arguments.
-func newPacker(ctx context.Context, root Root, metadata *Metadata, opts *PackOptions) (*packer, error) {
+func newPacker(ctx context.Context, split bool, root Root, metadata *Metadata, opts *PackOptions) (*packer, error) {
 	p := &packer{ctx: ctx, root: root, sum: newHash(), buffer: make([]byte, blockSize)}
 	if opts != nil {
 		p.opts = *opts
@@ -95,6 +96,9 @@ func newPacker(ctx context.Context, root Root, metadata *Metadata, opts *PackOpt
 		return nil, &InputError{Field: "root", Problem: "is nil"}
 	}
 	if err := p.checkOptions(); err != nil {
+		return nil, err
+	}
+	if err := p.checkFormat(split); err != nil {
 		return nil, err
 	}
 	_, own := root.(*imageRoot)
@@ -152,6 +156,22 @@ func (p *packer) checkOptions() error {
 	return nil
 }
 
+// checkFormat checks the option Format, for which there must be a file and a program.
+func (p *packer) checkFormat(split bool) error {
+	_, disk := p.root.(diskRoot)
+	switch {
+	case p.opts.Format == "":
+		return nil
+	case !split:
+		return &InputError{Field: "Format", Problem: "is that of the second file of a split image; a unified image is a tarball"}
+	case disk:
+		return &InputError{Field: "Format", Problem: "is that of a root filesystem; a disk is written as it is"}
+	case p.opts.Format == Squashfs:
+		return squashfsAvailable()
+	}
+	return nil
+}
+
 // run writes the image.
 func (p *packer) run(image, rootfs io.Writer, imageDone func()) (*Info, error) {
 	p.image, p.imageDone = newOutput(image, p.sum), imageDone
@@ -188,7 +208,7 @@ func (p *packer) pack() error {
 		if err := root.pack(p); err != nil {
 			return err
 		}
-	case *diskRoot:
+	case diskRoot:
 		content, size, err := root.open(p.ctx)
 		if err != nil {
 			return err
@@ -273,9 +293,9 @@ func (p *packer) beginRoot() (err error) {
 	if err != nil {
 		return err
 	}
-	p.entries, err = newTarball(made, None, 0)
+	p.entries, _ = newTarball(made, None, 0) // It cannot fail without a compressor.
 	p.entries.below = made
-	return err
+	return nil
 }
 
 // add writes an entry of the root filesystem.

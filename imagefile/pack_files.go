@@ -16,7 +16,7 @@ import (
 // are complete, and replace files of the same names; after an error there are neither new nor partial ones. Of a split
 // image, the second file is renamed first. They must not be in the directory that is packed.
 func PackFiles(ctx context.Context, image, rootfs string, root Root, metadata *Metadata, opts *PackOptions) (*Info, error) {
-	p, err := newPacker(ctx, root, metadata, opts)
+	p, err := newPacker(ctx, rootfs != "", root, metadata, opts)
 	if err != nil {
 		return nil, err
 	}

@@ -27,7 +27,7 @@ func NewReader(ctx context.Context, root Root, metadata *Metadata, opts *PackOpt
 // a reader that was not read to its end ends both.
 func NewReaders(ctx context.Context, root Root, metadata *Metadata, opts *PackOptions) (image, rootfs io.ReadCloser) {
 	job := newPackJob(ctx, root, func(ctx context.Context, job *packJob) error {
-		p, err := newPacker(ctx, root, metadata, opts)
+		p, err := newPacker(ctx, true, root, metadata, opts)
 		if err != nil {
 			return err
 		}

@@ -52,7 +52,7 @@ func TestFromFSOfDir(t *testing.T) {
 	require.Equal(t, want, walk(t, FromFS(os.DirFS(dir))))
 
 	_, err := tryWalk(t.Context(), FromFS(plainFS{os.DirFS(dir)}))
-	require.ErrorContains(t, err, `imagefile: "link": `)
+	require.ErrorContains(t, err, `"link": `)
 	require.NotErrorIs(t, err, ErrChanged)
 }
 
@@ -69,10 +69,10 @@ func TestFromFSRefused(t *testing.T) {
 	}
 	for _, mode := range []fs.FileMode{fs.ModeDevice, fs.ModeDevice | fs.ModeCharDevice} {
 		_, err := tryWalk(t.Context(), FromFS(fstest.MapFS{"null": {Mode: mode}}))
-		require.ErrorContains(t, err, `imagefile: "null": is a device`)
+		require.ErrorContains(t, err, `"null": is a device`)
 	}
 	_, err := tryWalk(t.Context(), FromFS(fstest.MapFS{"odd": {Mode: fs.ModeIrregular}}))
-	require.ErrorContains(t, err, `imagefile: "odd": `)
+	require.ErrorContains(t, err, `"odd": `)
 }
 
 // sizedFS says that its files have a size that they do not have.
@@ -128,7 +128,7 @@ func TestFromFSChanged(t *testing.T) {
 	for _, size := range []int64{0, 4, 6} {
 		_, err := tryWalk(t.Context(), FromFS(sizedFS{tree, size}))
 		require.ErrorIs(t, err, ErrChanged, size)
-		require.ErrorContains(t, err, `imagefile: "file": `)
+		require.ErrorContains(t, err, `"file": `)
 	}
 	list, err := tryWalk(t.Context(), FromFS(sizedFS{tree, 5}))
 	require.NoError(t, err)
