@@ -69,9 +69,10 @@ func Pack(ctx context.Context, image, rootfs io.Writer, root Root, metadata *Met
 
 // packer writes one image.
 type packer struct {
-	ctx  context.Context
-	opts PackOptions
-	root Root
+	ctx    context.Context
+	opts   PackOptions
+	blocks Compression // of a squashfs
+	root   Root
 	// metadata is nil if the root has its own. templates are the files in the directory templates.
 	metadata  []byte
 	templates map[string][]byte
@@ -91,6 +92,7 @@ func newPacker(ctx context.Context, split bool, root Root, metadata *Metadata, o
 	p := &packer{ctx: ctx, root: root, sum: newHash(), buffer: make([]byte, blockSize)}
 	if opts != nil {
 		p.opts = *opts
+		p.blocks = p.opts.Compression
 	}
 	if root == nil {
 		return nil, &InputError{Field: "root", Problem: "is nil"}
@@ -289,7 +291,7 @@ func (p *packer) beginRoot() (err error) {
 		return err
 	}
 	p.info.Rootfs.Format, p.info.Rootfs.Compression = Squashfs, None
-	made, err := newSquashfsWriter(p.ctx, p.rootfs, p.opts.Compression, p.created)
+	made, err := newSquashfsWriter(p.ctx, p.rootfs, p.blocks, p.created)
 	if err != nil {
 		return err
 	}

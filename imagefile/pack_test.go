@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -20,6 +21,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd/imagefile"
+	"github.com/golxd/lxd/internal/testkit"
+	"github.com/golxd/lxd/lxdtest"
 )
 
 var day = time.Date(2026, time.March, 1, 12, 30, 0, 0, time.UTC)
@@ -43,7 +46,7 @@ func rootTar(t testing.TB) []byte {
 	t.Helper()
 	return tarball(t,
 		entry{name: "./", kind: tar.TypeDir}, entry{name: "./etc/", kind: tar.TypeDir}, entry{name: "./etc/hostname", content: "test\n"},
-		entry{name: "./etc/alias", kind: tar.TypeLink, link: "./etc/hostname"}, entry{name: "bin", kind: tar.TypeSymlink, link: "/usr/bin"},
+		entry{name: "./etc/hostname2", kind: tar.TypeLink, link: "./etc/hostname"}, entry{name: "bin", kind: tar.TypeSymlink, link: "/usr/bin"},
 		entry{name: "dev/null", kind: tar.TypeChar, major: 1}, entry{name: "run/initctl", kind: tar.TypeFifo}, entry{name: ".hidden", content: "h"},
 		entry{name: "lat\xefn", content: "1"}, entry{name: strings.Repeat("long/", 60) + "name", content: "2"})
 }
@@ -103,7 +106,7 @@ func TestPackUnified(t *testing.T) {
 				require.Contains(t, list[0], "0 metadata.yaml")
 				require.Equal(t, []string{
 					`0 templates/hostname.tpl  "{{ container.name }}\n"`, `0 templates/unused.tpl  "x"`, `5 rootfs/  ""`, `5 rootfs/etc/  ""`,
-					`0 rootfs/etc/hostname  "test\n"`, `1 rootfs/etc/alias rootfs/etc/hostname ""`, `2 rootfs/bin /usr/bin ""`, `3 rootfs/dev/null  ""`,
+					`0 rootfs/etc/hostname  "test\n"`, `1 rootfs/etc/hostname2 rootfs/etc/hostname ""`, `2 rootfs/bin /usr/bin ""`, `3 rootfs/dev/null  ""`,
 					`6 rootfs/run/initctl  ""`, `0 rootfs/.hidden  "h"`, "0 rootfs/lat\xefn  \"1\"", `0 rootfs/` + strings.Repeat("long/", 60) + `name  "2"`,
 				}, list[1:])
 			}
@@ -120,7 +123,7 @@ func TestPackSplit(t *testing.T) {
 	require.Equal(t, imagefile.Split, info.Layout)
 	require.Len(t, names(t, image.Bytes()), 3)
 	list := names(t, rootfs.Bytes())
-	require.Equal(t, []string{`5 ./  ""`, `5 etc/  ""`, `0 etc/hostname  "test\n"`, `1 etc/alias etc/hostname ""`}, list[:4])
+	require.Equal(t, []string{`5 ./  ""`, `5 etc/  ""`, `0 etc/hostname  "test\n"`, `1 etc/hostname2 etc/hostname ""`}, list[:4])
 }
 
 // TestPackIsReproducible: the number of processors and the sizes of reads do not matter.
@@ -368,4 +371,97 @@ func (e *endlessTar) Read(p []byte) (int, error) {
 		}
 	}
 	return e.pending.Read(p)
+}
+
+// TestPackSquashfs: the root filesystem of a split image is a squashfs, and becomes the same files again in a unified image.
+// Without the programs, the error says what to install, and nothing is written.
+func TestPackSquashfs(t *testing.T) {
+	t.Parallel()
+	pack := func(image, rootfs string) (*imagefile.Info, error) {
+		return imagefile.PackFiles(t.Context(), image, rootfs, imagefile.FromTar(bytes.NewReader(rootTar(t)), nil), described(), withTemplates(imagefile.PackOptions{Format: imagefile.Squashfs}))
+	}
+	dir := t.TempDir()
+	image, rootfs := filepath.Join(dir, "image"), filepath.Join(dir, "rootfs")
+	info, err := pack(image, rootfs)
+	if _, missing := exec.LookPath("tar2sqfs"); missing != nil {
+		var program *imagefile.ProgramError
+		require.ErrorAs(t, err, &program)
+		require.Equal(t, "squashfs-tools-ng", program.Package)
+		require.Empty(t, testkit.FilesIn(t, dir))
+		return
+	}
+	require.NoError(t, err)
+	require.Equal(t, imagefile.Squashfs, info.Rootfs.Format)
+	checkedInfo, err := imagefile.InspectFiles(t.Context(), image, rootfs, &imagefile.InspectOptions{Fingerprint: true})
+	require.NoError(t, err)
+	require.Equal(t, checkedInfo, info)
+
+	again, err := pack(image+"2", rootfs+"2")
+	require.NoError(t, err)
+	require.Equal(t, info.Fingerprint, again.Fingerprint)
+
+	first, err := os.Open(image)
+	require.NoError(t, err)
+	defer first.Close()
+	second, err := os.Open(rootfs)
+	require.NoError(t, err)
+	defer second.Close()
+	_, unified, _, err := convert(t, imagefile.FromImage(first, second, nil), false, &imagefile.PackOptions{Compression: imagefile.None})
+	require.NoError(t, err)
+	var direct bytes.Buffer
+	_, err = imagefile.Pack(t.Context(), &direct, nil, imagefile.FromTar(bytes.NewReader(rootTar(t)), nil), described(), withTemplates(imagefile.PackOptions{Compression: imagefile.None}))
+	require.NoError(t, err)
+	want, got := names(t, direct.Bytes()), names(t, unified)
+	slices.Sort(want)
+	slices.Sort(got)
+	for _, name := range want {
+		if !strings.HasPrefix(name, "5 ") { // Directories that the tarball does not have are in a squashfs.
+			require.Contains(t, got, name)
+		}
+	}
+
+	info, _, _, err = convert(t, imagefile.FromImage(bytes.NewReader(unified), nil, nil), true, &imagefile.PackOptions{Format: imagefile.Squashfs})
+	require.NoError(t, err)
+	require.Equal(t, []imagefile.Compression{imagefile.None, imagefile.None}, []imagefile.Compression{info.Image.Compression, info.Rootfs.Compression})
+
+	// From a squashfs to a tarball and to another squashfs.
+	for _, opts := range []*imagefile.PackOptions{{Format: imagefile.Tar}, {Compression: imagefile.Zstd}} {
+		_, err = first.Seek(0, io.SeekStart)
+		require.NoError(t, err)
+		_, err = second.Seek(0, io.SeekStart)
+		require.NoError(t, err)
+		info, meta, root, err := convert(t, imagefile.FromImage(first, second, nil), true, opts)
+		require.NoError(t, err)
+		checked(t, info, meta, root)
+		if opts.Format == "" {
+			require.Equal(t, imagefile.Squashfs, info.Rootfs.Format)
+		} else {
+			require.Equal(t, imagefile.Tar, info.Rootfs.Format)
+		}
+	}
+}
+
+// TestPackDisk: a disk becomes an image of a virtual machine, in one file or two.
+func TestPackDisk(t *testing.T) {
+	t.Parallel()
+	_, disk := lxdtest.VMImage("disk", 100_000)
+	name := filepath.Join(t.TempDir(), "disk.qcow2")
+	require.NoError(t, os.WriteFile(name, disk, 0o600))
+	var image, rootfs bytes.Buffer
+	info, err := imagefile.Pack(t.Context(), &image, nil, imagefile.FromDisk(name), described(), withTemplates(imagefile.PackOptions{}))
+	require.NoError(t, err)
+	checked(t, info, image.Bytes(), nil)
+	require.Equal(t, imagefile.VirtualMachine, info.Type)
+	image.Reset()
+	info, err = imagefile.Pack(t.Context(), &image, &rootfs, imagefile.FromDisk(name), described(), withTemplates(imagefile.PackOptions{}))
+	require.NoError(t, err)
+	checked(t, info, image.Bytes(), rootfs.Bytes())
+	require.Equal(t, disk, rootfs.Bytes())
+
+	for _, split := range []io.Writer{nil, neverWritten{t}} {
+		_, err = imagefile.Pack(t.Context(), neverWritten{t}, split, imagefile.FromDisk(name), described(), withTemplates(imagefile.PackOptions{Format: imagefile.Tar}))
+		var input *imagefile.InputError
+		require.ErrorAs(t, err, &input)
+		require.Equal(t, "Format", input.Field)
+	}
 }

@@ -274,8 +274,9 @@ func (r *imageRoot) packRootfs() error {
 		p.info.Type, p.info.Rootfs.Format, p.info.Rootfs.Compression = typeOf(format), format, compression
 		return p.copy(p.rootfs, in, -1)
 	}
-	p.opts.Compression = cmp.Or(r.compression, writable(compression))
-	p.opts.Format = cmp.Or(r.format, Tar)
+	if p.opts.Format = cmp.Or(r.format, format); p.opts.Format != Squashfs && format != Squashfs {
+		p.opts.Compression = cmp.Or(r.compression, writable(compression))
+	}
 	if err := p.beginRoot(); err != nil {
 		return err
 	}
