@@ -32,8 +32,9 @@ func TestArchitecturePage(t *testing.T) {
 	page, err := os.ReadFile("docs/architecture.md")
 	require.NoError(t, err)
 	method := regexp.MustCompile(`^(\w+)\.(\w+)$`)
+	// A pattern that begins with literal text, which (?m)^ is not, is found much faster.
 	declares := func(pattern string, names ...any) bool {
-		return regexp.MustCompile(`(?m)` + fmt.Sprintf(pattern, names...)).MatchString(source.String())
+		return regexp.MustCompile(fmt.Sprintf(pattern, names...)).MatchString(source.String())
 	}
 	checked := 0
 	for _, quoted := range regexp.MustCompile("`[^`\n]+`").FindAllString(string(page), -1) {
@@ -46,12 +47,12 @@ func TestArchitecturePage(t *testing.T) {
 			require.NoError(t, err)
 			exists = len(found) > 0
 		case strings.HasPrefix(name, "Test"):
-			exists = regexp.MustCompile(`(?m)^func ` + name + `\(`).MatchString(tests.String())
+			exists = strings.Contains(tests.String(), "\nfunc "+name+"(")
 		case parts != nil:
 			// A method or a field of a type, or a name of a package.
-			exists = declares(`^func \(\w+ \*?%s\) %s\(`, parts[1], parts[2]) ||
-				declares(`^type %s struct \{\n(?:\s.*\n|\n)*?\s+%s\b`, parts[1], parts[2]) ||
-				declares(`^package %s$`, parts[1]) && declares(`^(func|type) %s\b`, parts[2])
+			exists = declares(`\nfunc \(\w+ \*?%s\) %s\(`, parts[1], parts[2]) ||
+				declares(`\ntype %s struct \{\n(?:\s.*\n|\n)*?\s+%s\b`, parts[1], parts[2]) ||
+				declares(`\npackage %s\n`, parts[1]) && (declares(`\nfunc %s\b`, parts[2]) || declares(`\ntype %s\b`, parts[2]))
 		default:
 			continue
 		}
@@ -147,7 +148,7 @@ func TestGuaranteesNameTheirTests(t *testing.T) {
 			names := named.FindAllStringSubmatch(guarantee, -1)
 			require.NotEmpty(t, names, "%s: a guarantee without a test: %s", file, guarantee)
 			for _, name := range names {
-				require.Regexp(t, `(?m)^func `+name[1]+`\(`, tests.String(), "%s names a test that does not exist", file)
+				require.True(t, strings.Contains(tests.String(), "\nfunc "+name[1]+"("), "%s names %s, which does not exist", file, name[1])
 			}
 		}
 	}

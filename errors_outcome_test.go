@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/stretchr/testify/require"
 
@@ -48,61 +49,63 @@ func TestMissingThings(t *testing.T) {
 // succeed when the server has the wanted state.
 func TestLostResponses(t *testing.T) {
 	t.Parallel()
-	f := testkit.StartFakeWith(t, nil, &lxd.Options{RetryTimeout: -1})
-	image := testkit.Upload(t, f.Client, nil)
-	lose := func(method, pattern string) {
-		t.Helper()
-		f.Inject(lxdtest.LoseResponse().On(method, pattern).Times(1))
-	}
-	stale := *image
+	synctest.Test(t, func(t *testing.T) {
+		f := testkit.StartFakeWith(t, &lxdtest.Options{InMemory: true}, &lxd.Options{RetryTimeout: -1})
+		image := testkit.Upload(t, f.Client, nil)
+		lose := func(method, pattern string) {
+			t.Helper()
+			f.Inject(lxdtest.LoseResponse().On(method, pattern).Times(1))
+		}
+		stale := *image
 
-	lose("PUT", "/1.0/images/*")
-	image.Properties = map[string]string{"a": "b"}
-	require.NoError(t, image.Update(t.Context(), nil))
-	stale.Properties = map[string]string{"a": "b"}
-	require.NoError(t, stale.Update(t.Context(), nil), "the same change once more")
-	require.Equal(t, "b", stale.Properties["a"])
-	stale.Public = true
-	require.NoError(t, stale.Update(t.Context(), nil))
-	image.Properties = map[string]string{"a": "c"}
-	require.ErrorIs(t, image.Update(t.Context(), nil), lxd.ErrConflict, "another change")
+		lose("PUT", "/1.0/images/*")
+		image.Properties = map[string]string{"a": "b"}
+		require.NoError(t, image.Update(t.Context(), nil))
+		stale.Properties = map[string]string{"a": "b"}
+		require.NoError(t, stale.Update(t.Context(), nil), "the same change once more")
+		require.Equal(t, "b", stale.Properties["a"])
+		stale.Public = true
+		require.NoError(t, stale.Update(t.Context(), nil))
+		image.Properties = map[string]string{"a": "c"}
+		require.ErrorIs(t, image.Update(t.Context(), nil), lxd.ErrConflict, "another change")
 
-	lose("POST", "/1.0/images/aliases")
-	require.NoError(t, image.AddAlias(t.Context(), "one", "text"))
-	require.NoError(t, image.AddAlias(t.Context(), "one", "text"))
-	require.NoError(t, image.AddAlias(t.Context(), "one", "other"), "only the description differs")
-	other := testkit.Upload(t, f.Client, nil)
-	require.ErrorIs(t, other.AddAlias(t.Context(), "one", "text"), lxd.ErrExists)
+		lose("POST", "/1.0/images/aliases")
+		require.NoError(t, image.AddAlias(t.Context(), "one", "text"))
+		require.NoError(t, image.AddAlias(t.Context(), "one", "text"))
+		require.NoError(t, image.AddAlias(t.Context(), "one", "other"), "only the description differs")
+		other := testkit.Upload(t, f.Client, nil)
+		require.ErrorIs(t, other.AddAlias(t.Context(), "one", "text"), lxd.ErrExists)
 
-	lose("POST", "/1.0/images/aliases/one")
-	require.NoError(t, f.Client.Aliases.Rename(t.Context(), "one", "two"))
-	_, err := f.Client.Aliases.Get(t.Context(), "two")
-	require.NoError(t, err)
-	require.ErrorIs(t, f.Client.Aliases.Rename(t.Context(), "one", "two"), lxd.ErrNotFound)
-	f.Inject(lxdtest.Reset().On("POST", "/1.0/images/aliases/two").Times(1)) // before it is renamed
-	require.ErrorIs(t, f.Client.Aliases.Rename(t.Context(), "two", "three"), lxd.ErrUnavailable)
+		lose("POST", "/1.0/images/aliases/one")
+		require.NoError(t, f.Client.Aliases.Rename(t.Context(), "one", "two"))
+		_, err := f.Client.Aliases.Get(t.Context(), "two")
+		require.NoError(t, err)
+		require.ErrorIs(t, f.Client.Aliases.Rename(t.Context(), "one", "two"), lxd.ErrNotFound)
+		f.Inject(lxdtest.Reset().On("POST", "/1.0/images/aliases/two").Times(1)) // before it is renamed
+		require.ErrorIs(t, f.Client.Aliases.Rename(t.Context(), "two", "three"), lxd.ErrUnavailable)
 
-	lose("PUT", "/1.0/images/aliases/two")
-	require.NoError(t, f.Client.Aliases.Update(t.Context(), "two", func(alias *lxd.Alias) { alias.Description = "new" }))
-	lose("PUT", "/1.0/images/aliases/two")
-	require.NoError(t, other.SetAlias(t.Context(), "two", ""))
-	f.Inject(lxdtest.Reset().On("PUT", "/1.0/images/aliases/two").Times(1)) // before it is changed
-	require.ErrorIs(t, image.SetAlias(t.Context(), "two", ""), lxd.ErrUnavailable)
-	require.Equal(t, map[string]string{"two": other.Fingerprint}, f.Aliases())
-	lose("DELETE", "/1.0/images/aliases/two")
-	require.NoError(t, f.Client.Aliases.Delete(t.Context(), "two"))
-	require.ErrorIs(t, f.Client.Aliases.Delete(t.Context(), "two"), lxd.ErrNotFound)
+		lose("PUT", "/1.0/images/aliases/two")
+		require.NoError(t, f.Client.Aliases.Update(t.Context(), "two", func(alias *lxd.Alias) { alias.Description = "new" }))
+		lose("PUT", "/1.0/images/aliases/two")
+		require.NoError(t, other.SetAlias(t.Context(), "two", ""))
+		f.Inject(lxdtest.Reset().On("PUT", "/1.0/images/aliases/two").Times(1)) // before it is changed
+		require.ErrorIs(t, image.SetAlias(t.Context(), "two", ""), lxd.ErrUnavailable)
+		require.Equal(t, map[string]string{"two": other.Fingerprint}, f.Aliases())
+		lose("DELETE", "/1.0/images/aliases/two")
+		require.NoError(t, f.Client.Aliases.Delete(t.Context(), "two"))
+		require.ErrorIs(t, f.Client.Aliases.Delete(t.Context(), "two"), lxd.ErrNotFound)
 
-	f.Inject(lxdtest.Reset().On("DELETE", "/1.0/images/*").Times(1)) // before it is deleted
-	require.ErrorIs(t, image.Delete(t.Context(), nil), lxd.ErrUnavailable)
-	lose("DELETE", "/1.0/images/*")
-	require.NoError(t, image.Delete(t.Context(), nil))
-	require.ErrorIs(t, image.Delete(t.Context(), nil), lxd.ErrNotFound)
+		f.Inject(lxdtest.Reset().On("DELETE", "/1.0/images/*").Times(1)) // before it is deleted
+		require.ErrorIs(t, image.Delete(t.Context(), nil), lxd.ErrUnavailable)
+		lose("DELETE", "/1.0/images/*")
+		require.NoError(t, image.Delete(t.Context(), nil))
+		require.ErrorIs(t, image.Delete(t.Context(), nil), lxd.ErrNotFound)
 
-	secret, err := other.Secret(t.Context())
-	require.NoError(t, err)
-	require.NoError(t, secret.Operation().Cancel(t.Context()))
-	require.NoError(t, secret.Operation().Cancel(t.Context()), "again")
+		secret, err := other.Secret(t.Context())
+		require.NoError(t, err)
+		require.NoError(t, secret.Operation().Cancel(t.Context()))
+		require.NoError(t, secret.Operation().Cancel(t.Context()), "again")
+	})
 }
 
 // TestTransientOperations: only a code of the server says that an operation may succeed

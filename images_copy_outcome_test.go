@@ -92,6 +92,7 @@ func TestRelayBesideAnother(t *testing.T) {
 // TestPushWhoseLineBreaks breaks the connection between the servers when the content
 // was sent: the copy is completed.
 func TestPushWhoseLineBreaks(t *testing.T) {
+	t.Parallel()
 	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60, lxdtest.Incus70} {
 		for _, fault := range []lxdtest.Fault{
 			lxdtest.LoseResponse().On("POST", "/1.0/images").Times(1),

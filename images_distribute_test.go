@@ -423,7 +423,7 @@ func TestRelayLeavesOneBehind(t *testing.T) {
 	for _, split := range []bool{false, true} {
 		fleet, targets := startFleet(t, 3)
 		source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-		const size = 40 << 20
+		const size = 24 << 20 // more than the window
 		add := func() (string, error) { return source.AddImage(lxdtest.UnifiedImage("behind", size), nil) }
 		if split {
 			add = func() (string, error) {

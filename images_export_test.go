@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -57,7 +58,10 @@ type exportTest struct {
 // and a client of it with the given retry timeout.
 func newExportTest(t *testing.T, retryTimeout time.Duration, data, rootfs []byte) *exportTest {
 	t.Helper()
-	x := &exportTest{Server: lxdtest.NewServer(nil), data: bytes.Join([][]byte{data, rootfs}, nil)}
+	x := &exportTest{Server: lxdtest.NewServer(nil), data: data}
+	if rootfs != nil {
+		x.data = slices.Concat(data, rootfs)
+	}
 	t.Cleanup(x.Close)
 	fingerprint, err := x.AddImage(data, &lxdtest.AddOptions{Aliases: []string{"newest"}, Rootfs: rootfs})
 	require.NoError(t, err)
@@ -445,7 +449,7 @@ func TestExportRefusesThirdFile(t *testing.T) {
 // of fingerprints receives no complete wrong copy.
 func TestExportThroughAWebHandler(t *testing.T) {
 	t.Parallel()
-	data := lxdtest.UnifiedImage("web", 8<<20)
+	data := lxdtest.UnifiedImage("web", 1<<20)
 	size := int64(len(data))
 	pass := map[string]func(w http.ResponseWriter, r *http.Request, export *lxd.Export){
 		"WriteTo": func(w http.ResponseWriter, _ *http.Request, export *lxd.Export) {

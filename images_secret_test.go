@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -331,62 +332,64 @@ func TestTokenOfAnEndedCopy(t *testing.T) {
 // used.
 func TestForeignTokensStay(t *testing.T) {
 	t.Parallel()
-	for _, used := range []bool{true, false} {
-		server := testkit.StartFake(t)
-		fingerprint := testkit.Upload(t, server.Client, nil).Fingerprint
-		there, err := server.Client.Images.Get(t.Context(), fingerprint)
-		require.NoError(t, err)
-		var theirs []*lxd.Secret
-		others := func() {
-			for range 3 {
-				secret, err := there.Secret(t.Context())
-				require.NoError(t, err)
-				theirs = append(theirs, secret)
+	synctest.Test(t, func(t *testing.T) {
+		for _, used := range []bool{true, false} {
+			server := testkit.StartFakeWith(t, &lxdtest.Options{InMemory: true}, nil)
+			fingerprint := testkit.Upload(t, server.Client, nil).Fingerprint
+			there, err := server.Client.Images.Get(t.Context(), fingerprint)
+			require.NoError(t, err)
+			var theirs []*lxd.Secret
+			others := func() {
+				for range 3 {
+					secret, err := there.Secret(t.Context())
+					require.NoError(t, err)
+					theirs = append(theirs, secret)
+				}
 			}
+			posts, done := 0, make(chan struct{})
+			client := testkit.NewClient(t, server.Endpoint(), &lxd.Options{Dial: server.DialContext, Transport: func(next http.RoundTripper) http.RoundTripper {
+				return roundTripFunc(func(req *http.Request) (*http.Response, error) {
+					if req.Method != http.MethodPost {
+						return next.RoundTrip(req)
+					}
+					if posts++; posts > 1 {
+						return next.RoundTrip(req)
+					}
+					others()
+					injected := server.Inject(lxdtest.LoseResponse().On("POST", "/1.0/images/*/secret").Times(1))
+					res, err := next.RoundTrip(req)
+					injected.Remove()
+					others()
+					if used {
+						// All but those that were made before are used in the end.
+						go func() {
+							defer close(done)
+							time.Sleep(tokenUse)
+							for _, secret := range theirs[3:] {
+								_ = secret.Operation().Cancel(context.WithoutCancel(t.Context()))
+							}
+						}()
+					}
+					return res, err
+				})
+			}})
+			image, err := client.Images.Get(t.Context(), fingerprint)
+			require.NoError(t, err)
+			others()
+			requireEarlier(t, theirs[2])
+			_, err = image.Secret(t.Context())
+			require.ErrorIs(t, err, lxd.ErrUnavailable)
+			left := 1 // one that cannot be told from theirs
+			if used {
+				<-done
+				theirs, left = theirs[:3], 0
+			}
+			for _, secret := range theirs {
+				require.NoError(t, secret.Operation().Cancel(t.Context()), "it was running")
+			}
+			require.Len(t, server.Tokens(), left)
 		}
-		posts, done := 0, make(chan struct{})
-		client := testkit.NewClient(t, server.Endpoint(), &lxd.Options{Transport: func(next http.RoundTripper) http.RoundTripper {
-			return roundTripFunc(func(req *http.Request) (*http.Response, error) {
-				if req.Method != http.MethodPost {
-					return next.RoundTrip(req)
-				}
-				if posts++; posts > 1 {
-					return next.RoundTrip(req)
-				}
-				others()
-				injected := server.Inject(lxdtest.LoseResponse().On("POST", "/1.0/images/*/secret").Times(1))
-				res, err := next.RoundTrip(req)
-				injected.Remove()
-				others()
-				if used {
-					// All but those that were made before are used in the end.
-					go func() {
-						defer close(done)
-						time.Sleep(tokenUse)
-						for _, secret := range theirs[3:] {
-							_ = secret.Operation().Cancel(context.WithoutCancel(t.Context()))
-						}
-					}()
-				}
-				return res, err
-			})
-		}})
-		image, err := client.Images.Get(t.Context(), fingerprint)
-		require.NoError(t, err)
-		others()
-		requireEarlier(t, theirs[2])
-		_, err = image.Secret(t.Context())
-		require.ErrorIs(t, err, lxd.ErrUnavailable)
-		left := 1 // one that cannot be told from theirs
-		if used {
-			<-done
-			theirs, left = theirs[:3], 0
-		}
-		for _, secret := range theirs {
-			require.NoError(t, secret.Operation().Cancel(t.Context()), "it was running")
-		}
-		require.Len(t, server.Tokens(), left)
-	}
+	})
 }
 
 // TestTokenOfAnotherKindStays has another program create a token to upload the

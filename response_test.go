@@ -385,9 +385,9 @@ func TestListsAreOfElements(t *testing.T) {
 	}
 }
 
-// TestMemoryOfLists sends 8 MiB of the smallest elements.
+// TestMemoryOfLists sends 2 MiB of the smallest elements.
 func TestMemoryOfLists(t *testing.T) {
-	const size = 8 << 20
+	const size = 2 << 20
 	for name, list := range lists {
 		c := clientOf(t, listOf(name, element[name], size))
 		var n int

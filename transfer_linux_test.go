@@ -266,10 +266,11 @@ func TestFileThatChangesWhileItIsSent(t *testing.T) {
 					}
 					defer proceed()
 					client := testkit.NewClient(t, endpoint, opts)
-					data := lxdtest.UnifiedImage(name, size)
-					metadata, rootfs := lxdtest.SplitImage(name, size)
+					var metadata, data []byte
 					if split {
-						data = rootfs
+						metadata, data = lxdtest.SplitImage(name, size)
+					} else {
+						data = lxdtest.UnifiedImage(name, size)
 					}
 					f := fileOf(t, data)
 					ended := make(chan error, 1)

@@ -30,11 +30,20 @@ func StartFake(t *testing.T) *Fake {
 	return StartFakeWith(t, nil, nil)
 }
 
-// StartFakeWith starts a server of lxdtest, which is closed after the test.
+// StartFakeWith starts a server of lxdtest, which is closed after the test. The client of
+// a server in memory uses its DialContext.
 func StartFakeWith(t *testing.T, server *lxdtest.Options, client *lxd.Options) *Fake {
 	t.Helper()
 	s := lxdtest.NewServer(server)
 	t.Cleanup(s.Close)
+	if server != nil && server.InMemory {
+		o := lxd.Options{}
+		if client != nil {
+			o = *client
+		}
+		o.Dial = s.DialContext
+		client = &o
+	}
 	return &Fake{Server: s, Client: NewClient(t, s.Endpoint(), client)}
 }
 
