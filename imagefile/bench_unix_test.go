@@ -7,7 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -23,7 +23,9 @@ import (
 func BenchmarkPack(b *testing.B) {
 	root := os.Getenv("ROOT")
 	if root == "" {
-		root = filepath.Join(runtime.GOROOT(), "src")
+		goroot, err := exec.CommandContext(b.Context(), "go", "env", "GOROOT").Output()
+		require.NoError(b, err)
+		root = filepath.Join(strings.TrimSpace(string(goroot)), "src")
 	}
 	for _, c := range []struct {
 		compression imagefile.Compression

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"cmp"
+	"fmt"
 	"io"
 	"path"
 	"strconv"
@@ -33,8 +34,11 @@ func newTarball(to io.Writer, c Compression, level int) (*tarball, error) {
 	return &tarball{out: out, tar: tar.NewWriter(out)}, nil
 }
 
-// add writes an entry, whose content copy copies.
-func (t *tarball) add(e *entry, copy func(to io.Writer, from io.Reader, size int64) error) error {
+// copyFunc copies the content of an entry.
+type copyFunc func(to io.Writer, from io.Reader, size int64) error
+
+// add writes an entry.
+func (t *tarball) add(e *entry, copyContent copyFunc) error {
 	h := e.Header
 	h.Name, h.Linkname = t.name(e.Name), e.Linkname
 	h.Uname, h.Gname, h.AccessTime, h.ChangeTime, h.Format = "", "", time.Time{}, time.Time{}, tar.FormatUnknown
@@ -46,15 +50,15 @@ func (t *tarball) add(e *entry, copy func(to io.Writer, from io.Reader, size int
 		h.Linkname = t.name(e.Linkname)
 	}
 	if e.data != nil {
-		return t.addSparse(h, e, copy)
+		return t.addSparse(h, e, copyContent)
 	}
 	if err := t.tar.WriteHeader(&h); err != nil {
-		return err
+		return fmt.Errorf("%.1000q: %w", e.Name, err)
 	}
 	if e.content == nil {
 		return nil
 	}
-	return copy(t.tar, e.content, h.Size)
+	return copyContent(t.tar, e.content, h.Size)
 }
 
 // name is the name of an entry in the tarball.
@@ -82,7 +86,7 @@ const (
 )
 
 // addSparse writes a sparse file in the format 1.0 of GNU tar: the content begins with the list of the pieces.
-func (t *tarball) addSparse(h tar.Header, e *entry, copy func(to io.Writer, from io.Reader, size int64) error) error {
+func (t *tarball) addSparse(h tar.Header, e *entry, copyContent copyFunc) error {
 	pieces := e.data
 	if n := len(pieces); n == 0 || pieces[n-1].offset+pieces[n-1].size < h.Size {
 		pieces = append(pieces[:n:n], piece{h.Size, 0}) // GNU tar ends the file after the last piece.
@@ -124,7 +128,7 @@ func (t *tarball) addSparse(h tar.Header, e *entry, copy func(to io.Writer, from
 			return err
 		}
 	}
-	if err := copy(t.out, e.content, size); err != nil {
+	if err := copyContent(t.out, e.content, size); err != nil {
 		return err
 	}
 	_, err := t.out.Write(make([]byte, padding(size)))

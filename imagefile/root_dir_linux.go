@@ -30,8 +30,8 @@ type fileStat struct {
 
 func newFileStat(s *unix.Stat_t) fileStat {
 	return fileStat{
-		id: fileID{uint64(s.Dev), s.Ino}, rdev: uint64(s.Rdev), bytes: s.Size, modified: s.Mtim,
-		kind: s.Mode, uid: s.Uid, gid: s.Gid, links: uint64(s.Nlink),
+		id: fileID{uint64(s.Dev), s.Ino}, rdev: uint64(s.Rdev), bytes: s.Size, modified: s.Mtim, //nolint:unconvert // 32 bits on mips
+		kind: s.Mode, uid: s.Uid, gid: s.Gid, links: uint64(s.Nlink), //nolint:unconvert // 32 bits on arm64
 	}
 }
 
@@ -148,7 +148,7 @@ func (d *dirHandle) open(name string) (*fileHandle, error) {
 
 func (d *dirHandle) close() {
 	if d.fd >= 0 {
-		unix.Close(d.fd)
+		_ = unix.Close(d.fd)
 		d.fd = -1
 	}
 }
@@ -219,7 +219,7 @@ func (d *dirHandle) attributesOf(name string, stat fileStat) (attributes map[str
 	if err != nil {
 		return nil, false, err
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	now, err := statOf(fd)
 	if err != nil || !now.same(stat) {
 		return nil, false, err
@@ -238,7 +238,7 @@ func (d *dirHandle) attributesOf(name string, stat fileStat) (attributes map[str
 // fileHandle is an open regular file.
 type fileHandle struct{ fd int }
 
-func (f *fileHandle) close() { unix.Close(f.fd) }
+func (f *fileHandle) close() { _ = unix.Close(f.fd) }
 
 func (f *fileHandle) stat() (fileStat, error) { return statOf(f.fd) }
 
@@ -304,10 +304,13 @@ func readAttributes(list func([]byte) (int, error), get func(string, []byte) (in
 		if records == nil {
 			records = map[string]string{}
 		}
-		records["SCHILY.xattr."+name] = value
+		records["SCHILY.xattr."+encodeKey.Replace(name)] = value
 	}
 	return records, nil
 }
+
+// encodeKey writes a name as GNU tar does, as "=" ends the key of a record.
+var encodeKey = strings.NewReplacer("%", "%25", "=", "%3D")
 
 // readAttribute calls read with a buffer that is large enough. Linux limits values and lists of names to 64 KiB.
 func readAttribute(read func([]byte) (int, error)) (string, error) {

@@ -154,7 +154,7 @@ func TestFromDirAttributes(t *testing.T) {
 		{"file", "user.binary", "\x00\n=\xff\x00"},
 		{"file", "user.empty", ""},
 		{"file", "user.long", strings.Repeat("v", 2000)},
-		{"file", "user.näme=\n", "x"},
+		{"file", "user.näme%=\n", "x"},
 		{"file", "security.capability", capability},
 		{"file", "system.posix_acl_access", acl()},
 		{"file", "trusted.host", "x"},
@@ -175,7 +175,8 @@ func TestFromDirAttributes(t *testing.T) {
 		if want[a.file] == nil {
 			want[a.file] = map[string]string{}
 		}
-		want[a.file]["SCHILY.xattr."+a.name] = a.value
+		// As GNU tar 1.34 writes it.
+		want[a.file]["SCHILY.xattr."+strings.ReplaceAll(strings.ReplaceAll(a.name, "%", "%25"), "=", "%3D")] = a.value
 	}
 	t.Logf("%d files with attributes", len(want))
 	for name, w := range walk(t, FromDir(dir, nil)) {

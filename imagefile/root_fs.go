@@ -82,7 +82,7 @@ func (f *fsRoot) walk(ctx context.Context, add func(*entry) error) error {
 		if err != nil {
 			return named(err)
 		}
-		defer file.Close()
+		defer func() { _ = file.Close() }()
 		unchanged := func() error {
 			now, err := file.Stat()
 			if err != nil {

@@ -88,7 +88,7 @@ func (s *scanner) addEntry(header *tar.Header, content io.Reader, prefix string,
 	}
 	defer spool.Close()
 	if err := os.Remove(spool.Name()); err != nil {
-		defer os.Remove(spool.Name()) // Windows removes no open file.
+		defer func() { _ = os.Remove(spool.Name()) }() // Windows removes no open file.
 	}
 	if e.data, err = findHoles(s.ctx, spool, content); err != nil {
 		return err
