@@ -12,6 +12,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/golxd/lxd/internal/ctxerr"
@@ -48,8 +49,8 @@ type PackOptions struct {
 // times but that of modification.
 //
 // The image is written in one pass, image before rootfs; memory does not depend on the size of the image. Only a
-// squashfs, and a raw disk that is converted, need a temporary file. Pack returns soon after ctx has ended, unless a Write
-// blocks. If it returns an error, what was written is useless: to write files, use [PackFiles].
+// squashfs, a raw disk that is converted, and a sparse file in a tarball need a temporary file. Pack returns soon after ctx
+// has ended, unless a Write blocks. If it returns an error, what was written is useless: to write files, use [PackFiles].
 //
 // An [*InputError] is returned before anything is written, and a [*Problem] if what [FromTar] or [FromImage] reads cannot
 // be read.
@@ -348,9 +349,9 @@ func (p *packer) copy(to io.Writer, from io.Reader, size int64) error {
 // discard frees what an error has left, and writes nothing more.
 func (p *packer) discard() {
 	if p.entries != nil {
-		p.image.to = io.Discard
+		p.image.discarded.Store(true)
 		if p.rootfs != nil {
-			p.rootfs.to = io.Discard
+			p.rootfs.discarded.Store(true)
 		}
 		p.entries.discard()
 	}
@@ -362,6 +363,8 @@ type output struct {
 	sum   hash.Hash
 	count int64
 	block []byte
+	// discarded says that nothing more is written. A compressor writes in a goroutine of its own.
+	discarded atomic.Bool
 }
 
 func newOutput(to io.Writer, sum hash.Hash) *output {
@@ -387,6 +390,10 @@ func (o *output) Write(data []byte) (int, error) {
 
 // flush writes what is buffered.
 func (o *output) flush() error {
+	if o.discarded.Load() {
+		o.block = o.block[:0]
+		return nil
+	}
 	o.sum.Write(o.block)
 	o.count += int64(len(o.block))
 	n, err := o.to.Write(o.block)

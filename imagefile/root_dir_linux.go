@@ -277,6 +277,9 @@ func attributesOf(fd int) (map[string]string, error) {
 	)
 }
 
+// recordName writes the name of an extended attribute as GNU tar does, as a record's key has no "=".
+var recordName = strings.NewReplacer("%", "%25", "=", "%3D")
+
 // readAttributes returns the records of the extended attributes that belong to an image.
 func readAttributes(list func([]byte) (int, error), get func(string, []byte) (int, error)) (map[string]string, error) {
 	names, err := readAttribute(list)
@@ -304,7 +307,7 @@ func readAttributes(list func([]byte) (int, error), get func(string, []byte) (in
 		if records == nil {
 			records = map[string]string{}
 		}
-		records["SCHILY.xattr."+name] = value
+		records["SCHILY.xattr."+recordName.Replace(name)] = value
 	}
 	return records, nil
 }
