@@ -95,7 +95,7 @@ func compress(c Compression, level int, w io.Writer) (io.WriteCloser, error) {
 		if err != nil {
 			return nil, err
 		}
-		return out, nil
+		return gzipWriter{out}, nil
 	case XZ:
 		out, err := xzwriter.NewWriter(w)
 		if err != nil {
@@ -110,6 +110,18 @@ func compress(c Compression, level int, w io.Writer) (io.WriteCloser, error) {
 		return out, nil
 	}
 	return uncompressed{w}, nil
+}
+
+// gzipWriter ends the goroutines of pgzip, which its Close does not after an error.
+type gzipWriter struct{ *pgzip.Writer }
+
+// Close implements io.Closer.
+func (g gzipWriter) Close() error {
+	err := g.Writer.Close()
+	if err != nil {
+		g.Reset(io.Discard)
+	}
+	return err
 }
 
 // uncompressed is a compressor that does nothing.

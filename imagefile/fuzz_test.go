@@ -99,6 +99,35 @@ func FuzzFromImage(f *testing.F) {
 	})
 }
 
+// FuzzFromTar: whatever a tarball is, it is packed or refused, and what was packed is packed again as itself.
+func FuzzFromTar(f *testing.F) {
+	f.Add(rootTar(f))
+	f.Add(gzipped(f, rootTar(f)))
+	f.Add(tarball(f, entry{name: "/a"}, entry{name: "b", kind: tar.TypeLink, link: "../c"}))
+	f.Add(append(append(block("/GlobalHead", 'g', 14, nil), append([]byte("14 comment=xx\n"), make([]byte, 498)...)...), rootTar(f)...))
+	for _, kind := range []byte("012345678AKLMSVgx") {
+		f.Add(append(block("name", kind, 0, func(b []byte) { copy(b[157:], "name") }), make([]byte, 1024)...))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		metadata := &imagefile.Metadata{Architecture: "x86_64", CreatedAt: day}
+		pack := func(data []byte) ([]byte, error) {
+			var rootfs bytes.Buffer
+			_, err := imagefile.Pack(t.Context(), io.Discard, &rootfs, imagefile.FromTar(bytes.NewReader(data), &imagefile.FromTarOptions{MaxSize: 4 << 20}), metadata, &imagefile.PackOptions{Compression: imagefile.None})
+			return rootfs.Bytes(), err
+		}
+		packed, err := pack(data)
+		if err != nil {
+			var problem *imagefile.Problem
+			var input *imagefile.InputError
+			require.True(t, errors.As(err, &problem) || errors.As(err, &input), "%v", err)
+			return
+		}
+		again, err := pack(packed)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(packed, again))
+	})
+}
+
 // FuzzMetadata: whatever metadata.yaml is, it is read in the same way by Check and Inspect.
 func FuzzMetadata(f *testing.F) {
 	for _, text := range []string{

@@ -12,6 +12,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/golxd/lxd/internal/ctxerr"
@@ -49,8 +50,8 @@ type PackOptions struct {
 // times but that of modification.
 //
 // The image is written in one pass, image before rootfs; memory does not depend on the size of the image. Only a
-// squashfs, and a raw disk that is converted, need a temporary file. Pack returns soon after ctx has ended, unless a Write
-// blocks. If it returns an error, what was written is useless: to write files, use [PackFiles].
+// squashfs, a raw disk that is converted, and a sparse file in a tarball need a temporary file. Pack returns soon after ctx
+// has ended, unless a Write blocks. If it returns an error, what was written is useless: to write files, use [PackFiles].
 //
 // An [*InputError] is returned before anything is written, and a [*Problem] if what [FromTar] or [FromImage] reads cannot
 // be read.
@@ -83,6 +84,8 @@ type packer struct {
 	rootfs    *output  // nil for a unified image
 	imageDone func()   // called when the first file of a split image is complete
 	entries   *tarball // to which the root filesystem's entries are written
+	files     int      // in the root filesystem
+	copied    bool     // the root filesystem was copied as it is
 	info      Info
 	buffer    []byte
 }
@@ -233,6 +236,9 @@ func (p *packer) pack() error {
 			return err
 		}
 	}
+	if p.info.Type == Container && p.files == 0 && !p.copied {
+		return &Problem{Kind: NoRootfs, Severity: Refused, File: RootfsPart, Offset: -1, Message: "the root filesystem has no files"}
+	}
 	if p.entries != nil {
 		if err := p.entries.close(); err != nil {
 			return err
@@ -308,6 +314,7 @@ func (p *packer) add(e *entry) error {
 	if limit := p.opts.ModTime; !limit.IsZero() && e.ModTime.After(limit) {
 		e.ModTime = limit
 	}
+	p.files++
 	return p.entries.add(e, p.copy)
 }
 
@@ -370,9 +377,9 @@ func (p *packer) copy(to io.Writer, from io.Reader, size int64) error {
 // discard frees what an error has left, and writes nothing more.
 func (p *packer) discard() {
 	if p.entries != nil {
-		p.image.to = io.Discard
+		p.image.discarded.Store(true)
 		if p.rootfs != nil {
-			p.rootfs.to = io.Discard
+			p.rootfs.discarded.Store(true)
 		}
 		p.entries.discard()
 	}
@@ -384,6 +391,8 @@ type output struct {
 	sum   hash.Hash
 	count int64
 	block []byte
+	// discarded says that nothing more is written. A compressor writes in a goroutine of its own.
+	discarded atomic.Bool
 }
 
 func newOutput(to io.Writer, sum hash.Hash) *output {
@@ -409,6 +418,10 @@ func (o *output) Write(data []byte) (int, error) {
 
 // flush writes what is buffered.
 func (o *output) flush() error {
+	if o.discarded.Load() {
+		o.block = o.block[:0]
+		return nil
+	}
 	o.sum.Write(o.block)
 	o.count += int64(len(o.block))
 	n, err := o.to.Write(o.block)

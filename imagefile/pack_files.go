@@ -66,6 +66,7 @@ func PackFiles(ctx context.Context, image, rootfs string, root Root, metadata *M
 // checkNames refuses names that cannot be those of an image's files.
 func checkNames(root Root, names []string) error {
 	fields := []string{"image", "rootfs"}
+	dirs := make([]fs.FileInfo, len(names))
 	for n, name := range names {
 		if name == "" {
 			return &InputError{Field: fields[n], Problem: "is empty"}
@@ -77,11 +78,12 @@ func checkNames(root Root, names []string) error {
 		if err != nil {
 			return &InputError{Field: fields[n], Problem: fmt.Sprintf("cannot be created: %v", err)}
 		}
+		dirs[n] = dir
 		if packed, ok := root.(*dirRoot); ok && isInside(filepath.Dir(name), dir, packed.dir) {
 			return &InputError{Field: fields[n], Problem: fmt.Sprintf("%s is in the directory that is packed, %s", name, packed.dir)}
 		}
 	}
-	if len(names) == 2 && filepath.Clean(names[0]) == filepath.Clean(names[1]) {
+	if len(names) == 2 && filepath.Base(names[0]) == filepath.Base(names[1]) && os.SameFile(dirs[0], dirs[1]) {
 		return &InputError{Field: "rootfs", Problem: "is the same file as image: " + names[1]}
 	}
 	return nil
@@ -117,7 +119,7 @@ func createTemp(name string) (*os.File, error) {
 	for {
 		random := make([]byte, 6)
 		_, _ = rand.Read(random)
-		file, err := os.OpenFile(filepath.Join(filepath.Dir(name), "."+filepath.Base(name)+"."+hex.EncodeToString(random)), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+		file, err := os.OpenFile(filepath.Join(filepath.Dir(name), ".imagefile-"+hex.EncodeToString(random)), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 		if !errors.Is(err, fs.ErrExist) {
 			return file, err
 		}

@@ -2,8 +2,11 @@ package imagefile
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
+	"maps"
 	"path"
+	"reflect"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -60,7 +63,7 @@ func (p *packer) setMetadata(m *Metadata, former []byte) error {
 // checkTemplates checks the files of templates, and that those are there that metadata.yaml names, if it is known.
 func (p *packer) checkTemplates(named map[string]Template) error {
 	for _, file := range sortedKeys(p.opts.TemplateFiles) {
-		if file == "" || path.IsAbs(file) || path.Clean(file) != file || strings.HasPrefix(file, "../") || file == ".." || file == "." {
+		if file == "" || strings.Contains(file, "\x00") || path.IsAbs(file) || path.Clean(file) != file || strings.HasPrefix(file, "../") || file == ".." || file == "." {
 			return &InputError{Field: "TemplateFiles", Problem: fmt.Sprintf("has %q, which is no name of a file in the directory templates", file)}
 		}
 	}
@@ -109,10 +112,26 @@ func (m *Metadata) marshal(former []byte) ([]byte, error) {
 		set("architecture", m.Architecture, true),
 		set("creation_date", m.CreatedAt.Unix(), true),
 		set("expiry_date", m.ExpiresAt.Unix(), !m.ExpiresAt.IsZero()),
-		set("properties", properties, true),
-		set("templates", m.Templates, len(m.Templates) > 0),
 	); err != nil {
 		return nil, err
 	}
-	return yaml.Marshal(&document)
+	was := &Metadata{}
+	if len(former) > 0 {
+		was = parseMetadata(former, m.CreatedAt, func(Problem) {})
+	}
+	if len(former) == 0 || !maps.Equal(was.Properties, m.Properties) {
+		if err := set("properties", properties, true); err != nil {
+			return nil, err
+		}
+	}
+	if !maps.EqualFunc(was.Templates, m.Templates, func(a, b Template) bool { return reflect.DeepEqual(a, b) }) {
+		if err := set("templates", m.Templates, len(m.Templates) > 0); err != nil {
+			return nil, err
+		}
+	}
+	data, err := yaml.Marshal(&document)
+	if err == nil && yaml.Unmarshal(data, new(yaml.Node)) != nil {
+		err = errors.New("a field that changes has an anchor, to which an alias elsewhere in metadata.yaml refers")
+	}
+	return data, err
 }

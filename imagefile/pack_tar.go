@@ -53,7 +53,10 @@ func (t *tarball) add(e *entry, copyContent copyFunc) error {
 		return t.addSparse(h, e, copyContent)
 	}
 	if err := t.tar.WriteHeader(&h); err != nil {
-		return fmt.Errorf("%.1000q: %w", e.Name, err)
+		if strings.HasPrefix(err.Error(), "archive/tar: ") { // and not that of the writer
+			err = fmt.Errorf("%.1000q: %w", e.Name, err)
+		}
+		return err
 	}
 	if e.content == nil {
 		return nil

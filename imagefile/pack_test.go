@@ -217,6 +217,7 @@ func TestPackRefuses(t *testing.T) {
 		{"TemplateFiles", `does not have "other.tpl"`, changed(func(m *imagefile.Metadata) {
 			m.Templates["/x"] = imagefile.Template{When: []string{"create"}, Template: "other.tpl"}
 		}), imagefile.PackOptions{}},
+		{"TemplateFiles", `has "a\x00b"`, good(), imagefile.PackOptions{TemplateFiles: map[string][]byte{"a\x00b": nil}}},
 		{"TemplateFiles", `has "../x"`, good(), imagefile.PackOptions{TemplateFiles: map[string][]byte{"../x": nil}}},
 		{"Compression", "cannot be written", good(), imagefile.PackOptions{Compression: imagefile.Bzip2}},
 		{"Compression", "zip", good(), imagefile.PackOptions{Compression: "zip"}},
@@ -274,6 +275,8 @@ func TestPackHostileTar(t *testing.T) {
 		{"text", bytes.Repeat([]byte("text "), 1000), imagefile.UnknownFormat},
 		{"cut", rootTar(t)[:3000], imagefile.Cut},
 		{"cut gzip", gzipped(t, rootTar(t))[:100], imagefile.Cut},
+		{"owner", append(block("a", '0', 0, func(b []byte) { copy(b[108:], "\xff\xff\xff\xff\xff\xff\xff\xff") }), make([]byte, 1024)...), imagefile.Damaged},
+		{"device", append(block("a", '3', 0, func(b []byte) { copy(b[329:], "\x80\x00\x00\x00\xff\xff\xff\xff") }), make([]byte, 1024)...), imagefile.Damaged},
 		{"large", tarball(t, entry{name: "a", content: strings.Repeat("a", 70_000)}), imagefile.TooLarge},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -340,12 +343,187 @@ func TestPackReaders(t *testing.T) {
 	_, err = first.Read(make([]byte, 1))
 	require.Error(t, err)
 
+	// A Read of rootfs waits for the end of image, and Close in another goroutine ends it.
+	first, second = imagefile.NewReaders(t.Context(), root(), described(), opts)
+	ended := make(chan error)
+	go func() {
+		_, err := second.Read(make([]byte, 1))
+		ended <- err
+	}()
+	_, err = first.Read(make([]byte, 1))
+	require.NoError(t, err)
+	require.NoError(t, first.Close())
+	require.ErrorIs(t, <-ended, io.ErrClosedPipe)
+	require.NoError(t, first.Close())
+	require.NoError(t, second.Close())
+
 	reader = imagefile.NewReader(t.Context(), root(), nil, nil)
 	_, err = reader.Read(make([]byte, 1))
 	var input *imagefile.InputError
 	require.ErrorAs(t, err, &input)
 	require.Equal(t, "metadata", input.Field)
 	require.NoError(t, reader.Close())
+}
+
+// TestFromTarHeaders: a header has nothing that its type does not have, a contiguous file is a file, and a header of all files
+// is none.
+func TestFromTarHeaders(t *testing.T) {
+	t.Parallel()
+	data := append(append(block("/GlobalHead", 'g', 14, nil), append([]byte("14 comment=xx\n"), make([]byte, 498)...)...), block("a", '7', 3, func(b []byte) {
+		copy(b[100:], "\x80\x00\x00\x00\xff\xff\x8f\xff") // more than permissions
+		copy(b[329:], "\x80\x00\x00\x00\xff\xff\xff\xff")
+	})...)
+	data = append(append(data, "abc"...), make([]byte, 509+1024)...)
+	var rootfs bytes.Buffer
+	root := imagefile.FromTar(bytes.NewReader(data), &imagefile.FromTarOptions{Owner: func(uid, gid int) (int, int) { return uid + 1, gid + 2 }})
+	_, err := imagefile.Pack(t.Context(), io.Discard, &rootfs, root, described(), withTemplates(imagefile.PackOptions{Compression: imagefile.None}))
+	require.NoError(t, err)
+	archive := tar.NewReader(bytes.NewReader(rootfs.Bytes()))
+	header, err := archive.Next()
+	require.NoError(t, err)
+	require.Equal(t, "a", header.Name)
+	require.Equal(t, []int64{tar.TypeReg, 0o7777, 1, 2, 0, 3}, []int64{int64(header.Typeflag), header.Mode, int64(header.Uid), int64(header.Gid), header.Devmajor, header.Size})
+
+	for _, id := range []int{-1, 1<<32 - 1} {
+		root := imagefile.FromTar(bytes.NewReader(rootTar(t)), &imagefile.FromTarOptions{Owner: func(int, int) (int, int) { return 0, id }})
+		_, err := imagefile.Pack(t.Context(), io.Discard, nil, root, described(), withTemplates(imagefile.PackOptions{}))
+		var input *imagefile.InputError
+		require.ErrorAs(t, err, &input)
+		require.Equal(t, "FromTarOptions.Owner", input.Field)
+	}
+}
+
+// TestPackErrors: an error of a reader or writer is wrapped, with the package and what is packed once before it.
+func TestPackErrors(t *testing.T) {
+	t.Parallel()
+	broken := errors.New("broken")
+	opts := withTemplates(imagefile.PackOptions{})
+	in := func() io.Reader { return io.MultiReader(bytes.NewReader(rootTar(t)[:3000]), iotest.ErrReader(broken)) }
+	_, err := imagefile.Pack(t.Context(), io.Discard, nil, imagefile.FromTar(in(), nil), described(), opts)
+	require.ErrorIs(t, err, broken)
+	require.EqualError(t, err, "imagefile: pack the tarball: read the rootfs: broken")
+	meta := unified(t, good)
+	for _, compression := range []imagefile.Compression{"", imagefile.Zstd} {
+		_, err = imagefile.Pack(t.Context(), io.Discard, io.Discard, imagefile.FromImage(bytes.NewReader(meta), in(), nil), nil, &imagefile.PackOptions{Compression: compression})
+		require.ErrorIs(t, err, broken)
+		require.EqualError(t, err, "imagefile: pack the image: read the rootfs: broken")
+	}
+	_, err = imagefile.Pack(t.Context(), io.Discard, nil, imagefile.FromImage(iotest.ErrReader(broken), nil, nil), nil, nil)
+	require.EqualError(t, err, "imagefile: pack the image: read the image: broken")
+	for _, compression := range []imagefile.Compression{imagefile.None, imagefile.Gzip, imagefile.XZ, imagefile.Zstd} {
+		in, out := io.Pipe()
+		require.NoError(t, in.CloseWithError(broken))
+		_, err = imagefile.Pack(t.Context(), out, nil, imagefile.FromTar(&endlessTar{}, nil), described(), withTemplates(imagefile.PackOptions{Compression: compression}))
+		require.ErrorIs(t, err, broken)
+		require.EqualError(t, err, "imagefile: pack the tarball: broken", compression)
+	}
+}
+
+// TestPackFiles: both files are replaced when they are complete, and nothing else is left, whatever ends the packing.
+func TestPackFiles(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	image, rootfs := filepath.Join(dir, strings.Repeat("i", 255)), filepath.Join(dir, "rootfs")
+	require.NoError(t, os.WriteFile(image, []byte("old"), 0o600))
+	require.NoError(t, os.Symlink("dangling", rootfs))
+	left := func() []string {
+		list, err := filepath.Glob(dir + "/*")
+		require.NoError(t, err)
+		hidden, err := filepath.Glob(dir + "/.*")
+		require.NoError(t, err)
+		return append(list, hidden...)
+	}
+	root := func() imagefile.Root { return imagefile.FromTar(bytes.NewReader(rootTar(t)), nil) }
+	opts := withTemplates(imagefile.PackOptions{})
+
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	_, err := imagefile.PackFiles(ctx, image, rootfs, imagefile.FromTar(&endlessTar{}, nil), described(), opts)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	_, err = imagefile.PackFiles(t.Context(), image, rootfs, imagefile.FromTar(iotest.ErrReader(io.ErrNoProgress), nil), described(), opts)
+	require.ErrorIs(t, err, io.ErrNoProgress)
+	require.Equal(t, []string{image, rootfs}, left())
+	old, err := os.ReadFile(image)
+	require.NoError(t, err)
+	require.Equal(t, "old", string(old))
+
+	info, err := imagefile.PackFiles(t.Context(), image, rootfs, root(), described(), opts)
+	require.NoError(t, err)
+	require.Equal(t, []string{image, rootfs}, left())
+	first, err := os.ReadFile(image)
+	require.NoError(t, err)
+	second, err := os.ReadFile(rootfs)
+	require.NoError(t, err)
+	checked(t, info, first, second)
+
+	require.NoError(t, os.Mkdir(dir+"/packed", 0o755))
+	require.NoError(t, os.Symlink("packed", dir+"/link"))
+	for field, names := range map[string][2]string{
+		"rootfs is the same file":    {dir + "/packed/x", dir + "/link/x"},
+		"image is a directory":       {dir + "/packed", ""},
+		"rootfs is a directory":      {dir + "/x", dir + "/link"},
+		"image cannot be created":    {dir + "/none/x", ""},
+		"image is empty":             {"", ""},
+		"link/x is in the directory": {dir + "/link/x", ""},
+	} {
+		root := root()
+		if strings.Contains(field, "in the directory") {
+			root = imagefile.FromDir(dir+"/packed", nil)
+		}
+		_, err := imagefile.PackFiles(t.Context(), names[0], names[1], root, described(), opts)
+		var input *imagefile.InputError
+		require.ErrorAs(t, err, &input, field)
+		require.ErrorContains(t, err, field)
+	}
+	require.Equal(t, []string{image, dir + "/link", dir + "/packed", rootfs}, left())
+}
+
+// gatedWriter blocks from its second Write on until it is freed.
+type gatedWriter struct {
+	writes        int
+	blocked, free chan struct{}
+}
+
+func (g *gatedWriter) Write(p []byte) (int, error) {
+	if g.writes++; g.writes == 2 {
+		close(g.blocked)
+	}
+	if g.writes >= 2 {
+		<-g.free
+	}
+	return len(p), nil
+}
+
+// TestPackContext: the context ends Pack while it writes and while it reads, with its own error, after which nothing is
+// written.
+func TestPackContext(t *testing.T) {
+	t.Parallel()
+	for _, compression := range []imagefile.Compression{imagefile.None, imagefile.Gzip, imagefile.XZ, imagefile.Zstd} {
+		t.Run(string(compression), func(t *testing.T) {
+			t.Parallel()
+			opts := withTemplates(imagefile.PackOptions{Compression: compression})
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			out := &gatedWriter{blocked: make(chan struct{}), free: make(chan struct{})}
+			ended := make(chan error)
+			go func() {
+				_, err := imagefile.Pack(ctx, out, nil, imagefile.FromTar(&endlessTar{}, nil), described(), opts)
+				ended <- err
+			}()
+			<-out.blocked
+			cancel()
+			close(out.free)
+			require.ErrorIs(t, <-ended, context.Canceled)
+
+			ctx, cancel = context.WithTimeout(t.Context(), 20*time.Millisecond)
+			defer cancel()
+			in, writer := io.Pipe()
+			defer writer.Close()
+			_, err := imagefile.Pack(ctx, io.Discard, nil, imagefile.FromTar(in, nil), described(), opts)
+			require.EqualError(t, err, "imagefile: pack the tarball: context deadline exceeded")
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+		})
+	}
 }
 
 // endlessTar is a tarball without an end, of random files.

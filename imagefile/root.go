@@ -3,6 +3,7 @@ package imagefile
 import (
 	"archive/tar"
 	"context"
+	"fmt"
 	"io"
 )
 
@@ -27,6 +28,26 @@ type entry struct {
 	content io.Reader
 	// data are the pieces of a sparse file that are not holes, in their order, not adjacent. nil if the file is not sparse.
 	data []piece
+}
+
+const (
+	// maxID is the largest id of a user or group. 1<<32-1 is the -1 of the kernel, which is nobody's.
+	maxID = 1<<32 - 2
+	// maxDevice is the largest number that a header of a tarball has for a device beside other records. Linux has smaller ones.
+	maxDevice = 1<<21 - 1
+)
+
+// setOwner sets the owner that owner, the option field, returns for the present one. owner may be nil.
+func setOwner(h *tar.Header, owner func(uid, gid int) (int, int), field string) error {
+	if owner == nil {
+		return nil
+	}
+	uid, gid := owner(h.Uid, h.Gid)
+	if int64(min(uid, gid)) < 0 || int64(max(uid, gid)) > maxID {
+		return &InputError{Field: field, Problem: fmt.Sprintf("returns %d:%d for %d:%d; ids are at least 0 and below 4294967295", uid, gid, h.Uid, h.Gid)}
+	}
+	h.Uid, h.Gid = uid, gid
+	return nil
 }
 
 // piece is a part of a sparse file.

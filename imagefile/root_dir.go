@@ -308,16 +308,8 @@ func (w *dirWalk) emit(stat fileStat, e *entry) error {
 	if e.Typeflag == tar.TypeLink {
 		header.Typeflag, header.Size, header.Devmajor, header.Devminor = tar.TypeLink, 0, 0, 0
 	}
-	if w.owner != nil {
-		uid, gid := w.owner(header.Uid, header.Gid)
-		// 1<<32-1 is the -1 of the kernel, which is nobody's id.
-		if int64(min(uid, gid)) < 0 || int64(max(uid, gid)) >= 1<<32-1 {
-			return &InputError{
-				Field:   "FromDirOptions.Owner",
-				Problem: fmt.Sprintf("returns %d:%d for %d:%d; ids are at least 0 and below 4294967295", uid, gid, header.Uid, header.Gid),
-			}
-		}
-		header.Uid, header.Gid = uid, gid
+	if err := setOwner(header, w.owner, "FromDirOptions.Owner"); err != nil {
+		return err
 	}
 	e.Header = *header
 	return w.add(e)
@@ -389,8 +381,9 @@ func (w *dirWalk) readFull(file *fileHandle, p []byte, offset int64) error {
 	return nil
 }
 
-// maxPieces limits the memory for the pieces of a file, to 4 MiB.
-var maxPieces = 1 << 18
+// maxPieces limits the pieces of a file, so that their list has less than the 1 MiB that archive/tar reads, as Check and the
+// daemons use it.
+var maxPieces = 1 << 15
 
 // pieceList collects the blocks of a file that are not holes.
 type pieceList struct {

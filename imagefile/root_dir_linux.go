@@ -277,6 +277,9 @@ func attributesOf(fd int) (map[string]string, error) {
 	)
 }
 
+// recordName writes the name of an extended attribute as GNU tar does, as a record's key has no "=".
+var recordName = strings.NewReplacer("%", "%25", "=", "%3D")
+
 // readAttributes returns the records of the extended attributes that belong to an image.
 func readAttributes(list func([]byte) (int, error), get func(string, []byte) (int, error)) (map[string]string, error) {
 	names, err := readAttribute(list)
@@ -304,13 +307,10 @@ func readAttributes(list func([]byte) (int, error), get func(string, []byte) (in
 		if records == nil {
 			records = map[string]string{}
 		}
-		records["SCHILY.xattr."+encodeKey.Replace(name)] = value
+		records["SCHILY.xattr."+recordName.Replace(name)] = value
 	}
 	return records, nil
 }
-
-// encodeKey writes a name as GNU tar does, as "=" ends the key of a record.
-var encodeKey = strings.NewReplacer("%", "%25", "=", "%3D")
 
 // readAttribute calls read with a buffer that is large enough. Linux limits values and lists of names to 64 KiB.
 func readAttribute(read func([]byte) (int, error)) (string, error) {

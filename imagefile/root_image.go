@@ -10,14 +10,15 @@ import (
 	"io"
 	"maps"
 	"os"
-	"path"
+	"slices"
 	"strings"
 )
 
 // FromImageOptions are the options of [FromImage].
 type FromImageOptions struct {
-	// Edit is called with the metadata of the image, and changes it. Fields of metadata.yaml that Metadata does not have
-	// are kept.
+	// Edit is called with the metadata of the image, and changes it. Its maps are not nil. Fields of metadata.yaml that
+	// Metadata does not have are kept, and so are properties and templates as they are written if Edit does not change
+	// them.
 	Edit func(*Metadata) error
 	// MaxSize is as in [InspectOptions].
 	MaxSize int64
@@ -51,6 +52,7 @@ type imageRoot struct {
 	p     *packer
 	begun bool
 	root  bool // the root filesystem was begun
+	disk  bool // it is a disk, which was written
 	// What the options said, before the image determined the rest.
 	compression Compression
 	format      Format
@@ -58,9 +60,10 @@ type imageRoot struct {
 	file         File
 	metadata     []byte
 	info         Info
-	bad          *Problem // in the metadata
+	bad          *Problem // in the metadata, for what Metadata does not have of it
 	templates    map[string][]byte
 	templateSize int
+	edited       Metadata // by Edit
 }
 
 // maxTemplates limits the memory for templates.
@@ -113,6 +116,14 @@ func (r *imageRoot) pack(p *packer) error {
 	if err := r.begin(); err != nil {
 		return err
 	}
+	for _, target := range sortedKeys(r.edited.Templates) {
+		file := r.edited.Templates[target].Template
+		_, found := r.templates[file]
+		_, given := p.opts.TemplateFiles[file]
+		if !found && !given && file != r.info.Metadata.Templates[target].Template {
+			return &InputError{Field: "TemplateFiles", Problem: fmt.Sprintf("does not have %q, which the template of %s needs, and nor has the image", file, target)}
+		}
+	}
 	switch {
 	case r.rootfs != nil:
 		return r.packRootfs()
@@ -138,13 +149,20 @@ func (r *imageRoot) read(write bool) error {
 	s.each = func(header *tar.Header, content io.Reader) error {
 		if s.info.MetadataYAML != nil && r.metadata == nil {
 			r.metadata, r.info.Metadata = s.info.MetadataYAML, s.info.Metadata
-			if len(s.problems) > 0 {
-				r.bad = s.problems[0]
+			if n := slices.IndexFunc(s.problems, func(p *Problem) bool { return p.Kind == BadMetadata }); n >= 0 {
+				r.bad = s.problems[n]
 			}
 		}
 		name := strings.TrimPrefix(header.Name, "./")
-		if file, ok := strings.CutPrefix(name, "templates/"); ok && header.Typeflag == tar.TypeReg {
-			return r.addTemplate(path.Clean(file), header, content)
+		if strings.HasPrefix(name, "templates/") {
+			e, err := s.entryOf(header, content, "templates")
+			switch {
+			case err != nil || e == nil || e.Typeflag == tar.TypeDir:
+				return err
+			case e.Typeflag != tar.TypeReg:
+				return r.problem(BadTemplate, "the template %.100q is a link or a device; make it a file", e.Name)
+			}
+			return r.addTemplate(e)
 		}
 		isDisk := name == "rootfs.img"
 		if !write || r.rootfs != nil || !isDisk && name != "rootfs" && !strings.HasPrefix(name, "rootfs/") {
@@ -163,10 +181,15 @@ func (r *imageRoot) read(write bool) error {
 				}
 			}
 		}
-		if isDisk != (r.p.info.Type != Container) {
+		switch {
+		case isDisk != (r.p.info.Type != Container):
 			return nil // The first root filesystem counts, for the daemons too.
-		}
-		if isDisk {
+		case isDisk && r.disk:
+			return r.problem(AmbiguousRootfs, "the image has more than one rootfs.img; remove the others")
+		case isDisk && header.Typeflag != tar.TypeReg && header.Typeflag != tar.TypeGNUSparse:
+			return r.problem(NoRootfs, "rootfs.img is not a file")
+		case isDisk:
+			r.disk = true
 			return r.p.addDisk(content, header.Size)
 		}
 		return s.addEntry(header, content, "rootfs", r.p.add)
@@ -175,14 +198,16 @@ func (r *imageRoot) read(write bool) error {
 }
 
 // addTemplate keeps a template until the metadata is written. One that comes later is written where it is.
-func (r *imageRoot) addTemplate(name string, header *tar.Header, content io.Reader) error {
+func (r *imageRoot) addTemplate(e *entry) error {
+	name := e.Name
 	if _, ok := r.templates[name]; ok {
 		return nil
 	}
-	if r.templateSize += int(min(header.Size, maxTemplates+1)); r.templateSize > maxTemplates {
+	// An empty one needs memory as well.
+	if r.templateSize += int(min(e.Size, maxTemplates)) + len(name) + 512; r.templateSize > maxTemplates {
 		return r.problem(TooLarge, "the templates have more than %d bytes", maxTemplates)
 	}
-	data, err := io.ReadAll(content)
+	data, err := io.ReadAll(e.content)
 	if err != nil {
 		return err
 	}
@@ -205,20 +230,21 @@ func (r *imageRoot) begin() error {
 	switch {
 	case r.metadata == nil:
 		return r.problem(NoMetadata, "metadata.yaml is missing")
-	case r.info.Metadata == nil:
+	case r.bad != nil && (r.info.Metadata == nil || r.opts.Edit != nil): // Edit would not keep what cannot be read.
 		return r.bad
 	}
 	p := r.p
 	p.opts.Compression = cmp.Or(r.compression, writable(r.file.Compression))
 	p.metadata, p.created = r.metadata, r.info.Metadata.CreatedAt
 	if r.opts.Edit != nil {
-		edited := *r.info.Metadata
-		edited.Properties = maps.Clone(edited.Properties)
-		edited.Templates = maps.Clone(edited.Templates)
-		if err := r.opts.Edit(&edited); err != nil {
+		r.edited = *r.info.Metadata
+		r.edited.Properties, r.edited.Templates = map[string]string{}, map[string]Template{}
+		maps.Copy(r.edited.Properties, r.info.Metadata.Properties)
+		maps.Copy(r.edited.Templates, r.info.Metadata.Templates)
+		if err := r.opts.Edit(&r.edited); err != nil {
 			return err
 		}
-		if err := p.setMetadata(&edited, r.metadata); err != nil {
+		if err := p.setMetadata(&r.edited, r.metadata); err != nil {
 			return err
 		}
 	}
@@ -236,7 +262,7 @@ func writable(c Compression) Compression {
 }
 
 // packRootfs writes the second file.
-func (r *imageRoot) packRootfs() error {
+func (r *imageRoot) packRootfs() (err error) {
 	p := r.p
 	size := int64(-1)
 	if seeker, ok := r.rootfs.(io.Seeker); ok {
@@ -252,16 +278,33 @@ func (r *imageRoot) packRootfs() error {
 			size = -1
 		}
 	}
-	src := newSource(p.ctx, r.rootfs, startScanner(p.ctx, r.opts.MaxSize).maxSize, nil)
+	s := startScanner(p.ctx, r.opts.MaxSize)
+	s.part = RootfsPart
+	src := newSource(p.ctx, r.rootfs, s.maxSize, nil)
 	defer src.close()
+	defer func() {
+		problem := new(Problem)
+		switch failure := src.failure(); {
+		case failure != nil:
+			err = fmt.Errorf("read the %s: %w", s.part, failure)
+		case errors.Is(err, errLimit) && !errors.As(err, &problem):
+			err = s.tooLarge(src)
+		}
+	}()
 	in := bufio.NewReaderSize(src, 4096)
 	head, err := in.Peek(headSize)
-	if err != nil && !errors.Is(err, io.EOF) {
+	switch {
+	case len(head) == 0 && errors.Is(err, io.EOF):
+		return s.empty()
+	case err != nil && !errors.Is(err, io.EOF):
 		return err
 	}
 	compression, format := detect(head)
 	if compression != None {
 		format = Tar // A compressed disk is none for the daemons.
+	}
+	if format == "" {
+		return s.unknown()
 	}
 	isDisk := format == Qcow2 || format == Raw
 	same := cmp.Or(r.format, format) == format && r.compression == ""
@@ -272,6 +315,7 @@ func (r *imageRoot) packRootfs() error {
 		return p.addDisk(in, size)
 	case p.rootfs != nil && same:
 		p.info.Type, p.info.Rootfs.Format, p.info.Rootfs.Compression = typeOf(format), format, compression
+		p.copied = true
 		return p.copy(p.rootfs, in, -1)
 	}
 	if p.opts.Format = cmp.Or(r.format, format); p.opts.Format != Squashfs && format != Squashfs {

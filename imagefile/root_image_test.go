@@ -181,7 +181,15 @@ func TestFromImageRefuses(t *testing.T) {
 		{"text rootfs", meta, bytes.Repeat([]byte("text "), 1000), false, imagefile.UnknownFormat},
 		{"escaping", unified(t, good, entry{name: "rootfs/../../x"}), nil, false, imagefile.EscapingPath},
 		{"escaping link", unified(t, good, entry{name: "rootfs/x", kind: tar.TypeLink, link: "metadata.yaml"}), nil, false, imagefile.EscapingLink},
-		{"templates", tarball(t, entry{name: "metadata.yaml", content: good}, entry{name: "templates/a", content: strings.Repeat("a", 20<<20)}), nil, false, imagefile.TooLarge},
+		{"text rootfs", meta, bytes.Repeat([]byte("text "), 1000), true, imagefile.UnknownFormat},
+		{"empty rootfs", meta, []byte{}, true, imagefile.Empty},
+		{"large rootfs", meta, tarball(t, entry{name: "a", content: strings.Repeat("a", 2<<20)}), true, imagefile.TooLarge},
+		{"template outside", unified(t, good, entry{name: "templates/../x"}), nil, false, imagefile.EscapingPath},
+		{"template is a hard link", unified(t, good, entry{name: "templates/x", kind: tar.TypeLink, link: "templates/y"}), nil, false, imagefile.BadTemplate},
+		{"template is a link", unified(t, good, entry{name: "templates/x", kind: tar.TypeSymlink, link: "y"}), nil, false, imagefile.BadTemplate},
+		{"two disks", tarball(t, entry{name: "metadata.yaml", content: good}, entry{name: "rootfs.img", content: "1"}, entry{name: "./rootfs.img", content: "2"}), nil, true, imagefile.AmbiguousRootfs},
+		{"disk is a link", tarball(t, entry{name: "metadata.yaml", content: good}, entry{name: "rootfs.img", kind: tar.TypeSymlink, link: "y"}), nil, true, imagefile.NoRootfs},
+		{"templates", tarball(t, entry{name: "metadata.yaml", content: good}, entry{name: "templates/a", content: strings.Repeat("a", 17<<20)}), nil, false, imagefile.TooLarge},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -189,7 +197,7 @@ func TestFromImageRefuses(t *testing.T) {
 			if c.rootfs != nil {
 				second = bytes.NewReader(c.rootfs)
 			}
-			_, _, _, err := convert(t, imagefile.FromImage(bytes.NewReader(c.image), second, nil), c.split, nil)
+			_, _, _, err := convert(t, imagefile.FromImage(bytes.NewReader(c.image), second, &imagefile.FromImageOptions{MaxSize: map[bool]int64{true: 1 << 20}[c.name == "large rootfs"]}), c.split, nil)
 			var problem *imagefile.Problem
 			require.ErrorAs(t, err, &problem)
 			require.Equal(t, c.kind, problem.Kind)
@@ -197,10 +205,50 @@ func TestFromImageRefuses(t *testing.T) {
 	}
 }
 
-// TestFromTarSparse: the holes of sparse files in a tarball remain holes, and cost nothing.
-func TestFromTarSparse(t *testing.T) {
+// TestFromImageEditKeeps: Edit has maps to write to, and what it does not change remains as it is written. A template that
+// it adds must have a file, and what it cannot see is not lost.
+func TestFromImageEditKeeps(t *testing.T) {
 	t.Parallel()
-	_, image, _, err := convert(t, imagefile.FromImage(bytes.NewReader(unified(t, good)), nil, nil), false, nil)
-	require.NoError(t, err)
-	require.NotEmpty(t, image)
+	const bare = "architecture: x86_64\ncreation_date: 1704067200\n"
+	const templates = "templates:\n    /a: {when: [create], template: a.tpl, mode: 0600} # once\n"
+	set := func(m *imagefile.Metadata) { m.Properties["new"] = "1" }
+	add := func(m *imagefile.Metadata) {
+		m.Templates["/b"] = imagefile.Template{When: []string{"start"}, Template: "b.tpl"}
+	}
+	change := func(m *imagefile.Metadata) { m.Templates["/a"].When[0] = "copy" }
+	for _, c := range []struct {
+		name, metadata string
+		edit           func(*imagefile.Metadata)
+		files          map[string][]byte
+		want           string // in metadata.yaml
+		problem        string // otherwise
+	}{
+		{"no properties", bare, set, nil, "properties:\n    new: \"1\"\n", ""},
+		{"unknown field of a template", bare + templates, set, nil, templates, ""},
+		{"property's spelling", good + "  version: 024.10 # a number\n", add, map[string][]byte{"b.tpl": nil}, "version: 024.10 # a number\n", ""},
+		{"number", bare + "properties: {version: 24.10}\n", set, nil, `version: "24.10"`, ""},
+		{"template", good, add, map[string][]byte{"b.tpl": []byte("b")}, "template: b.tpl", ""},
+		{"template in place", bare + templates, change, nil, "- copy\n", ""},
+		{"template without file", good, add, nil, "", `TemplateFiles does not have "b.tpl", which the template of /b needs, and nor has the image`},
+		{"template was without file", bare + "templates:\n    /b: {when: [create], template: b.tpl}\n", set, nil, "b.tpl", ""},
+		{"merged", "base: &b {architecture: amd64, creation_date: 1704067200}\n<<: *b\n", set, nil, "architecture: x86_64\n", ""},
+		{"alias", bare + "other: &p {os: Test}\nproperties: *p\n", set, nil, "other: &p {os: Test}\n", ""},
+		{"anchor", bare + "properties: &p {os: Test}\nother: *p\n", set, nil, "", "has an anchor"},
+		{"json", `{"architecture": "x86_64", "creation_date": 1704067200, "other": [1, {"a": null}]}`, set, nil, `"other": [1, {"a": null}]`, ""},
+		{"unreadable property", bare + "properties: {a: [1], os: Test}\n", set, nil, "", "properties is not a mapping of texts"},
+		{"twice", good + "architecture: x86_64\n", set, nil, "", "each field once"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			edit := func(m *imagefile.Metadata) error { c.edit(m); return nil }
+			image := tarball(t, append([]entry{{name: "metadata.yaml", content: c.metadata}, {name: "templates/a.tpl"}}, root...)...)
+			info, _, _, err := convert(t, imagefile.FromImage(bytes.NewReader(image), nil, &imagefile.FromImageOptions{Edit: edit}), false, &imagefile.PackOptions{TemplateFiles: c.files})
+			if c.problem != "" {
+				require.ErrorContains(t, err, c.problem)
+				return
+			}
+			require.NoError(t, err)
+			require.Contains(t, string(info.MetadataYAML), c.want)
+		})
+	}
 }

@@ -53,8 +53,8 @@ func (t *tarRoot) walk(ctx context.Context, add func(*entry) error) error {
 	s := startScanner(ctx, t.opts.MaxSize)
 	s.each = func(header *tar.Header, content io.Reader) error {
 		return s.addEntry(header, content, "", func(e *entry) error {
-			if t.opts.Owner != nil {
-				e.Uid, e.Gid = t.opts.Owner(e.Uid, e.Gid)
+			if err := setOwner(&e.Header, t.opts.Owner, "FromTarOptions.Owner"); err != nil {
+				return err
 			}
 			return add(e)
 		})
@@ -113,10 +113,7 @@ func isSparse(header *tar.Header) bool {
 	return false
 }
 
-// maxTarPieces limits the memory for a sparse file in a tarball. What follows them has no holes.
-const maxTarPieces = 1 << 16
-
-// findHoles copies what is not zero, and returns where it was.
+// findHoles copies what is not zero, and returns where it was. What follows maxPieces pieces has no holes.
 func findHoles(ctx context.Context, to io.Writer, content io.Reader) ([]piece, error) {
 	data := []piece{}
 	out := bufio.NewWriterSize(to, blockSize)
@@ -129,7 +126,7 @@ func findHoles(ctx context.Context, to io.Writer, content io.Reader) ([]piece, e
 		n, err := io.ReadFull(in, block)
 		last := len(data) - 1
 		follows := last >= 0 && data[last].offset+data[last].size == offset
-		if n > 0 && (!bytes.Equal(block[:n], zeros[:n]) || follows && len(data) == maxTarPieces) {
+		if n > 0 && (!bytes.Equal(block[:n], zeros[:n]) || follows && len(data) == maxPieces) {
 			if _, err := out.Write(block[:n]); err != nil {
 				return nil, err
 			}
@@ -168,21 +165,22 @@ func (s *scanner) entryOf(header *tar.Header, content io.Reader, prefix string) 
 		}
 		return strings.CutPrefix(name, prefix+"/")
 	}
+	if header.Typeflag == tar.TypeXGlobalHeader {
+		return nil, nil
+	}
 	e := &entry{Header: *header}
 	var ok bool
 	if e.Name, ok = relative(header.Name); !ok {
 		return nil, refuse(EscapingPath, `the path is absolute or contains ".."; use a path relative to the tarball's root`)
 	}
 	switch header.Typeflag {
-	case tar.TypeReg, tar.TypeGNUSparse:
+	case tar.TypeReg, tar.TypeGNUSparse, tar.TypeCont:
 		e.Typeflag, e.content = tar.TypeReg, content
 	case tar.TypeLink:
 		if e.Linkname, ok = relative(header.Linkname); !ok {
 			return nil, refuse(EscapingLink, "the hard link to %.100q leaves the root filesystem; use the path of an entry of it", header.Linkname)
 		}
 	case tar.TypeSymlink, tar.TypeDir, tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
-	case tar.TypeXGlobalHeader:
-		return nil, nil
 	default:
 		return nil, refuse(Damaged, "the entry has the unknown type %q", header.Typeflag)
 	}
@@ -191,6 +189,18 @@ func (s *scanner) entryOf(header *tar.Header, content io.Reader, prefix string) 
 	}
 	if e.Name == "." && e.Typeflag != tar.TypeDir {
 		return nil, refuse(NoRootfs, "the root filesystem is not a directory")
+	}
+	if e.Typeflag != tar.TypeChar && e.Typeflag != tar.TypeBlock {
+		e.Devmajor, e.Devminor = 0, 0
+	}
+	e.Mode &= 0o7777
+	for _, number := range []struct {
+		name        string
+		value, most int64
+	}{{"owner", int64(e.Uid), maxID}, {"group", int64(e.Gid), maxID}, {"device's major number", e.Devmajor, maxDevice}, {"device's minor number", e.Devminor, maxDevice}} {
+		if number.value < 0 || number.value > number.most {
+			return nil, refuse(Damaged, "the %s is %d; it must be between 0 and %d", number.name, number.value, number.most)
+		}
 	}
 	e.PAXRecords = map[string]string{}
 	for key, value := range header.PAXRecords {

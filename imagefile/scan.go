@@ -102,6 +102,9 @@ func (s *scanner) scan(r io.Reader, part Part, file *File) error {
 		err = src.drain()
 	}
 	if failure := src.failure(); failure != nil {
+		if s.each != nil {
+			return fmt.Errorf("read the %s: %w", part, failure) // Pack names the package.
+		}
 		return fmt.Errorf("imagefile: read the %s: %w", part, failure)
 	}
 	file.Size = -1
@@ -110,7 +113,7 @@ func (s *scanner) scan(r io.Reader, part Part, file *File) error {
 	}
 	var problem *Problem
 	if errors.Is(err, errLimit) && !errors.As(err, &problem) {
-		err = unreadable(TooLarge, src.count, err, fmt.Sprintf("the file is larger than %d bytes; raise MaxSize if that is right", s.maxSize))
+		err = s.tooLarge(src)
 	}
 	if errors.As(err, &problem) {
 		problem.File = part
@@ -123,11 +126,7 @@ func (s *scanner) read(src *source, file *File) error {
 	in := bufio.NewReaderSize(src, 4096)
 	head, err := in.Peek(headSize)
 	if len(head) == 0 && errors.Is(err, io.EOF) {
-		p := unreadable(Empty, 0, nil, "the file is empty")
-		if s.part == ImagePart {
-			p.Severity = Refused
-		}
-		return p
+		return s.empty()
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err
@@ -152,9 +151,27 @@ func (s *scanner) read(src *source, file *File) error {
 	return s.unpack(in, file)
 }
 
+// tooLarge is the problem of a file that has more than MaxSize.
+func (s *scanner) tooLarge(src *source) *Problem {
+	p := unreadable(TooLarge, src.count, errLimit, fmt.Sprintf("the file is larger than %d bytes; raise MaxSize if that is right", s.maxSize))
+	p.File = s.part
+	return p
+}
+
+// empty is the problem of a file without a byte.
+func (s *scanner) empty() *Problem {
+	p := unreadable(Empty, 0, nil, "the file is empty")
+	p.File = s.part
+	if s.part == ImagePart {
+		p.Severity = Refused
+	}
+	return p
+}
+
 // unknown is the problem of a file that is nothing which the daemons know.
 func (s *scanner) unknown() *Problem {
 	p := unreadable(UnknownFormat, -1, nil, "the file is not a tarball; an image is a tarball with metadata.yaml, compressed or not")
+	p.File = s.part
 	p.Severity = Refused
 	if s.part == RootfsPart {
 		p.Severity = Regretted
@@ -437,6 +454,9 @@ func (n *nameSet) has(set map[uint64]struct{}, name string) bool {
 
 // checkEntry reports what tar, as the daemons call it, refuses or drops.
 func (s *scanner) checkEntry(name string, header *tar.Header) {
+	if header.Typeflag == tar.TypeXGlobalHeader {
+		return // Its name, such as /tmp/GlobalHead.1, is that of no file.
+	}
 	escapes := func(p string) bool { return path.IsAbs(p) || strings.Contains("/"+p+"/", "/../") }
 	if escapes(header.Name) {
 		s.reportEntry(EscapingPath, `the path is absolute or contains ".."; tar strips or refuses it; use a path relative to the tarball's root`)
