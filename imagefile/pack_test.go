@@ -269,6 +269,7 @@ func TestPackHostileTar(t *testing.T) {
 		{"link above", tarball(t, entry{name: "a", kind: tar.TypeLink, link: "../b"}), imagefile.EscapingLink},
 		{"root is a file", tarball(t, entry{name: "./."}), imagefile.NoRootfs},
 		{"empty", nil, imagefile.Empty},
+		{"no files", append(block("/GlobalHead", 'g', 0, nil), make([]byte, 1024)...), imagefile.NoRootfs},
 		{"text", bytes.Repeat([]byte("text "), 1000), imagefile.UnknownFormat},
 		{"cut", rootTar(t)[:3000], imagefile.Cut},
 		{"cut gzip", gzipped(t, rootTar(t))[:100], imagefile.Cut},
