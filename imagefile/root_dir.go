@@ -68,11 +68,12 @@ func (d *dirRoot) check() error {
 const (
 	// maxOpenDirs limits the descriptors of a walk. The directories that are nested deeper are reopened from below.
 	maxOpenDirs = 64
-	// maxDepth limits the stack of a walk.
-	maxDepth = 10000
 	// sparseBlock is the unit in which holes are looked for. What the filesystem says depends on how the file was written.
 	sparseBlock = 4096
 )
+
+// maxDepth limits the stack of a walk. A test lowers it.
+var maxDepth = 10000
 
 func (d *dirRoot) walk(ctx context.Context, add func(*entry) error) error {
 	w := &dirWalk{dirRoot: d, ctx: ctx, add: add, path: []byte("."), links: map[fileID]linkedFile{}, buffer: make([]byte, blockSize)}

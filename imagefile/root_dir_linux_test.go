@@ -175,7 +175,7 @@ func TestFromDirAttributes(t *testing.T) {
 		if want[a.file] == nil {
 			want[a.file] = map[string]string{}
 		}
-		want[a.file]["SCHILY.xattr."+a.name] = a.value
+		want[a.file]["SCHILY.xattr."+strings.ReplaceAll(a.name, "=", "%3D")] = a.value // as GNU tar writes it
 	}
 	t.Logf("%d files with attributes", len(want))
 	for name, w := range walk(t, FromDir(dir, nil)) {
@@ -387,7 +387,7 @@ func TestFromDirRestless(t *testing.T) {
 		})
 	}
 	results := map[bool]int{}
-	for start := time.Now(); time.Since(start) < 3*time.Second || results[true] == 0 || results[false] == 0; {
+	for start := time.Now(); time.Since(start) < time.Second || results[true] == 0 || results[false] == 0; {
 		require.Less(t, time.Since(start), time.Minute, results)
 		list, err := tryWalk(t.Context(), FromDir(dir, nil))
 		if results[err == nil]++; err != nil {
@@ -442,7 +442,7 @@ func TestFromDirDeep(t *testing.T) {
 		return len(list)
 	}
 	dir := t.TempDir()
-	const depth = 5000
+	const depth = 500
 	makeDeep(t, dir, "directory", depth)
 	before, most, n, last := descriptors(), 0, 0, ""
 	require.NoError(t, FromDir(dir, nil).walk(t.Context(), func(e *entry) error {
@@ -457,10 +457,13 @@ func TestFromDirDeep(t *testing.T) {
 	require.LessOrEqual(t, most, before+maxOpenDirs+3)
 	require.Equal(t, before, descriptors())
 
+	require.Equal(t, 10000, maxDepth)
+	defer func(before int) { maxDepth = before }(maxDepth)
+	maxDepth = 600
 	tooDeep := t.TempDir()
-	makeDeep(t, tooDeep, "d", maxDepth+1)
+	makeDeep(t, tooDeep, strings.Repeat("d", 9), maxDepth+1)
 	_, err := tryWalk(t.Context(), FromDir(tooDeep, nil))
-	require.ErrorContains(t, err, "is nested more than 10000 deep")
+	require.ErrorContains(t, err, "is nested more than 600 deep")
 	require.Less(t, len(err.Error()), 2000)
 	require.Equal(t, before+1, descriptors(), "that of makeDeep")
 }
