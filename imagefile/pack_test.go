@@ -419,6 +419,8 @@ func TestPackErrors(t *testing.T) {
 		require.ErrorIs(t, err, broken)
 		require.EqualError(t, err, "imagefile: pack the tarball: broken", compression)
 	}
+	_, err = imagefile.Pack(t.Context(), shortWriter{}, nil, imagefile.FromTar(bytes.NewReader(rootTar(t)), nil), described(), opts)
+	require.ErrorIs(t, err, io.ErrShortWrite)
 }
 
 // TestPackFiles: both files are replaced when they are complete, and nothing else is left, whatever ends the packing.
@@ -479,6 +481,11 @@ func TestPackFiles(t *testing.T) {
 	}
 	require.Equal(t, []string{image, dir + "/link", dir + "/packed", rootfs}, left())
 }
+
+// shortWriter writes less than it is given, without an error.
+type shortWriter struct{}
+
+func (shortWriter) Write(p []byte) (int, error) { return len(p) / 2, nil }
 
 // gatedWriter blocks from its second Write on until it is freed.
 type gatedWriter struct {
