@@ -67,11 +67,11 @@ func gzipped(t testing.TB, data []byte) []byte {
 }
 
 func throughXZ(t testing.TB, data []byte) []byte {
-	return through(t, data, func(w io.Writer) (io.WriteCloser, error) { return xz.NewWriter(w) })
+	return through(t, data, func(w io.Writer) (io.WriteCloser, error) { return xz.WriterConfig{DictCap: 1 << 16}.NewWriter(w) })
 }
 
 func throughLZMA(t testing.TB, data []byte) []byte {
-	return through(t, data, func(w io.Writer) (io.WriteCloser, error) { return lzma.NewWriter(w) })
+	return through(t, data, func(w io.Writer) (io.WriteCloser, error) { return lzma.WriterConfig{DictCap: 1 << 16}.NewWriter(w) })
 }
 
 // through returns data as a compressor writes it.

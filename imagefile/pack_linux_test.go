@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -219,29 +218,4 @@ func TestPackLargeSparse(t *testing.T) {
 	_, err = unpacked.ReadAt(end, size-4)
 	require.NoError(t, err)
 	require.Equal(t, "\x00end", string(end))
-}
-
-// TestPackManyPieces: a file with more holes than a tarball can have in Go is packed with fewer, so that its image can be read.
-func TestPackManyPieces(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	out, err := os.Create(dir + "/file")
-	require.NoError(t, err)
-	const pieces = 70_000
-	for n := range pieces {
-		_, err = out.WriteAt([]byte("x"), 1<<40+int64(n)*8192)
-		require.NoError(t, err)
-	}
-	require.NoError(t, out.Close())
-	var image bytes.Buffer
-	info, err := imagefile.Pack(t.Context(), &image, nil, imagefile.FromDir(dir, nil), &imagefile.Metadata{Architecture: "x86_64", CreatedAt: time.Unix(1e9, 0)}, &imagefile.PackOptions{Compression: imagefile.Zstd})
-	require.NoError(t, err)
-	read, err := imagefile.Inspect(t.Context(), bytes.NewReader(image.Bytes()), nil, &imagefile.InspectOptions{Fingerprint: true})
-	require.NoError(t, err)
-	require.Equal(t, info, read)
-	report, err := imagefile.Check(t.Context(), bytes.NewReader(image.Bytes()), nil, nil)
-	require.NoError(t, err)
-	for _, problem := range report.Problems {
-		require.NotEqual(t, imagefile.Damaged, problem.Kind, problem)
-	}
 }

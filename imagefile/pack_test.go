@@ -128,8 +128,12 @@ func TestPackSplit(t *testing.T) {
 
 // TestPackIsReproducible: the number of processors and the sizes of reads do not matter.
 func TestPackIsReproducible(t *testing.T) {
-	large := tarball(t, entry{name: "a", content: strings.Repeat("some text that can be compressed ", 200_000)}, entry{name: "b", content: strings.Repeat("\x00\x01", 1_000_000)})
 	for _, compression := range []imagefile.Compression{imagefile.None, imagefile.Gzip, imagefile.XZ, imagefile.Zstd} {
+		repeats := 50_000 // several blocks of the parallel compressors
+		if compression == imagefile.XZ {
+			repeats = 2_000 // It is slow, and not parallel.
+		}
+		large := tarball(t, entry{name: "a", content: strings.Repeat("some text that can be compressed ", repeats)}, entry{name: "b", content: strings.Repeat("\x00\x01", 20*repeats)})
 		pack := func(in io.Reader) string {
 			info, err := imagefile.Pack(t.Context(), io.Discard, nil, imagefile.FromTar(in, nil), described(), withTemplates(imagefile.PackOptions{Compression: compression}))
 			require.NoError(t, err)
@@ -272,6 +276,7 @@ func TestPackHostileTar(t *testing.T) {
 		{"link above", tarball(t, entry{name: "a", kind: tar.TypeLink, link: "../b"}), imagefile.EscapingLink},
 		{"root is a file", tarball(t, entry{name: "./."}), imagefile.NoRootfs},
 		{"empty", nil, imagefile.Empty},
+		{"no files", append(block("/GlobalHead", 'g', 0, nil), make([]byte, 1024)...), imagefile.NoRootfs},
 		{"text", bytes.Repeat([]byte("text "), 1000), imagefile.UnknownFormat},
 		{"cut", rootTar(t)[:3000], imagefile.Cut},
 		{"cut gzip", gzipped(t, rootTar(t))[:100], imagefile.Cut},
@@ -417,6 +422,8 @@ func TestPackErrors(t *testing.T) {
 		require.ErrorIs(t, err, broken)
 		require.EqualError(t, err, "imagefile: pack the tarball: broken", compression)
 	}
+	_, err = imagefile.Pack(t.Context(), shortWriter{}, nil, imagefile.FromTar(bytes.NewReader(rootTar(t)), nil), described(), opts)
+	require.ErrorIs(t, err, io.ErrShortWrite)
 }
 
 // TestPackFiles: both files are replaced when they are complete, and nothing else is left, whatever ends the packing.
@@ -477,6 +484,11 @@ func TestPackFiles(t *testing.T) {
 	}
 	require.Equal(t, []string{image, dir + "/link", dir + "/packed", rootfs}, left())
 }
+
+// shortWriter writes less than it is given, without an error.
+type shortWriter struct{}
+
+func (shortWriter) Write(p []byte) (int, error) { return len(p) / 2, nil }
 
 // gatedWriter blocks from its second Write on until it is freed.
 type gatedWriter struct {

@@ -72,7 +72,7 @@ const (
 	sparseBlock = 4096
 )
 
-// maxDepth limits the stack of a walk.
+// maxDepth limits the stack of a walk. A test lowers it.
 var maxDepth = 10000
 
 func (d *dirRoot) walk(ctx context.Context, add func(*entry) error) error {

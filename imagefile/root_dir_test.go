@@ -2,6 +2,7 @@ package imagefile
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -286,4 +287,26 @@ func TestPieceList(t *testing.T) {
 			require.Equal(t, test.want, list.pieces, test.blocks)
 		}
 	}
+}
+
+// TestMaxPieces: the largest list of pieces of a file can be read again.
+func TestMaxPieces(t *testing.T) {
+	pieces := make([]piece, maxPieces)
+	for n := range pieces {
+		pieces[n] = piece{1<<49 + int64(n)*8192, 1}
+	}
+	e := &entry{content: strings.NewReader(strings.Repeat("x", maxPieces)), data: pieces}
+	e.Name, e.Typeflag, e.Size = "file", tar.TypeReg, 1<<50
+	var out bytes.Buffer
+	archive, err := newTarball(&out, None, 0)
+	require.NoError(t, err)
+	require.NoError(t, archive.add(e, func(to io.Writer, from io.Reader, size int64) error {
+		_, err := io.CopyN(to, from, size)
+		return err
+	}))
+	require.NoError(t, archive.close())
+	report, err := Check(t.Context(), &out, nil, nil)
+	require.NoError(t, err)
+	require.Len(t, report.Problems, 1)
+	require.Equal(t, NoMetadata, report.Problems[0].Kind, report.Problems[0])
 }

@@ -51,11 +51,13 @@ func (t *tarRoot) check() error {
 
 func (t *tarRoot) walk(ctx context.Context, add func(*entry) error) error {
 	s := startScanner(ctx, t.opts.MaxSize)
+	found := false
 	s.each = func(header *tar.Header, content io.Reader) error {
 		return s.addEntry(header, content, "", func(e *entry) error {
 			if err := setOwner(&e.Header, t.opts.Owner, "FromTarOptions.Owner"); err != nil {
 				return err
 			}
+			found = true
 			return add(e)
 		})
 	}
@@ -65,6 +67,9 @@ func (t *tarRoot) walk(ctx context.Context, add func(*entry) error) error {
 	}
 	if file.Format != Tar {
 		return &InputError{Field: "root", Problem: fmt.Sprintf("is a %s, not a tarball; use FromSquashfs or FromDisk", file.Format)}
+	}
+	if !found {
+		return &Problem{Kind: NoRootfs, Severity: Refused, File: RootfsPart, Offset: -1, Message: "the tarball has no files"}
 	}
 	return nil
 }
