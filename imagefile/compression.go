@@ -146,6 +146,18 @@ func qcow2Size(head []byte) int64 {
 	return int64(min(binary.BigEndian.Uint64(head[24:]), 1<<62))
 }
 
+// qcow2Needs returns the size that a qcow2 must have, by the tables that its header names; 0 if the head is too short. What
+// its clusters need is not known without reading the tables.
+func qcow2Needs(head []byte) int64 {
+	if len(head) < 72 {
+		return 0
+	}
+	at := func(offset int) uint64 { return min(binary.BigEndian.Uint64(head[offset:]), 1<<61) }
+	l1 := at(40) + 8*uint64(binary.BigEndian.Uint32(head[36:]))
+	refcounts := at(48) + uint64(binary.BigEndian.Uint32(head[56:]))<<min(binary.BigEndian.Uint32(head[20:]), 21)
+	return int64(max(l1, refcounts))
+}
+
 // isCut says whether an error of a decompressor is that of a file that ends too early.
 func isCut(err error) bool { return errors.Is(err, xz.ErrBuf) }
 

@@ -82,6 +82,28 @@ func ExampleNewReader() {
 	// container Example, made of a directory
 }
 
+// The disk of a virtual machine becomes an image on a server, with its metadata.
+func ExampleNewReaders() {
+	_, content := lxdtest.VMImage("example", 0)
+	disk := exampleFile(content)
+	defer os.Remove(disk)
+	server, client := exampleServer()
+	defer server.Close()
+
+	ctx := context.Background()
+	metadata, rootfs := imagefile.NewReaders(ctx, imagefile.FromDisk(disk), &imagefile.Metadata{Architecture: "x86_64"}, nil)
+	defer metadata.Close()
+	defer rootfs.Close()
+
+	image, err := client.Images.Create(ctx, metadata, &lxd.CreateOptions{Rootfs: rootfs, Wait: true})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(image.Type)
+	// Output:
+	// virtual-machine
+}
+
 // The same image in two files, made again at any time with the same fingerprint.
 func ExamplePackFiles() {
 	dir := exampleRoot()

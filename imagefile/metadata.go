@@ -92,6 +92,9 @@ func parseMetadata(data []byte, now time.Time, report func(Problem)) *Metadata {
 		if template.Template == "" || strings.Contains("/"+template.Template+"/", "/../") {
 			bad(BadTemplate, Regretted, fields.Templates.Line, nil, "the template of %.100q is %.100q, which is no file in the directory templates", target, template.Template)
 		}
+		if len(template.When) == 0 {
+			bad(BadTemplate, Regretted, fields.Templates.Line, nil, "the template of %.100q has no when, and is never written; use create, copy, start or rename", target)
+		}
 		for _, when := range template.When {
 			if !slices.Contains([]string{"create", "copy", "start", "rename"}, when) {
 				bad(BadTemplate, Regretted, fields.Templates.Line, nil, "the template of %.100q is never written at %.100q; use create, copy, start or rename", target, when)

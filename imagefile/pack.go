@@ -56,6 +56,8 @@ type PackOptions struct {
 // An [*InputError] is returned before anything is written, and a [*Problem] if what [FromTar] or [FromImage] reads cannot
 // be read.
 //
+// image and rootfs must not be files in the directory that is packed, which PackFiles refuses.
+//
 // Info describes what was written.
 func Pack(ctx context.Context, image, rootfs io.Writer, root Root, metadata *Metadata, opts *PackOptions) (*Info, error) {
 	p, err := newPacker(ctx, rootfs != nil, root, metadata, opts)
@@ -135,12 +137,15 @@ func (p *packer) checkOptions() error {
 	switch o.Compression {
 	case "", None, Gzip, XZ, Zstd:
 	case Bzip2, LZMA:
-		return bad("Compression", "cannot be written: %s; use none, gzip, xz or zstd", o.Compression)
+		return bad("Compression", "is %s, which is only read; use none, gzip, xz or zstd", o.Compression)
 	default:
 		return bad("Compression", "is %q; use none, gzip, xz or zstd", o.Compression)
 	}
 	if most := map[Compression]int{"": 9, Gzip: 9, Zstd: 22}[o.Compression]; o.Level < 0 || o.Level > most {
-		return bad("Level", "is %d; %s has 0 to %d", o.Level, cmp.Or(o.Compression, Gzip), most)
+		if most == 0 {
+			return bad("Level", "is %d; %s has no levels", o.Level, o.Compression)
+		}
+		return bad("Level", "is %d; %s has 1 to %d, and 0 for the default", o.Level, cmp.Or(o.Compression, Gzip), most)
 	}
 	if !slices.Contains([]Format{"", Tar, Squashfs}, o.Format) {
 		return bad("Format", "is %q; use tar or squashfs", o.Format)

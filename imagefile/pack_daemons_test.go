@@ -33,6 +33,7 @@ func TestPackOnDaemons(t *testing.T) {
 				"unified zstd": {Compression: imagefile.Zstd},
 				"split gzip":   {},
 				"split zstd":   {Compression: imagefile.Zstd},
+				"split none":   {Compression: imagefile.None}, // with a metadata tarball that is not read in one piece
 				// The program that writes it is installed where daemons are.
 				"split squashfs": {Format: imagefile.Squashfs},
 			} {

@@ -76,11 +76,11 @@ func checkNames(root Root, names []string) error {
 		}
 		dir, err := os.Stat(filepath.Dir(name))
 		if err != nil {
-			return &InputError{Field: fields[n], Problem: fmt.Sprintf("cannot be created: %v", err)}
+			return &InputError{Field: fields[n], Problem: fmt.Sprintf("cannot be created; make its directory first: %v", err)}
 		}
 		dirs[n] = dir
 		if packed, ok := root.(*dirRoot); ok && isInside(filepath.Dir(name), dir, packed.dir) {
-			return &InputError{Field: fields[n], Problem: fmt.Sprintf("%s is in the directory that is packed, %s", name, packed.dir)}
+			return &InputError{Field: fields[n], Problem: fmt.Sprintf("%s is in the directory that is packed, %s; write it elsewhere", name, packed.dir)}
 		}
 	}
 	if len(names) == 2 && filepath.Base(names[0]) == filepath.Base(names[1]) && os.SameFile(dirs[0], dirs[1]) {

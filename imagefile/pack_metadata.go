@@ -24,6 +24,9 @@ func (p *packer) setMetadata(m *Metadata, former []byte) error {
 	}
 	written := *m
 	name, known := simplestreams.ArchitectureName(m.Architecture)
+	if m.Architecture == "" {
+		return bad("has no Architecture; the daemons know names such as x86_64 or aarch64")
+	}
 	if !known {
 		return bad("has the architecture %q; the daemons know names such as x86_64 or aarch64", m.Architecture)
 	}
@@ -54,7 +57,7 @@ func (p *packer) setMetadata(m *Metadata, former []byte) error {
 		}
 	})
 	if problem != nil {
-		return bad("%s", problem.Message)
+		return bad("is not right: %s", problem.Message)
 	}
 	p.metadata, p.created = data, written.CreatedAt
 	return nil

@@ -1,6 +1,7 @@
 package imagefile
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -17,21 +18,32 @@ import (
 func NewReader(ctx context.Context, root Root, metadata *Metadata, opts *PackOptions) io.ReadCloser {
 	job := newPackJob(ctx, root, func(ctx context.Context, job *packJob) error {
 		_, err := Pack(ctx, job.image.in, nil, root, metadata, opts)
+		if err == nil {
+			job.image.finish()
+		}
 		return err
 	})
 	return &job.image
 }
 
 // NewReaders returns the split image that [Pack] writes, as two readers, for instance for Images.Create of package lxd and
-// its option Rootfs. image must be read to its end before rootfs. Otherwise they are as the reader of [NewReader]. Close of
-// a reader that was not read to its end ends both.
+// its option Rootfs. They can be read in any order; the metadata tarball is in memory. Otherwise they are as the reader of
+// [NewReader]. Close of a reader that was not read to its end ends both.
 func NewReaders(ctx context.Context, root Root, metadata *Metadata, opts *PackOptions) (image, rootfs io.ReadCloser) {
 	job := newPackJob(ctx, root, func(ctx context.Context, job *packJob) error {
 		p, err := newPacker(ctx, true, root, metadata, opts)
 		if err != nil {
 			return err
 		}
-		_, err = p.run(job.image.in, job.rootfs.in, job.image.finish)
+		// The metadata tarball is kept, so that whoever reads the files does so in any order.
+		var first bytes.Buffer
+		_, err = p.run(&first, job.rootfs.in, func() {
+			job.sending.Go(func() {
+				if _, err := first.WriteTo(job.image.in); err == nil {
+					job.image.finish()
+				}
+			})
+		})
 		return err
 	})
 	return &job.image, &job.rootfs
@@ -42,7 +54,8 @@ type packJob struct {
 	image, rootfs packReader
 	start         func()
 	cancel        context.CancelFunc
-	ended         chan struct{} // closed when nothing is packed any more
+	sending       sync.WaitGroup // of the metadata tarball
+	ended         chan struct{}  // closed when nothing is packed any more
 	mu            sync.Mutex
 	begun, closed bool
 }
@@ -61,14 +74,14 @@ func newPackJob(ctx context.Context, root Root, pack func(context.Context, *pack
 		go func() {
 			defer close(job.ended)
 			defer cancel()
-			err := pack(ctx, job)
-			stop()
-			if err != nil {
+			if err := pack(ctx, job); err != nil {
+				stop()
 				job.end(err)
-				return
+			} else {
+				job.rootfs.finish()
 			}
-			job.image.finish()
-			job.rootfs.finish()
+			job.sending.Wait()
+			stop()
 		}()
 	}
 	return job

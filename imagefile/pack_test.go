@@ -209,7 +209,7 @@ func TestPackRefuses(t *testing.T) {
 		opts           imagefile.PackOptions
 	}{
 		{"metadata", "is nil", nil, imagefile.PackOptions{}},
-		{"metadata", `the architecture ""`, &imagefile.Metadata{}, imagefile.PackOptions{}},
+		{"metadata", `has no Architecture`, &imagefile.Metadata{}, imagefile.PackOptions{}},
 		{"metadata", `the architecture "vax"`, changed(func(m *imagefile.Metadata) { m.Architecture = "vax" }), imagefile.PackOptions{}},
 		{"metadata", "before 1970", changed(func(m *imagefile.Metadata) { m.CreatedAt = time.Unix(-5, 0) }), imagefile.PackOptions{}},
 		{"metadata", "after the year 9999", changed(func(m *imagefile.Metadata) { m.ExpiresAt = time.Unix(1e12, 0) }), imagefile.PackOptions{}},
@@ -223,10 +223,10 @@ func TestPackRefuses(t *testing.T) {
 		}), imagefile.PackOptions{}},
 		{"TemplateFiles", `has "a\x00b"`, good(), imagefile.PackOptions{TemplateFiles: map[string][]byte{"a\x00b": nil}}},
 		{"TemplateFiles", `has "../x"`, good(), imagefile.PackOptions{TemplateFiles: map[string][]byte{"../x": nil}}},
-		{"Compression", "cannot be written", good(), imagefile.PackOptions{Compression: imagefile.Bzip2}},
+		{"Compression", "is only read", good(), imagefile.PackOptions{Compression: imagefile.Bzip2}},
 		{"Compression", "zip", good(), imagefile.PackOptions{Compression: "zip"}},
-		{"Level", "gzip has 0 to 9", good(), imagefile.PackOptions{Level: 10}},
-		{"Level", "xz has 0 to 0", good(), imagefile.PackOptions{Level: 1, Compression: imagefile.XZ}},
+		{"Level", "gzip has 1 to 9", good(), imagefile.PackOptions{Level: 10}},
+		{"Level", "xz has no levels", good(), imagefile.PackOptions{Level: 1, Compression: imagefile.XZ}},
 		{"Format", "qcow2", good(), imagefile.PackOptions{Format: imagefile.Qcow2}},
 		{"ModTime", "between 1970 and 9999", good(), imagefile.PackOptions{ModTime: time.Unix(-1, 0)}},
 	} {
@@ -326,6 +326,18 @@ func TestPackReaders(t *testing.T) {
 	require.Equal(t, rootfs.Bytes(), got)
 	require.NoError(t, second.Close())
 
+	first, second = imagefile.NewReaders(t.Context(), root(), described(), opts)
+	got, err = io.ReadAll(second) // before the first
+	require.NoError(t, err)
+	require.Equal(t, rootfs.Bytes(), got)
+	got, err = io.ReadAll(first)
+	require.NoError(t, err)
+	require.Equal(t, image.Bytes(), got)
+	first, second = imagefile.NewReaders(t.Context(), root(), described(), opts)
+	_, err = io.ReadAll(second)
+	require.NoError(t, err)
+	require.NoError(t, first.Close()) // unread
+
 	ctx, cancel := context.WithCancel(t.Context())
 	first, second = imagefile.NewReaders(ctx, imagefile.FromTar(&endlessTar{}, nil), described(), opts)
 	_, err = io.ReadAll(first)
@@ -348,11 +360,11 @@ func TestPackReaders(t *testing.T) {
 	_, err = first.Read(make([]byte, 1))
 	require.Error(t, err)
 
-	// A Read of rootfs waits for the end of image, and Close in another goroutine ends it.
-	first, second = imagefile.NewReaders(t.Context(), root(), described(), opts)
+	// Close of one that was not read to its end ends the other in another goroutine.
+	first, second = imagefile.NewReaders(t.Context(), imagefile.FromTar(&endlessTar{}, nil), described(), opts)
 	ended := make(chan error)
 	go func() {
-		_, err := second.Read(make([]byte, 1))
+		_, err := io.Copy(io.Discard, second)
 		ended <- err
 	}()
 	_, err = first.Read(make([]byte, 1))
@@ -648,10 +660,26 @@ func TestPackDisk(t *testing.T) {
 	checked(t, info, image.Bytes(), rootfs.Bytes())
 	require.Equal(t, disk, rootfs.Bytes())
 
+	require.NoError(t, os.WriteFile(name+".cut", disk[:1600], 0o600))
+	_, err = imagefile.Pack(t.Context(), neverWritten{t}, nil, imagefile.FromDisk(name+".cut"), described(), withTemplates(imagefile.PackOptions{}))
+	var cut *imagefile.InputError
+	require.ErrorAs(t, err, &cut)
+	require.Contains(t, cut.Problem, "is a cut qcow2")
+
 	for _, split := range []io.Writer{nil, neverWritten{t}} {
 		_, err = imagefile.Pack(t.Context(), neverWritten{t}, split, imagefile.FromDisk(name), described(), withTemplates(imagefile.PackOptions{Format: imagefile.Tar}))
 		var input *imagefile.InputError
 		require.ErrorAs(t, err, &input)
 		require.Equal(t, "Format", input.Field)
 	}
+}
+
+// TestFromTarOfAnImage: an image is no root filesystem, which would become a root in a root.
+func TestFromTarOfAnImage(t *testing.T) {
+	t.Parallel()
+	_, err := imagefile.Pack(t.Context(), io.Discard, nil, imagefile.FromTar(bytes.NewReader(unified(t, good)), nil), described(), withTemplates(imagefile.PackOptions{}))
+	var problem *imagefile.Problem
+	require.ErrorAs(t, err, &problem)
+	require.Equal(t, imagefile.Swapped, problem.Kind)
+	require.Contains(t, problem.Message, "use FromImage")
 }

@@ -25,7 +25,7 @@ func TestPage(t *testing.T) {
 		lines[strings.TrimSpace(line)] = true
 	}
 	blocks := strings.Split(page, "```go\n")[1:]
-	require.Len(t, blocks, 5)
+	require.Len(t, blocks, 6)
 	for _, block := range blocks {
 		code, _, _ := strings.Cut(block, "```")
 		for line := range strings.Lines(code) {

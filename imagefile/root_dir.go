@@ -55,12 +55,15 @@ type dirRoot struct {
 func (d *dirRoot) String() string { return d.dir }
 
 func (d *dirRoot) check() error {
+	if d.dir == "" {
+		return &InputError{Field: "root", Problem: "has an empty name of a directory"}
+	}
 	stat, err := os.Stat(d.dir)
 	if err != nil {
 		return &InputError{Field: "root", Problem: fmt.Sprintf("cannot be read: %v", err)}
 	}
 	if !stat.IsDir() {
-		return &InputError{Field: "root", Problem: fmt.Sprintf("is not a directory: %s", d.dir)}
+		return &InputError{Field: "root", Problem: fmt.Sprintf("is not a directory: %s; use FromTar, FromSquashfs or FromDisk for a file", d.dir)}
 	}
 	return nil
 }

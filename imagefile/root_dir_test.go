@@ -78,7 +78,7 @@ func TestFromDirCheck(t *testing.T) {
 	for name, problem := range map[string]string{
 		filepath.Join(dir, "none"): "none",
 		filepath.Join(dir, "file"): "is not a directory: " + filepath.Join(dir, "file"),
-		"":                         "cannot be read",
+		"":                         "an empty name",
 	} {
 		var input *InputError
 		require.ErrorAs(t, FromDir(name, nil).check(), &input)

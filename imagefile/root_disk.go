@@ -13,7 +13,7 @@ import (
 
 // FromDisk returns the disk of a virtual machine in a file: a qcow2, or a raw disk with a boot record, which the program
 // qemu-img (package qemu-utils) converts to a qcow2 in a temporary file; without it [Pack] returns a [*ProgramError]. A qcow2
-// is packed as it is. One that needs another file (a backing file or a file of its data), is encrypted, damaged, or in use is
+// is packed as it is. One that needs another file (a backing file or a file of its data), is encrypted, cut, marked as damaged, or in use is
 // refused with an [*InputError].
 func FromDisk(file string) Root { return diskRoot(file) }
 
@@ -22,25 +22,27 @@ type diskRoot string
 func (d diskRoot) String() string { return string(d) }
 
 func (d diskRoot) check() error {
-	_, _, head, err := regularFile(string(d))
+	_, stat, head, err := regularFile(string(d))
 	if err != nil {
 		return err
 	}
-	return d.checkHead(head)
+	return d.checkHead(head, stat)
 }
 
 // checkHead checks the first bytes of the disk.
-func (d diskRoot) checkHead(head []byte) error {
+func (d diskRoot) checkHead(head []byte, stat fs.FileInfo) error {
 	problem := ""
 	switch compression, format := detect(head); {
 	case compression == None && format == Qcow2:
-		problem = qcow2Problem(head)
+		if problem = qcow2Problem(head); problem == "" && stat.Size() < qcow2Needs(head) {
+			problem = "is a cut qcow2; copy or create it again"
+		}
 	case compression == None && format == Raw:
 		return qemuImg.available()
 	case compression != None:
-		problem = fmt.Sprintf("is compressed with %s; decompress it", compression)
+		problem = fmt.Sprintf("is compressed with %s; decompress a disk, and use FromImage for an image", compression)
 	default:
-		problem = "is neither a qcow2 nor a disk with a boot record"
+		problem = "is neither a qcow2 nor a disk with a boot record, as fdisk and boot loaders write it"
 	}
 	if problem != "" {
 		return &InputError{Field: "root", Problem: problem + ": " + string(d)}
@@ -88,7 +90,7 @@ func (d diskRoot) open(ctx context.Context) (content io.ReadCloser, size int64, 
 	if err != nil {
 		return nil, 0, err
 	}
-	if err := d.checkHead(head); err != nil {
+	if err := d.checkHead(head, stat); err != nil {
 		return nil, 0, err
 	}
 	disk := &diskReader{path: path, stat: stat, cleanup: func() error { return nil }}

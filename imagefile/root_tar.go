@@ -23,7 +23,7 @@ type FromTarOptions struct {
 }
 
 // FromTar returns the root filesystem of a container in a tarball, compressed or not: etc/, not rootfs/etc/. Entries keep
-// their order. A path that is absolute or contains ".." is a [*Problem], and so is a hard link to such a path.
+// their order. A tarball that is an image is a [*Problem]; use FromImage. A path that is absolute or contains ".." is a [*Problem], and so is a hard link to such a path.
 //
 // The tarball is read once, so that the Root can be used once.
 func FromTar(r io.Reader, opts *FromTarOptions) Root {
@@ -51,9 +51,13 @@ func (t *tarRoot) check() error {
 
 func (t *tarRoot) walk(ctx context.Context, add func(*entry) error) error {
 	s := startScanner(ctx, t.opts.MaxSize)
-	found := false
+	found, described := false, false
 	s.each = func(header *tar.Header, content io.Reader) error {
 		return s.addEntry(header, content, "", func(e *entry) error {
+			described = described || e.Name == "metadata.yaml"
+			if described && (e.Name == "rootfs" || e.Name == "rootfs.img") {
+				return &Problem{Kind: Swapped, Severity: Regretted, File: RootfsPart, Entry: s.entry, Offset: s.offset, Message: "the tarball is an image, not a root filesystem; use FromImage"}
+			}
 			if err := setOwner(&e.Header, t.opts.Owner, "FromTarOptions.Owner"); err != nil {
 				return err
 			}

@@ -135,6 +135,11 @@ func (s *scanner) read(src *source, file *File) error {
 	switch file.Format {
 	case Qcow2:
 		file.DiskSize = qcow2Size(head)
+		if size := qcow2Needs(head); s.check && size > 0 {
+			if err := src.drain(); err == nil && src.count < size {
+				return unreadable(Cut, src.count, nil, fmt.Sprintf("the qcow2 has %d bytes, and tables up to %d; copy or create it again", src.count, size))
+			}
+		}
 	case Squashfs:
 		if size := squashfsSize(head); s.check && size > 0 {
 			if err := src.drain(); err == nil && src.count < size {
