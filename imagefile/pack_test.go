@@ -460,15 +460,16 @@ func TestPackFiles(t *testing.T) {
 	require.NoError(t, err)
 	checked(t, info, first, second)
 
-	require.NoError(t, os.Mkdir(dir+"/packed", 0o755))
+	require.NoError(t, os.MkdirAll(dir+"/packed/sub", 0o755))
 	require.NoError(t, os.Symlink("packed", dir+"/link"))
 	for field, names := range map[string][2]string{
-		"rootfs is the same file":    {dir + "/packed/x", dir + "/link/x"},
-		"image is a directory":       {dir + "/packed", ""},
-		"rootfs is a directory":      {dir + "/x", dir + "/link"},
-		"image cannot be created":    {dir + "/none/x", ""},
-		"image is empty":             {"", ""},
-		"link/x is in the directory": {dir + "/link/x", ""},
+		"rootfs is the same file":        {dir + "/packed/x", dir + "/link/x"},
+		"image is a directory":           {dir + "/packed", ""},
+		"rootfs is a directory":          {dir + "/x", dir + "/link"},
+		"image cannot be created":        {dir + "/none/x", ""},
+		"image is empty":                 {"", ""},
+		"link/x is in the directory":     {dir + "/link/x", ""},
+		"link/sub/x is in the directory": {dir + "/link/sub/x", ""},
 	} {
 		root := root()
 		if strings.Contains(field, "in the directory") {
