@@ -410,6 +410,25 @@ func TestFromTarHeaders(t *testing.T) {
 	}
 }
 
+// TestFromTarSame: names of owners, fractions of seconds and times but that of modification make no other image.
+func TestFromTarSame(t *testing.T) {
+	t.Parallel()
+	pack := func(header *tar.Header) string {
+		var data bytes.Buffer
+		out := tar.NewWriter(&data)
+		header.Name, header.Typeflag, header.Format = "file", tar.TypeReg, tar.FormatPAX
+		require.NoError(t, out.WriteHeader(header))
+		require.NoError(t, out.Close())
+		info, err := imagefile.Pack(t.Context(), io.Discard, nil, imagefile.FromTar(&data, nil), described(), withTemplates(imagefile.PackOptions{}))
+		require.NoError(t, err)
+		return info.Fingerprint
+	}
+	want := pack(&tar.Header{ModTime: day})
+	require.Equal(t, want, pack(&tar.Header{ModTime: day, Uname: "user", Gname: "group"}))
+	require.Equal(t, want, pack(&tar.Header{ModTime: day, AccessTime: day, ChangeTime: day}))
+	require.Equal(t, want, pack(&tar.Header{ModTime: day.Add(999 * time.Millisecond)}))
+}
+
 // TestPackErrors: an error of a reader or writer is wrapped, with the package and what is packed once before it.
 func TestPackErrors(t *testing.T) {
 	t.Parallel()
@@ -475,15 +494,16 @@ func TestPackFiles(t *testing.T) {
 	require.NoError(t, err)
 	checked(t, info, first, second)
 
-	require.NoError(t, os.Mkdir(dir+"/packed", 0o755))
+	require.NoError(t, os.MkdirAll(dir+"/packed/sub", 0o755))
 	require.NoError(t, os.Symlink("packed", dir+"/link"))
 	for field, names := range map[string][2]string{
-		"rootfs is the same file":    {dir + "/packed/x", dir + "/link/x"},
-		"image is a directory":       {dir + "/packed", ""},
-		"rootfs is a directory":      {dir + "/x", dir + "/link"},
-		"image cannot be created":    {dir + "/none/x", ""},
-		"image is empty":             {"", ""},
-		"link/x is in the directory": {dir + "/link/x", ""},
+		"rootfs is the same file":        {dir + "/packed/x", dir + "/link/x"},
+		"image is a directory":           {dir + "/packed", ""},
+		"rootfs is a directory":          {dir + "/x", dir + "/link"},
+		"image cannot be created":        {dir + "/none/x", ""},
+		"image is empty":                 {"", ""},
+		"link/x is in the directory":     {dir + "/link/x", ""},
+		"link/sub/x is in the directory": {dir + "/link/sub/x", ""},
 	} {
 		root := root()
 		if strings.Contains(field, "in the directory") {

@@ -161,6 +161,15 @@ func TestFromImageDisk(t *testing.T) {
 	require.ErrorAs(t, err, &input)
 }
 
+// TestFromImageBothRoots: the first root filesystem counts, as for the daemons.
+func TestFromImageBothRoots(t *testing.T) {
+	t.Parallel()
+	info, image, _, err := convert(t, imagefile.FromImage(bytes.NewReader(unified(t, good, entry{name: "rootfs.img", content: "disk"})), nil, nil), false, nil)
+	require.NoError(t, err)
+	require.Equal(t, imagefile.Container, info.Type)
+	require.NotContains(t, strings.Join(names(t, image), "\n"), "rootfs.img")
+}
+
 // TestFromImageRefuses: an image that is none is a problem, with nothing written for it to be mistaken for one.
 func TestFromImageRefuses(t *testing.T) {
 	t.Parallel()
