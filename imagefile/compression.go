@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"runtime"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/klauspost/pgzip"
@@ -103,7 +104,11 @@ func compress(c Compression, level int, w io.Writer) (io.WriteCloser, error) {
 		}
 		return out, nil
 	case Zstd:
-		out, err := zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(cmp.Or(level, 3))))
+		// With two encoders or more the bytes are the same, whatever their number; with one they are not. Each needs about
+		// 50 MiB with this window, with which the result is as large as that of the program zstd.
+		encoders := min(max(2, runtime.GOMAXPROCS(0)), 4)
+		out, err := zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(cmp.Or(level, 3))),
+			zstd.WithConcurrentBlocks(true), zstd.WithEncoderConcurrency(encoders), zstd.WithWindowSize(2<<20))
 		if err != nil {
 			return nil, err
 		}
