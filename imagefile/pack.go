@@ -1,6 +1,7 @@
 package imagefile
 
 import (
+	"archive/tar"
 	"bufio"
 	"cmp"
 	"context"
@@ -26,7 +27,7 @@ type PackOptions struct {
 	// default is XZ.
 	Compression Compression
 	// Level is 1 to 9 for Gzip and 1 to 22 for Zstd; a higher one is slower and smaller. The default 0 is that of the
-	// library: about 6 for Gzip, and 3 for Zstd. XZ has none.
+	// library: about 6 for Gzip, and 3 for Zstd. XZ has none. With [FromImage] it needs Compression.
 	Level int
 	// Format is the format of the root filesystem of a container in a split image: Tar or Squashfs. The default is Tar, and
 	// with [FromImage] that of the image. A Squashfs is made by the program
@@ -115,6 +116,8 @@ func newPacker(ctx context.Context, split bool, root Root, metadata *Metadata, o
 		return nil, &InputError{Field: "metadata", Problem: "must be nil: the image has its own, which FromImageOptions.Edit changes"}
 	case !own && metadata == nil:
 		return nil, &InputError{Field: "metadata", Problem: "is nil; at least Architecture is needed"}
+	case own && p.opts.Level != 0 && p.opts.Compression == "":
+		return nil, &InputError{Field: "Level", Problem: "is set without Compression, which the image then determines"}
 	case own:
 		metadata = &Metadata{}
 	default:
@@ -340,7 +343,7 @@ func (p *packer) addDisk(content io.Reader, size int64) error {
 		return p.copy(p.rootfs, in, size)
 	}
 	e := &entry{content: content}
-	e.Name, e.Typeflag, e.Mode, e.Size, e.ModTime = "rootfs.img", tarFile, 0o644, size, p.created
+	e.Name, e.Typeflag, e.Mode, e.Size, e.ModTime = "rootfs.img", tar.TypeReg, 0o644, size, p.created
 	return p.entries.add(e, p.copy)
 }
 

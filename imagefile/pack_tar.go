@@ -12,8 +12,6 @@ import (
 	"time"
 )
 
-const tarFile = tar.TypeReg
-
 // tarball writes the entries of one tarball, compressed.
 type tarball struct {
 	prefix string // of the names of entries, such as "rootfs/"

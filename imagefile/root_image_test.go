@@ -159,6 +159,9 @@ func TestFromImageDisk(t *testing.T) {
 	_, _, _, err = convert(t, imagefile.FromImage(bytes.NewReader(meta), onlyReader{bytes.NewReader(disk)}, nil), false, nil)
 	var input *imagefile.InputError
 	require.ErrorAs(t, err, &input)
+	_, _, _, err = convert(t, imagefile.FromImage(bytes.NewReader(meta), nil, nil), false, &imagefile.PackOptions{Level: 9})
+	require.ErrorAs(t, err, &input)
+	require.Equal(t, "Level", input.Field)
 }
 
 // TestFromImageBothRoots: the first root filesystem counts, as for the daemons.
