@@ -14,4 +14,4 @@ require (
 	golang.org/x/sys v0.49.0
 )
 
-require github.com/klauspost/pgzip v1.3.0 // indirect
+require github.com/klauspost/pgzip v1.3.0
