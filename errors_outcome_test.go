@@ -134,20 +134,20 @@ func TestFailedOperationsHaveHints(t *testing.T) {
 			require.NoError(t, err)
 			testkit.DeleteAfter(t, image)
 
-			if s.Real != nil { // lxdtest accepts more
-				for _, bad := range []struct {
-					hint  string
-					files []string
-				}{
-					{"must have the architecture", []string{"metadata.yaml", "creation_date: 1700000000", "rootfs/", ""}},
-					{"x86_64", []string{"metadata.yaml", "architecture: vax\ncreation_date: 1700000000", "rootfs/", ""}},
-					{"creation_date", []string{"metadata.yaml", "architecture: x86_64", "rootfs/", ""}},
-					{"not valid YAML", []string{"metadata.yaml", "\tx: [", "rootfs/", ""}},
-					{"metadata.yaml at its top", []string{"rootfs/", ""}},
-				} {
-					_, err := c.Images.Create(t.Context(), bytes.NewReader(tarball(t, bad.files...)), &lxd.CreateOptions{Wait: true})
-					require.Contains(t, testkit.ErrOf[*lxd.OperationError](t, err).Hint, bad.hint)
-				}
+			for _, bad := range []struct {
+				hint  string
+				files []string
+			}{
+				{"must have the architecture", []string{"metadata.yaml", "creation_date: 1700000000", "rootfs/", ""}},
+				{"x86_64", []string{"metadata.yaml", "architecture: vax\ncreation_date: 1700000000", "rootfs/", ""}},
+				{"creation_date", []string{"metadata.yaml", "architecture: x86_64", "rootfs/", ""}},
+				{"not valid YAML", []string{"metadata.yaml", "\tx: [", "rootfs/", ""}},
+				{"metadata.yaml at its top", []string{"rootfs/", ""}},
+			} {
+				// Of a reader that is not seekable, Create looks at the first bytes alone.
+				content := testkit.OneShotReader{Reader: bytes.NewReader(tarball(t, bad.files...))}
+				_, err := c.Images.Create(t.Context(), content, &lxd.CreateOptions{Wait: true})
+				require.Contains(t, testkit.ErrOf[*lxd.OperationError](t, err).Hint, bad.hint)
 			}
 
 			source := streamstest.NewServer(map[string][]byte{"image": []byte("no image")})
