@@ -80,10 +80,8 @@ func (p *process) wait() error { return p.failure(p.Wait()) }
 func (p *process) run() error { return p.failure(p.Run()) }
 
 func (p *process) failure(err error) error {
-	if err == nil {
-		return nil
-	}
-	if ended := ctxerr.Of(p.ctx); ended != nil {
+	// A program whose input ends before it is killed may succeed with what it has.
+	if ended := ctxerr.Of(p.ctx); ended != nil || err == nil {
 		return ended
 	}
 	return &ProgramError{Program: p.program.name, Package: p.program.pkg, Stderr: strings.TrimSpace(string(p.stderr)), Err: err}
