@@ -135,9 +135,10 @@ type uncompressed struct{ io.Writer }
 // Close implements io.Closer.
 func (uncompressed) Close() error { return nil }
 
-// squashfsSize returns the size that a squashfs says it has; 0 if the head is too short.
+// squashfsSize returns the size that a squashfs says it has; 0 if the head is too short, or of another version than 4, which
+// has another superblock.
 func squashfsSize(head []byte) int64 {
-	if len(head) < 48 {
+	if len(head) < 48 || binary.LittleEndian.Uint16(head[28:]) != 4 {
 		return 0
 	}
 	return int64(min(binary.LittleEndian.Uint64(head[40:]), 1<<62))

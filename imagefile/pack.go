@@ -55,7 +55,8 @@ type PackOptions struct {
 // squashfs, a raw disk that is converted, and a sparse file in a tarball need a temporary file. Pack returns soon after ctx
 // has ended, unless a Write blocks. If it returns an error, what was written is useless: to write files, use [PackFiles].
 //
-// An [*InputError] is returned before anything is written, and a [*Problem] if what [FromTar] or [FromImage] reads cannot
+// An [*InputError] is returned before anything is written, unless only the content of an image tells it ([FromImage]), and a
+// [*Problem] if what [FromTar] or [FromImage] reads cannot
 // be read.
 //
 // image and rootfs must not be files in the directory that is packed, which PackFiles refuses.
@@ -107,9 +108,6 @@ func newPacker(ctx context.Context, split bool, root Root, metadata *Metadata, o
 	if err := p.checkOptions(); err != nil {
 		return nil, err
 	}
-	if err := p.checkFormat(split); err != nil {
-		return nil, err
-	}
 	_, own := root.(*imageRoot)
 	switch {
 	case own && metadata != nil:
@@ -125,6 +123,9 @@ func newPacker(ctx context.Context, split bool, root Root, metadata *Metadata, o
 			return nil, err
 		}
 		p.templates = p.opts.TemplateFiles
+	}
+	if err := p.checkFormat(split, own); err != nil {
+		return nil, err
 	}
 	if err := p.checkTemplates(metadata.Templates); err != nil {
 		return nil, err
@@ -170,8 +171,9 @@ func (p *packer) checkOptions() error {
 	return nil
 }
 
-// checkFormat checks the option Format, for which there must be a file and a program.
-func (p *packer) checkFormat(split bool) error {
+// checkFormat checks the option Format, for which there must be a file and a program. own says that the root has its own
+// metadata, which is not known yet.
+func (p *packer) checkFormat(split, own bool) error {
 	_, disk := p.root.(diskRoot)
 	switch {
 	case p.opts.Format == "":
@@ -181,6 +183,11 @@ func (p *packer) checkFormat(split bool) error {
 	case disk:
 		return &InputError{Field: "Format", Problem: "is that of a root filesystem; a disk is written as it is"}
 	case p.opts.Format == Squashfs:
+		if !own {
+			if err := checkSquashfsTime(p.created); err != nil {
+				return err
+			}
+		}
 		return squashfsAvailable()
 	}
 	return nil

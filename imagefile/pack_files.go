@@ -3,7 +3,6 @@ package imagefile
 import (
 	"context"
 	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -14,7 +13,8 @@ import (
 
 // PackFiles is [Pack] to files with these names. rootfs is empty for a unified image. The files get their names when they
 // are complete, and replace files of the same names; after an error there are neither new nor partial ones. Of a split
-// image, the second file is renamed first. They must not be in the directory that is packed.
+// image, the second file is renamed first; if renaming the first one fails, the second is the new one. They must not be in
+// the directory that is packed.
 func PackFiles(ctx context.Context, image, rootfs string, root Root, metadata *Metadata, opts *PackOptions) (*Info, error) {
 	p, err := newPacker(ctx, rootfs != "", root, metadata, opts)
 	if err != nil {
@@ -117,9 +117,7 @@ func isInside(dir string, stat fs.FileInfo, root string) bool {
 // createTemp creates the file that is renamed to name, with the mode of new files.
 func createTemp(name string) (*os.File, error) {
 	for {
-		random := make([]byte, 6)
-		_, _ = rand.Read(random)
-		file, err := os.OpenFile(filepath.Join(filepath.Dir(name), ".imagefile-"+hex.EncodeToString(random)), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+		file, err := os.OpenFile(filepath.Join(filepath.Dir(name), ".imagefile-"+rand.Text()), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 		if !errors.Is(err, fs.ErrExist) {
 			return file, err
 		}

@@ -602,6 +602,13 @@ func TestPackSquashfs(t *testing.T) {
 	pack := func(image, rootfs string) (*imagefile.Info, error) {
 		return imagefile.PackFiles(t.Context(), image, rootfs, imagefile.FromTar(bytes.NewReader(rootTar(t)), nil), described(), withTemplates(imagefile.PackOptions{Format: imagefile.Squashfs}))
 	}
+	late := described()
+	late.CreatedAt = time.Date(2200, time.January, 1, 0, 0, 0, 0, time.UTC)
+	_, err := imagefile.Pack(t.Context(), neverWritten{t}, neverWritten{t}, imagefile.FromTar(bytes.NewReader(rootTar(t)), nil), late, withTemplates(imagefile.PackOptions{Format: imagefile.Squashfs}))
+	var input *imagefile.InputError
+	require.ErrorAs(t, err, &input)
+	require.Equal(t, "metadata", input.Field)
+
 	dir := t.TempDir()
 	image, rootfs := filepath.Join(dir, "image"), filepath.Join(dir, "rootfs")
 	info, err := pack(image, rootfs)

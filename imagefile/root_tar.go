@@ -23,7 +23,8 @@ type FromTarOptions struct {
 }
 
 // FromTar returns the root filesystem of a container in a tarball, compressed or not: etc/, not rootfs/etc/. Entries keep
-// their order. A tarball that is an image is a [*Problem]; use FromImage. A path that is absolute or contains ".." is a [*Problem], and so is a hard link to such a path.
+// their order. A tarball that is an image is a [*Problem]; use [FromImage]. A path that is absolute or contains ".." is a
+// [*Problem], and so is a hard link to such a path.
 //
 // The tarball is read once, so that the Root can be used once.
 func FromTar(r io.Reader, opts *FromTarOptions) Root {
@@ -51,7 +52,7 @@ func (t *tarRoot) check() error {
 
 func (t *tarRoot) walk(ctx context.Context, add func(*entry) error) error {
 	s := startScanner(ctx, t.opts.MaxSize)
-	found, described := false, false
+	described := false
 	s.each = func(header *tar.Header, content io.Reader) error {
 		return s.addEntry(header, content, "", func(e *entry) error {
 			described = described || e.Name == "metadata.yaml"
@@ -61,7 +62,6 @@ func (t *tarRoot) walk(ctx context.Context, add func(*entry) error) error {
 			if err := setOwner(&e.Header, t.opts.Owner, "FromTarOptions.Owner"); err != nil {
 				return err
 			}
-			found = true
 			return add(e)
 		})
 	}
@@ -71,9 +71,6 @@ func (t *tarRoot) walk(ctx context.Context, add func(*entry) error) error {
 	}
 	if file.Format != Tar {
 		return &InputError{Field: "root", Problem: fmt.Sprintf("is a %s, not a tarball; use FromSquashfs or FromDisk", file.Format)}
-	}
-	if !found {
-		return &Problem{Kind: NoRootfs, Severity: Refused, File: RootfsPart, Offset: -1, Message: "the tarball has no files"}
 	}
 	return nil
 }

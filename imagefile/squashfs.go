@@ -41,11 +41,10 @@ func newSquashfsWriter(ctx context.Context, w io.Writer, compression Compression
 	case Zstd:
 		name = "zstd"
 	default:
-		return nil, &InputError{Field: "compression", Problem: fmt.Sprintf("is none of gzip, xz and zstd, which a squashfs can have: %q", string(compression))}
+		return nil, &InputError{Field: "Compression", Problem: fmt.Sprintf("is none of gzip, xz and zstd, which a squashfs can have: %q", string(compression))}
 	}
-	seconds := created.Unix()
-	if seconds < 0 || seconds > math.MaxUint32 {
-		return nil, &InputError{Field: "created", Problem: fmt.Sprintf("is not within 1970 and 2106, which a squashfs can have: %s", created)}
+	if err := checkSquashfsTime(created); err != nil {
+		return nil, err
 	}
 	dir, err := os.MkdirTemp("", "imagefile-squashfs-")
 	if err != nil {
@@ -54,7 +53,7 @@ func newSquashfsWriter(ctx context.Context, w io.Writer, compression Compression
 	ctx, cancel := context.WithCancel(ctx)
 	s := &squashfsWriter{ctx: ctx, cancel: cancel, w: w, dir: dir}
 	s.proc = tar2sqfs.command(ctx, "--quiet", "--no-skip", "--compressor", name, s.file())
-	s.proc.Env = append(os.Environ(), "SOURCE_DATE_EPOCH="+strconv.FormatInt(seconds, 10))
+	s.proc.Env = append(os.Environ(), "SOURCE_DATE_EPOCH="+strconv.FormatInt(created.Unix(), 10))
 	if s.stdin, err = s.proc.StdinPipe(); err == nil {
 		err = s.proc.Start()
 	}
@@ -65,6 +64,14 @@ func newSquashfsWriter(ctx context.Context, w io.Writer, compression Compression
 		return nil, err
 	}
 	return s, nil
+}
+
+// checkSquashfsTime returns an *InputError for a creation date that a squashfs cannot have.
+func checkSquashfsTime(created time.Time) error {
+	if seconds := created.Unix(); seconds < 0 || seconds > math.MaxUint32 {
+		return &InputError{Field: "metadata", Problem: fmt.Sprintf("has a creation date that a squashfs cannot have, as it is not within 1970 and 2106: %s", created)}
+	}
+	return nil
 }
 
 func (s *squashfsWriter) file() string { return filepath.Join(s.dir, "rootfs.squashfs") }

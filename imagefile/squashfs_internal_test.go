@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -67,25 +68,22 @@ func TestSquashfsWriter(t *testing.T) {
 	}
 }
 
-// TestSquashfsWriterSparse: the holes of a sparse file of 64 MiB need no place.
+// TestSquashfsWriterSparse: the holes of a sparse file need no place.
 func TestSquashfsWriterSparse(t *testing.T) {
 	t.Parallel()
 	if !requireProgram(t, tar2sqfs, squashfsAvailable()) {
 		return
 	}
-	// Package tar refuses the records of a sparse file. Names of the same length take their place.
 	var buf bytes.Buffer
-	out := tar.NewWriter(&buf)
-	sparse := make([]byte, 512)
-	copy(sparse, "1\n1000000\n4\n")
-	require.NoError(t, out.WriteHeader(&tar.Header{
-		Typeflag: tar.TypeReg, Name: "sparse", Mode: 0o644, Size: 516, Format: tar.FormatPAX,
-		PAXRecords: map[string]string{"XXX.sparse.major": "1", "XXX.sparse.minor": "0", "XXX.sparse.name": "sparse", "XXX.sparse.realsize": "8388608"},
-	}))
-	_, err := out.Write(append(sparse, "data"...))
+	out, err := newTarball(&buf, None, 0)
 	require.NoError(t, err)
-	require.NoError(t, out.Close())
-	content := writeSquashfs(t, bytes.ReplaceAll(buf.Bytes(), []byte("XXX.sparse"), []byte("GNU.sparse")), Gzip, time.Unix(0, 0))
+	sparse := &entry{Header: tar.Header{Typeflag: tar.TypeReg, Name: "sparse", Mode: 0o644, Size: 8 << 20}, content: strings.NewReader("data"), data: []piece{{1000000, 4}}}
+	require.NoError(t, out.add(sparse, func(to io.Writer, from io.Reader, size int64) error {
+		_, err := io.CopyN(to, from, size)
+		return err
+	}))
+	require.NoError(t, out.close())
+	content := writeSquashfs(t, buf.Bytes(), Gzip, time.Unix(0, 0))
 	require.Less(t, len(content), 64<<10)
 	file := filepath.Join(t.TempDir(), "rootfs.squashfs")
 	require.NoError(t, os.WriteFile(file, content, 0o600))
@@ -109,8 +107,8 @@ func TestSquashfsWriterSparse(t *testing.T) {
 func TestSquashfsWriterBad(t *testing.T) {
 	t.Parallel()
 	for field, err := range map[string]error{
-		"compression": second(newSquashfsWriter(t.Context(), io.Discard, Bzip2, time.Unix(0, 0))),
-		"created":     second(newSquashfsWriter(t.Context(), io.Discard, XZ, time.Unix(-1, 0))),
+		"Compression": second(newSquashfsWriter(t.Context(), io.Discard, Bzip2, time.Unix(0, 0))),
+		"metadata":    second(newSquashfsWriter(t.Context(), io.Discard, XZ, time.Unix(-1, 0))),
 	} {
 		var input *InputError
 		require.ErrorAs(t, err, &input)
