@@ -5,7 +5,7 @@ ACTIONLINT    := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 GORELEASE     := golang.org/x/exp/cmd/gorelease@v0.0.0-20261113113407-e3970619a1a4
 
 # The packages with tests that use real daemons, and how many daemons to start.
-INTEGRATION ?= . ./test/conformance ./test/concurrency ./test/clients ./test/cluster ./test/ensure ./test/kill ./test/soak ./internal/testdaemon ./internal/streamstest ./simplestreams ./imagefile ./examples/instance
+INTEGRATION ?= . ./test/conformance ./test/concurrency ./test/clients ./test/cluster ./test/ensure ./test/kill ./test/soak ./internal/testdaemon ./lxdtest/streamstest ./simplestreams ./imagefile ./examples/instance
 DAEMONS     ?= -lxd 2 -incus 2
 TESTFLAGS   ?= -race -count=1
 BENCH       ?= .

@@ -16,8 +16,8 @@ import (
 	"time"
 
 	"github.com/golxd/lxd"
-	"github.com/golxd/lxd/internal/streamstest"
 	"github.com/golxd/lxd/lxdtest"
+	"github.com/golxd/lxd/lxdtest/streamstest"
 	"github.com/golxd/lxd/simplestreams"
 )
 

@@ -18,9 +18,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
-	"github.com/golxd/lxd/internal/streamstest"
 	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
+	"github.com/golxd/lxd/lxdtest/streamstest"
 )
 
 // TestImportURLResumes breaks transfers that can be resumed, with and without ranges.

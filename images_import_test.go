@@ -15,10 +15,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
-	"github.com/golxd/lxd/internal/streamstest"
 	"github.com/golxd/lxd/internal/testdaemon"
 	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
+	"github.com/golxd/lxd/lxdtest/streamstest"
 )
 
 // importTarget is a server without images that images are imported to: a

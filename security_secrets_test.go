@@ -25,9 +25,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/golxd/lxd"
-	"github.com/golxd/lxd/internal/streamstest"
 	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
+	"github.com/golxd/lxd/lxdtest/streamstest"
 )
 
 // textsOf returns all texts of an error, and of each error that it wraps.

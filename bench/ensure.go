@@ -10,7 +10,7 @@ import (
 	"path/filepath"
 
 	"github.com/golxd/lxd"
-	"github.com/golxd/lxd/internal/streamstest"
+	"github.com/golxd/lxd/lxdtest/streamstest"
 	"github.com/golxd/lxd/simplestreams"
 )
 

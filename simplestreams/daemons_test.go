@@ -10,8 +10,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/golxd/lxd/internal/streamstest"
 	"github.com/golxd/lxd/internal/testdaemon"
+	"github.com/golxd/lxd/lxdtest/streamstest"
 	"github.com/golxd/lxd/simplestreams"
 )
 

@@ -14,7 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/golxd/lxd/internal/streamstest"
+	"github.com/golxd/lxd/lxdtest/streamstest"
 )
 
 // manyProducts returns a products file like that of a big public server: three versions of each product, each with

@@ -16,7 +16,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/golxd/lxd/internal/streamstest"
+	"github.com/golxd/lxd/lxdtest/streamstest"
 	"github.com/golxd/lxd/simplestreams"
 )
 

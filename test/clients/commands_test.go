@@ -15,9 +15,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/golxd/lxd/internal/streamstest"
 	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
+	"github.com/golxd/lxd/lxdtest/streamstest"
 )
 
 // These tests run other clients against lxdtest: the lxc and incus commands and

@@ -17,10 +17,10 @@ import (
 
 	"github.com/golxd/lxd"
 	"github.com/golxd/lxd/internal/ociregistry"
-	"github.com/golxd/lxd/internal/streamstest"
 	"github.com/golxd/lxd/internal/testdaemon"
 	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
+	"github.com/golxd/lxd/lxdtest/streamstest"
 )
 
 // conformanceCalls are the rows of the table, in the order of the package's
