@@ -73,7 +73,7 @@ func TestUnified(t *testing.T) {
 
 	f = open(t, image)
 	sum := sha256.New()
-	have, err := f.Resume(t.Context(), sum)
+	have, err := f.Resume(t.Context(), sum, image.Size)
 	require.NoError(t, err)
 	require.EqualValues(t, 5, have)
 	require.NoError(t, f.Begin(have))
@@ -102,7 +102,7 @@ func TestResumeEmptiesWhatIsLonger(t *testing.T) {
 	image := imageOf(t, "web", []byte("0123456789"))
 	require.NoError(t, os.WriteFile(image.partialPath(), []byte("0123456789 and more"), 0o600))
 	f := open(t, image)
-	have, err := f.Resume(t.Context(), sha256.New())
+	have, err := f.Resume(t.Context(), sha256.New(), image.Size)
 	require.NoError(t, err)
 	require.Zero(t, have)
 	require.NoError(t, f.Close())
