@@ -7,7 +7,10 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"time"
+
+	"github.com/golxd/lxd/internal/ctxerr"
 )
 
 // Upstream is an image server to mirror, and what to mirror of it.
@@ -94,9 +97,9 @@ type MirrorReport struct {
 	Files int
 	Bytes int64
 
-	// Unmodified is the number of upstreams that were unmodified since the previous Mirror with the same selections, which
-	// is all that was asked of them.
-	Unmodified int
+	// Unmodified says that nothing has changed since the last Mirror with the same arguments, which is all that the upstreams
+	// were asked.
+	Unmodified bool
 }
 
 // MirrorChange is a version of a product that was added or removed.
@@ -146,8 +149,8 @@ func (e *MirrorError) Unwrap() error { return e.Err }
 // [Client.DownloadTo], and from partial files of earlier calls and processes. If a file is missing, or another than the
 // index says, the upstream's index is read again, once. If files of a version still fail, the tree keeps what it has of
 // that product; the others are mirrored. An upstream that cannot be read, or of which nothing is selected, changes nothing.
-// The error is that of all failures, which are [*MirrorError]; the report is complete, and nil only if the tree
-// itself cannot be read or written, or the arguments are wrong.
+// The error is that of all failures, which are [*MirrorError]; the report is complete, and nil only if ctx ends,
+// the tree itself cannot be read or written, or an argument is wrong.
 //
 // If no upstream has changed since the last Mirror that had no failure, and neither have the selections and the tree, one
 // conditional request for each of their metadata files is all that is sent, and nothing is written.
@@ -168,7 +171,7 @@ func (t *Tree) newMirror(ctx context.Context, upstreams []Upstream, options *Mir
 	if err := t.check(ctx); err != nil {
 		return nil, err
 	}
-	m := &mirror{tree: t, stored: map[digest]storedFile{}}
+	m := &mirror{tree: t, ready: map[digest]part{}}
 	if options != nil {
 		m.options = *options
 	}
@@ -246,17 +249,138 @@ type mirror struct {
 	upstreams []*upstreamReader
 	scratch   string
 
-	offers  []*offer              // what was read of the upstreams, without those that failed
-	stored  map[digest]storedFile // files in the store that are listed, or reserved
-	touched time.Time             // when the files that are not listed were last reserved
-	failed  []*MirrorError        // of upstreams
-	fetched failures
+	offers []*offer       // of the upstreams that were read
+	failed []*MirrorError // of those that were not
+
+	mu       sync.Mutex // guards what follows
+	ready    map[digest]part
+	reserved time.Time // when the files were reserved
+	fetched  MirrorReport
+	progress MirrorProgress
 }
 
-// storedFile is a file in the store.
-type storedFile struct {
-	path string
-	size int64
+// run does the work of Tree.Mirror.
+func (m *mirror) run(ctx context.Context) (report *MirrorReport, err error) {
+	if !m.options.DryRun {
+		release, err := m.openScratch(ctx)
+		if err != nil {
+			return nil, err
+		}
+		defer release()
+	}
+	state, err := m.loadState(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if kept, err := m.read(ctx, state); err != nil {
+		return nil, err
+	} else if kept >= 0 {
+		report = &MirrorReport{Unmodified: true, Kept: kept}
+		if m.options.DryRun {
+			return report, nil
+		}
+		_, err = m.tree.collect(ctx, false)
+		return report, err
+	}
+
+	plan, err := m.fetch(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !m.options.DryRun {
+		err := m.tree.update(ctx, func(l *listing) (err error) {
+			plan, err = planMirror(l, m.offers, m.isReady)
+			if err == nil {
+				*l = *plan.next
+			}
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	report = &m.fetched
+	report.Added, report.Removed, report.Kept = plan.added, plan.removed, plan.kept
+	report.Failed = append(m.failed, plan.failed...)
+	for _, version := range plan.missing {
+		// Somebody else has changed the tree meanwhile.
+		version.fail("", fmt.Errorf("%w: its files; call Mirror again", ErrConflict))
+		report.Failed = append(report.Failed, version.offered.failed)
+	}
+	if !m.options.DryRun && len(report.Failed) == 0 {
+		m.discardPartials()
+		if err := m.saveState(ctx, report); err != nil {
+			return nil, err
+		}
+	}
+
+	return report, joined(report.Failed)
+}
+
+// read reads the upstreams. If none of them has changed since the state was saved, it returns the number of versions kept,
+// and otherwise -1.
+func (m *mirror) read(ctx context.Context, state *mirrorState) (kept int, err error) {
+	offers := make([]*offer, len(m.upstreams))
+	unmodified := state != nil
+	for i, upstream := range m.upstreams {
+		var known *upstreamMetadata
+		if unmodified {
+			known = &state.Upstreams[i]
+		}
+		offers[i], err = upstream.read(ctx, known)
+		if err := ctxerr.Of(ctx); err != nil {
+			return 0, err
+		}
+		if err != nil {
+			m.failed = append(m.failed, upstream.failure(err))
+		}
+		unmodified = unmodified && err == nil && offers[i] == nil
+	}
+	if unmodified {
+		return state.Kept, nil
+	}
+	for i, upstream := range m.upstreams {
+		failed := slices.ContainsFunc(m.failed, func(f *MirrorError) bool { return f.Upstream == upstream.url() })
+		if offers[i] == nil && !failed {
+			// It is unmodified, but what it has must be weighed against what others have.
+			if offers[i], err = upstream.read(ctx, nil); err != nil {
+				if err := ctxerr.Of(ctx); err != nil {
+					return 0, err
+				}
+				m.failed = append(m.failed, upstream.failure(err))
+			}
+		}
+		if offers[i] != nil {
+			m.offers = append(m.offers, offers[i])
+		}
+	}
+
+	return -1, nil
+}
+
+// reread reads the upstreams again whose files were not as the index says, and reports whether there are any.
+func (m *mirror) reread(ctx context.Context, missing []*missingVersion) bool {
+	found := false
+	for i, o := range m.offers {
+		doubtful := slices.ContainsFunc(missing, func(v *missingVersion) bool {
+			failed := v.offered.failed
+			return v.upstream == o.upstream && failed != nil && (errors.Is(failed, ErrNotFound) || errors.Is(failed, ErrBadData))
+		})
+		if !doubtful {
+			continue
+		}
+		if next, err := o.upstream.read(ctx, nil); err == nil {
+			m.offers[i], found = next, true
+		}
+	}
+
+	return found
+}
+
+// isReady returns a file that is in the store and may be listed.
+func (m *mirror) isReady(sum digest) (part, bool) {
+	file, ok := m.ready[sum]
+	return file, ok
 }
 
 // joined returns the failures as one error, or nil.
