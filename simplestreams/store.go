@@ -2,12 +2,8 @@ package simplestreams
 
 import (
 	"context"
-	"errors"
 	"io"
 )
-
-// ErrConflict says that somebody else has changed a file in the meantime, see [Store.Swap].
-var ErrConflict = errors.New("changed by somebody else in the meantime")
 
 // Store is a place for the files of a [Tree], such as a directory ([DirStore]) or a bucket of an object store. Paths are
 // relative, have "/" as separator, and are as [io/fs.ValidPath] wants them. A Store must be safe for concurrent use, by

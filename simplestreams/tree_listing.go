@@ -117,7 +117,7 @@ func (l *listing) encode(w io.Writer) error {
 	e.text("format", "products:1.0")
 	e.name("products")
 	e.begin()
-	for _, name := range slices.Sorted(maps.Keys(l.products)) {
+	for _, name := range l.names() {
 		product := l.products[name]
 		e.name(name)
 		e.begin()
@@ -244,4 +244,40 @@ func (l *listing) files() map[string]bool {
 	}
 
 	return all
+}
+
+// copies returns the files by their hashes.
+func (l *listing) copies() map[digest]part {
+	all := map[digest]part{}
+	for _, product := range l.products {
+		for _, version := range product.versions {
+			for i := range version.items {
+				if file := version.items[i].part; file.sha256 != (digest{}) && version.items[i].broken == nil {
+					all[file.sha256] = file
+				}
+			}
+		}
+	}
+
+	return all
+}
+
+// catalog returns the images that clients of both families see in the listing.
+func (l *listing) catalog() (*catalog, error) {
+	reader, writer := io.Pipe()
+	go func() { _ = writer.CloseWithError(l.encode(writer)) }()
+	defer reader.Close()
+
+	return decodeCatalog(reader)
+}
+
+func decodeCatalog(r io.Reader) (*catalog, error) {
+	file, err := decodeProducts(r, new(Options).rules(), "")
+	if err != nil {
+		return nil, err
+	}
+	c := &catalog{}
+	c.arrange([]*productsFile{file})
+
+	return c, nil
 }
