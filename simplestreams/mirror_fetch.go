@@ -25,7 +25,9 @@ func (m *mirror) openScratch(ctx context.Context) (release func(), err error) {
 	temporary := ""
 	switch dir, ok := m.tree.store.(*DirStore); {
 	case ok:
-		m.scratch = dir.scratch()
+		if m.scratch, err = dir.scratch(); err != nil {
+			return nil, fmt.Errorf("simplestreams: %w", err)
+		}
 	case m.options.Scratch != "":
 		m.scratch = m.options.Scratch
 	default:
@@ -132,6 +134,15 @@ func (m *mirror) jobs(missing []*missingVersion, copies map[digest]part) (metada
 	}
 
 	return metadata, roots
+}
+
+// fileName returns the name of the file in the store.
+func (it *item) fileName() string {
+	if it.family == "" && it.rootType == rootSquashfs {
+		return "rootfs.squashfs"
+	}
+
+	return it.ftype()
 }
 
 func (j *fileJob) check(version *missingVersion, metadata, expected digest) {
