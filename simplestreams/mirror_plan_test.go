@@ -218,7 +218,9 @@ func TestNeededItems(t *testing.T) {
 		return it
 	}
 	unified := item{id: "unified", family: LXD, unified: true, part: part{sha256: digestOf("u")}}
-	root := func(kind rootType) item { return item{id: kind.String(), rootType: kind, part: part{sha256: digestOf("r")}} }
+	root := func(kind rootType) item {
+		return item{id: kind.String(), rootType: kind, part: part{sha256: digestOf("r")}}
+	}
 	all := []item{
 		meta(LXD, rootSquashfs, rootTarXZ, rootDiskKVM, rootDiskUEFI), meta(Incus, rootTarXZ, rootDisk1), unified,
 		root(rootSquashfs), root(rootTarXZ), root(rootDiskKVM), root(rootDiskUEFI), root(rootDisk1),
