@@ -68,11 +68,16 @@ func (h handlerTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // images reads a tree as both families do, with the files of all images, and returns a line for each. It fails if anything
 // that the tree lists is missing or wrong.
-func images(t *testing.T, files http.Handler) []string {
+func images(t *testing.T, files http.Handler, change ...func(*simplestreams.Options)) []string {
 	t.Helper()
 	var lines []string
 	for _, family := range []simplestreams.Family{simplestreams.LXD, simplestreams.Incus} {
-		client := handlerClient(t, files, func(o *simplestreams.Options) { o.Family = family })
+		client := handlerClient(t, files, func(o *simplestreams.Options) {
+			o.Family = family
+			for _, each := range change {
+				each(o)
+			}
+		})
 		for _, image := range all(t, client) {
 			content := readAll(t, client, image)
 			require.Equal(t, image.Fingerprint, streamstest.Hash(content))
