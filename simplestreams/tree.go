@@ -85,15 +85,14 @@ func (t *Tree) check(ctx context.Context) error {
 // has published. The tree is read when the sequence is ranged over, which can be repeated. An error ends the sequence.
 func (t *Tree) Images(ctx context.Context) iter.Seq2[*Image, error] {
 	return func(yield func(*Image, error) bool) {
-		if err := t.check(ctx); err != nil {
-			yield(nil, err)
-			return
-		}
 		images := &catalog{}
-		_, err := t.open(ctx, func(r *metadataReader) (err error) {
-			images, err = parseAll(r, decodeCatalog)
-			return err
-		})
+		err := t.check(ctx)
+		if err == nil {
+			_, err = t.open(ctx, func(r *metadataReader) (err error) {
+				images, err = parseAll(r, func(r io.Reader) (*catalog, error) { return decodeCatalog(r, nil) })
+				return err
+			})
+		}
 		if err != nil {
 			yield(nil, err)
 			return
@@ -111,16 +110,7 @@ func (t *Tree) Images(ctx context.Context) iter.Seq2[*Image, error] {
 // error matches errDeleted. Those that it removes are deleted after the grace period. If the listing remains the same,
 // nothing is written.
 func (t *Tree) update(ctx context.Context, change func(*listing) error) error {
-	select {
-	case t.changing <- struct{}{}:
-		defer func() { <-t.changing }()
-	case <-ctx.Done():
-		return ctxerr.Of(ctx)
-	}
-	if err := again(ctx, func() error { return t.replace(ctx, change) }); err != nil {
-		return err
-	}
-	if err := t.sign(ctx); err != nil {
+	if err := t.change(ctx, change); err != nil {
 		return err
 	}
 	if _, err := t.collect(ctx, false); err != nil {
@@ -130,6 +120,24 @@ func (t *Tree) update(ctx context.Context, change func(*listing) error) error {
 
 	return nil
 }
+
+// change is update without deleting.
+func (t *Tree) change(ctx context.Context, change func(*listing) error) error {
+	select {
+	case t.changing <- struct{}{}:
+		defer func() { <-t.changing }()
+	case <-ctx.Done():
+		return ctxerr.Of(ctx)
+	}
+	if err := again(ctx, func() error { return t.replace(ctx, change) }); err != nil {
+		return err
+	}
+
+	return t.sign(ctx)
+}
+
+// errUnknown says that the files of a change must not be deleted, as the change may have been made.
+var errUnknown = errors.New("whether the change was made is not known")
 
 // replace makes a change, unless somebody else makes another one at the same time: then the error matches ErrConflict.
 func (t *Tree) replace(ctx context.Context, change func(*listing) error) (err error) {
@@ -160,10 +168,8 @@ func (t *Tree) replace(ctx context.Context, change func(*listing) error) (err er
 		return treeError(indexPath, err)
 	}
 
-	swapping := false
 	defer func() {
-		// Whether a Swap that failed otherwise has replaced the index, or still does, is not known.
-		if err != nil && products != "" && (!swapping || errors.Is(err, ErrConflict)) {
+		if err != nil && products != "" && !errors.Is(err, errUnknown) {
 			t.abandon(ctx, part{path: products}, part{path: signedPath(products)})
 		}
 	}()
@@ -182,8 +188,10 @@ func (t *Tree) replace(ctx context.Context, change func(*listing) error) (err er
 			return err
 		}
 	}
-	swapping = true
 	if err := t.store.Swap(ctx, indexPath, content, index.tag); err != nil {
+		if !errors.Is(err, ErrConflict) {
+			err = fmt.Errorf("%w; %w", err, errUnknown)
+		}
 		return treeError(indexPath, err)
 	}
 	t.options.Logger.DebugContext(ctx, "replaced the index of the tree", "products", products)

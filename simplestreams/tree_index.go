@@ -45,11 +45,11 @@ type member struct {
 
 // productsPath is the form of the products file's path. It has a part of the content's hash, so that a listing that is the
 // same is not written again, and a random one, so that no path is used twice.
-var productsPath = regexp.MustCompile(`^streams/v1/golxd-[0-9a-f]{32}-[A-Z2-7]{26}\.json$`)
+var productsPath = regexp.MustCompile(`^streams/v1/golxd-[0-9a-f]{32}-[a-z2-7]{26}\.json$`)
 
 // newProductsPath returns a path for the products file with a hash.
 func newProductsPath(hash digest) string {
-	return productsPrefix(hash) + rand.Text() + ".json"
+	return productsPrefix(hash) + strings.ToLower(rand.Text()) + ".json"
 }
 
 func productsPrefix(hash digest) string {

@@ -262,17 +262,18 @@ func (l *listing) copies() map[digest]part {
 	return all
 }
 
-// catalog returns the images that clients of both families see in the listing.
-func (l *listing) catalog() (*catalog, error) {
+// catalog returns the images that a client with the options sees in the listing.
+func (l *listing) catalog(options *Options) (*catalog, error) {
 	reader, writer := io.Pipe()
 	go func() { _ = writer.CloseWithError(l.encode(writer)) }()
 	defer reader.Close()
 
-	return decodeCatalog(reader)
+	return decodeCatalog(reader, options)
 }
 
-func decodeCatalog(r io.Reader) (*catalog, error) {
-	file, err := decodeProducts(r, new(Options).rules(), "")
+func decodeCatalog(r io.Reader, options *Options) (*catalog, error) {
+	set := options.withDefaults()
+	file, err := decodeProducts(r, set.rules(), "")
 	if err != nil {
 		return nil, err
 	}
