@@ -242,11 +242,7 @@ func (t *Tree) copies(ctx context.Context) (map[digest]part, error) {
 }
 
 // due reports whether collect has something to do with a file.
-func (f *ledgerFile) due(now time.Time) bool {
-	return f.Deleting || !now.Before(f.Until) || f.settled(now)
-}
-
-func (f *ledgerFile) settled(now time.Time) bool { return !now.Before(f.Since.Add(settleFor)) }
+func (f *ledgerFile) due(now time.Time) bool { return f.Deleting || !now.Before(f.Until) }
 
 // collect deletes the files whose time has come and that are not listed, and returns their paths. With dry set it deletes
 // nothing.
@@ -284,13 +280,15 @@ func (t *Tree) collect(ctx context.Context, dry bool) ([]string, error) {
 		changed := false
 		for path, file := range l.Files {
 			switch {
-			case listed[path] && file.settled(now):
-				delete(l.Files, path)
-				changed = true
-			case !listed[path] && file.Deleting:
-				doomed = append(doomed, path)
-			case !listed[path] && !now.Before(file.Until):
-				file.Deleting, changed = true, true
+			case !file.due(now):
+			case listed[path]:
+				if !now.Before(file.Since.Add(settleFor)) {
+					delete(l.Files, path)
+					changed = true
+				}
+			default:
+				changed = changed || !file.Deleting
+				file.Deleting = true
 				doomed = append(doomed, path)
 			}
 		}

@@ -131,33 +131,26 @@ func (s *memStore) names() []string {
 	return slices.Sorted(maps.Keys(s.files))
 }
 
-// FS returns the files as they are at this moment.
-func (s *memStore) FS() fs.FS {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	files := fstest.MapFS{}
-	for path, content := range s.files {
-		files[path] = &fstest.MapFile{Data: content}
-	}
-
-	return files
-}
-
-// live serves what a store has at the time of each request.
+// live is a file system of what a store has.
 type live struct{ *memStore }
 
-func (l live) Open(name string) (fs.File, error) { return l.FS().Open(name) }
-
-// crashAt makes call number n the last one that a store makes, with its effect or without.
-func (s *memStore) crashAt(n int, effect bool) {
-	s.calls = 0
-	s.fault = func(call int, after bool) error {
-		if call > n || call == n && after == effect {
-			return errCrash
-		}
-
-		return nil
+func (l live) Open(name string) (fs.File, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	content, err := l.load(name)
+	if err != nil {
+		return nil, err
 	}
+
+	return fstest.MapFS{name: {Data: content}}.Open(name)
 }
 
-var errCrash = errors.New("crashed")
+// errStore is the error of a call that fails.
+var errStore = errors.New("the store has failed")
+
+// faults are ways in which a store fails at call number n.
+var faults = map[string]func(call int, after bool, n int) bool{
+	"crash":   func(call int, after bool, n int) bool { return call >= n && !after },
+	"once":    func(call int, after bool, n int) bool { return call == n && !after },
+	"unknown": func(call int, after bool, n int) bool { return call == n && after },
+}

@@ -68,18 +68,26 @@ func (h handlerTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // images reads a tree as both families do, with the files of all images, and returns a line for each. It fails if anything
 // that the tree lists is missing or wrong.
-func images(t *testing.T, files http.Handler, change ...func(*simplestreams.Options)) []string {
+func images(t *testing.T, handler http.Handler, change ...func(*simplestreams.Options)) []string {
 	t.Helper()
 	var lines []string
 	for _, family := range []simplestreams.Family{simplestreams.LXD, simplestreams.Incus} {
-		client := handlerClient(t, files, func(o *simplestreams.Options) {
+		client := handlerClient(t, handler, func(o *simplestreams.Options) {
 			o.Family = family
 			for _, each := range change {
 				each(o)
 			}
 		})
 		for _, image := range all(t, client) {
-			content := readAll(t, client, image)
+			var content []byte
+			for _, file := range image.Files {
+				w := httptest.NewRecorder()
+				handler.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/"+file.Path, nil))
+				require.Equal(t, http.StatusOK, w.Code, file.Path)
+				require.Equal(t, file.SHA256, streamstest.Hash(w.Body.Bytes()))
+				require.EqualValues(t, file.Size, w.Body.Len())
+				content = append(content, w.Body.Bytes()...)
+			}
 			require.Equal(t, image.Fingerprint, streamstest.Hash(content))
 			lines = append(lines, fmt.Sprintf("%s %s %s %s %q", family, image.Product, image.Version, image.Properties["type"], content))
 		}
