@@ -40,11 +40,11 @@ func planMirror(current *listing, offers []*offer, have func(digest) (part, bool
 	p := &mirrorPlan{next: &listing{products: maps.Clone(current.products)}}
 	owners := map[string]string{} // by product: the upstream that the listing has it from; only those that are mirrored
 	for name, product := range current.products {
-		owner, err := product.mirror()
+		text, err := product.text(mirrorAttribute)
 		if err != nil {
 			return nil, err
 		}
-		if owner != "" {
+		if owner := text[mirrorAttribute]; owner != "" {
 			owners[name] = owner
 		}
 	}

@@ -70,9 +70,9 @@ func describe(t *testing.T, l *listing) map[string]string {
 	t.Helper()
 	products := map[string]string{}
 	for name, product := range l.products {
-		upstream, err := product.mirror()
+		text, err := product.text(mirrorAttribute)
 		require.NoError(t, err)
-		if upstream != "" {
+		if upstream := text[mirrorAttribute]; upstream != "" {
 			name += "@" + strings.TrimPrefix(upstream, "https://")
 		}
 		var versions []string

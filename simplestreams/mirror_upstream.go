@@ -3,7 +3,6 @@ package simplestreams
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -14,9 +13,6 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 )
-
-// mirrorField is the field of a mirrored product with the URL of its upstream.
-const mirrorField = "golxd_mirror"
 
 // upstreamReader reads the metadata files of an upstream.
 type upstreamReader struct {
@@ -30,13 +26,15 @@ type upstreamReader struct {
 
 // upstreamMetadata identifies the content of an upstream's metadata files.
 type upstreamMetadata struct {
-	Index    stamp           `json:"index"`
-	Products []productsStamp `json:"products"`
+	Index    metadataFile   `json:"index"`
+	Products []metadataFile `json:"products"`
 }
 
-type productsStamp struct {
-	Path  string `json:"path"`
-	Stamp stamp  `json:"stamp"`
+// metadataFile identifies the content of a metadata file.
+type metadataFile struct {
+	Path   string `json:"path"`   // in the index
+	Source string `json:"source"` // the path that was read: that of the signed file, if there is one
+	Stamp  stamp  `json:"stamp"`
 }
 
 // offer is what an upstream has of the selections.
@@ -47,7 +45,7 @@ type offer struct {
 }
 
 type offeredProduct struct {
-	attributes jsontext.Value // with mirrorField
+	attributes jsontext.Value // with mirrorAttribute
 	versions   map[string]*offeredVersion
 }
 
@@ -74,8 +72,7 @@ func (u *upstreamReader) read(ctx context.Context, known *upstreamMetadata) (*of
 	if err != nil {
 		return nil, err
 	}
-	metadata := upstreamMetadata{Index: index.stamp}
-	metadata.Index.Checked = time.Time{}
+	metadata := upstreamMetadata{Index: identify(indexPath, index)}
 	paths := index.content
 	if paths == nil && known != nil {
 		for _, each := range known.Products {
@@ -94,8 +91,7 @@ func (u *upstreamReader) read(ctx context.Context, known *upstreamMetadata) (*of
 		if err != nil {
 			return nil, err
 		}
-		products.stamp.Checked = time.Time{}
-		metadata.Products = append(metadata.Products, productsStamp{path, products.stamp})
+		metadata.Products = append(metadata.Products, identify(path, products))
 		contents[i] = products.content
 		modified = modified || products.content != nil
 	}
@@ -147,21 +143,24 @@ func (u *upstreamReader) merge(files []map[string]*offeredProduct) *offer {
 	return o
 }
 
-// getChanged downloads a metadata file, unless it is the one with the stamp: then the content is the zero value.
-func getChanged[T any](ctx context.Context, c *Client, path string, known *stamp, parse func(io.Reader) (T, error)) (file *document[T], err error) {
+// getChanged downloads a metadata file, unless it is the known one: then the content is the zero value.
+func getChanged[T any](ctx context.Context, c *Client, path string, known *metadataFile, parse func(io.Reader) (T, error)) (*document[T], error) {
 	var unmodified *document[T]
 	if known != nil {
-		unmodified = &document[T]{stamp: *known}
+		unmodified = &document[T]{path: known.Source, stamp: known.Stamp}
 	}
-	err = c.retry(ctx, path, func() (err error) {
-		file, err = fetch(ctx, c, path, unmodified, parse)
-		return err
-	})
 
-	return file, err
+	return getVerified(ctx, c, path, unmodified, true, parse)
 }
 
-func (m *upstreamMetadata) index() *stamp {
+func identify[T any](path string, file *document[T]) metadataFile {
+	id := metadataFile{Path: path, Source: file.path, Stamp: file.stamp}
+	id.Stamp.Checked = time.Time{}
+
+	return id
+}
+
+func (m *upstreamMetadata) index() *metadataFile {
 	if m == nil {
 		return nil
 	}
@@ -169,11 +168,11 @@ func (m *upstreamMetadata) index() *stamp {
 	return &m.Index
 }
 
-func (m *upstreamMetadata) products(path string) *stamp {
+func (m *upstreamMetadata) products(path string) *metadataFile {
 	if m != nil {
 		for i := range m.Products {
 			if m.Products[i].Path == path {
-				return &m.Products[i].Stamp
+				return &m.Products[i]
 			}
 		}
 	}
@@ -201,13 +200,14 @@ func (u *upstreamReader) decode(r io.Reader) (map[string]*offeredProduct, error)
 // choose returns the versions and items of a product that are selected.
 func (u *upstreamReader) choose(name string, product *treeProduct) (*offeredProduct, error) {
 	offered := &offeredProduct{versions: map[string]*offeredVersion{}}
-	aliases, arch, err := product.names()
+	text, err := product.text("aliases", "arch")
 	if err != nil {
 		return nil, err
 	}
+	aliases := strings.Split(text["aliases"], ",")
 	architecture := ""
 	for _, daemon := range u.client.daemons {
-		if known, ok := daemon.architecture(arch); ok {
+		if known, ok := daemon.architecture(text["arch"]); ok {
 			architecture = known
 		}
 	}
@@ -373,47 +373,19 @@ func (u *upstreamReader) prepare(items []item) (file string, err error) {
 	return "", nil
 }
 
-// names returns the aliases and the architecture of a product.
-func (p *treeProduct) names() (aliases []string, arch string, err error) {
-	d := newDecoder(bytes.NewReader(p.attributes))
-	err = d.object(func(name []byte) error {
-		switch string(name) {
-		case "aliases":
-			text, err := d.text()
-			aliases = strings.Split(string(text), ",")
-			return err
-		case "arch":
-			return d.keep(&arch)
-		default:
-			return d.SkipValue()
-		}
-	})
-
-	return aliases, arch, err
-}
-
-// mirror returns the URL of the upstream of a mirrored product, or "".
-func (p *treeProduct) mirror() (url string, err error) {
-	d := newDecoder(bytes.NewReader(p.attributes))
-	_, err = d.attributes(mirrorField, func() error { return d.keep(&url) })
-
-	return url, err
-}
-
-// mirrored returns the attributes of a product with mirrorField.
+// mirrored returns the attributes of a product with mirrorAttribute.
 func mirrored(attributes jsontext.Value, url string) (jsontext.Value, error) {
 	d := newDecoder(bytes.NewReader(attributes))
-	others, err := d.attributes(mirrorField, d.SkipValue)
+	others, err := d.attributes(mirrorAttribute, d.SkipValue) // It may be there several times.
 	if err != nil {
 		return nil, err
 	}
-	field, err := jsontext.AppendQuote([]byte(`{"`+mirrorField+`":`), url)
-	if len(others) > len("{}") {
-		field = append(field, ',')
+	all, err := setMembers(others, []member{{mirrorAttribute, quoted(url)}})
+	if err != nil {
+		return nil, err
 	}
-	all := jsontext.Value(append(field, others[1:]...))
 
-	return all, errors.Join(err, normalize(&all))
+	return all, normalize(&all)
 }
 
 // normalize makes the attributes those that are read when they have been written.
