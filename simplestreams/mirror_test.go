@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"maps"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -38,42 +37,44 @@ func mirrorFilesOf(products []streamstest.Product) map[string][]byte {
 	})
 }
 
-// mirrorTo is a tree in a directory that is to mirror upstreams.
+// mirrorTo is a tree that is to mirror upstreams.
 type mirrorTo struct {
 	*simplestreams.Tree
-	dir string
+	store *memStore // or nil
+	dir   string    // of a DirStore
 }
 
+// newMirrorTree returns a tree in memory.
 func newMirrorTree(t *testing.T) *mirrorTo {
 	t.Helper()
-	return mirrorTree(t, t.TempDir(), nil)
+	store := newMemStore()
+
+	return &mirrorTo{Tree: newTree(t, store, nil), store: store}
 }
 
-func mirrorTree(t *testing.T, dir string, options *simplestreams.TreeOptions) *mirrorTo {
+// newMirrorDir returns a tree in a directory.
+func newMirrorDir(t *testing.T, dir string) *mirrorTo {
 	t.Helper()
 	store, err := simplestreams.NewDirStore(dir)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = store.Close() })
-	tree, err := simplestreams.NewTree(store, options)
-	require.NoError(t, err)
 
-	return &mirrorTo{tree, dir}
+	return &mirrorTo{Tree: newTree(t, store, nil), dir: dir}
 }
 
-// client returns a client for the tree, behind a web server.
-func (m *mirrorTo) client(t *testing.T, options *simplestreams.Options) *simplestreams.Client {
-	t.Helper()
-	server := httptest.NewServer(http.FileServer(http.Dir(m.dir)))
-	t.Cleanup(server.Close)
-	if options == nil {
-		options = &simplestreams.Options{}
+// files returns the files of the tree for a web server.
+func (m *mirrorTo) files() fs.FS {
+	if m.store != nil {
+		return live{m.store}
 	}
-	options.AllowHTTP = true
-	client, err := simplestreams.New(server.URL, options)
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = client.Close() })
 
-	return client
+	return os.DirFS(m.dir)
+}
+
+// client returns a client for the tree.
+func (m *mirrorTo) client(t *testing.T, family simplestreams.Family) *simplestreams.Client {
+	t.Helper()
+	return handlerClient(t, simplestreams.NewHandler(m.files()), func(o *simplestreams.Options) { o.Family = family })
 }
 
 // check downloads every image of the tree, for both families, and returns the versions by product.
@@ -81,7 +82,7 @@ func (m *mirrorTo) check(t *testing.T) map[string][]string {
 	t.Helper()
 	versions := map[string][]string{}
 	for _, family := range []simplestreams.Family{"", simplestreams.LXD, simplestreams.Incus} {
-		client := m.client(t, &simplestreams.Options{Family: family})
+		client := m.client(t, family)
 		for _, image := range all(t, client) {
 			require.Equal(t, image.Fingerprint, streamstest.Hash(readAll(t, client, image)))
 			if !slices.Contains(versions[image.Product], image.Version) {
@@ -96,16 +97,23 @@ func (m *mirrorTo) check(t *testing.T) map[string][]string {
 	return versions
 }
 
-// snapshot returns the size and time of every file.
+// snapshot identifies the content of every file.
 func (m *mirrorTo) snapshot(t *testing.T) map[string]string {
 	t.Helper()
 	files := map[string]string{}
-	require.NoError(t, filepath.WalkDir(m.dir, func(path string, entry fs.DirEntry, err error) error {
+	if m.store != nil {
+		for _, name := range m.store.names() {
+			files[name] = tagOf(m.store.files[name])
+		}
+
+		return files
+	}
+	require.NoError(t, fs.WalkDir(m.files(), ".", func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() {
 			return err
 		}
 		info, err := entry.Info()
-		files[strings.TrimPrefix(path, m.dir+"/")] = fmt.Sprint(info.Size(), info.ModTime())
+		files[path] = fmt.Sprint(info.Size(), info.ModTime())
 		return err
 	}))
 
@@ -136,9 +144,13 @@ var newest = map[string][]string{
 }
 
 func TestMirror(t *testing.T) {
+	t.Run("directory", func(t *testing.T) { testMirror(t, newMirrorDir(t, t.TempDir())) })
+	t.Run("memory", func(t *testing.T) { testMirror(t, newMirrorTree(t)) })
+}
+
+func testMirror(t *testing.T, tree *mirrorTo) {
 	server := serve(t, mirrorFiles())
 	client := newClient(t, server, nil)
-	tree := newMirrorTree(t)
 
 	var progress simplestreams.MirrorProgress
 	report, err := tree.Mirror(t.Context(), upstreams(client), &simplestreams.MirrorOptions{Progress: func(p simplestreams.MirrorProgress) { progress = p }})
@@ -156,7 +168,7 @@ func TestMirror(t *testing.T) {
 	t.Run("as on the upstream", func(t *testing.T) {
 		for _, family := range []simplestreams.Family{simplestreams.LXD, simplestreams.Incus} {
 			upstream := newClient(t, server, func(o *simplestreams.Options) { o.Family = family })
-			mirrored := tree.client(t, &simplestreams.Options{Family: family})
+			mirrored := tree.client(t, family)
 			for _, alias := range []string{"ubuntu/24.04", "ubuntu/noble/arm64", "alpine", "appliance", "old", "board"} {
 				for _, kind := range []simplestreams.ImageType{"", simplestreams.VirtualMachine} {
 					options := &simplestreams.ResolveOptions{Type: kind}
@@ -184,10 +196,12 @@ func TestMirror(t *testing.T) {
 		require.NotContains(t, requests, "images/ubuntu/noble/amd64/default/20240101_07:42/lxd.tar.xz")
 	})
 	t.Run("unknown fields", func(t *testing.T) {
-		files, err := filepath.Glob(tree.dir + "/streams/v1/golxd-*.json")
-		require.NoError(t, err)
-		require.Len(t, files, 1)
-		content, err := os.ReadFile(files[0])
+		var content []byte
+		for path := range tree.snapshot(t) {
+			if strings.HasPrefix(path, "streams/v1/golxd-") {
+				content, err = fs.ReadFile(tree.files(), path)
+			}
+		}
 		require.NoError(t, err)
 		require.Contains(t, string(content), `"x_unknown":{"deep":["<&>","ü"]}`)
 		require.Contains(t, string(content), `"pubname":"ubuntu-noble"`)
@@ -246,7 +260,7 @@ func TestMirrorSelections(t *testing.T) {
 		lxd := newClient(t, server, func(o *simplestreams.Options) { o.Family = simplestreams.LXD })
 		_, err := tree.Mirror(t.Context(), upstreams(lxd), nil)
 		require.NoError(t, err)
-		require.Empty(t, all(t, tree.client(t, &simplestreams.Options{Family: simplestreams.Incus})))
+		require.Empty(t, all(t, tree.client(t, simplestreams.Incus)))
 		require.Equal(t, newest, tree.check(t))
 	})
 	t.Run("nothing", func(t *testing.T) {
@@ -394,7 +408,8 @@ func TestMirrorFailedFile(t *testing.T) {
 			server := serve(t, old)
 			client := newClient(t, server, nil)
 			tree := newMirrorTree(t)
-			_, err := tree.Mirror(t.Context(), upstreams(client), nil)
+			options := &simplestreams.MirrorOptions{Scratch: filepath.Join(t.TempDir(), "scratch")}
+			_, err := tree.Mirror(t.Context(), upstreams(client), options)
 			require.NoError(t, err)
 			for path, content := range next {
 				server.Set(path, content)
@@ -402,7 +417,7 @@ func TestMirrorFailedFile(t *testing.T) {
 			server.Fault(bad("lxd"), test.fault)
 			server.Fault(bad("incus"), test.fault)
 
-			report, err := tree.Mirror(t.Context(), upstreams(client), nil)
+			report, err := tree.Mirror(t.Context(), upstreams(client), options)
 			var failed *simplestreams.MirrorError
 			require.ErrorAs(t, err, &failed)
 			require.Equal(t, "alpine:3.20:amd64", failed.Product)
@@ -419,12 +434,12 @@ func TestMirrorFailedFile(t *testing.T) {
 
 			server.Fault(bad("lxd"), nil)
 			server.Fault(bad("incus"), nil)
-			report, err = tree.Mirror(t.Context(), upstreams(client), nil)
+			report, err = tree.Mirror(t.Context(), upstreams(client), options)
 			require.NoError(t, err)
 			require.Equal(t, 1, report.Files)
 			want["alpine:3.20:amd64"] = []string{"20240401"}
 			require.Equal(t, want, tree.check(t))
-			partial, err := filepath.Glob(tree.dir + "/.golxd/*.partial")
+			partial, err := os.ReadDir(options.Scratch)
 			require.NoError(t, err)
 			require.Empty(t, partial)
 		})
@@ -599,7 +614,7 @@ func TestMirrorResumes(t *testing.T) {
 			server.Fault(root, streamstest.Cut(int64(at)))
 		}
 		server.Requests()
-		_, err := mirrorTree(t, dir, nil).Mirror(t.Context(), upstreams(newClient(t, server, nil)), nil)
+		_, err := newMirrorDir(t, dir).Mirror(t.Context(), upstreams(newClient(t, server, nil)), nil)
 		require.Equal(t, at > 0, err != nil)
 		for _, request := range server.Requests() {
 			switch request.Path {
@@ -614,13 +629,13 @@ func TestMirrorResumes(t *testing.T) {
 			}
 		}
 	}
-	require.Equal(t, map[string][]string{"big": {"20240101"}}, mirrorTree(t, dir, nil).check(t))
+	require.Equal(t, map[string][]string{"big": {"20240101"}}, newMirrorDir(t, dir).check(t))
 }
 
 // TestMirrorWrongPartial: a partial file with other content is replaced.
 func TestMirrorWrongPartial(t *testing.T) {
 	server := serve(t, mirrorFiles())
-	tree := newMirrorTree(t)
+	tree := newMirrorDir(t, t.TempDir())
 	require.NoError(t, os.Mkdir(tree.dir+"/.golxd", 0o700))
 	wrong := filepath.Join(tree.dir, ".golxd", streamstest.Hash([]byte("an old image"))+".partial")
 	require.NoError(t, os.WriteFile(wrong, []byte("no"), 0o600))
