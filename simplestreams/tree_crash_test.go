@@ -8,6 +8,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -340,4 +341,34 @@ func testPublishers(t *testing.T, seed uint64) {
 	require.Empty(t, leftAfterGrace(t, store, options))
 	require.Equal(t, have, images(t, simplestreams.NewHandler(live{store})))
 	requireForeign(t, store.files)
+}
+
+// envPublish is set for the test binary as a publisher: the directory, the product, and the number of versions.
+const envPublish = "SIMPLESTREAMS_TEST_PUBLISH"
+
+// publisher publishes versions of a product, keeping three, until it is killed or has published them all.
+func publisher(job string) error {
+	fields := strings.Split(job, "|")
+	store, err := simplestreams.NewDirStore(fields[0])
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	tree, err := simplestreams.NewTree(store, &simplestreams.TreeOptions{Grace: -1})
+	if err != nil {
+		return err
+	}
+	versions, err := strconv.Atoi(fields[2])
+	if err != nil {
+		return err
+	}
+	for n := range versions {
+		p := debian(fmt.Sprintf("20260101_%05d", n), fmt.Sprintf("%s%s %d", xzMagic, fields[1], n), squashfsMagic+"root")
+		p.Product, p.Aliases = fields[1], nil
+		if _, err := tree.Publish(context.Background(), p, &simplestreams.PublishOptions{Keep: 3, Replace: true}); err != nil {
+			return err
+		}
+	}
+
+	return nil
 }
