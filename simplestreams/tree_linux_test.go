@@ -95,26 +95,6 @@ func TestTreeKilled(t *testing.T) {
 	require.Empty(t, unlisted(t, files))
 }
 
-// readFiles returns the files in a directory.
-func readFiles(t *testing.T, dir string) map[string][]byte {
-	t.Helper()
-	files := map[string][]byte{}
-	require.NoError(t, filepath.WalkDir(dir, func(path string, entry os.DirEntry, err error) error {
-		if err != nil || entry.IsDir() {
-			return err
-		}
-		name, err := filepath.Rel(dir, path)
-		if err != nil {
-			return err
-		}
-		files[name], err = os.ReadFile(path)
-
-		return err
-	}))
-
-	return files
-}
-
 // TestTreeFullDisk publishes on a disk that becomes full. It needs root, as the real daemons do.
 func TestTreeFullDisk(t *testing.T) {
 	dir := t.TempDir()
