@@ -82,5 +82,6 @@
 //
 // [*Error] names the file and the HTTP status, [*ResolveError] the reference, [*HashError] the file and both hashes.
 // [*InputError] names an argument or option that was refused; package lxd has the same type. [ErrInvalid], [ErrNotFound],
-// [ErrAmbiguous], [ErrBadData], [ErrTooLarge], [ErrInsecure], [ErrRedirect] and [ErrStalled] are matched with [errors.Is].
+// [ErrAmbiguous], [ErrBadData], [ErrTooLarge], [ErrInsecure], [ErrRedirect], [ErrStalled], [ErrExists] and [ErrConflict] are
+// matched with [errors.Is].
 package simplestreams

@@ -137,6 +137,9 @@ func TestDirStore(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, info.IsDir())
 
+	require.NoError(t, os.Symlink("nowhere", filepath.Join(dir, "dangling")))
+	require.Error(t, store.Put(t.Context(), "dangling/file", strings.NewReader("x")))
+
 	// A web server of another user can read the files, but not those that are not complete.
 	require.NoError(t, store.Put(t.Context(), "streams/v1/file", strings.NewReader("x")))
 	for path, mode := range map[string]fs.FileMode{"streams/v1/file": 0o644, "streams/v1": 0o755, ".golxd": 0o700} {
@@ -163,4 +166,31 @@ func TestDirStore(t *testing.T) {
 	require.ErrorIs(t, err, simplestreams.ErrInvalid)
 	_, err = simplestreams.NewDirStore(filepath.Join(outside, "file"))
 	require.Error(t, err)
+}
+
+// TestTreeNil calls methods of values that no constructor has returned.
+func TestTreeNil(t *testing.T) {
+	ctx := t.Context()
+	var store *simplestreams.DirStore
+	for _, tree := range []*simplestreams.Tree{nil, {}} {
+		_, published := tree.Publish(ctx, debian("20260101", gzipMagic), nil)
+		_, pruned := tree.Prune(ctx, nil)
+		var listed error
+		for _, err := range tree.Images(ctx) {
+			listed = err
+		}
+		for _, err := range []error{published, pruned, listed, tree.Remove(ctx, "a")} {
+			require.ErrorIs(t, err, simplestreams.ErrInvalid)
+		}
+	}
+	_, opened := store.Open(ctx, "a")
+	_, _, loaded := store.Load(ctx, "a")
+	for _, err := range []error{opened, loaded, store.Put(ctx, "a", nil), store.Swap(ctx, "a", nil, ""), store.Delete(ctx, "a"), store.Close()} {
+		require.ErrorIs(t, err, simplestreams.ErrInvalid)
+	}
+	tree := newTree(t, newMemStore(), nil)
+	_, err := tree.Publish(ctx, nil, nil)
+	require.ErrorIs(t, err, simplestreams.ErrInvalid)
+	_, err = tree.Publish(nil, debian("20260101", gzipMagic), nil) //nolint:staticcheck // It is what is tested.
+	require.ErrorIs(t, err, simplestreams.ErrInvalid)
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/golxd/lxd/lxdtest/streamstest"
 	"github.com/golxd/lxd/simplestreams"
 )
 
@@ -343,6 +344,82 @@ func testPublishers(t *testing.T, seed uint64) {
 	require.Empty(t, leftAfterGrace(t, store, options))
 	require.Equal(t, have, images(t, simplestreams.NewHandler(live{store})))
 	requireForeign(t, store.files)
+}
+
+// TestTreeInterleaved makes a change of a program while another one, which may be slow, is at each of its calls of the store.
+// Both changes are made, and nothing is left.
+func TestTreeInterleaved(t *testing.T) {
+	for name, options := range map[string]*simplestreams.TreeOptions{"plain": {Grace: -1}, "signed": {Grace: -1, Signer: fakeSigner{}}} {
+		for _, pause := range []time.Duration{0, 3 * time.Hour} {
+			t.Run(fmt.Sprintf("%s %v", name, pause), func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) { testInterleaved(t, options, pause) })
+			})
+		}
+	}
+}
+
+func testInterleaved(t *testing.T, options *simplestreams.TreeOptions, pause time.Duration) {
+	root := squashfsMagic + "root"
+	named := func(product, version string, files ...string) *simplestreams.Publication {
+		p := debian(version, files...)
+		p.Product, p.Aliases = product, nil
+		return p
+	}
+	known := named("a", "20260101", xzMagic+"old", root)
+	known.Fingerprint = streamstest.Hash([]byte(xzMagic+"old"), []byte(root))
+	changes := map[string]func(context.Context, *simplestreams.Tree) error{
+		"publish":      publish(named("a", "20260101", xzMagic+"a", root), nil),
+		"fingerprint":  publish(known, nil),
+		"remove other": func(ctx context.Context, tree *simplestreams.Tree) error { return tree.Remove(ctx, "also", "20260102") },
+	}
+	others := map[string]func(context.Context, *simplestreams.Tree) error{
+		"remove":  func(ctx context.Context, tree *simplestreams.Tree) error { return tree.Remove(ctx, "old") },
+		"keep":    publish(named("old", "20260105", gzipMagic+"new"), &simplestreams.PublishOptions{Keep: 1}),
+		"publish": publish(named("b", "20260101", xzMagic+"b", root), nil),
+	}
+	base := &memStore{files: foreignFiles()}
+	for _, p := range []*simplestreams.Publication{
+		named("old", "20260101", xzMagic+"old", root), named("also", "20260101", gzipMagic+"also"), named("also", "20260102", gzipMagic+"more"),
+	} {
+		require.NoError(t, publish(p, nil)(t.Context(), newTree(t, base, options)))
+	}
+	for changeName, change := range changes {
+		for otherName, other := range others {
+			serial := &memStore{files: maps.Clone(base.files)}
+			require.NoError(t, change(t.Context(), newTree(t, serial, options)))
+			calls := serial.calls
+			require.NoError(t, other(t.Context(), newTree(t, serial, options)))
+			want := images(t, simplestreams.NewHandler(live{serial}))
+			for n := 1; n <= calls; n++ {
+				at := fmt.Sprintf("%s at call %d of %d of %s", otherName, n, calls, changeName)
+				store := &memStore{files: maps.Clone(base.files)}
+				store.fault = func(call int, after bool) error {
+					if after || call != n {
+						return nil
+					}
+					store.fault = nil
+					time.Sleep(pause)
+					if err := other(t.Context(), newTree(t, store, options)); err != nil {
+						return err
+					}
+					time.Sleep(pause)
+					_, err := newTree(t, store, options).Prune(t.Context(), nil)
+					time.Sleep(pause)
+
+					return err
+				}
+				require.NoError(t, change(t.Context(), newTree(t, store, options)), at)
+				require.Equal(t, want, images(t, simplestreams.NewHandler(live{store})), at)
+				if options.Signer != nil {
+					require.Equal(t, want, verified(t, store), at)
+				}
+				require.Empty(t, leftAfterGrace(t, store, options), at)
+				require.Equal(t, want, images(t, simplestreams.NewHandler(live{store})), at)
+				requireForeign(t, store.files)
+			}
+		}
+	}
 }
 
 // envPublish is set for the test binary as a publisher: the directory, the product, and the number of versions.
