@@ -471,7 +471,8 @@ func TestDownloadToIsKilled(t *testing.T) {
 
 	s.server.Fault(bigRoot, nil)
 	killed := 0
-	for range 10 {
+	const rounds = 6
+	for range rounds {
 		child := start()
 		ended := make(chan error, 1)
 		go func() { ended <- child.Wait() }()
@@ -488,7 +489,7 @@ func TestDownloadToIsKilled(t *testing.T) {
 			require.True(t, errors.Is(err, os.ErrNotExist) || err == nil && bytes.Equal(content, got), "a file has its name only when it is whole")
 		}
 	}
-	t.Logf("%d of 10 processes were killed", killed)
+	t.Logf("%d of %d processes were killed", killed, rounds)
 	files, err := s.to(t, &simplestreams.DownloadToOptions{Name: "web"})
 	require.NoError(t, err)
 	s.requireWhole(t, files)

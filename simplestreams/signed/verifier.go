@@ -89,7 +89,7 @@ type validKeys struct {
 }
 
 // EntitiesById returns the valid keys with this ID.
-func (v *validKeys) EntitiesById(id uint64) []*openpgp.Entity {
+func (v *validKeys) EntitiesById(id uint64) []*openpgp.Entity { //nolint:staticcheck // The name is the interface's.
 	var valid []*openpgp.Entity
 	for _, key := range v.EntityList.EntitiesById(id) {
 		if _, ok := key.SigningKeyById(time.Now(), id, nil); ok {
