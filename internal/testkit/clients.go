@@ -1,6 +1,8 @@
 package testkit
 
 import (
+	"context"
+	"net"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -45,6 +47,28 @@ func StartFakeWith(t *testing.T, server *lxdtest.Options, client *lxd.Options) *
 		client = &o
 	}
 	return &Fake{Server: s, Client: NewClient(t, s.Endpoint(), client)}
+}
+
+// StartPair starts two servers in memory that reach each other, for copies in a
+// testing/synctest bubble.
+func StartPair(t *testing.T, server *lxdtest.Options, client *lxd.Options) (one, other *Fake) {
+	t.Helper()
+	var pair [2]*Fake
+	for n := range pair {
+		o := lxdtest.Options{}
+		if server != nil {
+			o = *server
+		}
+		o.TLS, o.InMemory = true, true
+		o.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			if twin := pair[1-n]; "https://"+address == twin.URL() {
+				return twin.DialContext(ctx, network, address)
+			}
+			return (&net.Dialer{}).DialContext(ctx, network, address)
+		}
+		pair[n] = StartFakeWith(t, &o, client)
+	}
+	return pair[0], pair[1]
 }
 
 // NewKeyPair is lxd.NewKeyPair without an error.
