@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -206,42 +207,48 @@ func TestEndedContextLeavesNoToken(t *testing.T) {
 	}
 
 	// The wait for a response that does not come is short.
-	source.Inject(lxdtest.StallHeaders().On("POST", "/1.0/images/*/secret"))
-	ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	begin := time.Now()
-	_, err = image.Secret(ctx)
-	require.ErrorIs(t, err, context.DeadlineExceeded)
-	require.Less(t, time.Since(begin), 5*time.Second)
+	synctest.Test(t, func(t *testing.T) {
+		source := testkit.StartFakeWith(t, &lxdtest.Options{InMemory: true}, nil)
+		image := testkit.Upload(t, source.Client, nil)
+		stalled := source.Inject(lxdtest.StallHeaders().On("POST", "/1.0/images/*/secret"))
+		t.Cleanup(stalled.Remove)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		begin := time.Now()
+		_, err := image.Secret(ctx)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Less(t, time.Since(begin), 5*time.Second)
+	})
 }
 
 // TestEndedCopyDoesNotWaitForItsToken has a source that does not respond when a token
 // is revoked.
 func TestEndedCopyDoesNotWaitForItsToken(t *testing.T) {
 	t.Parallel()
-	source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-	target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-	image := testkit.Upload(t, source.Client, nil)
-	target.Inject(lxdtest.StallOperations())
-	stalled := source.Inject(lxdtest.StallHeaders().On("DELETE", "/1.0/operations/*"))
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	ended := make(chan error, 1)
-	go func() {
-		_, err := image.Copy(ctx, target.Client, &lxd.CopyOptions{Mode: lxd.CopyPull, Wait: true})
-		ended <- err
-	}()
-	require.Eventually(t, func() bool {
-		return slices.ContainsFunc(target.Requests(), func(r *lxdtest.Request) bool { return r.Method == http.MethodPost })
-	}, exportWait, exportTick)
-	cancel()
-	select {
-	case err := <-ended:
-		require.ErrorIs(t, err, context.Canceled)
-	case <-time.After(3 * time.Second): // with a context that does not end it is five
-		t.Error("Copy waits for the source")
-	}
-	stalled.Release()
+	synctest.Test(t, func(t *testing.T) {
+		source, target := testkit.StartPair(t, nil, nil)
+		image := testkit.Upload(t, source.Client, nil)
+		target.Inject(lxdtest.StallOperations())
+		stalled := source.Inject(lxdtest.StallHeaders().On("DELETE", "/1.0/operations/*"))
+		t.Cleanup(stalled.Remove)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		ended := make(chan error, 1)
+		go func() {
+			_, err := image.Copy(ctx, target.Client, &lxd.CopyOptions{Mode: lxd.CopyPull, Wait: true})
+			ended <- err
+		}()
+		synctest.Wait()
+		require.True(t, slices.ContainsFunc(target.Requests(), func(r *lxdtest.Request) bool { return r.Method == http.MethodPost }))
+		cancel()
+		select {
+		case err := <-ended:
+			require.ErrorIs(t, err, context.Canceled)
+		case <-time.After(3 * time.Second): // with a context that does not end it is five
+			t.Error("Copy waits for the source")
+		}
+		require.NotZero(t, stalled.Fired())
+	})
 }
 
 // TestCopyOfExistingImageReportsProgress: one report.

@@ -647,26 +647,30 @@ func TestWatchLeavesNothing(t *testing.T) {
 	}
 }
 
-// TestWatchEnds: by its context in every phase, by a refusal, and by bad input.
+// TestWatchEnds: by its context in every phase, within a second, by a refusal, and by
+// bad input.
 func TestWatchEnds(t *testing.T) {
 	t.Parallel()
-	f := testkit.StartFake(t)
+	const timeout = 20 * time.Second
 	for _, fault := range []lxdtest.Fault{
 		lxdtest.StallHeaders().On("GET", "/1.0/events"), lxdtest.StallHeaders().On("GET", "/1.0/images"), lxdtest.StallResponse(5).On("GET", "/1.0/images"), lxdtest.Unavailable(),
 	} {
-		stall := f.Inject(fault)
-		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-		began := time.Now()
-		var last error
-		for _, err := range f.Client.Images.Watch(ctx, nil) {
-			last = err
-		}
-		cancel()
-		require.ErrorIs(t, last, context.DeadlineExceeded)
-		require.Less(t, time.Since(began), 1200*time.Millisecond)
-		stall.Release()
-		stall.Remove()
+		synctest.Test(t, func(t *testing.T) {
+			f := testkit.StartFakeWith(t, &lxdtest.Options{InMemory: true}, nil)
+			stall := f.Inject(fault)
+			ctx, cancel := context.WithTimeout(t.Context(), timeout)
+			defer cancel()
+			began := time.Now()
+			var last error
+			for _, err := range f.Client.Images.Watch(ctx, nil) {
+				last = err
+			}
+			require.ErrorIs(t, last, context.DeadlineExceeded)
+			require.LessOrEqual(t, time.Since(began), timeout+time.Second)
+			require.NotZero(t, stall.Fired())
+		})
 	}
+	f := testkit.StartFake(t)
 	unavailable := testkit.StartFakeWith(t, nil, &lxd.Options{RetryTimeout: -1})
 	unavailable.Inject(lxdtest.Unavailable().On("GET", "/1.0/images"))
 	bodies := 0
