@@ -226,7 +226,8 @@ func TestEndedContextLeavesNoToken(t *testing.T) {
 func TestEndedCopyDoesNotWaitForItsToken(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		source, target := testkit.StartPair(t, nil, nil)
+		fleet := testkit.StartFleet(t, nil, make([]lxdtest.Options, 2)...)
+		source, target := fleet[0], fleet[1]
 		image := testkit.Upload(t, source.Client, nil)
 		target.Inject(lxdtest.StallOperations())
 		stalled := source.Inject(lxdtest.StallHeaders().On("DELETE", "/1.0/operations/*"))

@@ -339,54 +339,55 @@ func TestDistributeStalls(t *testing.T) {
 	for _, mode := range []lxd.CopyMode{lxd.CopyAuto, lxd.CopyPull, lxd.CopyPush} {
 		t.Run(string(mode), func(t *testing.T) {
 			t.Parallel()
-			source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-			var fleet []*testkit.Fake
-			var targets []*lxd.Client
-			for range 3 {
-				f := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, &lxd.Options{StallTimeout: 250 * time.Millisecond})
-				fleet, targets = append(fleet, f), append(targets, f.Client)
-			}
-			image := testkit.Upload(t, source.Client, nil)
-			if mode == lxd.CopyPush {
-				source.Inject(lxdtest.StallOperations().Times(1))
-			} else {
-				source.Inject(lxdtest.StallResponse(100).On("GET", testkit.ExportPattern).Times(1))
-			}
-			text := ""
-			deliveries, errs := distribute(t.Context(), t, image, targets, &lxd.DistributeOptions{Copy: lxd.CopyOptions{Mode: mode}})
-			for n, d := range deliveries {
-				require.NoError(t, errs[n])
-				require.NotNil(t, d.Image)
-				for _, attempt := range d.Failed {
-					require.ErrorIs(t, attempt.Err, lxd.ErrUnavailable)
-					text += attempt.Err.Error()
+			synctest.Test(t, func(t *testing.T) {
+				fleet := testkit.StartFleet(t, nil, make([]lxdtest.Options, 4)...)
+				source := fleet[0]
+				image := testkit.Upload(t, source.Client, nil)
+				if mode == lxd.CopyPush {
+					source.Inject(lxdtest.StallOperations().Times(1))
+				} else {
+					source.Inject(lxdtest.StallResponse(100).On("GET", testkit.ExportPattern).Times(1))
 				}
-			}
-			require.Contains(t, text, "no progress")
-			noTokens(t, append(fleet, source)...)
+				text := ""
+				deliveries, errs := distribute(t.Context(), t, image, clientsOf(fleet[1:]), &lxd.DistributeOptions{Copy: lxd.CopyOptions{Mode: mode}})
+				for n, d := range deliveries {
+					require.NoError(t, errs[n])
+					require.NotNil(t, d.Image)
+					for _, attempt := range d.Failed {
+						require.ErrorIs(t, attempt.Err, lxd.ErrUnavailable)
+						text += attempt.Err.Error()
+					}
+				}
+				require.Contains(t, text, "no progress")
+				noTokens(t, fleet...)
+			})
 		})
 	}
+}
+
+func clientsOf(fleet []*testkit.Fake) (clients []*lxd.Client) {
+	for _, f := range fleet {
+		clients = append(clients, f.Client)
+	}
+	return clients
 }
 
 // TestDistributeStallHoldsNobody: while a transfer makes no progress, its source serves the
 // others; it is not cancelled so soon, and completes when it continues.
 func TestDistributeStallHoldsNobody(t *testing.T) {
 	t.Parallel()
-	source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-	var targets []*lxd.Client
-	for range 3 {
-		f := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, &lxd.Options{StallTimeout: 500 * time.Millisecond})
-		targets = append(targets, f.Client)
-	}
-	image := testkit.Upload(t, source.Client, nil)
-	stalled := source.Inject(lxdtest.StallResponse(100).On("GET", testkit.ExportPattern).Times(1))
-	served := 0
-	for d, err := range image.Distribute(t.Context(), targets, &lxd.DistributeOptions{Copy: lxd.CopyOptions{Mode: lxd.CopyPull}}) {
-		require.NoError(t, err)
-		require.Empty(t, d.Failed)
-		if served++; served == 2 {
-			stalled.Release()
+	synctest.Test(t, func(t *testing.T) {
+		fleet := testkit.StartFleet(t, nil, make([]lxdtest.Options, 4)...)
+		image := testkit.Upload(t, fleet[0].Client, nil)
+		stalled := fleet[0].Inject(lxdtest.StallResponse(100).On("GET", testkit.ExportPattern).Times(1))
+		served := 0
+		for d, err := range image.Distribute(t.Context(), clientsOf(fleet[1:]), &lxd.DistributeOptions{Copy: lxd.CopyOptions{Mode: lxd.CopyPull}}) {
+			require.NoError(t, err)
+			require.Empty(t, d.Failed)
+			if served++; served == 2 {
+				stalled.Release()
+			}
 		}
-	}
-	require.Equal(t, 3, served)
+		require.Equal(t, 3, served)
+	})
 }

@@ -319,7 +319,9 @@ func secretsInResponses(t *testing.T, dialect lxdtest.Dialect) {
 		cert, key := s.ClientCertificate()
 		return connect(name, s, &lxd.Options{ClientCertificate: cert, ClientKey: key, Token: bearer})
 	}
-	source, target := testkit.StartPair(t, &lxdtest.Options{Dialect: dialect, BearerTokens: []string{bearer}}, nil)
+	options := lxdtest.Options{Dialect: dialect, BearerTokens: []string{bearer}}
+	fleet := testkit.StartFleet(t, nil, options, options)
+	source, target := fleet[0], fleet[1]
 	from, to := trusted("source", source), trusted("target", target)
 	_, key := source.ClientCertificate()
 	ear.secrets = append(ear.secrets, strings.Split(string(key), "\n")[1])

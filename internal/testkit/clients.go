@@ -49,26 +49,24 @@ func StartFakeWith(t *testing.T, server *lxdtest.Options, client *lxd.Options) *
 	return &Fake{Server: s, Client: NewClient(t, s.Endpoint(), client)}
 }
 
-// StartPair starts two servers in memory that reach each other, for copies in a
-// testing/synctest bubble.
-func StartPair(t *testing.T, server *lxdtest.Options, client *lxd.Options) (one, other *Fake) {
+// StartFleet starts servers in memory that reach each other, for copies in a
+// testing/synctest bubble. All of their clients have the same options.
+func StartFleet(t *testing.T, client *lxd.Options, servers ...lxdtest.Options) []*Fake {
 	t.Helper()
-	var pair [2]*Fake
-	for n := range pair {
-		o := lxdtest.Options{}
-		if server != nil {
-			o = *server
-		}
+	var fleet []*Fake
+	for _, o := range servers {
 		o.TLS, o.InMemory = true, true
 		o.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
-			if twin := pair[1-n]; "https://"+address == twin.URL() {
-				return twin.DialContext(ctx, network, address)
+			for _, f := range fleet {
+				if f.URL() == "https://"+address {
+					return f.DialContext(ctx, network, address)
+				}
 			}
 			return (&net.Dialer{}).DialContext(ctx, network, address)
 		}
-		pair[n] = StartFakeWith(t, &o, client)
+		fleet = append(fleet, StartFakeWith(t, &o, client))
 	}
-	return pair[0], pair[1]
+	return fleet
 }
 
 // NewKeyPair is lxd.NewKeyPair without an error.
