@@ -116,6 +116,7 @@ func copyBare(t *testing.T, s *testkit.Subject, mode lxd.CopyMode, n int, want m
 // TestPropertiesOfBareImages sets properties of images whose metadata.yaml has
 // none, which crashes every daemon if the upload itself contains them.
 func TestPropertiesOfBareImages(t *testing.T) {
+	testkit.Parallel(t)
 	for _, s := range testkit.Subjects(t) {
 		for name, way := range bareWays {
 			t.Run(s.Column+"/"+name, func(t *testing.T) {
@@ -148,6 +149,7 @@ func TestPropertiesOfBareImages(t *testing.T) {
 
 // TestLargeProperties sets properties that are too large for a header.
 func TestLargeProperties(t *testing.T) {
+	testkit.Parallel(t)
 	for _, s := range testkit.Subjects(t) {
 		size := 2 << 20
 		if strings.Contains(s.Column, "Incus 7") {

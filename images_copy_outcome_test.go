@@ -18,6 +18,7 @@ import (
 // TestCopiesAtOnce makes the same copy several times at the same moment: all succeed,
 // and there is one image.
 func TestCopiesAtOnce(t *testing.T) {
+	testkit.Parallel(t)
 	for _, s := range testkit.Subjects(t) {
 		from, to := s.Client(t), s.Twin.Client(t)
 		for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush, lxd.CopyRelay, lxd.CopyAuto} {

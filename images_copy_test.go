@@ -21,6 +21,7 @@ import (
 // TestCopyBetweenFamilies copies images from LXD to Incus and back, on lxdtest and, if
 // the environment names them, on real daemons.
 func TestCopyBetweenFamilies(t *testing.T) {
+	testkit.Parallel(t)
 	subjects := testkit.Subjects(t)
 	first := map[string]*testkit.Subject{}
 	for _, s := range subjects {
@@ -193,6 +194,7 @@ func TestEndedContextLeavesNoToken(t *testing.T) {
 		},
 	} {
 		ctx, cancel = context.WithCancel(t.Context())
+		defer cancel()
 		source.ForgetRequests()
 		target.ForgetRequests()
 		require.ErrorIs(t, call(), context.Canceled, name)
@@ -205,8 +207,11 @@ func TestEndedContextLeavesNoToken(t *testing.T) {
 		require.Empty(t, source.Tokens(), name)
 		require.Empty(t, target.Tokens(), name)
 	}
+}
 
-	// The wait for a response that does not come is short.
+// TestEndedContextOfASecret: the wait for a response that does not come is short.
+func TestEndedContextOfASecret(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		source := testkit.StartFakeWith(t, &lxdtest.Options{InMemory: true}, nil)
 		image := testkit.Upload(t, source.Client, nil)
@@ -328,6 +333,7 @@ func TestMissingExtensions(t *testing.T) {
 // TestCopyProfiles: the copy has the target's default profiles, those that are named,
 // or the source's, of which there may be none.
 func TestCopyProfiles(t *testing.T) {
+	testkit.Parallel(t)
 	for _, s := range testkit.Subjects(t) {
 		from, to := s.Client(t), s.Twin.Client(t)
 		named := s.Twin.AddProfile(t)
@@ -399,6 +405,7 @@ func TestCopyNeedsProfiles(t *testing.T) {
 // TestCopyAliases: without being asked for, the copy has no alias, and a name that is
 // taken does not matter.
 func TestCopyAliases(t *testing.T) {
+	testkit.Parallel(t)
 	for _, s := range testkit.Subjects(t) {
 		from, to := s.Client(t), s.Twin.Client(t)
 		for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush, lxd.CopyRelay} {
@@ -431,6 +438,7 @@ func TestCopyAliases(t *testing.T) {
 // TestCopyAutoUpdate: a copy is updated only if it is pulled by alias from a public
 // image, and the flag is not inherited otherwise.
 func TestCopyAutoUpdate(t *testing.T) {
+	testkit.Parallel(t)
 	yes, no := true, false
 	for _, s := range testkit.Subjects(t) {
 		from, to := s.Client(t), s.Twin.Client(t)

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -310,38 +311,40 @@ func TestDistributeEnds(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []lxd.CopyMode{lxd.CopyAuto, lxd.CopyPush, lxd.CopyRelay} {
 		for _, leave := range []bool{false, true} {
-			fleet, targets := startFleet(t, 4)
-			source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-			image := testkit.Upload(t, source.Client, nil)
-			_, err := image.Copy(t.Context(), targets[0], &lxd.CopyOptions{Wait: true})
-			require.NoError(t, err)
-			stalled := source.Inject(lxdtest.StallResponse(100).On("GET", testkit.ExportPattern))
-			for _, f := range fleet {
-				f.Inject(lxdtest.StallOperations())
-			}
-			ctx, cancel := context.WithCancel(t.Context())
-			results := 0
-			var began time.Time
-			for d, err := range image.Distribute(ctx, targets, &lxd.DistributeOptions{Copy: lxd.CopyOptions{Mode: mode}}) {
-				results++
-				if d.Index == 0 { // it had the image
-					require.NoError(t, err)
-					began = time.Now()
-					if leave {
-						break
-					}
-					cancel()
-					continue
+			synctest.Test(t, func(t *testing.T) {
+				fleet := testkit.StartFleet(t, nil, make([]lxdtest.Options, 5)...)
+				source, targets := fleet[0], clientsOf(fleet[1:])
+				image := testkit.Upload(t, source.Client, nil)
+				_, err := image.Copy(t.Context(), targets[0], &lxd.CopyOptions{Wait: true})
+				require.NoError(t, err)
+				stalled := source.Inject(lxdtest.StallResponse(100).On("GET", testkit.ExportPattern))
+				for _, f := range fleet[1:] {
+					f.Inject(lxdtest.StallOperations())
 				}
-				require.ErrorIs(t, err, context.Canceled, "%s %s", mode, d)
-			}
-			require.Less(t, time.Since(began), 5*time.Second) // not a stall's timeout
-			if !leave {
-				require.Equal(t, 4, results)
-			}
-			cancel()
-			stalled.Remove()
-			noTokens(t, append(fleet, source)...)
+				ctx, cancel := context.WithCancel(t.Context())
+				results := 0
+				var began time.Time
+				for d, err := range image.Distribute(ctx, targets, &lxd.DistributeOptions{Copy: lxd.CopyOptions{Mode: mode}}) {
+					results++
+					if d.Index == 0 { // it had the image
+						require.NoError(t, err)
+						began = time.Now()
+						if leave {
+							break
+						}
+						cancel()
+						continue
+					}
+					require.ErrorIs(t, err, context.Canceled, "%s %s", mode, d)
+				}
+				require.Less(t, time.Since(began), 5*time.Second) // not a stall's timeout
+				if !leave {
+					require.Equal(t, 4, results)
+				}
+				cancel()
+				stalled.Remove()
+				noTokens(t, fleet...)
+			})
 		}
 	}
 }
@@ -375,6 +378,7 @@ func TestDistributeProgress(t *testing.T) {
 // TestDistributeAmongAll brings an image to all kinds of servers at once: those of
 // lxdtest, and, if the environment names them, the real daemons.
 func TestDistributeAmongAll(t *testing.T) {
+	testkit.Parallel(t)
 	subjects := testkit.Subjects(t)
 	for _, realOnes := range []bool{false, true} {
 		var targets []*lxd.Client

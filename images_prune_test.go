@@ -29,6 +29,7 @@ func lines(images []lxd.PrunedImage, names map[string]string) []string {
 // TestPrune: the newest of each group, what has another name, what is protected and what
 // is used remain; the plan is what is done then.
 func TestPrune(t *testing.T) {
+	testkit.Parallel(t)
 	for _, s := range testkit.Subjects(t) {
 		t.Run(s.Column, func(t *testing.T) {
 			c := s.Client(t)
@@ -106,6 +107,7 @@ func TestPrune(t *testing.T) {
 
 // TestPruneCached: an image that a server has fetched for an instance.
 func TestPruneCached(t *testing.T) {
+	testkit.Parallel(t)
 	for _, s := range testkit.Subjects(t) {
 		t.Run(s.Column, func(t *testing.T) {
 			this := *s
@@ -213,7 +215,7 @@ func TestPruneLooksAgain(t *testing.T) {
 				defer close(done)
 				pruned, err = f.Client.Images.Prune(t.Context(), &lxd.PruneOptions{Properties: properties, Unnamed: true})
 			}()
-			require.Eventually(t, func() bool { return stall.Fired() == 1 }, 10*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { return stall.Fired() == 1 }, 30*time.Second, time.Millisecond)
 			change(t, f, image)
 			stall.Release()
 			<-done
@@ -289,7 +291,7 @@ func TestPruneOfADeletedImage(t *testing.T) {
 		defer close(done)
 		pruned, err = f.Client.Images.Prune(t.Context(), &lxd.PruneOptions{Unnamed: true})
 	}()
-	require.Eventually(t, func() bool { return stall.Fired() == 1 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return stall.Fired() == 1 }, 30*time.Second, time.Millisecond)
 	require.NoError(t, f.Client.Images.Delete(t.Context(), image.Fingerprint, &lxd.DeleteOptions{Wait: true}))
 	stall.Release()
 	<-done
@@ -352,6 +354,7 @@ func (d dateless) RoundTrip(r *http.Request) (*http.Response, error) {
 // TestPruneOfARefreshedImage: it has the last use of the image that it replaces, which
 // counts only until it was uploaded.
 func TestPruneOfARefreshedImage(t *testing.T) {
+	testkit.Parallel(t)
 	for _, s := range testkit.Subjects(t) {
 		t.Run(s.Column, func(t *testing.T) {
 			c, far := s.Client(t), s.Twin.TLSClient(t)

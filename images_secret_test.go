@@ -123,6 +123,7 @@ func socketOf(s *testkit.Subject) string {
 // lxdtest and of real daemons. No token of the client remains, and none of another
 // program is revoked.
 func TestLostTokens(t *testing.T) {
+	testkit.Parallel(t)
 	for _, s := range testkit.Subjects(t) {
 		t.Run(s.Column, func(t *testing.T) {
 			if s.Fake != nil {

@@ -228,6 +228,7 @@ func TestWatch(t *testing.T) {
 // TestWatchProjects: all projects, one of its own, and one that shares the images of the
 // default one.
 func TestWatchProjects(t *testing.T) {
+	testkit.Parallel(t)
 	for _, s := range testkit.Subjects(t) {
 		t.Run(s.Column, func(t *testing.T) {
 			c := s.Client(t)
@@ -336,6 +337,7 @@ func TestWatchIgnoresUse(t *testing.T) {
 
 // TestWatchRefresh: an image that the server itself replaces by a newer one.
 func TestWatchRefresh(t *testing.T) {
+	testkit.Parallel(t)
 	for _, s := range testkit.Subjects(t) {
 		t.Run(s.Column, func(t *testing.T) {
 			c, far := s.Client(t), s.Twin.TLSClient(t)
@@ -473,7 +475,7 @@ func TestWatchRenamedAndMoved(t *testing.T) {
 	w := startWatch(t, f.Client, &lxd.WatchOptions{Interval: -1})
 	stall := f.Inject(lxdtest.StallHeaders().On("GET", "/1.0/images/"+second.Fingerprint).Times(1))
 	require.NoError(t, f.Client.Aliases.Create(t.Context(), lxd.Alias{Name: "other", Target: second.Fingerprint}))
-	require.Eventually(t, func() bool { return stall.Fired() == 1 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return stall.Fired() == 1 }, 30*time.Second, time.Millisecond)
 	require.NoError(t, f.Client.Aliases.Rename(t.Context(), "one", "two"))
 	require.NoError(t, f.Client.Aliases.Set(t.Context(), lxd.Alias{Name: "two", Target: second.Fingerprint}))
 	stall.Release()
@@ -504,30 +506,32 @@ func TestWatchDeletedProject(t *testing.T) {
 func TestWatchOfAClosedClient(t *testing.T) {
 	t.Parallel()
 	for _, outage := range []bool{false, true} {
-		f := testkit.StartFake(t)
-		image := testkit.Upload(t, f.Client, nil)
-		client := testkit.NewClient(t, f.Endpoint(), &lxd.Options{RetryTimeout: -1})
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		var last error
-		var closing sync.WaitGroup
-		for change, err := range client.Images.Watch(ctx, nil) {
-			if last = err; change.Kind != lxd.ImagesSynced {
-				continue
-			}
-			closing.Go(func() {
-				if outage {
-					fault := f.Inject(lxdtest.Unavailable().On("GET", ""))
-					assert.NoError(t, f.Client.Aliases.Create(ctx, lxd.Alias{Name: "web", Target: image.Fingerprint}))
-					assert.Eventually(t, func() bool { return fault.Fired() >= 3 }, 5*time.Second, time.Millisecond)
-					defer fault.Remove()
+		synctest.Test(t, func(t *testing.T) {
+			f := testkit.StartFakeWith(t, &lxdtest.Options{InMemory: true}, nil)
+			image := testkit.Upload(t, f.Client, nil)
+			client := testkit.NewClient(t, f.Endpoint(), &lxd.Options{RetryTimeout: -1, Dial: f.DialContext})
+			ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+			var last error
+			var closing sync.WaitGroup
+			for change, err := range client.Images.Watch(ctx, nil) {
+				if last = err; change.Kind != lxd.ImagesSynced {
+					continue
 				}
-				assert.NoError(t, client.Close())
-			})
-		}
-		closing.Wait()
-		require.ErrorContains(t, last, "closed")
-		require.NoError(t, ctx.Err())
-		cancel()
+				closing.Go(func() {
+					if outage {
+						fault := f.Inject(lxdtest.Unavailable().On("GET", ""))
+						assert.NoError(t, f.Client.Aliases.Create(ctx, lxd.Alias{Name: "web", Target: image.Fingerprint}))
+						assert.Eventually(t, func() bool { return fault.Fired() >= 3 }, time.Hour, time.Second)
+						defer fault.Remove()
+					}
+					assert.NoError(t, client.Close())
+				})
+			}
+			closing.Wait()
+			require.ErrorContains(t, last, "closed")
+			require.NoError(t, ctx.Err())
+			cancel()
+		})
 	}
 }
 

@@ -413,7 +413,7 @@ func TestContextEndsADownload(t *testing.T) {
 			_, err := download(ctx, client, image, nil)
 			require.ErrorIs(t, err, context.Canceled)
 			require.ErrorContains(t, err, bigRoot)
-			require.Less(t, time.Since(ended), time.Second)
+			require.Less(t, time.Since(ended), 20*time.Second)
 		})
 	}
 
