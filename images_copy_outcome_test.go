@@ -100,24 +100,26 @@ func TestPushWhoseLineBreaks(t *testing.T) {
 			lxdtest.Reset().On("GET", "/1.0/operations/*/wait").Times(1),
 		} {
 			for _, ifExists := range []lxd.IfExists{lxd.UseExisting, lxd.ErrorIfExists} {
-				source := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect, TLS: true}, nil)
-				target := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect, TLS: true}, nil)
-				image := testkit.CopySource(t, source.Client, false)
-				copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: lxd.CopyPush, IfExists: ifExists, CopyAliases: true})
-				require.NoError(t, err)
-				// The target stores the image a moment after the connection has broken.
-				slow := target.Inject(lxdtest.StallImages())
-				broken := target.Inject(fault)
-				released := time.AfterFunc(300*time.Millisecond, slow.Remove)
-				err = copied.Wait(t.Context())
-				released.Stop()
-				slow.Remove()
-				require.NoError(t, err, "%s %s", dialect, fault)
-				if broken.Fired() > 0 {
-					testkit.RequireCopy(t, image, copied)
-				}
-				require.Empty(t, source.Tokens())
-				require.Empty(t, target.Tokens())
+				synctest.Test(t, func(t *testing.T) {
+					fleet := testkit.StartFleet(t, nil, lxdtest.Options{Dialect: dialect}, lxdtest.Options{Dialect: dialect})
+					source, target := fleet[0], fleet[1]
+					image := testkit.CopySource(t, source.Client, false)
+					copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: lxd.CopyPush, IfExists: ifExists, CopyAliases: true})
+					require.NoError(t, err)
+					// The target stores the image a moment after the connection has broken.
+					slow := target.Inject(lxdtest.StallImages())
+					broken := target.Inject(fault)
+					released := time.AfterFunc(3*time.Second, slow.Remove)
+					err = copied.Wait(t.Context())
+					released.Stop()
+					slow.Remove()
+					require.NoError(t, err, "%s %s", dialect, fault)
+					if broken.Fired() > 0 {
+						testkit.RequireCopy(t, image, copied)
+					}
+					require.Empty(t, source.Tokens())
+					require.Empty(t, target.Tokens())
+				})
 			}
 		}
 	}

@@ -259,7 +259,7 @@ func badStreams() map[string]badStream {
 
 func TestImportStreamsFromBadServers(t *testing.T) {
 	t.Parallel()
-	onImportTargets(t, func(t *testing.T, target *importTarget) {
+	onImportTargetsWith(t, shortRetries, func(t *testing.T, target *importTarget) {
 		for name, bad := range badStreams() {
 			t.Run(name, func(t *testing.T) {
 				source := importStreams(t, tree(t, "both", bad.edit))["http"]
