@@ -57,15 +57,18 @@ func TestCopiesAtOnce(t *testing.T) {
 // TestRelayWhoseResponseIsLost: the image that this call has created is not one that
 // existed before.
 func TestRelayWhoseResponseIsLost(t *testing.T) {
+	t.Parallel()
 	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60, lxdtest.Incus70} {
 		for _, ifExists := range []lxd.IfExists{lxd.UseExisting, lxd.ErrorIfExists} {
-			source, target := testkit.StartFake(t), testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect}, nil)
-			image := testkit.CopySource(t, source.Client, false)
-			lost := target.Inject(lxdtest.LoseResponse().On("POST", "/1.0/images").Times(1))
-			copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: lxd.CopyRelay, IfExists: ifExists, CopyAliases: true, Wait: true})
-			require.NoError(t, err, dialect)
-			require.Equal(t, 1, lost.Fired())
-			testkit.RequireCopy(t, image, copied)
+			synctest.Test(t, func(t *testing.T) {
+				source, target := testkit.StartFakeWith(t, &lxdtest.Options{InMemory: true}, nil), testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect, InMemory: true}, nil)
+				image := testkit.CopySource(t, source.Client, false)
+				lost := target.Inject(lxdtest.LoseResponse().On("POST", "/1.0/images").Times(1))
+				copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: lxd.CopyRelay, IfExists: ifExists, CopyAliases: true, Wait: true})
+				require.NoError(t, err, dialect)
+				require.Equal(t, 1, lost.Fired())
+				testkit.RequireCopy(t, image, copied)
+			})
 		}
 	}
 }
@@ -73,6 +76,7 @@ func TestRelayWhoseResponseIsLost(t *testing.T) {
 // TestRelayBesideAnother: an image that another call has created in the meantime is one
 // that exists.
 func TestRelayBesideAnother(t *testing.T) {
+	t.Parallel()
 	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60, lxdtest.Incus70} {
 		for _, ifExists := range []lxd.IfExists{lxd.UseExisting, lxd.ErrorIfExists} {
 			source, target := testkit.StartFake(t), testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect}, nil)

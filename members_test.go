@@ -184,7 +184,7 @@ func TestMembersTakeOver(t *testing.T) {
 		require.NoError(t, err)
 		cert, key := c.ClientCertificate()
 		client := testkit.NewClient(t, c.client.Endpoint(), &lxd.Options{
-			ClientCertificate: cert, ClientKey: key, ServerCertificate: c.Certificate(), StallTimeout: 200 * time.Millisecond,
+			ClientCertificate: cert, ClientKey: key, ServerCertificate: c.Certificate(), StallTimeout: time.Second,
 		})
 		image, err := client.Images.Get(t.Context(), fingerprint)
 		require.NoError(t, err)
