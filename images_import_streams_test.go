@@ -498,7 +498,7 @@ func TestImportStreamsLikeTheServer(t *testing.T) {
 // TestEnsureReadsOneIndex: sources with a common cache read the index once.
 func TestEnsureReadsOneIndex(t *testing.T) {
 	t.Parallel()
-	const aliases = 200
+	const aliases = 50
 	tree, names := manyProducts(t, aliases)
 	server := streamstest.NewServer(tree)
 	t.Cleanup(server.Close)

@@ -75,7 +75,8 @@ type Options struct {
 
 	// Dial opens the connections to other servers, for imports, pull copies
 	// and push copies. The default dials the network. To connect two servers
-	// in memory, set it to the DialContext of the other one.
+	// in memory, set it to the DialContext of the other one; of several, that whose
+	// URL has the address.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	// Skopeo installs the command of that name, which Incus70 needs to pull OCI
