@@ -191,10 +191,10 @@ func (t *Tree) release(ctx context.Context, files ...part) error {
 	}
 
 	return t.changeLedger(ctx, func(l *ledger) error {
+		now := t.now()
 		for _, file := range files {
-			if entry := l.Files[file.path]; entry != nil {
-				entry.Until = t.now()
-			}
+			// A file that took longer to store than it was reserved is not in the ledger any more.
+			l.hold(file.path, now, now).Until = now
 		}
 
 		return nil
