@@ -54,11 +54,10 @@ func (t *Tree) loadLedger(ctx context.Context) (l *ledger, tag string, err error
 	content, tag, err := t.store.Load(ctx, ledgerPath)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		err = nil
 	case err != nil:
 		return nil, "", treeError(ledgerPath, err)
 	default:
-		if err = json.Unmarshal(content, l); err != nil {
+		if err := json.Unmarshal(content, l); err != nil {
 			return nil, "", treeError(ledgerPath, badDataf("%w", err))
 		}
 	}

@@ -83,7 +83,7 @@ func TestTreeKilled(t *testing.T) {
 	}
 	now := time.Now()
 	synctest.Test(t, func(t *testing.T) {
-		time.Sleep(now.Add(26 * time.Hour).Sub(time.Now()))
+		time.Sleep(time.Until(now.Add(26 * time.Hour)))
 		tree := newTree(t, store, nil)
 		_, err := tree.Prune(t.Context(), nil)
 		require.NoError(t, err)
