@@ -193,6 +193,9 @@ func testCrashes(t *testing.T, options *simplestreams.TreeOptions) {
 		require.NoError(t, step.change(t.Context(), newTree(t, done, options)), step.name)
 		after := read(done)
 		for name, fault := range faults {
+			if options.Signer != nil && !strings.Contains("first, disk, keep, last", step.name) {
+				continue // What is signed differs little from one change to another.
+			}
 			for n := 1; n <= done.calls; n++ {
 				at := fmt.Sprintf("%s: %s at call %d of %d", step.name, name, n, done.calls)
 				store := &memStore{files: maps.Clone(base.files)}
@@ -273,7 +276,7 @@ func verified(t *testing.T, store *memStore) []string {
 // TestTreeTwoPublishers publishes and removes with several programs at once, whose calls of the store take arbitrary times:
 // nothing is lost, and nothing is left.
 func TestTreeTwoPublishers(t *testing.T) {
-	for seed := range uint64(12) {
+	for seed := range uint64(6) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { testPublishers(t, seed) })
 		})
@@ -390,6 +393,10 @@ func testInterleaved(t *testing.T, options *simplestreams.TreeOptions, pause tim
 		named("old", "20260101", xzMagic+"old", root), named("also", "20260101", gzipMagic+"also"), named("also", "20260102", gzipMagic+"more"),
 	} {
 		require.NoError(t, publish(p, nil)(t.Context(), newTree(t, base, options)))
+	}
+	if options.Signer != nil {
+		delete(changes, "fingerprint")
+		delete(others, "publish")
 	}
 	for changeName, change := range changes {
 		for otherName, other := range others {
