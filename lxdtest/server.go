@@ -28,10 +28,20 @@ type Options struct {
 	// Dialect is the daemon to imitate. The default is LXD50.
 	Dialect Dialect
 
-	// TLS makes the server listen on https as well, on a free port of
-	// 127.0.0.1, with a self-signed certificate of its own. A copy needs it on
-	// the source if the target pulls, and on the target if the source pushes.
+	// Socket is the path of the unix socket. A socket at which nobody listens is
+	// replaced; any other file is not. Close removes the socket. The default is
+	// unix.socket in the server's own directory.
+	Socket string
+
+	// TLS makes the server listen on https as well, with a self-signed
+	// certificate of its own. A copy needs it on the source if the target pulls,
+	// and on the target if the source pushes.
 	TLS bool
+
+	// Address is the host and port of https, as in net.Listen, and implies TLS.
+	// The certificate is for this host, localhost and the addresses of loopback.
+	// The default is a free port of 127.0.0.1.
+	Address string
 
 	// InMemory makes the server open no socket. It is reached through
 	// DialContext and Client alone, and can run in a testing/synctest bubble.
@@ -81,6 +91,12 @@ type Options struct {
 	// Skopeo installs the command of that name, which Incus70 needs to pull OCI
 	// images. It accepts any certificate of a registry on loopback.
 	Skopeo bool
+
+	// OnRequest is called with each request when the server has finished with it,
+	// for logs: before the client has the last bytes of a response that is not
+	// long. Calls can be concurrent. It must not close the server. The default is
+	// none.
+	OnRequest func(r *Request)
 
 	// Now is the server's clock for the dates it writes. The default is
 	// time.Now.
@@ -143,11 +159,20 @@ type Server struct {
 // NewServer starts a server; Close stops it. A nil opts means LXD 5.0.2 on a
 // unix socket. Like httptest.NewServer, it panics if it cannot listen.
 func NewServer(opts *Options) *Server {
-	s, err := newServer(opts)
+	s, err := Start(opts)
 	if err != nil {
-		panic(fmt.Sprintf("lxdtest: cannot start the server: %v", err))
+		panic(err.Error())
 	}
 	return s
+}
+
+// Start is like NewServer, but returns an error, for programs that are not tests.
+func Start(opts *Options) (*Server, error) {
+	s, err := newServer(opts)
+	if err != nil {
+		return nil, fmt.Errorf("lxdtest: cannot start the server: %w", err)
+	}
+	return s, nil
 }
 
 func newServer(opts *Options) (*Server, error) {
