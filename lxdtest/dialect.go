@@ -2,10 +2,12 @@ package lxdtest
 
 import (
 	_ "embed"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // Dialect is the daemon that a Server imitates, down to its headers, its API
@@ -36,6 +38,38 @@ func (d Dialect) String() string {
 		return "Incus " + t.version
 	}
 	return "LXD " + t.version
+}
+
+// Name returns the short name of the dialect, which is that of its constant in lower
+// case: "lxd50".
+func (d Dialect) Name() string {
+	t := d.traits()
+	parts := strings.Split(t.version, ".")
+	return t.family + parts[0] + parts[1]
+}
+
+// Dialects returns all dialects, the oldest of each family first.
+func Dialects() []Dialect { return []Dialect{LXD40, LXD50, LXD69, Incus60, Incus70} }
+
+// ParseDialect returns the dialect with a name, such as "lxd50", "LXD 5.0", "lxd-5.0.2" or
+// "Incus60": case and punctuation do not matter. The error lists the names.
+func ParseDialect(name string) (Dialect, error) {
+	plain := func(s string) string {
+		return strings.Map(func(r rune) rune {
+			if strings.ContainsRune(" .-_", r) {
+				return -1
+			}
+			return unicode.ToLower(r)
+		}, s)
+	}
+	var names []string
+	for _, d := range Dialects() {
+		if given := plain(name); given == d.Name() || given == plain(d.String()) {
+			return d, nil
+		}
+		names = append(names, fmt.Sprintf("%s (%s)", d.Name(), d))
+	}
+	return 0, fmt.Errorf("lxdtest: no dialect %q; the dialects are %s", name, strings.Join(names, ", "))
 }
 
 // Family returns the environment.server of the daemon: "lxd" or "incus".

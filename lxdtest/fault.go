@@ -37,6 +37,7 @@ const (
 	kindEndless
 	kindRedirect
 	kindRestart
+	kindCall
 	kindRateLimit
 	kindDuplicate
 	kindReorder
@@ -60,17 +61,14 @@ type Fault struct {
 	pause   time.Duration
 	status  int
 	message string
-	retry   time.Duration
 	url     string
 	header  http.Header
+	call    func(*http.Request)
 
 	method  string
 	pattern string
 	times   int // 0 for no limit
 }
-
-// String returns the name of the fault.
-func (f Fault) String() string { return f.name }
 
 // On restricts a fault to requests with this method and path. An empty method
 // matches any. The pattern is matched by path.Match against the escaped path,
@@ -103,10 +101,10 @@ func (f Fault) Times(n int) Fault {
 // CutResponse resets the connection after n bytes of the response body. Over
 // TCP the reset may overtake data that the client has not read yet, so that
 // fewer than n bytes arrive, but never more.
-func CutResponse(n int64) Fault { return Fault{name: "cut response", kind: kindCutResponse, bytes: n} }
+func CutResponse(n int64) Fault { return Fault{name: "cut-response", kind: kindCutResponse, bytes: n} }
 
 // CutRequest resets the connection after n bytes of the request body.
-func CutRequest(n int64) Fault { return Fault{name: "cut request", kind: kindCutRequest, bytes: n} }
+func CutRequest(n int64) Fault { return Fault{name: "cut-request", kind: kindCutRequest, bytes: n} }
 
 // Reset resets the connection as soon as the header of a request has arrived,
 // before the request is processed.
@@ -114,7 +112,7 @@ func Reset() Fault { return Fault{name: "reset", kind: kindReset} }
 
 // LoseResponse processes the request and then resets the connection instead of
 // responding.
-func LoseResponse() Fault { return Fault{name: "lose response", kind: kindLoseResponse} }
+func LoseResponse() Fault { return Fault{name: "lose-response", kind: kindLoseResponse} }
 
 // Refuse refuses new connections until it is removed. Open connections are not
 // affected. On and Times do not apply, and Fired counts only attempts through
@@ -123,7 +121,7 @@ func Refuse() Fault { return Fault{name: "refuse", kind: kindRefuse} }
 
 // StallHeaders delays the processing of the request until Injection.Release or
 // Remove.
-func StallHeaders() Fault { return Fault{name: "stall headers", kind: kindStallHeaders} }
+func StallHeaders() Fault { return Fault{name: "stall-headers", kind: kindStallHeaders} }
 
 // Latency delays the processing of each request by this time.
 func Latency(delay time.Duration) Fault {
@@ -133,13 +131,13 @@ func Latency(delay time.Duration) Fault {
 // StallResponse pauses the response after n bytes of its body until
 // Injection.Release or Remove.
 func StallResponse(n int64) Fault {
-	return Fault{name: "stall response", kind: kindStallBody, bytes: n}
+	return Fault{name: "stall-response", kind: kindStallBody, bytes: n}
 }
 
 // StallRequest stops reading after n bytes of the request body until
 // Injection.Release or Remove.
 func StallRequest(n int64) Fault {
-	return Fault{name: "stall request", kind: kindStallRequest, bytes: n}
+	return Fault{name: "stall-request", kind: kindStallRequest, bytes: n}
 }
 
 // HalfOpen makes the server vanish after n bytes of the response body without
@@ -149,7 +147,7 @@ func HalfOpen(n int64) Fault { return Fault{name: "half-open", kind: kindHalfOpe
 
 // SlowLoris sends the response byte by byte with a pause before each.
 func SlowLoris(pause time.Duration) Fault {
-	return Fault{name: "slow loris", kind: kindSlowLoris, pause: pause}
+	return Fault{name: "slow-loris", kind: kindSlowLoris, pause: pause}
 }
 
 // Corrupt flips every bit of the byte at offset in the response body.
@@ -157,7 +155,7 @@ func Corrupt(offset int64) Fault { return Fault{name: "corrupt", kind: kindCorru
 
 // ShortLength omits the last n bytes of the response body and adjusts the
 // Content-Length, so that the response looks complete.
-func ShortLength(n int64) Fault { return Fault{name: "short length", kind: kindShort, bytes: n} }
+func ShortLength(n int64) Fault { return Fault{name: "short-length", kind: kindShort, bytes: n} }
 
 // Unavailable responds with 503, like a daemon that is starting.
 func Unavailable() Fault {
@@ -167,7 +165,7 @@ func Unavailable() Fault {
 // TooManyRequests responds with 429 and a Retry-After, rounded up to whole
 // seconds.
 func TooManyRequests(retryAfter time.Duration) Fault {
-	return Fault{name: "too many requests", kind: kindStatus, status: http.StatusTooManyRequests, message: "Too many requests", retry: retryAfter}
+	return Fault{name: "too-many-requests", kind: kindStatus, status: http.StatusTooManyRequests, message: "Too many requests", pause: retryAfter}
 }
 
 // Status responds with an error of this HTTP status and message.
@@ -178,20 +176,20 @@ func Status(code int, message string) Fault {
 // EarlyResponse responds with an error after n bytes of the request body and does
 // not read the rest.
 func EarlyResponse(n int64, code int, message string) Fault {
-	return Fault{name: "early response", kind: kindEarly, bytes: n, status: code, message: message}
+	return Fault{name: "early-response", kind: kindEarly, bytes: n, status: code, message: message}
 }
 
 // TruncateRootfs truncates the root file system of an exported split image to n
 // bytes and completes the form, as the daemons do if they fail to read it.
 func TruncateRootfs(n int64) Fault {
-	return Fault{name: "truncate rootfs", kind: kindTruncateRootfs, bytes: n}
+	return Fault{name: "truncate-rootfs", kind: kindTruncateRootfs, bytes: n}
 }
 
 // HTML responds with 200 and a web page, like a captive portal.
 func HTML() Fault { return Fault{name: "html", kind: kindHTML} }
 
 // EndlessJSON responds with 200 and JSON that never ends.
-func EndlessJSON() Fault { return Fault{name: "endless json", kind: kindEndless} }
+func EndlessJSON() Fault { return Fault{name: "endless-json", kind: kindEndless} }
 
 // Redirect responds with 307, a redirect that keeps the method.
 func Redirect(url string) Fault { return Fault{name: "redirect", kind: kindRedirect, url: url} }
@@ -199,7 +197,12 @@ func Redirect(url string) Fault { return Fault{name: "redirect", kind: kindRedir
 // RestartServer restarts the server as Server.Restart does, once n bytes of the
 // request body have arrived; if n is 0, once its header has. For a moment
 // connections are refused.
-func RestartServer(n int64) Fault { return Fault{name: "restart", kind: kindRestart, bytes: n} }
+func RestartServer(n int64) Fault { return Fault{name: "restart-server", kind: kindRestart, bytes: n} }
+
+// Call calls a function when a request has arrived, before it is processed, which waits
+// until the function returns. It must not read the request's body and must not close the
+// server; all other methods of Server may be called.
+func Call(f func(*http.Request)) Fault { return Fault{name: "call", kind: kindCall, call: f} }
 
 // RateLimit limits the server's network link until it is removed. The server sends at
 // most so many bytes per second (at least 1), and receives as many at the same time, in
@@ -209,25 +212,25 @@ func RestartServer(n int64) Fault { return Fault{name: "restart", kind: kindRest
 // keeps the limit. Of several limits the lowest applies. On and Times do not apply, and
 // Fired counts the reads and writes that had to wait.
 func RateLimit(bytesPerSecond int64) Fault {
-	return Fault{name: "rate limit", kind: kindRateLimit, bytes: max(1, bytesPerSecond)}
+	return Fault{name: "rate-limit", kind: kindRateLimit, bytes: max(1, bytesPerSecond)}
 }
 
 // DuplicateEvents sends each operation event twice.
-func DuplicateEvents() Fault { return Fault{name: "duplicate events", kind: kindDuplicate} }
+func DuplicateEvents() Fault { return Fault{name: "duplicate-events", kind: kindDuplicate} }
 
 // ReorderEvents sends an operation event after the next one, or after 100 ms.
-func ReorderEvents() Fault { return Fault{name: "reorder events", kind: kindReorder} }
+func ReorderEvents() Fault { return Fault{name: "reorder-events", kind: kindReorder} }
 
 // DropEvents closes all open event sockets at once, and others after their next
 // event.
-func DropEvents() Fault { return Fault{name: "drop events", kind: kindDropEvents} }
+func DropEvents() Fault { return Fault{name: "drop-events", kind: kindDropEvents} }
 
 // ForgetOperations makes the server forget operations as soon as they end.
-func ForgetOperations() Fault { return Fault{name: "forget operations", kind: kindForget} }
+func ForgetOperations() Fault { return Fault{name: "forget-operations", kind: kindForget} }
 
 // StallOperations delays the work of operations until Injection.Release or
 // Remove. Meanwhile their status is running.
-func StallOperations() Fault { return Fault{name: "stall operations", kind: kindStallOperation} }
+func StallOperations() Fault { return Fault{name: "stall-operations", kind: kindStallOperation} }
 
 // The faults below are what real daemons do in ordinary use. They are faults
 // because most tests are better off without them.
@@ -236,13 +239,13 @@ func StallOperations() Fault { return Fault{name: "stall operations", kind: kind
 // after Injection.Release or Remove. Until then the image does not exist, although
 // its operation, which runs, names it (LXD 4.0 to 6.9, Incus 6.0). Incus 7.0.2
 // names it only once it exists.
-func StallImages() Fault { return Fault{name: "stall images", kind: kindStallImage} }
+func StallImages() Fault { return Fault{name: "stall-images", kind: kindStallImage} }
 
 // FailImages makes the operation of an upload, import, copy or publication fail with the
 // message instead of storing its image, such as "write /var/lib/lxd/images/x: no space
 // left on device".
 func FailImages(message string) Fault {
-	return Fault{name: "fail images", kind: kindFailImage, message: message}
+	return Fault{name: "fail-images", kind: kindFailImage, message: message}
 }
 
 // StallUpdates makes a PUT or PATCH of an image pause between its check of
@@ -251,7 +254,7 @@ func FailImages(message string) Fault {
 // attributes. In LXD 5.0.2, 6.9, Incus 6.0.4 and 7.0.2 that pause is short, but long
 // enough for about half of the updates of four clients at once to be lost. PUT of an
 // alias has no such pause.
-func StallUpdates() Fault { return Fault{name: "stall updates", kind: kindStallUpdate} }
+func StallUpdates() Fault { return Fault{name: "stall-updates", kind: kindStallUpdate} }
 
 // LoseInsert makes an upload, import, copy or publication find that another
 // upload of the same content stored the image at the same moment. The image
@@ -259,18 +262,18 @@ func StallUpdates() Fault { return Fault{name: "stall updates", kind: kindStallU
 // and does not name it: "UNIQUE constraint failed: images.project_id,
 // images.fingerprint" (LXD 5.0.2, Incus 6.0.4; LXD40 and LXD69 say so too, for want
 // of a record) or "Image record already exists" (Incus 7.0.2).
-func LoseInsert() Fault { return Fault{name: "lose insert", kind: kindLoseInsert} }
+func LoseInsert() Fault { return Fault{name: "lose-insert", kind: kindLoseInsert} }
 
 // CacheStreams makes the server keep what it reads from a simplestreams server for
 // an hour, for imports and refreshes alike, as LXD 5.0.2, 6.9, Incus 6.0.4 and
 // 7.0.2 do: a version published in the meantime is not found. Fired counts the
 // reads from the cache. Remove empties the cache.
-func CacheStreams() Fault { return Fault{name: "cache streams", kind: kindCacheStreams} }
+func CacheStreams() Fault { return Fault{name: "cache-streams", kind: kindCacheStreams} }
 
 // SlowRename makes the renaming of an alias take that long. In LXD 5.0.2 it takes
 // 10 seconds.
 func SlowRename(pause time.Duration) Fault {
-	return Fault{name: "slow rename", kind: kindSlowRename, pause: pause}
+	return Fault{name: "slow-rename", kind: kindSlowRename, pause: pause}
 }
 
 // Injection is an injected fault.
@@ -278,7 +281,8 @@ type Injection struct {
 	fault  Fault
 	server *Server
 
-	fired    int // guarded by the server's lock
+	fired    int             // guarded by the server's lock, as waiters is
+	waiters  []*firingWaiter // in Wait
 	released chan struct{}
 	once     sync.Once
 	removed  bool
@@ -344,7 +348,7 @@ func (s *Server) Inject(f Fault) *Injection {
 	case kindRateLimit:
 		s.setRateLimits(append(slices.Clone(s.rateLimits()), i))
 	case kindDropEvents:
-		i.fired += s.hub.dropAll()
+		i.count(s.hub.dropAll())
 	}
 	return i
 }
@@ -369,7 +373,7 @@ func (s *Server) refuseConn() bool {
 	}
 	for _, i := range s.faults {
 		if i.fault.kind == kindRefuse {
-			i.fired++
+			i.count(1)
 		}
 	}
 	return true
@@ -387,7 +391,7 @@ func (s *Server) fire(k kind) bool { return s.fireFault(k) != nil }
 func (s *Server) fireFault(k kind) *Injection {
 	for _, i := range s.faults {
 		if i.fault.kind == k && !i.exhausted() {
-			i.fired++
+			i.count(1)
 			return i
 		}
 	}
@@ -403,31 +407,34 @@ func (s *Server) dropEventSocket() bool {
 
 // matches reports whether a fault applies to a request.
 func (f Fault) matches(r *http.Request) bool {
-	if f.kind == kindRefuse || f.kind >= kindRateLimit {
+	return f.onRequests() && matchRequest(f.method, f.pattern, r.Method, r.URL.EscapedPath())
+}
+
+// onRequests reports whether the fault occurs in requests, those that match.
+func (f Fault) onRequests() bool { return f.kind != kindRefuse && f.kind < kindRateLimit }
+
+// matchRequest reports whether a request has this method and path; see Fault.On.
+func matchRequest(method, pattern, gotMethod, gotPath string) bool {
+	if method != "" && method != gotMethod {
 		return false
 	}
-	if f.method != "" && f.method != r.Method {
-		return false
-	}
-	if f.pattern == "" {
+	if pattern == "" {
 		return true
 	}
-	escaped := r.URL.EscapedPath()
-	if parent, ok := strings.CutSuffix(f.pattern, "/**"); ok {
-		return strings.HasPrefix(escaped, parent+"/")
+	if parent, ok := strings.CutSuffix(pattern, "/**"); ok {
+		return strings.HasPrefix(gotPath, parent+"/")
 	}
-	ok, err := path.Match(f.pattern, escaped)
+	ok, err := path.Match(pattern, gotPath)
 	return err == nil && ok
 }
 
-// faultsFor returns the faults that apply to a request, and counts them.
+// faultsFor returns the faults that apply to a request, and counts them; the caller
+// holds the lock.
 func (s *Server) faultsFor(r *http.Request) []*Injection {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	var matched []*Injection
 	for _, i := range s.faults {
 		if i.fault.matches(r) && !i.exhausted() {
-			i.fired++
+			i.count(1)
 			matched = append(matched, i)
 		}
 	}

@@ -2,118 +2,15 @@ package lxdtest
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
-	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 )
-
-// Request is a request that the server has received.
-type Request struct {
-	Method string
-	Path   string // escaped, as it was sent
-	Query  string // encoded, as it was sent
-	Header http.Header
-	TLS    bool
-
-	server *Server
-	body   int64
-	text   []byte
-	done   bool
-}
-
-// maxText is the number of bytes of a request's body that are kept for Text.
-const maxText = 64 << 10
-
-// Text returns the part of the request's body that has arrived so far, up to 64
-// KiB. It returns nil for uploads: octet streams and forms.
-func (r *Request) Text() []byte {
-	r.server.mu.Lock()
-	defer r.server.mu.Unlock()
-	return slices.Clone(r.text)
-}
-
-// isUpload reports whether the body of a request is an image.
-func (r *Request) isUpload() bool {
-	kind := r.Header.Get("Content-Type")
-	return strings.HasPrefix(kind, "application/octet-stream") || strings.HasPrefix(kind, "multipart/")
-}
-
-// BodyBytes returns the number of bytes of the request's body that have arrived
-// so far.
-func (r *Request) BodyBytes() int64 {
-	r.server.mu.Lock()
-	defer r.server.mu.Unlock()
-	return r.body
-}
-
-// Done reports whether the server has finished with the request, by a response
-// or by breaking the connection.
-func (r *Request) Done() bool {
-	r.server.mu.Lock()
-	defer r.server.mu.Unlock()
-	return r.done
-}
-
-// countedBody is a request body that records in seen what is read from it.
-type countedBody struct {
-	io.ReadCloser
-	seen *Request
-}
-
-// Read reads from the body and records it.
-func (b *countedBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	if n > 0 {
-		b.seen.server.mu.Lock()
-		b.seen.body += int64(n)
-		if free := maxText - len(b.seen.text); free > 0 && !b.seen.isUpload() {
-			b.seen.text = append(b.seen.text, p[:min(n, free)]...)
-		}
-		b.seen.server.mu.Unlock()
-	}
-	return n, err
-}
-
-// record adds a request to the list.
-func (s *Server) record(r *http.Request) *Request {
-	seen := &Request{
-		Method: r.Method, Path: r.URL.EscapedPath(), Query: r.URL.RawQuery,
-		Header: r.Header.Clone(), TLS: r.TLS != nil, server: s,
-	}
-	if r.Body != nil && r.Body != http.NoBody {
-		r.Body = &countedBody{ReadCloser: r.Body, seen: seen}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.requests) == maxRequests {
-		s.requests = slices.Delete(s.requests, 0, maxRequests/2)
-	}
-	s.requests = append(s.requests, seen)
-	return seen
-}
-
-// maxRequests is the number of requests at which the older half is dropped.
-const maxRequests = 10_000
-
-// Requests returns the requests received so far, in order of arrival. At 10,000
-// the server drops the oldest half.
-func (s *Server) Requests() []*Request {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Clone(s.requests)
-}
-
-// ForgetRequests empties the list that Requests returns.
-func (s *Server) ForgetRequests() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.requests = nil
-}
 
 // Accepted returns the number of connections accepted so far, across restarts.
 func (s *Server) Accepted() int {
@@ -155,8 +52,9 @@ func (s *Server) Images() []Image {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var images []Image
+	names := s.aliasesByImage()
 	for _, img := range s.sortedImages("", true) {
-		images = append(images, s.inspect(img))
+		images = append(images, inspect(img, names[img.key]))
 	}
 	return images
 }
@@ -169,21 +67,19 @@ func (s *Server) Image(fingerprint string) (Image, bool) {
 	if img == nil {
 		return Image{}, false
 	}
-	return s.inspect(img), true
+	return inspect(img, s.aliasesOf(img)), true
 }
 
-// inspect copies an image; the caller holds the lock.
-func (s *Server) inspect(img *image) Image {
+// inspect copies an image with its aliases; the caller holds the lock.
+func inspect(img *image, aliases []imageAliasJSON) Image {
 	out := Image{
 		Project: img.key.project, Fingerprint: img.key.fingerprint, Filename: img.filename, Type: img.kind,
 		Architecture: img.architecture, Size: img.size, Public: img.public, AutoUpdate: img.autoUpdate,
 		Cached: img.cached, Properties: maps.Clone(img.properties), Profiles: slices.Clone(img.profiles),
 		ExpiresAt: img.expires, CreatedAt: img.created, UploadedAt: img.uploaded, LastUsedAt: img.lastUsed,
 	}
-	for _, a := range s.sortedAliases(img.key.project) {
-		if a.target == img.key.fingerprint {
-			out.Aliases = append(out.Aliases, a.key.name)
-		}
+	for _, a := range aliases {
+		out.Aliases = append(out.Aliases, a.Name)
 	}
 	return out
 }
@@ -272,6 +168,84 @@ func (s *Server) AddImage(file []byte, opts *AddOptions) (fingerprint string, er
 	if opts == nil {
 		opts = &AddOptions{}
 	}
+	u, err := s.receiveFiles(file, opts)
+	if err == nil {
+		err = s.addUpload(u, opts)
+	}
+	if err != nil {
+		return "", fmt.Errorf("lxdtest: add image: %w", err)
+	}
+	return u.fingerprint, nil
+}
+
+// AddImageFile is like AddImage for an image on disk: the file of a unified image, or the
+// metadata tarball and the root file system of a split one, otherwise rootfs is "". The files
+// are read once and are not copied. They must not change while the server runs, which never
+// changes or removes them. A rootfs that is a qcow2 disk is that of a virtual machine.
+// The Rootfs of opts must be nil.
+func (s *Server) AddImageFile(file, rootfs string, opts *AddOptions) (fingerprint string, err error) {
+	if opts == nil {
+		opts = &AddOptions{}
+	}
+	u, err := openUpload(file, rootfs, opts)
+	if err == nil {
+		s.mu.Lock()
+		// Never released: no image is the last one that uses the files.
+		s.use(&image{metadata: u.metadata, rootfs: u.rootfs})
+		s.mu.Unlock()
+		err = s.addUpload(u, opts)
+	}
+	if err != nil {
+		return "", fmt.Errorf("lxdtest: add image: %w", err)
+	}
+	return u.fingerprint, nil
+}
+
+// openUpload returns an upload of files on disk.
+func openUpload(file, rootfs string, opts *AddOptions) (*upload, error) {
+	if opts.Rootfs != nil {
+		return nil, errors.New("AddOptions.Rootfs is not for an image on disk: give the path of its file")
+	}
+	u := &upload{borrowed: true}
+	var err error
+	if u.metadata, err = filepath.Abs(file); err != nil {
+		return nil, err
+	}
+	paths := []string{u.metadata}
+	if rootfs != "" {
+		if u.rootfs, err = filepath.Abs(rootfs); err != nil {
+			return nil, err
+		}
+		paths = append(paths, u.rootfs)
+		if u.kind = "container"; opts.VM || isDisk(u.rootfs) {
+			u.kind = "virtual-machine"
+		}
+	}
+	for _, path := range paths {
+		info, err := os.Stat(path)
+		if err != nil {
+			return nil, err
+		}
+		u.size += info.Size()
+	}
+	u.fingerprint, err = fileFingerprint(paths...)
+	return u, err
+}
+
+// isDisk reports whether a file is a qcow2 disk.
+func isDisk(path string) bool {
+	file, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer file.Close()
+	magic := make([]byte, 4)
+	_, err = io.ReadFull(file, magic)
+	return err == nil && string(magic) == "QFI\xfb"
+}
+
+// addUpload adds an image with the settings of AddOptions.
+func (s *Server) addUpload(u *upload, opts *AddOptions) error {
 	spec := imageSpec{
 		project: opts.Project, public: opts.Public, filename: opts.Filename,
 		properties: opts.Properties, expires: opts.ExpiresAt,
@@ -282,21 +256,14 @@ func (s *Server) AddImage(file []byte, opts *AddOptions) (fingerprint string, er
 	for _, name := range opts.Aliases {
 		spec.aliases = append(spec.aliases, imageAliasJSON{Name: name})
 	}
-	u, err := s.receiveFiles(file, opts)
-	if err != nil {
-		return "", fmt.Errorf("lxdtest: add image: %w", err)
-	}
 	if err := s.store(s.ctx, nil, nil, u, spec); err != nil {
-		return "", fmt.Errorf("lxdtest: add image: %w", err)
+		return err
 	}
 	img := s.existing(spec.project, u.fingerprint)
 	if img == nil {
-		return "", fmt.Errorf("lxdtest: add image: %w", errNoImage)
+		return errNoImage
 	}
-	if err := s.addAliases(nil, nil, img, spec.aliases); err != nil {
-		return "", fmt.Errorf("lxdtest: add image: %w", err)
-	}
-	return u.fingerprint, nil
+	return s.addAliases(nil, nil, img, spec.aliases)
 }
 
 // receiveFiles spools the files of AddImage.

@@ -19,6 +19,8 @@ import (
 	"time"
 )
 
+var errClosed = errors.New("the server is closed")
+
 // errRefused is returned by dialing a server that does not listen.
 var errRefused error = &net.OpError{Op: "dial", Net: "pipe", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
 
@@ -28,10 +30,20 @@ type Options struct {
 	// Dialect is the daemon to imitate. The default is LXD50.
 	Dialect Dialect
 
-	// TLS makes the server listen on https as well, on a free port of
-	// 127.0.0.1, with a self-signed certificate of its own. A copy needs it on
-	// the source if the target pulls, and on the target if the source pushes.
+	// Socket is the path of the unix socket. A socket at which nobody listens is
+	// replaced; any other file is not. Close removes the socket. The default is
+	// unix.socket in the server's own directory.
+	Socket string
+
+	// TLS makes the server listen on https as well, with a self-signed
+	// certificate of its own. A copy needs it on the source if the target pulls,
+	// and on the target if the source pushes.
 	TLS bool
+
+	// Address is the host and port of https, as in net.Listen, and implies TLS.
+	// The certificate is for this host, localhost and the addresses of loopback.
+	// The default is a free port of 127.0.0.1.
+	Address string
 
 	// InMemory makes the server open no socket. It is reached through
 	// DialContext and Client alone, and can run in a testing/synctest bubble.
@@ -75,12 +87,19 @@ type Options struct {
 
 	// Dial opens the connections to other servers, for imports, pull copies
 	// and push copies. The default dials the network. To connect two servers
-	// in memory, set it to the DialContext of the other one.
+	// in memory, set it to the DialContext of the other one; of several, that whose
+	// URL has the address.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	// Skopeo installs the command of that name, which Incus70 needs to pull OCI
 	// images. It accepts any certificate of a registry on loopback.
 	Skopeo bool
+
+	// OnRequest is called with each request when the server has finished with it,
+	// for logs: before the client has the last bytes of a response that is not
+	// long. Calls can be concurrent. It must not close the server. The default is
+	// none.
+	OnRequest func(r *Request)
 
 	// Now is the server's clock for the dates it writes. The default is
 	// time.Now.
@@ -108,6 +127,8 @@ type Server struct {
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup // goroutines of operations, of the HTTP servers and of their connections
 
+	loading sync.Mutex // held by Reset and Restore
+
 	mu        sync.Mutex
 	closed    bool
 	up        bool
@@ -121,6 +142,8 @@ type Server struct {
 	accepted  int
 	spooled   int // the number of the last file created
 	requests  []*Request
+	serving   map[*Request]struct{} // those that are being processed
+	waiters   []*requestWaiter
 	faults    []*Injection
 	limits    atomic.Pointer[[]*Injection] // those of faults that are a RateLimit; set under the lock
 
@@ -129,11 +152,8 @@ type Server struct {
 	identities map[string]string // names of the identities without a certificate, by their token's secret
 	client     *keyPair
 	sessions   []string // the cookies of OpenID Connect sessions
-	projects   map[string]*project
-	images     map[imageKey]*image
-	aliases    map[aliasKey]*alias
-	instances  map[instanceKey]*instance
-	registries map[string]*registry
+	state
+	uses       map[string]int          // how many images and snapshots use a file of an image, by path
 	streams    map[string]cachedStream // by URL; used by CacheStreams
 	operations map[string]*operation
 	downloads  map[string]chan struct{} // by fingerprint; closed at the end
@@ -143,22 +163,28 @@ type Server struct {
 // NewServer starts a server; Close stops it. A nil opts means LXD 5.0.2 on a
 // unix socket. Like httptest.NewServer, it panics if it cannot listen.
 func NewServer(opts *Options) *Server {
-	s, err := newServer(opts)
+	s, err := Start(opts)
 	if err != nil {
-		panic(fmt.Sprintf("lxdtest: cannot start the server: %v", err))
+		panic(err.Error())
 	}
 	return s
+}
+
+// Start is like NewServer, but returns an error, for programs that are not tests.
+func Start(opts *Options) (*Server, error) {
+	s, err := newServer(opts)
+	if err != nil {
+		return nil, fmt.Errorf("lxdtest: cannot start the server: %w", err)
+	}
+	return s, nil
 }
 
 func newServer(opts *Options) (*Server, error) {
 	s := &Server{
 		conns:      map[*conn]struct{}{},
-		projects:   map[string]*project{},
-		images:     map[imageKey]*image{},
+		serving:    map[*Request]struct{}{},
 		downloads:  map[string]chan struct{}{},
-		aliases:    map[aliasKey]*alias{},
-		instances:  map[instanceKey]*instance{},
-		registries: map[string]*registry{},
+		uses:       map[string]int{},
 		streams:    map[string]cachedStream{},
 		operations: map[string]*operation{},
 		identities: map[string]string{},
@@ -177,13 +203,26 @@ func newServer(opts *Options) (*Server, error) {
 		s.opts.Dial = (&net.Dialer{}).DialContext
 	}
 	s.traits = s.opts.Dialect.traits()
+	s.state = s.traits.newState()
 	if s.opts.ForgetAfter == 0 && !s.traits.storesOperations {
 		s.opts.ForgetAfter = 5 * time.Second
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.addDefaultProject()
 
-	cert, err := newKeyPair("lxdtest server", true)
+	hosts := []string{"localhost", "127.0.0.1", "::1"}
+	switch {
+	case s.opts.InMemory && (s.opts.Socket != "" || s.opts.Address != ""):
+		return nil, errors.New("an in-memory server has no Options.Socket and no Options.Address")
+	case s.opts.Address != "":
+		host, _, err := net.SplitHostPort(s.opts.Address)
+		if err != nil {
+			return nil, fmt.Errorf("Options.Address must be a host and a port: %w", err) //nolint:staticcheck // It begins with the name of the field.
+		}
+		hosts = append(hosts, host)
+	case s.opts.TLS:
+		s.opts.Address = "127.0.0.1:0"
+	}
+	cert, err := newKeyPair("lxdtest server", hosts...)
 	if err != nil {
 		return nil, err
 	}
@@ -191,17 +230,27 @@ func newServer(opts *Options) (*Server, error) {
 	if s.dir, err = tempDir(s.opts.Directory); err != nil {
 		return nil, err
 	}
-	s.socket = filepath.Join(s.dir, "unix.socket")
+	if s.socket = s.opts.Socket; s.socket == "" {
+		s.socket = filepath.Join(s.dir, "unix.socket")
+	}
 	if s.opts.InMemory {
-		// Nobody dials this address: it is only reported, in URL and by the API.
-		s.address = "127.0.0.1:8443"
+		s.address = memoryAddress()
 	}
 	if err := s.start(); err != nil {
 		s.cancel()
+		s.tasks.Wait()
 		_ = os.RemoveAll(s.dir)
 		return nil, err
 	}
 	return s, nil
+}
+
+var memoryServers atomic.Uint32
+
+// memoryAddress returns an address for a server in memory. Nobody listens there: it
+// is what URL and the API report, and by which Options.Dial tells such servers apart.
+func memoryAddress() string {
+	return fmt.Sprintf("127.0.0.1:%d", 8443+(memoryServers.Add(1)-1)%50_000)
 }
 
 // maxSocketPath is the longest unix socket path that all systems accept.
@@ -242,7 +291,7 @@ func (s *Server) start() error {
 	s.securePipe = newPipeListener(&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 8443})
 	s.serve(s.pipe, true)
 	s.serve(s.securePipe, false)
-	if s.opts.InMemory {
+	if s.opts.InMemory || s.refusing > 0 {
 		return nil
 	}
 	if err := s.listen(); err != nil {
@@ -255,30 +304,55 @@ func (s *Server) start() error {
 
 // listen opens the network sockets; the caller holds the lock.
 func (s *Server) listen() error {
-	if err := os.Remove(s.socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := removeStale(s.socket); err != nil {
 		return err
 	}
 	unix, err := net.ListenUnix("unix", &net.UnixAddr{Name: s.socket, Net: "unix"})
+	if err != nil && len(s.socket) > maxSocketPath {
+		return fmt.Errorf("%w: the path has %d bytes, and some systems accept no more than %d: use a shorter one", err, len(s.socket), maxSocketPath)
+	}
 	if err != nil {
 		return err
 	}
 	// The file is kept when the listener closes, so that dialing it is refused.
 	unix.SetUnlinkOnClose(false)
 	s.serve(unix, true)
-	if !s.opts.TLS {
+	if s.opts.Address == "" {
 		return nil
 	}
-	address := s.address
-	if address == "" {
-		address = "127.0.0.1:0"
-	}
-	tcp, err := net.Listen("tcp", address)
+	tcp, err := net.Listen("tcp", s.opts.Address)
 	if err != nil {
+		_ = os.Remove(s.socket)
 		return err
 	}
-	s.address = tcp.Addr().String()
+	// A restart uses the same port.
+	host, _, _ := net.SplitHostPort(s.opts.Address)
+	_, port, _ := net.SplitHostPort(tcp.Addr().String())
+	s.opts.Address = net.JoinHostPort(host, port)
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1" // one of all its addresses
+	}
+	s.address = net.JoinHostPort(host, port)
 	s.serve(tcp, false)
 	return nil
+}
+
+// removeStale removes a unix socket at which nobody listens.
+func removeStale(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.Mode().Type() != os.ModeSocket:
+		return fmt.Errorf("%s exists and is not a socket", path)
+	}
+	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		_ = c.Close()
+		return fmt.Errorf("%s is the socket of a server that is running", path)
+	}
+	return os.Remove(path)
 }
 
 // serve serves requests on a listener; the caller holds the lock.
@@ -366,6 +440,9 @@ func (s *Server) Close() {
 	s.stop()
 	s.cancel()
 	s.tasks.Wait()
+	if s.opts.Socket != "" {
+		_ = os.Remove(s.socket)
+	}
 	_ = os.RemoveAll(s.dir)
 }
 

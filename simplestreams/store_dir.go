@@ -234,16 +234,16 @@ func (s *DirStore) write(ctx context.Context, name string, content io.Reader, af
 // rename moves a complete file to its place.
 func (s *DirStore) rename(from, name string) error {
 	dir := path.Dir(name)
-	for {
-		if err := s.root.MkdirAll(dir, 0o755); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
+	for attempt := 1; ; attempt++ {
+		err := s.root.MkdirAll(dir, 0o755)
+		if err == nil {
+			err = s.root.Rename(from, name)
 		}
-		err := s.root.Rename(from, name)
 		if err == nil {
 			break
 		}
-		// Delete removes directories that are empty.
-		if _, missing := s.root.Lstat(from); missing != nil || !errors.Is(err, fs.ErrNotExist) {
+		// Delete may just have removed the directory, as it was empty.
+		if attempt == 10 || !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}

@@ -54,11 +54,10 @@ func (t *Tree) loadLedger(ctx context.Context) (l *ledger, tag string, err error
 	content, tag, err := t.store.Load(ctx, ledgerPath)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		err = nil
 	case err != nil:
 		return nil, "", treeError(ledgerPath, err)
 	default:
-		if err = json.Unmarshal(content, l); err != nil {
+		if err := json.Unmarshal(content, l); err != nil {
 			return nil, "", treeError(ledgerPath, badDataf("%w", err))
 		}
 	}
@@ -191,10 +190,10 @@ func (t *Tree) release(ctx context.Context, files ...part) error {
 	}
 
 	return t.changeLedger(ctx, func(l *ledger) error {
+		now := t.now()
 		for _, file := range files {
-			if entry := l.Files[file.path]; entry != nil {
-				entry.Until = t.now()
-			}
+			// A file that took longer to store than it was reserved is not in the ledger any more.
+			l.hold(file.path, now, now).Until = now
 		}
 
 		return nil

@@ -266,7 +266,7 @@ func (l *listing) copies() map[digest]part {
 func (l *listing) catalog(options *Options) (*catalog, error) {
 	reader, writer := io.Pipe()
 	go func() { _ = writer.CloseWithError(l.encode(writer)) }()
-	defer reader.Close()
+	defer func() { _ = reader.Close() }()
 
 	return decodeCatalog(reader, options)
 }

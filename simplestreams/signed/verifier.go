@@ -72,16 +72,34 @@ func (v *Verifier) verify(document []byte, signature io.Reader) error {
 	if v == nil || len(v.keys) == 0 {
 		return errors.New("the Verifier is not from NewVerifier")
 	}
-	made, key, err := openpgp.VerifyDetachedSignature(v.keys, bytes.NewReader(document), signature, nil)
-	if err != nil {
-		return err
-	}
-	// That was the state of the key when the signature was made, according to the signature.
-	if _, ok := key.SigningKeyById(time.Now(), *made.IssuerKeyId, nil); !ok {
-		return fmt.Errorf("the key %s is expired, or was revoked", key.PrimaryKey.KeyIdString())
+	valid := &validKeys{EntityList: v.keys}
+	_, _, err := openpgp.VerifyDetachedSignature(valid, bytes.NewReader(document), signature, nil)
+	if err != nil && valid.refused != nil {
+		return fmt.Errorf("the key %s is expired, was revoked, or is not for signatures: %w", valid.refused.PrimaryKey.KeyIdString(), err)
 	}
 
-	return nil
+	return err
+}
+
+// validKeys are the keys that may sign at the time of the call. Without it, what a key was at the time that a signature
+// states would decide, and the owner of an expired key could state any.
+type validKeys struct {
+	openpgp.EntityList
+	refused *openpgp.Entity
+}
+
+// EntitiesById returns the valid keys with this ID.
+func (v *validKeys) EntitiesById(id uint64) []*openpgp.Entity { //nolint:staticcheck // The name is the interface's.
+	var valid []*openpgp.Entity
+	for _, key := range v.EntityList.EntitiesById(id) {
+		if _, ok := key.SigningKeyById(time.Now(), id, nil); ok {
+			valid = append(valid, key)
+		} else {
+			v.refused = key
+		}
+	}
+
+	return valid
 }
 
 // readKeys returns the keys of a keyring, at least one.
