@@ -398,7 +398,7 @@ func TestMirrorRetires(t *testing.T) {
 		tree := &mirrorTo{Tree: newTree(t, store, &simplestreams.TreeOptions{Grace: time.Hour}), store: store}
 		_, err := tree.Mirror(t.Context(), upstreams(client), nil)
 		require.NoError(t, err)
-		time.Sleep(2 * time.Hour)
+		time.Sleep(25 * time.Hour)
 		report, err := tree.Mirror(t.Context(), upstreams(client), nil)
 		require.NoError(t, err)
 		require.True(t, report.Unmodified)
