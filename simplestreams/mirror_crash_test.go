@@ -19,6 +19,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/golxd/lxd/internal/procmem"
 	"github.com/golxd/lxd/lxdtest/streamstest"
 	"github.com/golxd/lxd/simplestreams"
 )
@@ -28,6 +29,10 @@ const envMirror = "SIMPLESTREAMS_TEST_MIRROR"
 
 // envMirrorKills is the number of processes that TestMirrorIsKilled kills.
 const envMirrorKills = "SIMPLESTREAMS_TEST_MIRROR_KILLS"
+
+// envMirrorMemory makes such a process mirror one of many products, and then say what everything would be. It prints the
+// peak of its memory after both.
+const envMirrorMemory = "SIMPLESTREAMS_TEST_MIRROR_MEMORY"
 
 func mirrorInProcess(url, dir string) error {
 	client, err := simplestreams.New(url, &simplestreams.Options{AllowHTTP: true})
@@ -42,9 +47,74 @@ func mirrorInProcess(url, dir string) error {
 	if err != nil {
 		return err
 	}
+	if os.Getenv(envMirrorMemory) != "" {
+		_, err := tree.Mirror(context.Background(), upstreams(client, simplestreams.Selection{Aliases: []string{"real"}}), nil)
+		if err != nil {
+			return err
+		}
+		peak := procmem.Peak(os.Getpid())
+		report, err := tree.Mirror(context.Background(), upstreams(client), &simplestreams.MirrorOptions{DryRun: true})
+		if err != nil {
+			return err
+		}
+		fmt.Println(len(report.Added), peak, procmem.Peak(os.Getpid()))
+
+		return nil
+	}
 	_, err = tree.Mirror(context.Background(), upstreams(client), nil)
 
 	return err
+}
+
+// TestMirrorMemory: a mirror of one product of an index of 12,000 takes less than 64 MiB.
+func TestMirrorMemory(t *testing.T) {
+	if procmem.Peak(os.Getpid()) == 0 {
+		t.Skip("the system does not say how much memory a process has used")
+	}
+	const count = 12_000
+	product := func(n, versions int) streamstest.Object {
+		all := streamstest.Object{}
+		for v := range versions {
+			sum := func(text string) string { return streamstest.Hash(fmt.Appendf(nil, "%s %d %d", text, n, v)) }
+			serial := fmt.Sprintf("202401%02d_07:42", v+1)
+			path := fmt.Sprintf("images/system%d/release/amd64/default/%s/", n, serial)
+			items := streamstest.Object{}
+			for _, family := range []string{"lxd", "incus"} {
+				items[family+".tar.xz"] = streamstest.Object{
+					"ftype": family + ".tar.xz", "path": path + family + ".tar.xz", "size": 700, "sha256": sum(family),
+					"combined_squashfs_sha256": sum("squashfs"), "combined_disk-kvm-img_sha256": sum("disk"), "combined_rootxz_sha256": sum("rootxz"),
+				}
+			}
+			for name, ftype := range map[string]string{"rootfs.squashfs": "squashfs", "disk.qcow2": "disk-kvm.img", "rootfs.tar.xz": "root.tar.xz"} {
+				items[name] = streamstest.Object{"ftype": ftype, "path": path + name, "size": 100 << 20, "sha256": sum(ftype)}
+			}
+			all[serial] = streamstest.Object{"items": items}
+		}
+
+		return streamstest.Object{
+			"aliases": fmt.Sprintf("system%d/release/default,system%d/release", n, n), "arch": "amd64", "os": fmt.Sprintf("System%d", n),
+			"release": "release", "release_title": "Release", "variant": "default", "requirements": streamstest.Object{}, "versions": all,
+		}
+	}
+	server := serve(t, streamstest.Tree([]streamstest.Product{
+		{Name: "real", Aliases: []string{"real"}, Versions: []streamstest.Version{{Serial: "20240101", Unified: []byte("real")}}},
+	}, func(all streamstest.Object) {
+		for n := range count {
+			all[fmt.Sprintf("system%d:release:amd64:default", n)] = product(n, 2)
+		}
+	}))
+	child := exec.CommandContext(t.Context(), os.Args[0]) //nolint:gosec // this test binary
+	child.Env = append(os.Environ(), envMirror+"="+server.URL, envMirror+"_DIR="+t.TempDir(), envMirrorMemory+"=1")
+	child.Stderr = os.Stderr
+	out, err := child.Output()
+	require.NoError(t, err)
+	var added int
+	var peak, everything int64
+	_, err = fmt.Sscan(string(out), &added, &peak, &everything)
+	require.NoError(t, err)
+	require.Equal(t, count, added)
+	t.Logf("the peak is %d MiB, and %d MiB if everything is missing", peak>>20, everything>>20)
+	require.Less(t, peak, int64(64<<20))
 }
 
 // TestMirrorIsKilled kills processes at random moments. Whatever they leave is the old or the new tree, and the next

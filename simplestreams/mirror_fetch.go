@@ -66,8 +66,8 @@ func (m *mirror) discardPartials() {
 // fileJob is a file of missing versions that is to be downloaded, or only to be verified if it is in the store.
 type fileJob struct {
 	upstream *upstreamReader
-	item     item // as the upstream describes it
-	target   part // in the store; its size is 0 until it is known
+	item     *item // as the upstream describes it
+	target   part  // in the store; its size is 0 until it is known
 	stored   bool
 	versions []*missingVersion
 	checks   []*combinedCheck
@@ -113,7 +113,7 @@ func (m *mirror) jobs(missing []*missingVersion, copies map[digest]part) (metada
 			it := &items[i]
 			job := known[key{version.upstream, it.sha256}]
 			if job == nil {
-				job = &fileJob{upstream: version.upstream, item: *it}
+				job = &fileJob{upstream: version.upstream, item: it}
 				if job.target, job.stored = copies[it.sha256]; !job.stored {
 					job.target = part{path: newPath(it.fileName()), size: it.size, sha256: it.sha256}
 				}

@@ -286,6 +286,15 @@ func (p *offeredProduct) add(serial string, version *treeVersion, needed []bool)
 		}
 		p.versions[serial] = offered
 	}
+	if offered.items == nil {
+		count := 0
+		for _, each := range needed {
+			if each {
+				count++
+			}
+		}
+		offered.items = make([]item, 0, count)
+	}
 	for i, it := range version.items {
 		if needed[i] && !slices.ContainsFunc(offered.items, func(other item) bool { return other.id == it.id }) {
 			offered.items = append(offered.items, it)
