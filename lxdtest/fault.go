@@ -281,7 +281,8 @@ type Injection struct {
 	fault  Fault
 	server *Server
 
-	fired    int // guarded by the server's lock
+	fired    int             // guarded by the server's lock, as waiters is
+	waiters  []*firingWaiter // in Wait
 	released chan struct{}
 	once     sync.Once
 	removed  bool
@@ -347,7 +348,7 @@ func (s *Server) Inject(f Fault) *Injection {
 	case kindRateLimit:
 		s.setRateLimits(append(slices.Clone(s.rateLimits()), i))
 	case kindDropEvents:
-		i.fired += s.hub.dropAll()
+		i.count(s.hub.dropAll())
 	}
 	return i
 }
@@ -372,7 +373,7 @@ func (s *Server) refuseConn() bool {
 	}
 	for _, i := range s.faults {
 		if i.fault.kind == kindRefuse {
-			i.fired++
+			i.count(1)
 		}
 	}
 	return true
@@ -390,7 +391,7 @@ func (s *Server) fire(k kind) bool { return s.fireFault(k) != nil }
 func (s *Server) fireFault(k kind) *Injection {
 	for _, i := range s.faults {
 		if i.fault.kind == k && !i.exhausted() {
-			i.fired++
+			i.count(1)
 			return i
 		}
 	}
@@ -427,14 +428,13 @@ func matchRequest(method, pattern, gotMethod, gotPath string) bool {
 	return err == nil && ok
 }
 
-// faultsFor returns the faults that apply to a request, and counts them.
+// faultsFor returns the faults that apply to a request, and counts them; the caller
+// holds the lock.
 func (s *Server) faultsFor(r *http.Request) []*Injection {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	var matched []*Injection
 	for _, i := range s.faults {
 		if i.fault.matches(r) && !i.exhausted() {
-			i.fired++
+			i.count(1)
 			matched = append(matched, i)
 		}
 	}

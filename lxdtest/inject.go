@@ -14,9 +14,7 @@ import (
 
 // requestFaults are the effects of the matching faults on one request.
 type requestFaults struct {
-	server    *Server
 	request   *http.Request
-	seen      *Request
 	responded bool // the request is done; no handler may run
 	lost      bool // reset the connection instead of responding
 	writer    *faultyWriter
@@ -32,20 +30,13 @@ func truncation(r *http.Request) (limit int64, cut bool) {
 	return limit, cut
 }
 
-// inject applies the faults that match a request. The handler must use the
+// inject applies the faults that match a request, which are counted already. The handler must use the
 // returned response writer; done must be called when the handler returns.
-func (s *Server) inject(w http.ResponseWriter, r *http.Request, seen *Request) (http.ResponseWriter, *requestFaults) {
-	in := &requestFaults{server: s, request: r, seen: seen}
-	matched := s.faultsFor(r)
+func (s *Server) inject(w http.ResponseWriter, r *http.Request, matched []*Injection) (http.ResponseWriter, *requestFaults) {
+	in := &requestFaults{request: r}
 	if len(matched) == 0 {
 		return w, in
 	}
-	defer func() {
-		// If a fault panics, the handler does not call done.
-		if in.responded {
-			in.finish()
-		}
-	}()
 	in.writer = &faultyWriter{ResponseWriter: w, request: r, cutAt: -1, stallAt: -1, freezeAt: -1, corruptAt: -1}
 	for _, i := range matched {
 		s.apply(in, i, w, r)
@@ -152,17 +143,9 @@ func (in *requestFaults) done() {
 			c.setDrip(0)
 		}
 	}
-	in.finish()
 	if in.lost {
 		abort(in.request)
 	}
-}
-
-// finish marks the request as done.
-func (in *requestFaults) finish() {
-	in.server.mu.Lock()
-	defer in.server.mu.Unlock()
-	in.seen.done = true
 }
 
 // brokenBody is a request body that calls broken, once, after left bytes.

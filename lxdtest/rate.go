@@ -185,7 +185,7 @@ func (c *linkConn) wait(i *Injection, until time.Time, d *deadline) error {
 		}
 		if !counted {
 			c.server.mu.Lock()
-			i.fired++
+			i.count(1)
 			c.server.mu.Unlock()
 			counted = true
 		}

@@ -20,8 +20,9 @@ func (s *Server) handler() http.Handler {
 		// type of its own request's body, and would otherwise read an unread
 		// body from a client that still waits for 100 Continue.
 		r = r.WithContext(r.Context())
-		seen := s.record(r)
-		w, faults := s.inject(w, r, seen)
+		seen, matched := s.record(r)
+		defer s.served(seen)
+		w, faults := s.inject(&countedWriter{w, seen}, r, matched)
 		defer faults.done()
 		if faults.responded {
 			return

@@ -19,6 +19,8 @@ import (
 	"time"
 )
 
+var errClosed = errors.New("the server is closed")
+
 // errRefused is returned by dialing a server that does not listen.
 var errRefused error = &net.OpError{Op: "dial", Net: "pipe", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
 
@@ -137,6 +139,8 @@ type Server struct {
 	accepted  int
 	spooled   int // the number of the last file created
 	requests  []*Request
+	serving   map[*Request]struct{} // those that are being processed
+	waiters   []*requestWaiter
 	faults    []*Injection
 	limits    atomic.Pointer[[]*Injection] // those of faults that are a RateLimit; set under the lock
 
@@ -178,6 +182,7 @@ func Start(opts *Options) (*Server, error) {
 func newServer(opts *Options) (*Server, error) {
 	s := &Server{
 		conns:      map[*conn]struct{}{},
+		serving:    map[*Request]struct{}{},
 		projects:   map[string]*project{},
 		images:     map[imageKey]*image{},
 		downloads:  map[string]chan struct{}{},
