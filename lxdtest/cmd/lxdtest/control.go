@@ -124,7 +124,7 @@ func (c *control) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if errors.As(err, &refused) {
 			status = refused.status
 		}
-		out = map[string]string{"error": err.Error()}
+		out = map[string]string{"error": plain(err)}
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)

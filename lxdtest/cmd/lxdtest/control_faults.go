@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
 	"time"
@@ -92,7 +93,8 @@ func (c *control) fired(s *server, r *http.Request) (any, error) {
 			return nil, err
 		}
 		if query.Has("timeout") {
-			if err := within(r, query.Get("timeout"), i.Wait); err != nil {
+			once := func(ctx context.Context) error { return i.Wait(ctx, 1) }
+			if err := within(r, query.Get("timeout"), once); err != nil {
 				return nil, err
 			}
 		}
@@ -120,11 +122,10 @@ func within(r *http.Request, timeout string, wait func(context.Context) error) e
 	defer cancel()
 	switch err := wait(ctx); {
 	case errors.Is(err, context.DeadlineExceeded):
-		return &callError{http.StatusRequestTimeout, "it has not happened within " + timeout}
-	case r.Context().Err() != nil:
-		return errors.New("the command ends")
-	case err != nil:
+		return &callError{http.StatusRequestTimeout, fmt.Sprintf("after %s: %v", timeout, err)}
+	case err != nil && r.Context().Err() == nil:
 		return badRequest("%v", err)
+	default:
+		return err
 	}
-	return nil
 }

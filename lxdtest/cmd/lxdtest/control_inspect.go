@@ -46,13 +46,19 @@ func (c *control) forgetRequests(s *server, r *http.Request) (any, error) {
 const waitTimeout = "60s"
 
 func (c *control) wait(s *server, r *http.Request) (any, error) {
-	if err := checkQuery(r, "method", "path", "timeout"); err != nil {
+	if err := checkQuery(r, "method", "path", "done", "timeout"); err != nil {
 		return nil, err
 	}
 	query := r.URL.Query()
+	if done := query.Get("done"); query.Has("done") && done != "true" {
+		return nil, badRequest("done can only be true, not %q", done)
+	}
 	var request *lxdtest.Request
 	err := within(r, cmp.Or(query.Get("timeout"), waitTimeout), func(ctx context.Context) (err error) {
 		request, err = s.fake.WaitRequest(ctx, query.Get("method"), query.Get("path"))
+		if err == nil && query.Has("done") {
+			err = request.Wait(ctx)
+		}
 		return err
 	})
 	if err != nil {

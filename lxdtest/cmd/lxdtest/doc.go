@@ -70,8 +70,8 @@
 //	GET /NAME/requests       what was requested, in order of arrival
 //	DELETE /NAME/requests    forgets that
 //	GET /NAME/wait           ?method=POST&path=/1.0/images&timeout=30s waits for a request that no
-//	                         call has returned before; after the timeout, 60s by default, the status
-//	                         is 408
+//	                         call has returned before, with &done=true also until the server has
+//	                         finished with it; after the timeout, 60s by default, the status is 408
 //	GET /NAME/images         the images of all projects
 //	POST /NAME/images        {"image": "web=debian/13 public"} adds one, as -image does; returns its
 //	                         fingerprint

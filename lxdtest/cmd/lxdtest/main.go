@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 )
 
@@ -33,7 +34,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case errors.Is(err, flag.ErrHelp):
 		return exitEnded
 	case err != nil:
-		fmt.Fprintf(stderr, "lxdtest: %v\n(lxdtest -help lists the flags)\n", err)
+		fmt.Fprintf(stderr, "lxdtest: %s\n(lxdtest -help lists the flags)\n", plain(err))
 		return exitUsage
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -45,11 +46,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		}
 	}
 	if err := serve(ctx, cancel, s, stdout, stderr); err != nil {
-		fmt.Fprintf(stderr, "lxdtest: %v\n", err)
+		fmt.Fprintf(stderr, "lxdtest: %s\n", plain(err))
 		return exitFailed
 	}
 	return exitEnded
 }
+
+// plain returns the text of an error without the prefix of package lxdtest, which is also
+// that of this command.
+func plain(err error) string { return strings.ReplaceAll(err.Error(), "lxdtest: ", "") }
 
 // serve starts the servers, prints the line that says so, and closes the servers
 // when ctx has ended. stop ends ctx.
