@@ -29,10 +29,10 @@ func certFingerprint(cert *x509.Certificate) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// newKeyPair creates a self-signed certificate for a server on loopback or for a
-// client. It is valid from 1999, so that it works with the clock of a
+// newKeyPair creates a self-signed certificate for a server with these names and
+// addresses, or without any for a client. It is valid from 1999, so that it works with the clock of a
 // testing/synctest bubble, which starts in the year 2000.
-func newKeyPair(name string, server bool) (*keyPair, error) {
+func newKeyPair(name string, hosts ...string) (*keyPair, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
@@ -50,10 +50,13 @@ func newKeyPair(name string, server bool) (*keyPair, error) {
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 		BasicConstraintsValid: true,
 	}
-	if server {
+	for _, host := range hosts {
 		template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
-		template.DNSNames = []string{"localhost"}
-		template.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
+		if ip := net.ParseIP(host); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		} else if host != "" {
+			template.DNSNames = append(template.DNSNames, host)
+		}
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {

@@ -58,7 +58,7 @@ func (s *Server) httpClient(certificate string) (*http.Client, error) {
 
 // userAgent returns the User-Agent of the server's own requests.
 func (s *Server) userAgent() string {
-	return s.familyName() + " " + s.traits.version + " (Linux; x86_64)"
+	return s.traits.familyName() + " " + s.traits.version + " (Linux; x86_64)"
 }
 
 // request sends a request to another server.

@@ -350,6 +350,7 @@ func (s *Server) addImage(op *operation, img *image) error {
 		return errDuplicate
 	}
 	s.images[img.key] = img
+	s.use(img)
 	return nil
 }
 

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"maps"
 	"net/http"
-	"os"
 	"time"
 )
 
@@ -178,24 +177,6 @@ func (s *Server) deleteImage(op *operation, img *image) error {
 	maps.DeleteFunc(s.aliases, func(key aliasKey, a *alias) bool {
 		return key.project == img.key.project && a.target == img.key.fingerprint
 	})
-	s.removeFiles(img)
+	s.release(img)
 	return nil
-}
-
-// removeFiles removes the files of an image that no other image shares; exports
-// in progress can still read them. The caller holds the lock.
-func (s *Server) removeFiles(img *image) {
-	for _, path := range []string{img.metadata, img.rootfs} {
-		if path == "" {
-			continue
-		}
-		shared := false
-		for _, other := range s.images {
-			shared = shared || other != img && (other.metadata == path || other.rootfs == path)
-		}
-		if !shared {
-			// On Windows this fails for an open file, which Close removes.
-			_ = os.Remove(path)
-		}
-	}
 }

@@ -2,9 +2,12 @@ package lxdtest
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 )
@@ -166,6 +169,84 @@ func (s *Server) AddImage(file []byte, opts *AddOptions) (fingerprint string, er
 	if opts == nil {
 		opts = &AddOptions{}
 	}
+	u, err := s.receiveFiles(file, opts)
+	if err == nil {
+		err = s.addUpload(u, opts)
+	}
+	if err != nil {
+		return "", fmt.Errorf("lxdtest: add image: %w", err)
+	}
+	return u.fingerprint, nil
+}
+
+// AddImageFile is like AddImage for an image on disk: the file of a unified image, or the
+// metadata tarball and the root file system of a split one, otherwise rootfs is "". The files
+// are read once and are not copied. They must not change while the server runs, which never
+// changes or removes them. A rootfs that is a qcow2 disk is that of a virtual machine.
+// The Rootfs of opts must be nil.
+func (s *Server) AddImageFile(file, rootfs string, opts *AddOptions) (fingerprint string, err error) {
+	if opts == nil {
+		opts = &AddOptions{}
+	}
+	u, err := openUpload(file, rootfs, opts)
+	if err == nil {
+		s.mu.Lock()
+		// Never released: no image is the last one that uses the files.
+		s.use(&image{metadata: u.metadata, rootfs: u.rootfs})
+		s.mu.Unlock()
+		err = s.addUpload(u, opts)
+	}
+	if err != nil {
+		return "", fmt.Errorf("lxdtest: add image: %w", err)
+	}
+	return u.fingerprint, nil
+}
+
+// openUpload returns an upload of files on disk.
+func openUpload(file, rootfs string, opts *AddOptions) (*upload, error) {
+	if opts.Rootfs != nil {
+		return nil, errors.New("AddOptions.Rootfs is not for an image on disk: give the path of its file")
+	}
+	u := &upload{borrowed: true}
+	var err error
+	if u.metadata, err = filepath.Abs(file); err != nil {
+		return nil, err
+	}
+	paths := []string{u.metadata}
+	if rootfs != "" {
+		if u.rootfs, err = filepath.Abs(rootfs); err != nil {
+			return nil, err
+		}
+		paths = append(paths, u.rootfs)
+		if u.kind = "container"; opts.VM || isDisk(u.rootfs) {
+			u.kind = "virtual-machine"
+		}
+	}
+	for _, path := range paths {
+		info, err := os.Stat(path)
+		if err != nil {
+			return nil, err
+		}
+		u.size += info.Size()
+	}
+	u.fingerprint, err = fileFingerprint(paths...)
+	return u, err
+}
+
+// isDisk reports whether a file is a qcow2 disk.
+func isDisk(path string) bool {
+	file, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer file.Close()
+	magic := make([]byte, 4)
+	_, err = io.ReadFull(file, magic)
+	return err == nil && string(magic) == "QFI\xfb"
+}
+
+// addUpload adds an image with the settings of AddOptions.
+func (s *Server) addUpload(u *upload, opts *AddOptions) error {
 	spec := imageSpec{
 		project: opts.Project, public: opts.Public, filename: opts.Filename,
 		properties: opts.Properties, expires: opts.ExpiresAt,
@@ -176,26 +257,14 @@ func (s *Server) AddImage(file []byte, opts *AddOptions) (fingerprint string, er
 	for _, name := range opts.Aliases {
 		spec.aliases = append(spec.aliases, imageAliasJSON{Name: name})
 	}
-	u, err := s.receiveFiles(file, opts)
-	if err != nil {
-		return "", fmt.Errorf("lxdtest: add image: %w", err)
-	}
 	if err := s.store(s.ctx, nil, nil, u, spec); err != nil {
-		return "", fmt.Errorf("lxdtest: add image: %w", err)
+		return err
 	}
 	img := s.existing(spec.project, u.fingerprint)
 	if img == nil {
-		return "", fmt.Errorf("lxdtest: add image: %w", errNoImage)
+		return errNoImage
 	}
-	if err := s.addAliases(nil, nil, img, spec.aliases); err != nil {
-		return "", fmt.Errorf("lxdtest: add image: %w", err)
-	}
-	return u.fingerprint, nil
-}
-
-// AddImageFile is like AddImage for files on disk, which are not copied.
-func (s *Server) AddImageFile(file, rootfs string, opts *AddOptions) (fingerprint string, err error) {
-	return "", nil
+	return s.addAliases(nil, nil, img, spec.aliases)
 }
 
 // receiveFiles spools the files of AddImage.

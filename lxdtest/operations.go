@@ -50,6 +50,7 @@ type operation struct {
 	requestor   *requestorJSON // nil if unknown
 
 	done    chan struct{} // closed at the end
+	exited  chan struct{} // closed when its goroutine has ended; nil for a token
 	cancel  context.CancelFunc
 	forget  *time.Timer
 	push    bool // a token that allows an upload
@@ -183,11 +184,12 @@ func (s *Server) startTask(w http.ResponseWriter, r *http.Request, task task) {
 	}
 	op := s.addOperation("task", task, r)
 	ctx, cancel := context.WithCancel(s.runCtx)
-	op.cancel = cancel
+	op.cancel, op.exited = cancel, make(chan struct{})
 	response := s.render(op)
 	stall := s.fireFault(kindStallOperation)
 	started := make(chan struct{})
 	s.tasks.Go(func() {
+		defer close(op.exited)
 		defer cancel()
 		// The daemons' response has the state before the work.
 		<-started

@@ -35,23 +35,23 @@ var (
 func projectURL(name string) string { return "/1.0/projects/" + name }
 
 // familyName returns the family as the daemons write it in descriptions.
-func (s *Server) familyName() string {
-	if s.traits.family == "incus" {
+func (t *traits) familyName() string {
+	if t.family == "incus" {
 		return "Incus"
 	}
 	return "LXD"
 }
 
-// addDefaultProject adds the project and profile that every new daemon has.
-func (s *Server) addDefaultProject() {
-	s.projects[defaultProject] = &project{
+// defaultProject returns the project, with its profile, that every new daemon has.
+func (t *traits) defaultProject() *project {
+	return &project{
 		name:        defaultProject,
-		description: "Default " + s.familyName() + " project",
+		description: "Default " + t.familyName() + " project",
 		config: map[string]string{
 			"features.images": "true", "features.networks": "true",
 			"features.profiles": "true", "features.storage.volumes": "true",
 		},
-		profiles: map[string]string{"default": "Default " + s.familyName() + " profile"},
+		profiles: map[string]string{"default": "Default " + t.familyName() + " profile"},
 	}
 }
 
@@ -84,7 +84,7 @@ func (s *Server) AddProject(name string, images bool) {
 func (s *Server) putProject(name, description string, config map[string]string) {
 	s.projects[name] = &project{
 		name: name, description: description, config: config,
-		profiles: map[string]string{"default": "Default " + s.familyName() + " profile for project " + name},
+		profiles: map[string]string{"default": "Default " + s.traits.familyName() + " profile for project " + name},
 	}
 }
 

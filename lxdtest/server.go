@@ -126,6 +126,8 @@ type Server struct {
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup // goroutines of operations, of the HTTP servers and of their connections
 
+	loading sync.Mutex // held by Reset and Restore
+
 	mu        sync.Mutex
 	closed    bool
 	up        bool
@@ -149,11 +151,8 @@ type Server struct {
 	identities map[string]string // names of the identities without a certificate, by their token's secret
 	client     *keyPair
 	sessions   []string // the cookies of OpenID Connect sessions
-	projects   map[string]*project
-	images     map[imageKey]*image
-	aliases    map[aliasKey]*alias
-	instances  map[instanceKey]*instance
-	registries map[string]*registry
+	state
+	uses       map[string]int          // how many images and snapshots use a file of an image, by path
 	streams    map[string]cachedStream // by URL; used by CacheStreams
 	operations map[string]*operation
 	downloads  map[string]chan struct{} // by fingerprint; closed at the end
@@ -183,12 +182,8 @@ func newServer(opts *Options) (*Server, error) {
 	s := &Server{
 		conns:      map[*conn]struct{}{},
 		serving:    map[*Request]struct{}{},
-		projects:   map[string]*project{},
-		images:     map[imageKey]*image{},
 		downloads:  map[string]chan struct{}{},
-		aliases:    map[aliasKey]*alias{},
-		instances:  map[instanceKey]*instance{},
-		registries: map[string]*registry{},
+		uses:       map[string]int{},
 		streams:    map[string]cachedStream{},
 		operations: map[string]*operation{},
 		identities: map[string]string{},
@@ -207,13 +202,26 @@ func newServer(opts *Options) (*Server, error) {
 		s.opts.Dial = (&net.Dialer{}).DialContext
 	}
 	s.traits = s.opts.Dialect.traits()
+	s.state = s.traits.newState()
 	if s.opts.ForgetAfter == 0 && !s.traits.storesOperations {
 		s.opts.ForgetAfter = 5 * time.Second
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.addDefaultProject()
 
-	cert, err := newKeyPair("lxdtest server", true)
+	hosts := []string{"localhost", "127.0.0.1", "::1"}
+	switch {
+	case s.opts.InMemory && (s.opts.Socket != "" || s.opts.Address != ""):
+		return nil, errors.New("an in-memory server has no Options.Socket and no Options.Address")
+	case s.opts.Address != "":
+		host, _, err := net.SplitHostPort(s.opts.Address)
+		if err != nil {
+			return nil, fmt.Errorf("Options.Address must be a host and a port: %w", err) //nolint:staticcheck // It begins with the name of the field.
+		}
+		hosts = append(hosts, host)
+	case s.opts.TLS:
+		s.opts.Address = "127.0.0.1:0"
+	}
+	cert, err := newKeyPair("lxdtest server", hosts...)
 	if err != nil {
 		return nil, err
 	}
@@ -221,13 +229,16 @@ func newServer(opts *Options) (*Server, error) {
 	if s.dir, err = tempDir(s.opts.Directory); err != nil {
 		return nil, err
 	}
-	s.socket = filepath.Join(s.dir, "unix.socket")
+	if s.socket = s.opts.Socket; s.socket == "" {
+		s.socket = filepath.Join(s.dir, "unix.socket")
+	}
 	if s.opts.InMemory {
 		// Nobody dials this address: it is only reported, in URL and by the API.
 		s.address = "127.0.0.1:8443"
 	}
 	if err := s.start(); err != nil {
 		s.cancel()
+		s.tasks.Wait()
 		_ = os.RemoveAll(s.dir)
 		return nil, err
 	}
@@ -285,30 +296,55 @@ func (s *Server) start() error {
 
 // listen opens the network sockets; the caller holds the lock.
 func (s *Server) listen() error {
-	if err := os.Remove(s.socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := removeStale(s.socket); err != nil {
 		return err
 	}
 	unix, err := net.ListenUnix("unix", &net.UnixAddr{Name: s.socket, Net: "unix"})
+	if err != nil && len(s.socket) > maxSocketPath {
+		return fmt.Errorf("%w: the path has %d bytes, and some systems accept no more than %d: use a shorter one", err, len(s.socket), maxSocketPath)
+	}
 	if err != nil {
 		return err
 	}
 	// The file is kept when the listener closes, so that dialing it is refused.
 	unix.SetUnlinkOnClose(false)
 	s.serve(unix, true)
-	if !s.opts.TLS {
+	if s.opts.Address == "" {
 		return nil
 	}
-	address := s.address
-	if address == "" {
-		address = "127.0.0.1:0"
-	}
-	tcp, err := net.Listen("tcp", address)
+	tcp, err := net.Listen("tcp", s.opts.Address)
 	if err != nil {
+		_ = os.Remove(s.socket)
 		return err
 	}
-	s.address = tcp.Addr().String()
+	// A restart uses the same port.
+	host, _, _ := net.SplitHostPort(s.opts.Address)
+	_, port, _ := net.SplitHostPort(tcp.Addr().String())
+	s.opts.Address = net.JoinHostPort(host, port)
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1" // one of all its addresses
+	}
+	s.address = net.JoinHostPort(host, port)
 	s.serve(tcp, false)
 	return nil
+}
+
+// removeStale removes a unix socket at which nobody listens.
+func removeStale(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.Mode().Type() != os.ModeSocket:
+		return fmt.Errorf("%s exists and is not a socket", path)
+	}
+	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		_ = c.Close()
+		return fmt.Errorf("%s is the socket of a server that is running", path)
+	}
+	return os.Remove(path)
 }
 
 // serve serves requests on a listener; the caller holds the lock.
@@ -396,6 +432,9 @@ func (s *Server) Close() {
 	s.stop()
 	s.cancel()
 	s.tasks.Wait()
+	if s.opts.Socket != "" {
+		_ = os.Remove(s.socket)
+	}
 	_ = os.RemoveAll(s.dir)
 }
 

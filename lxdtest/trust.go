@@ -132,19 +132,30 @@ func (s *Server) Trust(name string, certificate []byte, projects ...string) erro
 	return s.addTrust(name, cert, projects)
 }
 
+// clientName is the name of the certificate of ClientCertificate.
+const clientName = "lxdtest"
+
 var errTrusted = statusErrorf(http.StatusConflict, "Certificate already in trust store")
 
 // addTrust adds a parsed certificate.
 func (s *Server) addTrust(name string, cert *x509.Certificate, projects []string) error {
-	added := &trust{
+	s.trustMu.Lock()
+	defer s.trustMu.Unlock()
+	return s.trust(newTrust(name, cert, projects))
+}
+
+func newTrust(name string, cert *x509.Certificate, projects []string) *trust {
+	return &trust{
 		name:        name,
 		certificate: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}),
 		fingerprint: certFingerprint(cert),
 		projects:    projects,
 		restricted:  len(projects) > 0,
 	}
-	s.trustMu.Lock()
-	defer s.trustMu.Unlock()
+}
+
+// trust adds a certificate; the caller holds trustMu.
+func (s *Server) trust(added *trust) error {
 	if slices.ContainsFunc(s.trusted, func(t *trust) bool { return t.fingerprint == added.fingerprint }) {
 		return errTrusted
 	}
@@ -168,7 +179,7 @@ func (s *Server) ClientCertificate() (cert, key []byte) {
 	pair := s.client
 	if pair == nil {
 		var err error
-		if pair, err = newKeyPair("lxdtest client", false); err != nil {
+		if pair, err = newKeyPair("lxdtest client"); err != nil {
 			s.trustMu.Unlock()
 			panic(fmt.Sprintf("lxdtest: cannot make a client certificate: %v", err))
 		}
@@ -176,7 +187,7 @@ func (s *Server) ClientCertificate() (cert, key []byte) {
 	}
 	s.trustMu.Unlock()
 	// The error means that it is already trusted.
-	_ = s.addTrust("lxdtest", pair.tls.Leaf, nil)
+	_ = s.addTrust(clientName, pair.tls.Leaf, nil)
 	return slices.Clone(pair.cert), slices.Clone(pair.key)
 }
 

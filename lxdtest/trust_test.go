@@ -106,7 +106,7 @@ func TestExtensions(t *testing.T) {
 
 func TestJoin(t *testing.T) {
 	join := func(s *Server, body map[string]any) (*apiResponse, *apiResponse) {
-		pair, err := newKeyPair("joiner", false)
+		pair, err := newKeyPair("joiner")
 		require.NoError(t, err)
 		c := newTLSClient(t, s, false)
 		transport := c.http.Transport.(*http.Transport)

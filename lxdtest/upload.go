@@ -27,21 +27,21 @@ type upload struct {
 	fingerprint string
 	size        int64
 	invalid     error // the error with which its operation fails
+	borrowed    bool  // its files are not the server's and must not be removed
 }
 
-// spoolFile creates a file for an incoming image.
-func (s *Server) spoolFile() (*os.File, error) {
+// newPath returns a path in the server's directory for a file of an image.
+func (s *Server) newPath() string {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.spooled++
-	path := filepath.Join(s.dir, fmt.Sprintf("image-%d", s.spooled))
-	s.mu.Unlock()
-	return os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	return filepath.Join(s.dir, fmt.Sprintf("image-%d", s.spooled))
 }
 
 // spool writes a stream to a new file and to sum. If the stream fails, the file
 // is removed.
 func (s *Server) spool(body io.Reader, sum hash.Hash) (path string, size int64, err error) {
-	file, err := s.spoolFile()
+	file, err := os.OpenFile(s.newPath(), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return "", 0, err
 	}
@@ -61,6 +61,9 @@ type onlyReader struct{ io.Reader }
 
 // discard removes the files of an upload that does not become an image.
 func (u *upload) discard() {
+	if u.borrowed {
+		return
+	}
 	for _, path := range []string{u.metadata, u.rootfs} {
 		if path != "" {
 			_ = os.Remove(path)
