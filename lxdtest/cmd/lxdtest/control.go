@@ -27,18 +27,12 @@ type control struct {
 	stop    func()
 
 	mu        sync.Mutex // guards snapshots
-	snapshots map[int]snapshot
-}
-
-// snapshot is a snapshot of a server of that dialect.
-type snapshot struct {
-	dialect string
-	state   *lxdtest.Snapshot
+	snapshots map[int]*lxdtest.Snapshot
 }
 
 // startControl starts the control socket. stop ends the command.
 func startControl(ctx context.Context, stop func(), f *fleet, s *settings, d *directory) (*control, error) {
-	c := &control{fleet: f, stop: stop, snapshots: map[int]snapshot{}}
+	c := &control{fleet: f, stop: stop, snapshots: map[int]*lxdtest.Snapshot{}}
 	network, at := "unix", s.control
 	if _, port, err := net.SplitHostPort(at); err == nil && isNumber(port) {
 		network = "tcp"
@@ -242,7 +236,11 @@ func (c *control) reset(s *server, r *http.Request) (any, error) {
 	if err := read(r, &struct{}{}); err != nil {
 		return nil, err
 	}
-	return struct{}{}, s.reset()
+	if err := s.restore(s.initial); err != nil {
+		return nil, err
+	}
+	s.injectInitial()
+	return struct{}{}, nil
 }
 
 // idJSON names a fault or a snapshot.
@@ -258,7 +256,7 @@ func (c *control) snapshot(s *server, r *http.Request) (any, error) {
 	state := s.fake.Snapshot()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.snapshots[id] = snapshot{s.Dialect, state}
+	c.snapshots[id] = state
 	return idJSON{id}, nil
 }
 
@@ -268,13 +266,13 @@ func (c *control) restore(s *server, r *http.Request) (any, error) {
 		return nil, err
 	}
 	c.mu.Lock()
-	taken, ok := c.snapshots[in.ID]
+	state := c.snapshots[in.ID]
 	c.mu.Unlock()
-	switch {
-	case !ok:
+	if state == nil {
 		return nil, notFound("no snapshot %d", in.ID)
-	case taken.dialect != s.Dialect:
-		return nil, badRequest("snapshot %d is of %s, and server %s is %s", in.ID, taken.dialect, s.Name, s.Dialect)
 	}
-	return struct{}{}, s.fake.Restore(taken.state)
+	if err := s.restore(state); err != nil {
+		return nil, badRequest("%v", err)
+	}
+	return struct{}{}, nil
 }

@@ -90,8 +90,9 @@ func (d *directory) takeOver() error {
 	var left []string
 	switch data, err := os.ReadFile(d.join(marker)); {
 	case err == nil:
+		left = append(left, marker)
 		for name := range strings.SplitSeq(string(data), "\n") {
-			if name == marker || name == controlSocket || validName.MatchString(name) {
+			if name == controlSocket || validName.MatchString(name) {
 				left = append(left, name)
 			}
 		}

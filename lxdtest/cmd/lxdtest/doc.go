@@ -30,9 +30,9 @@
 //
 // The SPEC of an image is OS/RELEASE, such as debian/13, for an image that is made and has
 // these properties; FILE for a unified image; or METADATA+ROOTFS for a split one, of a
-// virtual machine if ROOTFS ends in .img or .qcow2. Options follow, with a space before
-// each: public, vm, project=NAME, and for images that are made split and size=BYTES. The same
-// SPEC makes the same image, with the same fingerprint.
+// virtual machine if ROOTFS is a qcow2 disk. Files are not copied, and must not change.
+// Options follow, with a space before each: public, project=NAME, and for images that are made
+// split, vm and size=BYTES. The same SPEC makes the same image, with the same fingerprint.
 //
 // # The directory
 //
@@ -79,10 +79,10 @@
 //	POST /NAME/tokens        {"name": "ci"} makes a trust token, for "incus remote add"
 //	POST /NAME/restart       restarts the server: operations are lost, images are not
 //	POST /NAME/shutdown      stops it until restart
-//	POST /NAME/reset         makes it as it was when the command started
+//	POST /NAME/reset         makes it as it was when the command started, with the flags' faults
 //	POST /NAME/snapshot      returns {"id": 2}
-//	POST /NAME/restore       {"id": 2} brings back the images, aliases, projects and so on of a
-//	                         snapshot, also that of another server of the same dialect
+//	POST /NAME/restore       {"id": 2} removes the faults, and brings back what the server had at a
+//	                         snapshot, also at one of another server of the same dialect
 //
 // Anyone who can connect to the control socket or to a server's unix socket may do
 // everything, and added images can be any files that the command can read.

@@ -152,16 +152,14 @@ func (s *server) injectInitial() {
 	}
 }
 
-// reset makes the server as it was at its start. Its faults have new ids.
-func (s *server) reset() error {
-	s.mu.Lock()
-	s.faults = nil
-	s.mu.Unlock()
-	s.fake.Reset()
-	if err := s.fake.Restore(s.initial); err != nil {
+// restore makes the server as it was at a snapshot. It has no faults then.
+func (s *server) restore(state *lxdtest.Snapshot) error {
+	if err := s.fake.Restore(state); err != nil {
 		return err
 	}
-	s.injectInitial()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.faults = nil
 	return nil
 }
 

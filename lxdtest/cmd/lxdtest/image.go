@@ -26,7 +26,6 @@ type imageSetting struct {
 var (
 	made     = regexp.MustCompile(`^([A-Za-z0-9-]+)/([A-Za-z0-9.-]+)$`)
 	fileName = regexp.MustCompile(`\.(tar|tgz|txz|gz|xz|zst|bz2|lzma|squashfs|img|qcow2)$`)
-	disk     = regexp.MustCompile(`\.(img|qcow2)$`)
 )
 
 // parseImage parses the text of an image: "web,web/1=debian/13 size=1000000 public".
@@ -50,8 +49,8 @@ func parseImage(text string) (imageSetting, error) {
 		return image, image.parseMade(spec)
 	}
 	image.metadata, image.rootfs, _ = strings.Cut(spec, "+")
-	if image.size > 0 || image.split {
-		return image, errors.New("size and split are for images that are made")
+	if image.size > 0 || image.split || image.opts.VM {
+		return image, errors.New("size, split and vm are for images that are made")
 	}
 	for _, file := range []string{image.metadata, image.rootfs} {
 		if file == "" {
@@ -63,7 +62,6 @@ func parseImage(text string) (imageSetting, error) {
 			return image, fmt.Errorf("%s is not a file", file)
 		}
 	}
-	image.opts.VM = image.opts.VM || disk.MatchString(image.rootfs)
 	return image, nil
 }
 

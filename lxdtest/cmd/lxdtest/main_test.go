@@ -361,15 +361,17 @@ func command(t *testing.T, env string, args ...string) (*exec.Cmd, *process) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], args...)
 	cmd.Env = append(os.Environ(), env+"=1")
-	stdout, err := cmd.StdoutPipe()
+	// Wait must not close the pipe: it ends with the last process that has it.
+	stdout, w, err := os.Pipe()
 	require.NoError(t, err)
+	cmd.Stdout = w
 	require.NoError(t, cmd.Start())
+	require.NoError(t, w.Close())
 	t.Cleanup(func() { _ = cmd.Process.Kill() })
 	p := &process{T: t, stderr: &bytes.Buffer{}, stop: func() {}, code: make(chan int, 2)}
 	p.read(stdout)
 	t.Cleanup(func() { _ = stdout.Close() })
 	go func() {
-		// The pipe ends with the last process that has it.
 		_, _ = io.Copy(io.Discard, stdout)
 		p.code <- 0
 	}()
