@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/golxd/lxd"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -83,6 +84,32 @@ func ExampleDialect() {
 	}
 	fmt.Println(server.Dialect(), res.StatusCode, refused.Error)
 	// Output: LXD 6.9 400 Image download from client-specified URL is not supported
+}
+
+// A client in a bubble of testing/synctest: the pauses between its retries pass at once, and
+// the test sees exactly how long they are. Dial makes the client connect to the server in
+// memory, whatever its endpoint is. The bubble ends when all of its goroutines have, so that
+// both client and server must be closed.
+func ExampleServer_DialContext() {
+	t := new(testing.T) // in a test, its own
+	synctest.Test(t, func(t *testing.T) {
+		server := lxdtest.NewServer(&lxdtest.Options{InMemory: true})
+		defer server.Close()
+		client, err := lxd.New(server.Endpoint(), &lxd.Options{Dial: server.DialContext, RetryTimeout: time.Hour})
+		if err != nil {
+			panic(err)
+		}
+		defer client.Close()
+		busy := server.Inject(lxdtest.TooManyRequests(90 * time.Second).Times(2))
+
+		start := time.Now()
+		image, err := client.Images.Create(t.Context(), bytes.NewReader(lxdtest.UnifiedImage("example", 0)), &lxd.CreateOptions{Wait: true})
+		if err != nil {
+			panic(err)
+		}
+		fmt.Println(image.Properties["os"], "after", busy.Fired(), "refusals and", time.Since(start))
+	})
+	// Output: lxdtest after 2 refusals and 3m0s
 }
 
 // TestTwoServersInMemory has one server pull from another over TLS, in a bubble

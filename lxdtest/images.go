@@ -1,6 +1,7 @@
 package lxdtest
 
 import (
+	"crypto/sha256"
 	"errors"
 	"maps"
 	"net/http"
@@ -86,15 +87,29 @@ func (s *Server) aliasesByImage() map[imageKey][]imageAliasJSON {
 		found[at] = append(found[at], imageAliasJSON{key.name, a.description})
 	}
 	for _, list := range found {
-		slices.SortFunc(list, func(a, b imageAliasJSON) int { return strings.Compare(a.Name, b.Name) })
+		sortAliases(list)
 	}
 	return found
 }
 
-// renderImage copies an image for the wire; the caller holds the lock.
-func (s *Server) renderImage(img *image) imageJSON {
-	return s.renderImageWith(img, s.aliasesByImage()[img.key])
+// aliasesOf returns the aliases of one image by name; the caller holds the lock.
+func (s *Server) aliasesOf(img *image) []imageAliasJSON {
+	var found []imageAliasJSON
+	for key, a := range s.aliases {
+		if a.target == img.key.fingerprint && key.project == img.key.project {
+			found = append(found, imageAliasJSON{key.name, a.description})
+		}
+	}
+	sortAliases(found)
+	return found
 }
+
+func sortAliases(list []imageAliasJSON) {
+	slices.SortFunc(list, func(a, b imageAliasJSON) int { return strings.Compare(a.Name, b.Name) })
+}
+
+// renderImage copies an image for the wire; the caller holds the lock.
+func (s *Server) renderImage(img *image) imageJSON { return s.renderImageWith(img, s.aliasesOf(img)) }
 
 // renderImageWith copies an image with its aliases; the caller holds the lock.
 func (s *Server) renderImageWith(img *image, aliases []imageAliasJSON) imageJSON {
@@ -150,6 +165,9 @@ func (s *Server) findImage(project, prefix string) (*image, error) {
 	}
 	if len(prefix) < s.traits.shortestPrefix {
 		return nil, statusErrorf(http.StatusBadRequest, "Image fingerprint prefix must contain %d characters or more", s.traits.shortestPrefix)
+	}
+	if len(prefix) >= sha256.Size*2 {
+		return nil, errNoImage
 	}
 	var found *image
 	for key, img := range s.images {

@@ -52,8 +52,9 @@ func (s *Server) Images() []Image {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var images []Image
+	names := s.aliasesByImage()
 	for _, img := range s.sortedImages("", true) {
-		images = append(images, s.inspect(img))
+		images = append(images, inspect(img, names[img.key]))
 	}
 	return images
 }
@@ -66,21 +67,19 @@ func (s *Server) Image(fingerprint string) (Image, bool) {
 	if img == nil {
 		return Image{}, false
 	}
-	return s.inspect(img), true
+	return inspect(img, s.aliasesOf(img)), true
 }
 
-// inspect copies an image; the caller holds the lock.
-func (s *Server) inspect(img *image) Image {
+// inspect copies an image with its aliases; the caller holds the lock.
+func inspect(img *image, aliases []imageAliasJSON) Image {
 	out := Image{
 		Project: img.key.project, Fingerprint: img.key.fingerprint, Filename: img.filename, Type: img.kind,
 		Architecture: img.architecture, Size: img.size, Public: img.public, AutoUpdate: img.autoUpdate,
 		Cached: img.cached, Properties: maps.Clone(img.properties), Profiles: slices.Clone(img.profiles),
 		ExpiresAt: img.expires, CreatedAt: img.created, UploadedAt: img.uploaded, LastUsedAt: img.lastUsed,
 	}
-	for _, a := range s.sortedAliases(img.key.project) {
-		if a.target == img.key.fingerprint {
-			out.Aliases = append(out.Aliases, a.key.name)
-		}
+	for _, a := range aliases {
+		out.Aliases = append(out.Aliases, a.Name)
 	}
 	return out
 }

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -38,6 +39,11 @@ func (s *Server) newPath() string {
 	return filepath.Join(s.dir, fmt.Sprintf("image-%d", s.spooled))
 }
 
+const spoolBuffer = 256 << 10
+
+// spoolBuffers has the buffers of spool, which are much larger than most images of tests.
+var spoolBuffers = sync.Pool{New: func() any { return new([spoolBuffer]byte) }}
+
 // spool writes a stream to a new file and to sum. If the stream fails, the file
 // is removed.
 func (s *Server) spool(body io.Reader, sum hash.Hash) (path string, size int64, err error) {
@@ -45,7 +51,9 @@ func (s *Server) spool(body io.Reader, sum hash.Hash) (path string, size int64, 
 	if err != nil {
 		return "", 0, err
 	}
-	size, err = io.CopyBuffer(onlyWriter{io.MultiWriter(file, sum)}, onlyReader{body}, make([]byte, 256<<10))
+	buffer := spoolBuffers.Get().(*[spoolBuffer]byte) //nolint:errcheck,forcetypeassert // It has nothing else.
+	size, err = io.CopyBuffer(onlyWriter{io.MultiWriter(file, sum)}, onlyReader{body}, buffer[:])
+	spoolBuffers.Put(buffer)
 	err = errors.Join(err, file.Close())
 	if err != nil {
 		_ = os.Remove(file.Name())
