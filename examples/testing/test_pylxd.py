@@ -41,7 +41,7 @@ class UploadTest(unittest.TestCase):
         self.daemon.terminate()
         self.daemon.communicate()
 
-    def call(self, method, path, **body):
+    def call(self, method, path, /, **body):
         response = requests_unixsocket.Session().request(method, self.control + path, json=body)
         response.raise_for_status()
         return response.json()
