@@ -97,7 +97,7 @@ func (s *Server) Snapshot() *Snapshot {
 // any number of times. If there is an error, the server is as before.
 func (s *Server) Restore(snap *Snapshot) error {
 	if snap.dialect != s.opts.Dialect {
-		return fmt.Errorf("lxdtest: restore: the snapshot is that of an %s, the server is an %s", snap.dialect, s.opts.Dialect)
+		return fmt.Errorf("lxdtest: restore: the snapshot is that of %s, the server is %s", snap.dialect, s.opts.Dialect)
 	}
 	st := snap.state.clone()
 	if snap.dir != s.dir {
