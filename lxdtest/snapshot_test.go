@@ -170,21 +170,22 @@ func TestResetInProgress(t *testing.T) {
 	inBubble(t, Options{}, func(t *testing.T, s *Server, c *client) {
 		furnish(t, s)
 		type result struct {
-			what string
-			err  error
+			what, body string
+			err        error
 		}
 		results := make(chan result, 10)
 		send := func(what, method, path string, body io.Reader) {
 			go func() {
+				var data []byte
 				req, err := http.NewRequestWithContext(t.Context(), method, c.base+path, body)
 				if err == nil {
 					var res *http.Response
 					if res, err = c.http.Do(req); err == nil {
-						_, err = io.Copy(io.Discard, res.Body)
+						data, err = io.ReadAll(res.Body)
 						_ = res.Body.Close()
 					}
 				}
-				results <- result{what, err}
+				results <- result{what, string(data), err}
 			}()
 		}
 		for what, fault := range map[string]Fault{
@@ -227,6 +228,9 @@ func TestResetInProgress(t *testing.T) {
 			got := <-results
 			// The context of the one that waits for ever ends only with its connection.
 			require.Equal(t, got.what == "ever", got.err != nil, "%s: %v", got.what, got.err)
+			if got.what == "wait" {
+				require.Contains(t, got.body, `"status":"Cancelled"`)
+			}
 		}
 		for err == nil {
 			_, _, err = socket.ReadMessage()
@@ -241,6 +245,16 @@ func TestResetInProgress(t *testing.T) {
 		require.Equal(t, 404, c.do("GET", operation, nil).HTTP)
 		c.upload(UnifiedImage("late", 100_000))
 		require.Len(t, s.Images(), 1)
+	})
+}
+
+// TestResetEvents sees that an open event socket does not delay Reset.
+func TestResetEvents(t *testing.T) {
+	inBubble(t, Options{}, func(t *testing.T, s *Server, _ *client) {
+		listen(t, s, "")
+		start := time.Now()
+		s.Reset()
+		require.Zero(t, time.Since(start))
 	})
 }
 
