@@ -59,7 +59,7 @@ func serve(t *testing.T, bin string, args ...string) *ready {
 	var line ready
 	err = json.NewDecoder(stdout).Decode(&line)
 	t.Cleanup(func() {
-		require.NoError(t, cmd.Process.Signal(os.Interrupt))
+		_ = cmd.Process.Signal(os.Interrupt) // it may have ended
 		require.NoError(t, cmd.Wait(), stderr.String())
 		require.NoDirExists(t, line.Dir)
 	})
@@ -120,8 +120,8 @@ func TestLxdtest(t *testing.T) {
 	}
 }
 
-// TestTestingPage runs the examples of docs/testing.md that are not in Go as they are.
-func TestTestingPage(t *testing.T) {
+// TestExamples runs the examples of docs/testing.md that are not in Go as they are.
+func TestExamples(t *testing.T) {
 	_, env := build(t)
 	for name, program := range map[string]string{"test_lxc.sh": "bash", "test_pylxd.py": "/usr/bin/python3"} {
 		t.Run(name, func(t *testing.T) {
@@ -140,9 +140,20 @@ func TestTestingPage(t *testing.T) {
 	}
 }
 
-// TestTestingPageWorkflow runs the steps of the workflow on docs/testing.md as a runner of
+// TestExampleCalls runs the calls of the control socket on docs/testing.md.
+func TestExampleCalls(t *testing.T) {
+	bin, env := build(t)
+	cmd := exec.CommandContext(t.Context(), "bash", "../../examples/testing/control.sh", serve(t, bin).Dir)
+	cmd.Env = env
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Contains(t, string(out), "GET /1.0/images 200\n")
+	require.Contains(t, string(out), `{"id":3}`)
+}
+
+// TestExampleWorkflow runs the steps of the workflow on docs/testing.md as a runner of
 // GitHub does, except that the module is this one.
-func TestTestingPageWorkflow(t *testing.T) {
+func TestExampleWorkflow(t *testing.T) {
 	data, err := os.ReadFile("../../examples/testing/workflow.yml")
 	require.NoError(t, err)
 	var workflow struct {
