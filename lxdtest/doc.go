@@ -43,7 +43,20 @@
 //	}
 //
 // UnifiedImage, SplitImage and VMImage return images that real daemons accept
-// too; the same seed yields the same fingerprint.
+// too; the same seed yields the same fingerprint. AddImageFile adds an image of the
+// disk without reading it into memory.
+//
+// A service that works in the background is waited for without polling: WaitRequest
+// returns the next request with a method and path, Request.Wait waits for its end and
+// Injection.Wait until a fault has fired.
+//
+//	request, err := server.WaitRequest(ctx, "POST", "/1.0/images")
+//	…
+//	err = request.Wait(ctx) // request.Status() is that of the response
+//
+// A program that is not a test uses Start, which returns an error, with Options.Socket,
+// Options.Address and Options.OnRequest. ParseDialect and ParseFault read what a user has
+// written.
 //
 // # Faults
 //
@@ -73,6 +86,7 @@
 //	TooManyRequests      429 with Retry-After
 //	Status               any other error status
 //	EarlyResponse        an error in the middle of its upload
+//	Call                 what a function does to the server at the moment of the request
 //	HTML                 200 and a web page
 //	EndlessJSON          200 and JSON that never ends
 //	Redirect             307
@@ -94,26 +108,64 @@
 //	CacheStreams         a simplestreams index that is up to an hour old
 //	SlowRename           an alias whose renaming takes long
 //
+// Faults can be written as text and as JSON, by the names of these functions in lower case
+// with dashes; see ParseFault and Fault.UnmarshalJSON:
+//
+//	cut-response bytes=1048576 method=GET path=/1.0/images/*/export times=2
+//	{"fault": "cut-response", "bytes": 1048576, "method": "GET", "path": "/1.0/images/*/export", "times": 2}
+//
 // Restart and Shutdown affect the whole server: addresses and images are kept,
 // operations and secrets are lost.
+//
+// # Many tests
+//
+// A server starts in about a millisecond, so that each test can have its own. What takes
+// longer is to fill it. Snapshot remembers what a server has, and Restore gives it back, to
+// the same server or to a new one, without copying an image:
+//
+//	var template = lxdtest.NewServer(nil)
+//	var filled *lxdtest.Snapshot
+//
+//	func TestMain(m *testing.M) {
+//		… // 1,000 times template.AddImage or AddImageFile
+//		filled = template.Snapshot()
+//		m.Run()
+//		template.Close()
+//	}
+//
+//	func TestPrune(t *testing.T) {
+//		server := lxdtest.NewServer(nil)
+//		defer server.Close()
+//		if err := server.Restore(filled); err != nil { … }
+//		…
+//	}
+//
+// Tests that share one server, one after another, begin with Restore or Reset: both also
+// remove faults, forget requests and operations, and wait for what the test before has left
+// in progress, whose effects the next test therefore never sees. Addresses, certificates
+// and idle connections stay, so that the client of all tests can be the same.
 //
 // # Time
 //
 // With Options.InMemory the server opens no socket and can run in a bubble of
 // testing/synctest, where the five seconds until an operation is forgotten, the
 // ten between two pings and a client's own backoff pass at once. Connections
-// come from DialContext, which suits http.Transport, or from the *http.Client
-// that Client returns:
+// come from DialContext, or from the *http.Client that Client returns. DialContext suits
+// http.Transport and the Dial of lxd.Options: for the network "unix" it returns a
+// connection like that of the unix socket, for others one to the https side, and it ignores
+// the address, so that Endpoint and URL both work:
 //
 //	synctest.Test(t, func(t *testing.T) {
 //		server := lxdtest.NewServer(&lxdtest.Options{InMemory: true})
 //		defer server.Close()
-//		client := server.Client()
+//		client, err := lxd.New(server.Endpoint(), &lxd.Options{Dial: server.DialContext})
+//		…
+//		defer client.Close()
 //		…
 //	})
 //
-// Two such servers copy from each other when Options.Dial of the one is the
-// DialContext of the other.
+// The server and its clients must be made in the bubble and closed in it. Two such servers
+// copy from each other when Options.Dial of the one is the DialContext of the other.
 //
 // # Fidelity
 //

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/golxd/lxd/simplestreams"
 )
 
 // These types are the part of the simplestreams format that the daemons read.
@@ -61,6 +63,7 @@ type streamImage struct {
 	product     string
 	serial      string
 	kind        string
+	arch        string // as in the product
 	fingerprint string
 	metadata    streamItem
 	rootfs      *streamItem
@@ -209,7 +212,7 @@ func splitImages(id string, product streamProduct, serial string, version stream
 // newStreamImage returns one image with the properties that the daemons derive
 // from its product.
 func newStreamImage(id string, product streamProduct, serial string, version streamVersion, metadata streamItem, rootfs *streamItem, fingerprint string) streamImage {
-	img := streamImage{product: id, serial: serial, kind: "container", fingerprint: fingerprint, metadata: metadata, rootfs: rootfs}
+	img := streamImage{product: id, serial: serial, kind: "container", arch: product.Arch, fingerprint: fingerprint, metadata: metadata, rootfs: rootfs}
 	filetype := "tar.gz"
 	if rootfs != nil {
 		filetype = rootfs.Ftype
@@ -237,39 +240,54 @@ func newStreamImage(id string, product streamProduct, serial string, version str
 	return img
 }
 
-// aliasNames returns the names of a product: each alias with its architecture,
-// and for the server's own architecture also without.
+// aliasNames returns the names of a product: each alias, with its architecture and without.
 func aliasNames(product streamProduct) []string {
 	var names []string
 	for alias := range strings.SplitSeq(product.Aliases, ",") {
 		if alias = strings.TrimSpace(alias); alias == "" {
 			continue
 		}
-		names = append(names, alias+"/"+product.Arch)
-		if product.Arch == "amd64" || product.Arch == "x86_64" || product.Arch == "" {
-			names = append(names, alias)
-		}
+		names = append(names, alias+"/"+product.Arch, alias)
 	}
 	return names
 }
 
-// resolve returns the image with an alias, a fingerprint or a fingerprint
-// prefix.
-func resolve(images []streamImage, source imagesSource) (*streamImage, error) {
-	kind := source.ImageType
-	if kind == "" {
-		kind = "container"
+// foreignness ranks the architecture of an image for a host of x86_64: its own, one that it
+// also runs, others.
+func (img *streamImage) foreignness() int {
+	switch name, _ := simplestreams.ArchitectureName(img.arch); name {
+	case "x86_64", "":
+		return 0
+	case "i686":
+		return 1
 	}
+	return 2
+}
+
+// resolve returns the image with an alias, a fingerprint or a fingerprint prefix. Of several
+// with an alias it is a container if the request says no type, and then one that the host
+// runs: a container for another architecture comes before a virtual machine for the host's
+// (LXD 5.0.2, Incus 6.0.4 and 7.0.2).
+func resolve(images []streamImage, source imagesSource) (*streamImage, error) {
 	name := source.Alias
 	if name == "" {
 		name = source.Fingerprint
 	}
+	var found *streamImage
+	rank := func(img *streamImage) int {
+		if img.kind == "virtual-machine" {
+			return 3 + img.foreignness()
+		}
+		return img.foreignness()
+	}
 	for i, img := range images {
-		if img.kind == kind && slices.Contains(img.names, name) {
-			return &images[i], nil
+		if (source.ImageType == "" || img.kind == source.ImageType) && slices.Contains(img.names, name) && (found == nil || rank(&img) < rank(found)) {
+			found = &images[i]
 		}
 	}
-	var found *streamImage
+	if found != nil {
+		return found, nil
+	}
 	for i, img := range images {
 		if img.fingerprint == name {
 			return &images[i], nil

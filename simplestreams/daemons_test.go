@@ -76,6 +76,30 @@ func testAgreement(t *testing.T, daemon *testdaemon.Daemon) {
 		}
 	})
 
+	t.Run("preference", func(t *testing.T) {
+		// In a tree of its own: with a dozen images or more, LXD 5.0.2 at times takes an older version.
+		offer := func(name, alias, arch, root string) streamstest.Product {
+			return streamstest.Product{
+				Name: name, Aliases: []string{alias}, Arch: arch, OS: name, Release: "1", Versions: []streamstest.Version{{
+					Serial: "20240302", Family: "both", Metadata: tarball(t, unique+name, false), Roots: map[string][]byte{root: []byte(name)},
+				}},
+			}
+		}
+		server := serve(t, streamstest.Tree([]streamstest.Product{
+			offer("type:amd64", "type", "amd64", "disk-kvm.img"), offer("type:arm64", "type", "arm64", "squashfs"),
+			offer("arch:arm64", "arch", "arm64", "squashfs"), offer("arch:i386", "arch", "i386", "squashfs"),
+		}, nil))
+		client := newClient(t, server, func(o *simplestreams.Options) {
+			o.Family, o.DaemonVersion = simplestreams.Family(family), daemon.Version
+		})
+		for ref, want := range map[string]string{"type": "type:arm64", "arch": "arch:i386"} {
+			mine, err := client.Resolve(t.Context(), ref, nil)
+			require.NoError(t, err)
+			require.Equal(t, want, mine.Properties["os"])
+			compare(t, daemon, server.URL, "", ref, "", mine)
+		}
+	})
+
 	t.Run("architectures", func(t *testing.T) { testArchitectures(t, daemon) })
 
 	t.Run("the other family's items", func(t *testing.T) {
