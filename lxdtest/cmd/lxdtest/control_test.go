@@ -3,6 +3,7 @@ package main
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"encoding/json"
 	"io"
 	"net"
@@ -192,7 +193,9 @@ func TestControlServer(t *testing.T) {
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://incus/1.0/images", &bare)
 	require.NoError(t, err)
 	req.Header.Set("X-Incus-properties", "a=b")
-	transport := &http.Transport{DisableKeepAlives: true, Dial: func(string, string) (net.Conn, error) { return net.Dial("unix", socket) }}
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) {
+		return net.Dial("unix", socket)
+	}}
 	if res, err := transport.RoundTrip(req); err == nil {
 		_ = res.Body.Close() // the response can be faster than the crash
 	}
