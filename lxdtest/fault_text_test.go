@@ -5,6 +5,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -79,8 +80,8 @@ func faultFunctions(t *testing.T) []string {
 	return names
 }
 
-// TestEveryFaultIsWritten compares the faults that have a written form with the functions
-// that return a fault.
+// TestEveryFaultIsWritten compares the faults that have a written form, and those in the
+// package documentation, with the functions that return a fault.
 func TestEveryFaultIsWritten(t *testing.T) {
 	capital := regexp.MustCompile(`([a-z])([A-Z])`)
 	var want, got, tested []string
@@ -94,6 +95,11 @@ func TestEveryFaultIsWritten(t *testing.T) {
 		tested = append(tested, test.fault.name)
 	}
 	require.Greater(t, len(want), 30)
+	doc, err := os.ReadFile("doc.go")
+	require.NoError(t, err)
+	for _, name := range append(faultFunctions(t), "Call") {
+		require.Contains(t, string(doc), "\n//\t"+name+"  ", "the table of faults")
+	}
 	require.ElementsMatch(t, want, got)
 	require.ElementsMatch(t, want, tested)
 }
