@@ -2,9 +2,11 @@ package lxd_test
 
 import (
 	"bytes"
+	"context"
 	"net"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -66,33 +68,33 @@ func TestClose(t *testing.T) {
 // TestCloseDuringRetries: a call that waits before a retry ends at once.
 func TestCloseDuringRetries(t *testing.T) {
 	t.Parallel()
-	for name, call := range map[string]func(*lxd.Client, *lxd.Operation) error{
-		"request": func(c *lxd.Client, _ *lxd.Operation) error {
-			_, err := c.Images.Get(t.Context(), oneFingerprint)
+	for name, call := range map[string]func(context.Context, *lxd.Client, *lxd.Operation) error{
+		"request": func(ctx context.Context, c *lxd.Client, _ *lxd.Operation) error {
+			_, err := c.Images.Get(ctx, oneFingerprint)
 			return err
 		},
-		"wait": func(_ *lxd.Client, o *lxd.Operation) error { return o.Wait(t.Context()) },
+		"wait": func(ctx context.Context, _ *lxd.Client, o *lxd.Operation) error { return o.Wait(ctx) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			f := testkit.StartFake(t)
-			client := testkit.NewClient(t, f.Endpoint(), nil)
-			stall := f.Inject(lxdtest.StallImages())
-			defer stall.Remove()
-			made, err := client.Images.Create(t.Context(), bytes.NewReader(testkit.Unified(t, 0)), nil)
-			require.NoError(t, err)
-			down := f.Inject(lxdtest.TooManyRequests(time.Minute))
-			ended := make(chan error, 1)
-			go func() { ended <- call(client, made.Operation()) }()
-			require.Eventually(t, func() bool { return down.Fired() > 0 }, exportWait, exportTick)
-			time.Sleep(20 * time.Millisecond) // until the pause; before it, the call ends too
-			require.NoError(t, client.Close())
-			select {
-			case err := <-ended:
-				require.ErrorIs(t, err, net.ErrClosed)
-			case <-time.After(time.Second):
-				t.Fatal("it still waits")
-			}
+			synctest.Test(t, func(t *testing.T) {
+				f := testkit.StartFakeWith(t, &lxdtest.Options{InMemory: true}, nil)
+				client := testkit.NewClient(t, f.Endpoint(), &lxd.Options{Dial: f.DialContext})
+				stall := f.Inject(lxdtest.StallImages())
+				defer stall.Remove()
+				made, err := client.Images.Create(t.Context(), bytes.NewReader(testkit.Unified(t, 0)), nil)
+				require.NoError(t, err)
+				down := f.Inject(lxdtest.TooManyRequests(time.Minute))
+				ended := make(chan error, 1)
+				go func() { ended <- call(t.Context(), client, made.Operation()) }()
+				synctest.Wait() // until the pause
+				require.NotZero(t, down.Fired())
+				require.Empty(t, ended)
+				began := time.Now()
+				require.NoError(t, client.Close())
+				require.ErrorIs(t, <-ended, net.ErrClosed)
+				require.Less(t, time.Since(began), time.Second)
+			})
 		})
 	}
 }

@@ -273,12 +273,12 @@ func TestCallsBrokenByClose(t *testing.T) {
 	go func() {
 		ended <- f.Client.Aliases.Create(context.Background(), lxd.Alias{Name: "x", Target: oneFingerprint})
 	}()
-	require.Eventually(t, func() bool { return stalled.Fired() == 1 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return stalled.Fired() == 1 }, 30*time.Second, time.Millisecond)
 	require.NoError(t, f.Client.Close())
 	var err error
 	select {
 	case err = <-ended:
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("it still waits for the response")
 	}
 	require.ErrorIs(t, err, net.ErrClosed)

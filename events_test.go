@@ -100,7 +100,7 @@ func TestPanicInALoop(t *testing.T) {
 			// What is not read to its end is closed.
 			require.Eventually(t, func() bool {
 				return conns.count() == 0
-			}, 10*time.Second, time.Millisecond)
+			}, 30*time.Second, time.Millisecond)
 		})
 	}
 }

@@ -12,6 +12,7 @@ import (
 // TestInstanceSource: an instance of an image of the same server, and of another one
 // that has it publicly or privately.
 func TestInstanceSource(t *testing.T) {
+	testkit.Parallel(t)
 	for _, s := range testkit.Subjects(t) {
 		t.Run(s.Column, func(t *testing.T) {
 			this := *s

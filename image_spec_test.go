@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -116,6 +117,7 @@ func copyBare(t *testing.T, s *testkit.Subject, mode lxd.CopyMode, n int, want m
 // TestPropertiesOfBareImages sets properties of images whose metadata.yaml has
 // none, which crashes every daemon if the upload itself contains them.
 func TestPropertiesOfBareImages(t *testing.T) {
+	testkit.Parallel(t)
 	for _, s := range testkit.Subjects(t) {
 		for name, way := range bareWays {
 			t.Run(s.Column+"/"+name, func(t *testing.T) {
@@ -148,6 +150,7 @@ func TestPropertiesOfBareImages(t *testing.T) {
 
 // TestLargeProperties sets properties that are too large for a header.
 func TestLargeProperties(t *testing.T) {
+	testkit.Parallel(t)
 	for _, s := range testkit.Subjects(t) {
 		size := 2 << 20
 		if strings.Contains(s.Column, "Incus 7") {
@@ -227,6 +230,7 @@ func TestPropertiesComeBeforeNames(t *testing.T) {
 // TestLostResponsesKeepProperties loses the response of each request in turn that
 // an upload with properties makes.
 func TestLostResponsesKeepProperties(t *testing.T) {
+	t.Parallel()
 	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60} {
 		for _, ifExists := range []lxd.IfExists{lxd.UseExisting, lxd.ErrorIfExists} {
 			for _, lost := range []struct {
@@ -238,22 +242,24 @@ func TestLostResponsesKeepProperties(t *testing.T) {
 				{lxdtest.LoseResponse().On("PUT", "/1.0/images/*"), -1},
 				{lxdtest.Reset().On("PUT", "/1.0/images/*"), 0},
 			} {
-				fault := lost.fault
-				f := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect}, &lxd.Options{RetryTimeout: lost.timeout})
-				injected := f.Inject(fault.Times(1))
-				data, _ := bareImage(t, false)
-				image, err := f.Client.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{
-					Properties: map[string]string{"a": "b"}, Aliases: []lxd.Alias{{Name: "named"}}, IfExists: ifExists, Wait: true,
+				synctest.Test(t, func(t *testing.T) {
+					fault := lost.fault
+					f := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect, InMemory: true}, &lxd.Options{RetryTimeout: lost.timeout})
+					injected := f.Inject(fault.Times(1))
+					data, _ := bareImage(t, false)
+					image, err := f.Client.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{
+						Properties: map[string]string{"a": "b"}, Aliases: []lxd.Alias{{Name: "named"}}, IfExists: ifExists, Wait: true,
+					})
+					require.NoError(t, err, "%s: %s", dialect, fault)
+					require.Equal(t, 1, injected.Fired())
+					require.Equal(t, map[string]string{"a": "b"}, image.Properties)
+					read, err := f.Client.Images.GetByAlias(t.Context(), "named")
+					require.NoError(t, err)
+					require.Equal(t, map[string]string{"a": "b"}, read.Properties)
+					require.False(t, slices.ContainsFunc(f.Requests(), func(r *lxdtest.Request) bool {
+						return r.Method == http.MethodDelete
+					}))
 				})
-				require.NoError(t, err, "%s: %s", dialect, fault)
-				require.Equal(t, 1, injected.Fired())
-				require.Equal(t, map[string]string{"a": "b"}, image.Properties)
-				read, err := f.Client.Images.GetByAlias(t.Context(), "named")
-				require.NoError(t, err)
-				require.Equal(t, map[string]string{"a": "b"}, read.Properties)
-				require.False(t, slices.ContainsFunc(f.Requests(), func(r *lxdtest.Request) bool {
-					return r.Method == http.MethodDelete
-				}))
 			}
 		}
 	}

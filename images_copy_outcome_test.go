@@ -18,6 +18,7 @@ import (
 // TestCopiesAtOnce makes the same copy several times at the same moment: all succeed,
 // and there is one image.
 func TestCopiesAtOnce(t *testing.T) {
+	testkit.Parallel(t)
 	for _, s := range testkit.Subjects(t) {
 		from, to := s.Client(t), s.Twin.Client(t)
 		for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush, lxd.CopyRelay, lxd.CopyAuto} {
@@ -56,15 +57,18 @@ func TestCopiesAtOnce(t *testing.T) {
 // TestRelayWhoseResponseIsLost: the image that this call has created is not one that
 // existed before.
 func TestRelayWhoseResponseIsLost(t *testing.T) {
+	t.Parallel()
 	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60, lxdtest.Incus70} {
 		for _, ifExists := range []lxd.IfExists{lxd.UseExisting, lxd.ErrorIfExists} {
-			source, target := testkit.StartFake(t), testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect}, nil)
-			image := testkit.CopySource(t, source.Client, false)
-			lost := target.Inject(lxdtest.LoseResponse().On("POST", "/1.0/images").Times(1))
-			copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: lxd.CopyRelay, IfExists: ifExists, CopyAliases: true, Wait: true})
-			require.NoError(t, err, dialect)
-			require.Equal(t, 1, lost.Fired())
-			testkit.RequireCopy(t, image, copied)
+			synctest.Test(t, func(t *testing.T) {
+				source, target := testkit.StartFakeWith(t, &lxdtest.Options{InMemory: true}, nil), testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect, InMemory: true}, nil)
+				image := testkit.CopySource(t, source.Client, false)
+				lost := target.Inject(lxdtest.LoseResponse().On("POST", "/1.0/images").Times(1))
+				copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: lxd.CopyRelay, IfExists: ifExists, CopyAliases: true, Wait: true})
+				require.NoError(t, err, dialect)
+				require.Equal(t, 1, lost.Fired())
+				testkit.RequireCopy(t, image, copied)
+			})
 		}
 	}
 }
@@ -72,6 +76,7 @@ func TestRelayWhoseResponseIsLost(t *testing.T) {
 // TestRelayBesideAnother: an image that another call has created in the meantime is one
 // that exists.
 func TestRelayBesideAnother(t *testing.T) {
+	t.Parallel()
 	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60, lxdtest.Incus70} {
 		for _, ifExists := range []lxd.IfExists{lxd.UseExisting, lxd.ErrorIfExists} {
 			source, target := testkit.StartFake(t), testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect}, nil)
@@ -99,24 +104,26 @@ func TestPushWhoseLineBreaks(t *testing.T) {
 			lxdtest.Reset().On("GET", "/1.0/operations/*/wait").Times(1),
 		} {
 			for _, ifExists := range []lxd.IfExists{lxd.UseExisting, lxd.ErrorIfExists} {
-				source := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect, TLS: true}, nil)
-				target := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: dialect, TLS: true}, nil)
-				image := testkit.CopySource(t, source.Client, false)
-				copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: lxd.CopyPush, IfExists: ifExists, CopyAliases: true})
-				require.NoError(t, err)
-				// The target stores the image a moment after the connection has broken.
-				slow := target.Inject(lxdtest.StallImages())
-				broken := target.Inject(fault)
-				released := time.AfterFunc(300*time.Millisecond, slow.Remove)
-				err = copied.Wait(t.Context())
-				released.Stop()
-				slow.Remove()
-				require.NoError(t, err, "%s %s", dialect, fault)
-				if broken.Fired() > 0 {
-					testkit.RequireCopy(t, image, copied)
-				}
-				require.Empty(t, source.Tokens())
-				require.Empty(t, target.Tokens())
+				synctest.Test(t, func(t *testing.T) {
+					fleet := testkit.StartFleet(t, nil, lxdtest.Options{Dialect: dialect}, lxdtest.Options{Dialect: dialect})
+					source, target := fleet[0], fleet[1]
+					image := testkit.CopySource(t, source.Client, false)
+					copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: lxd.CopyPush, IfExists: ifExists, CopyAliases: true})
+					require.NoError(t, err)
+					// The target stores the image a moment after the connection has broken.
+					slow := target.Inject(lxdtest.StallImages())
+					broken := target.Inject(fault)
+					released := time.AfterFunc(3*time.Second, slow.Remove)
+					err = copied.Wait(t.Context())
+					released.Stop()
+					slow.Remove()
+					require.NoError(t, err, "%s %s", dialect, fault)
+					if broken.Fired() > 0 {
+						testkit.RequireCopy(t, image, copied)
+					}
+					require.Empty(t, source.Tokens())
+					require.Empty(t, target.Tokens())
+				})
 			}
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -20,6 +21,7 @@ import (
 // TestCopyBetweenFamilies copies images from LXD to Incus and back, on lxdtest and, if
 // the environment names them, on real daemons.
 func TestCopyBetweenFamilies(t *testing.T) {
+	testkit.Parallel(t)
 	subjects := testkit.Subjects(t)
 	first := map[string]*testkit.Subject{}
 	for _, s := range subjects {
@@ -192,6 +194,7 @@ func TestEndedContextLeavesNoToken(t *testing.T) {
 		},
 	} {
 		ctx, cancel = context.WithCancel(t.Context())
+		defer cancel()
 		source.ForgetRequests()
 		target.ForgetRequests()
 		require.ErrorIs(t, call(), context.Canceled, name)
@@ -204,44 +207,54 @@ func TestEndedContextLeavesNoToken(t *testing.T) {
 		require.Empty(t, source.Tokens(), name)
 		require.Empty(t, target.Tokens(), name)
 	}
+}
 
-	// The wait for a response that does not come is short.
-	source.Inject(lxdtest.StallHeaders().On("POST", "/1.0/images/*/secret"))
-	ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	begin := time.Now()
-	_, err = image.Secret(ctx)
-	require.ErrorIs(t, err, context.DeadlineExceeded)
-	require.Less(t, time.Since(begin), 5*time.Second)
+// TestEndedContextOfASecret: the wait for a response that does not come is short.
+func TestEndedContextOfASecret(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		source := testkit.StartFakeWith(t, &lxdtest.Options{InMemory: true}, nil)
+		image := testkit.Upload(t, source.Client, nil)
+		stalled := source.Inject(lxdtest.StallHeaders().On("POST", "/1.0/images/*/secret"))
+		t.Cleanup(stalled.Remove)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		begin := time.Now()
+		_, err := image.Secret(ctx)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Less(t, time.Since(begin), 5*time.Second)
+	})
 }
 
 // TestEndedCopyDoesNotWaitForItsToken has a source that does not respond when a token
 // is revoked.
 func TestEndedCopyDoesNotWaitForItsToken(t *testing.T) {
 	t.Parallel()
-	source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-	target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-	image := testkit.Upload(t, source.Client, nil)
-	target.Inject(lxdtest.StallOperations())
-	stalled := source.Inject(lxdtest.StallHeaders().On("DELETE", "/1.0/operations/*"))
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	ended := make(chan error, 1)
-	go func() {
-		_, err := image.Copy(ctx, target.Client, &lxd.CopyOptions{Mode: lxd.CopyPull, Wait: true})
-		ended <- err
-	}()
-	require.Eventually(t, func() bool {
-		return slices.ContainsFunc(target.Requests(), func(r *lxdtest.Request) bool { return r.Method == http.MethodPost })
-	}, exportWait, exportTick)
-	cancel()
-	select {
-	case err := <-ended:
-		require.ErrorIs(t, err, context.Canceled)
-	case <-time.After(3 * time.Second): // with a context that does not end it is five
-		t.Error("Copy waits for the source")
-	}
-	stalled.Release()
+	synctest.Test(t, func(t *testing.T) {
+		fleet := testkit.StartFleet(t, nil, make([]lxdtest.Options, 2)...)
+		source, target := fleet[0], fleet[1]
+		image := testkit.Upload(t, source.Client, nil)
+		target.Inject(lxdtest.StallOperations())
+		stalled := source.Inject(lxdtest.StallHeaders().On("DELETE", "/1.0/operations/*"))
+		t.Cleanup(stalled.Remove)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		ended := make(chan error, 1)
+		go func() {
+			_, err := image.Copy(ctx, target.Client, &lxd.CopyOptions{Mode: lxd.CopyPull, Wait: true})
+			ended <- err
+		}()
+		synctest.Wait()
+		require.True(t, slices.ContainsFunc(target.Requests(), func(r *lxdtest.Request) bool { return r.Method == http.MethodPost }))
+		cancel()
+		select {
+		case err := <-ended:
+			require.ErrorIs(t, err, context.Canceled)
+		case <-time.After(3 * time.Second): // with a context that does not end it is five
+			t.Error("Copy waits for the source")
+		}
+		require.NotZero(t, stalled.Fired())
+	})
 }
 
 // TestCopyOfExistingImageReportsProgress: one report.
@@ -320,6 +333,7 @@ func TestMissingExtensions(t *testing.T) {
 // TestCopyProfiles: the copy has the target's default profiles, those that are named,
 // or the source's, of which there may be none.
 func TestCopyProfiles(t *testing.T) {
+	testkit.Parallel(t)
 	for _, s := range testkit.Subjects(t) {
 		from, to := s.Client(t), s.Twin.Client(t)
 		named := s.Twin.AddProfile(t)
@@ -391,6 +405,7 @@ func TestCopyNeedsProfiles(t *testing.T) {
 // TestCopyAliases: without being asked for, the copy has no alias, and a name that is
 // taken does not matter.
 func TestCopyAliases(t *testing.T) {
+	testkit.Parallel(t)
 	for _, s := range testkit.Subjects(t) {
 		from, to := s.Client(t), s.Twin.Client(t)
 		for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush, lxd.CopyRelay} {
@@ -423,6 +438,7 @@ func TestCopyAliases(t *testing.T) {
 // TestCopyAutoUpdate: a copy is updated only if it is pulled by alias from a public
 // image, and the flag is not inherited otherwise.
 func TestCopyAutoUpdate(t *testing.T) {
+	testkit.Parallel(t)
 	yes, no := true, false
 	for _, s := range testkit.Subjects(t) {
 		from, to := s.Client(t), s.Twin.Client(t)

@@ -105,7 +105,7 @@ func TestDedupeObeysContext(t *testing.T) {
 	select {
 	case err := <-ended:
 		require.ErrorIs(t, err, context.Canceled)
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("it waits for the reader")
 	}
 	require.Empty(t, s.Requests())

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -310,38 +311,40 @@ func TestDistributeEnds(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []lxd.CopyMode{lxd.CopyAuto, lxd.CopyPush, lxd.CopyRelay} {
 		for _, leave := range []bool{false, true} {
-			fleet, targets := startFleet(t, 4)
-			source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-			image := testkit.Upload(t, source.Client, nil)
-			_, err := image.Copy(t.Context(), targets[0], &lxd.CopyOptions{Wait: true})
-			require.NoError(t, err)
-			stalled := source.Inject(lxdtest.StallResponse(100).On("GET", testkit.ExportPattern))
-			for _, f := range fleet {
-				f.Inject(lxdtest.StallOperations())
-			}
-			ctx, cancel := context.WithCancel(t.Context())
-			results := 0
-			var began time.Time
-			for d, err := range image.Distribute(ctx, targets, &lxd.DistributeOptions{Copy: lxd.CopyOptions{Mode: mode}}) {
-				results++
-				if d.Index == 0 { // it had the image
-					require.NoError(t, err)
-					began = time.Now()
-					if leave {
-						break
-					}
-					cancel()
-					continue
+			synctest.Test(t, func(t *testing.T) {
+				fleet := testkit.StartFleet(t, nil, make([]lxdtest.Options, 5)...)
+				source, targets := fleet[0], clientsOf(fleet[1:])
+				image := testkit.Upload(t, source.Client, nil)
+				_, err := image.Copy(t.Context(), targets[0], &lxd.CopyOptions{Wait: true})
+				require.NoError(t, err)
+				stalled := source.Inject(lxdtest.StallResponse(100).On("GET", testkit.ExportPattern))
+				for _, f := range fleet[1:] {
+					f.Inject(lxdtest.StallOperations())
 				}
-				require.ErrorIs(t, err, context.Canceled, "%s %s", mode, d)
-			}
-			require.Less(t, time.Since(began), 5*time.Second) // not a stall's timeout
-			if !leave {
-				require.Equal(t, 4, results)
-			}
-			cancel()
-			stalled.Remove()
-			noTokens(t, append(fleet, source)...)
+				ctx, cancel := context.WithCancel(t.Context())
+				results := 0
+				var began time.Time
+				for d, err := range image.Distribute(ctx, targets, &lxd.DistributeOptions{Copy: lxd.CopyOptions{Mode: mode}}) {
+					results++
+					if d.Index == 0 { // it had the image
+						require.NoError(t, err)
+						began = time.Now()
+						if leave {
+							break
+						}
+						cancel()
+						continue
+					}
+					require.ErrorIs(t, err, context.Canceled, "%s %s", mode, d)
+				}
+				require.Less(t, time.Since(began), 5*time.Second) // not a stall's timeout
+				if !leave {
+					require.Equal(t, 4, results)
+				}
+				cancel()
+				stalled.Remove()
+				noTokens(t, fleet...)
+			})
 		}
 	}
 }
@@ -375,6 +378,7 @@ func TestDistributeProgress(t *testing.T) {
 // TestDistributeAmongAll brings an image to all kinds of servers at once: those of
 // lxdtest, and, if the environment names them, the real daemons.
 func TestDistributeAmongAll(t *testing.T) {
+	testkit.Parallel(t)
 	subjects := testkit.Subjects(t)
 	for _, realOnes := range []bool{false, true} {
 		var targets []*lxd.Client
@@ -421,34 +425,35 @@ func TestDistributeAmongAll(t *testing.T) {
 func TestRelayLeavesOneBehind(t *testing.T) {
 	t.Parallel()
 	for _, split := range []bool{false, true} {
-		fleet, targets := startFleet(t, 3)
-		source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-		const size = 24 << 20 // more than the window
-		add := func() (string, error) { return source.AddImage(lxdtest.UnifiedImage("behind", size), nil) }
-		if split {
-			add = func() (string, error) {
-				metadata, rootfs := lxdtest.SplitImage("behind", size)
-				return source.AddImage(metadata, &lxdtest.AddOptions{Rootfs: rootfs})
+		synctest.Test(t, func(t *testing.T) {
+			fleet := testkit.StartFleet(t, nil, make([]lxdtest.Options, 4)...)
+			source, targets := fleet[0], clientsOf(fleet[1:])
+			const size = 24 << 20 // more than the window
+			add := func() (string, error) { return source.AddImage(lxdtest.UnifiedImage("behind", size), nil) }
+			if split {
+				add = func() (string, error) {
+					metadata, rootfs := lxdtest.SplitImage("behind", size)
+					return source.AddImage(metadata, &lxdtest.AddOptions{Rootfs: rootfs})
+				}
 			}
-		}
-		fingerprint, err := add()
-		require.NoError(t, err)
-		image, err := source.Client.Images.Get(t.Context(), fingerprint)
-		require.NoError(t, err)
-		source.ForgetRequests()
-		stalled := fleet[1].Inject(lxdtest.StallRequest(100_000).On("POST", "/1.0/images").Times(1))
-		served := 0
-		for d, err := range image.Distribute(t.Context(), targets, &lxd.DistributeOptions{Copy: lxd.CopyOptions{Mode: lxd.CopyRelay}}) {
+			fingerprint, err := add()
 			require.NoError(t, err)
-			require.Equal(t, image.Fingerprint, d.Image.Fingerprint)
-			if served++; served == 2 {
-				stalled.Release()
+			image, err := source.Client.Images.Get(t.Context(), fingerprint)
+			require.NoError(t, err)
+			source.ForgetRequests()
+			stalled := fleet[2].Inject(lxdtest.StallRequest(100_000).On("POST", "/1.0/images").Times(1))
+			served := 0
+			for d, err := range image.Distribute(t.Context(), targets, &lxd.DistributeOptions{Copy: lxd.CopyOptions{Mode: lxd.CopyRelay}}) {
+				require.NoError(t, err)
+				require.Equal(t, image.Fingerprint, d.Image.Fingerprint)
+				if served++; served == 2 {
+					stalled.Release()
+				}
+				require.Equal(t, served == 3, d.Index == 1)
 			}
-			require.Equal(t, served == 3, d.Index == 1)
-		}
-		require.Equal(t, 3, served)
-		// On a busy machine another one may be too slow as well.
-		require.Contains(t, []int{2, 3}, exports(source))
-		noTokens(t, append(fleet, source)...)
+			require.Equal(t, 3, served)
+			require.Equal(t, 2, exports(source))
+			noTokens(t, fleet...)
+		})
 	}
 }

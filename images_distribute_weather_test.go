@@ -112,18 +112,21 @@ func TestDistributeDoesNotWaitForTheSilent(t *testing.T) {
 // because it takes long to respond.
 func TestDistributeWaitsForItsSource(t *testing.T) {
 	t.Parallel()
-	_, targets := startFleet(t, 3)
-	source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-	image := testkit.Upload(t, source.Client, nil)
-	client := testkit.NewClient(t, source.Client.Endpoint(), nil) // knows nothing of the server yet
-	image, err := client.Images.Get(t.Context(), image.Fingerprint)
-	require.NoError(t, err)
-	source.Inject(lxdtest.Latency(1500*time.Millisecond).On("GET", "/1.0").Times(1))
-	deliveries, errs := distribute(t.Context(), t, image, targets, nil)
-	for n, d := range deliveries {
-		require.NoError(t, errs[n])
-		require.Equal(t, lxd.CopyPull, d.Mode)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		fleet := testkit.StartFleet(t, nil, make([]lxdtest.Options, 4)...)
+		image := testkit.Upload(t, fleet[0].Client, nil)
+		// It knows nothing of the server yet.
+		client := testkit.NewClient(t, fleet[0].Endpoint(), &lxd.Options{Dial: fleet[0].DialContext})
+		image, err := client.Images.Get(t.Context(), image.Fingerprint)
+		require.NoError(t, err)
+		late := fleet[0].Inject(lxdtest.Latency(1500*time.Millisecond).On("GET", "/1.0").Times(1))
+		deliveries, errs := distribute(t.Context(), t, image, clientsOf(fleet[1:]), nil)
+		for n, d := range deliveries {
+			require.NoError(t, errs[n])
+			require.Equal(t, lxd.CopyPull, d.Mode)
+		}
+		require.Equal(t, 1, late.Fired())
+	})
 }
 
 // TestDistributeTellsThatCtxEnded to a target that waits after a transfer that failed.
@@ -265,69 +268,74 @@ func TestDistributeIsComplete(t *testing.T) {
 	for n := range uint64(testkit.Size(t, 12, 300)) {
 		t.Run("", func(t *testing.T) {
 			t.Parallel()
-			random := rand.New(rand.NewPCG(seed, n))
-			defer func() {
-				if t.Failed() {
-					t.Logf("rand.NewPCG(%d, %d)", seed, n)
+			synctest.Test(t, func(t *testing.T) {
+				random := rand.New(rand.NewPCG(seed, n))
+				defer func() {
+					if t.Failed() {
+						t.Logf("rand.NewPCG(%d, %d)", seed, n)
+					}
+				}()
+				servers := make([]lxdtest.Options, 2+random.IntN(7))
+				for i := range servers {
+					servers[i].Dialect = []lxdtest.Dialect{lxdtest.LXD50, lxdtest.Incus60}[i%2]
 				}
-			}()
-			fleet, targets := startFleet(t, 1+random.IntN(7), lxdtest.LXD50, lxdtest.Incus60)
-			source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, &lxd.Options{RetryTimeout: 50 * time.Millisecond, StallTimeout: 300 * time.Millisecond})
-			image := testkit.Upload(t, source.Client, &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: "web"}}})
-			var healthy []*testkit.Fake
-			for i, f := range append(fleet, source) {
-				if i < len(fleet) { // its client must not be patient
-					targets[i] = testkit.NewClient(t, f.Client.Endpoint(), &lxd.Options{RetryTimeout: 50 * time.Millisecond, StallTimeout: 300 * time.Millisecond})
+				fleet := testkit.StartFleet(t, nil, servers...)
+				source, targets := fleet[0], clientsOf(fleet[1:])
+				image := testkit.Upload(t, source.Client, &lxd.CreateOptions{Aliases: []lxd.Alias{{Name: "web"}}})
+				for _, target := range targets {
 					if random.IntN(5) == 0 {
-						_, err := image.Copy(t.Context(), targets[i], &lxd.CopyOptions{Mode: lxd.CopyRelay, Wait: true})
+						_, err := image.Copy(t.Context(), target, &lxd.CopyOptions{Mode: lxd.CopyRelay, Wait: true})
 						require.NoError(t, err)
 					}
 				}
-				faults := []lxdtest.Fault{
-					lxdtest.Refuse(), lxdtest.StallHeaders().On("GET", "/1.0"), lxdtest.CutResponse(100).On("GET", testkit.ExportPattern),
-					lxdtest.CutRequest(100).On("POST", "/1.0/images"), lxdtest.Status(500, "no").On("POST", "/1.0/images"),
-					lxdtest.StallResponse(50).On("GET", testkit.ExportPattern), lxdtest.RestartServer(100).On("POST", "/1.0/images"),
-					lxdtest.LoseResponse().On("POST", "/1.0/images"), lxdtest.Unavailable(), lxdtest.DropEvents(), lxdtest.ForgetOperations(),
-				}
-				if random.IntN(2) == 0 {
-					fault := faults[random.IntN(len(faults))]
-					if random.IntN(2) == 0 {
-						fault = fault.Times(1 + random.IntN(2))
+				var healthy []*testkit.Fake
+				for _, f := range fleet {
+					faults := []lxdtest.Fault{
+						lxdtest.Refuse(), lxdtest.StallHeaders().On("GET", "/1.0"), lxdtest.CutResponse(100).On("GET", testkit.ExportPattern),
+						lxdtest.CutRequest(100).On("POST", "/1.0/images"), lxdtest.Status(500, "no").On("POST", "/1.0/images"),
+						lxdtest.StallResponse(50).On("GET", testkit.ExportPattern), lxdtest.RestartServer(100).On("POST", "/1.0/images"),
+						lxdtest.LoseResponse().On("POST", "/1.0/images"), lxdtest.Unavailable(), lxdtest.DropEvents(), lxdtest.ForgetOperations(),
 					}
-					defer f.Inject(fault).Remove()
-				} else {
-					healthy = append(healthy, f)
+					if random.IntN(2) == 0 {
+						fault := faults[random.IntN(len(faults))]
+						if random.IntN(2) == 0 {
+							fault = fault.Times(1 + random.IntN(2))
+						}
+						defer f.Inject(fault).Remove()
+					} else {
+						healthy = append(healthy, f)
+					}
 				}
-			}
-			for range random.IntN(3) {
-				targets = append(targets, targets[random.IntN(len(targets))])
-			}
-			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second) // a server may pull for ever
-			if random.IntN(3) == 0 {
-				ctx, cancel = context.WithTimeout(t.Context(), time.Duration(random.IntN(500))*time.Millisecond)
-			}
-			defer cancel()
-			modes := []lxd.CopyMode{lxd.CopyAuto, lxd.CopyPull, lxd.CopyPush, lxd.CopyRelay}
-			last := lxd.DistributeProgress{}
-			deliveries, errs := distribute(ctx, t, image, targets, &lxd.DistributeOptions{
-				Fanout: random.IntN(3), RelayFanout: random.IntN(4), DryRun: random.IntN(8) == 0,
-				Copy: lxd.CopyOptions{Mode: modes[random.IntN(len(modes))], CopyAliases: true},
-				Progress: func(p lxd.DistributeProgress) {
-					assert.LessOrEqual(t, p.Bytes, p.TotalBytes)
-					assert.GreaterOrEqual(t, p.Bytes, int64(0))
-					assert.LessOrEqual(t, p.Done+p.Failed, p.Servers)
-					last = p
-				},
+				for range random.IntN(3) {
+					targets = append(targets, targets[random.IntN(len(targets))])
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), time.Hour) // a server may pull for ever
+				if random.IntN(3) == 0 {
+					ctx, cancel = context.WithTimeout(t.Context(), time.Duration(random.Int64N(int64(time.Minute))))
+				}
+				defer cancel()
+				modes := []lxd.CopyMode{lxd.CopyAuto, lxd.CopyPull, lxd.CopyPush, lxd.CopyRelay}
+				last := lxd.DistributeProgress{}
+				deliveries, errs := distribute(ctx, t, image, targets, &lxd.DistributeOptions{
+					Fanout: random.IntN(3), RelayFanout: random.IntN(4), DryRun: random.IntN(8) == 0,
+					Copy: lxd.CopyOptions{Mode: modes[random.IntN(len(modes))], CopyAliases: true},
+					Progress: func(p lxd.DistributeProgress) {
+						assert.LessOrEqual(t, p.Bytes, p.TotalBytes)
+						assert.GreaterOrEqual(t, p.Bytes, int64(0))
+						assert.LessOrEqual(t, p.Done+p.Failed, p.Servers)
+						last = p
+					},
+				})
+				require.Equal(t, last.Servers, last.Done+last.Failed)
+				require.Equal(t, last.TotalBytes, last.Bytes)
+				for i, d := range deliveries {
+					if errs[i] == nil {
+						require.True(t, d.Image != nil || d.Mode != "")
+					}
+					require.LessOrEqual(t, len(d.Failed), 6, "2 sources with 2 modes, 2 relays")
+				}
+				noTokens(t, healthy...)
 			})
-			require.Equal(t, last.Servers, last.Done+last.Failed)
-			require.Equal(t, last.TotalBytes, last.Bytes)
-			for i, d := range deliveries {
-				if errs[i] == nil {
-					require.True(t, d.Image != nil || d.Mode != "")
-				}
-				require.LessOrEqual(t, len(d.Failed), 6, "2 sources with 2 modes, 2 relays")
-			}
-			noTokens(t, healthy...)
 		})
 	}
 }
@@ -339,54 +347,55 @@ func TestDistributeStalls(t *testing.T) {
 	for _, mode := range []lxd.CopyMode{lxd.CopyAuto, lxd.CopyPull, lxd.CopyPush} {
 		t.Run(string(mode), func(t *testing.T) {
 			t.Parallel()
-			source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-			var fleet []*testkit.Fake
-			var targets []*lxd.Client
-			for range 3 {
-				f := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, &lxd.Options{StallTimeout: 250 * time.Millisecond})
-				fleet, targets = append(fleet, f), append(targets, f.Client)
-			}
-			image := testkit.Upload(t, source.Client, nil)
-			if mode == lxd.CopyPush {
-				source.Inject(lxdtest.StallOperations().Times(1))
-			} else {
-				source.Inject(lxdtest.StallResponse(100).On("GET", testkit.ExportPattern).Times(1))
-			}
-			text := ""
-			deliveries, errs := distribute(t.Context(), t, image, targets, &lxd.DistributeOptions{Copy: lxd.CopyOptions{Mode: mode}})
-			for n, d := range deliveries {
-				require.NoError(t, errs[n])
-				require.NotNil(t, d.Image)
-				for _, attempt := range d.Failed {
-					require.ErrorIs(t, attempt.Err, lxd.ErrUnavailable)
-					text += attempt.Err.Error()
+			synctest.Test(t, func(t *testing.T) {
+				fleet := testkit.StartFleet(t, nil, make([]lxdtest.Options, 4)...)
+				source := fleet[0]
+				image := testkit.Upload(t, source.Client, nil)
+				if mode == lxd.CopyPush {
+					source.Inject(lxdtest.StallOperations().Times(1))
+				} else {
+					source.Inject(lxdtest.StallResponse(100).On("GET", testkit.ExportPattern).Times(1))
 				}
-			}
-			require.Contains(t, text, "no progress")
-			noTokens(t, append(fleet, source)...)
+				text := ""
+				deliveries, errs := distribute(t.Context(), t, image, clientsOf(fleet[1:]), &lxd.DistributeOptions{Copy: lxd.CopyOptions{Mode: mode}})
+				for n, d := range deliveries {
+					require.NoError(t, errs[n])
+					require.NotNil(t, d.Image)
+					for _, attempt := range d.Failed {
+						require.ErrorIs(t, attempt.Err, lxd.ErrUnavailable)
+						text += attempt.Err.Error()
+					}
+				}
+				require.Contains(t, text, "no progress")
+				noTokens(t, fleet...)
+			})
 		})
 	}
+}
+
+func clientsOf(fleet []*testkit.Fake) (clients []*lxd.Client) {
+	for _, f := range fleet {
+		clients = append(clients, f.Client)
+	}
+	return clients
 }
 
 // TestDistributeStallHoldsNobody: while a transfer makes no progress, its source serves the
 // others; it is not cancelled so soon, and completes when it continues.
 func TestDistributeStallHoldsNobody(t *testing.T) {
 	t.Parallel()
-	source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil)
-	var targets []*lxd.Client
-	for range 3 {
-		f := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, &lxd.Options{StallTimeout: 500 * time.Millisecond})
-		targets = append(targets, f.Client)
-	}
-	image := testkit.Upload(t, source.Client, nil)
-	stalled := source.Inject(lxdtest.StallResponse(100).On("GET", testkit.ExportPattern).Times(1))
-	served := 0
-	for d, err := range image.Distribute(t.Context(), targets, &lxd.DistributeOptions{Copy: lxd.CopyOptions{Mode: lxd.CopyPull}}) {
-		require.NoError(t, err)
-		require.Empty(t, d.Failed)
-		if served++; served == 2 {
-			stalled.Release()
+	synctest.Test(t, func(t *testing.T) {
+		fleet := testkit.StartFleet(t, nil, make([]lxdtest.Options, 4)...)
+		image := testkit.Upload(t, fleet[0].Client, nil)
+		stalled := fleet[0].Inject(lxdtest.StallResponse(100).On("GET", testkit.ExportPattern).Times(1))
+		served := 0
+		for d, err := range image.Distribute(t.Context(), clientsOf(fleet[1:]), &lxd.DistributeOptions{Copy: lxd.CopyOptions{Mode: lxd.CopyPull}}) {
+			require.NoError(t, err)
+			require.Empty(t, d.Failed)
+			if served++; served == 2 {
+				stalled.Release()
+			}
 		}
-	}
-	require.Equal(t, 3, served)
+		require.Equal(t, 3, served)
+	})
 }

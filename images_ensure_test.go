@@ -621,6 +621,7 @@ func (r *countingSeeker) Read(p []byte) (int, error) {
 // TestEnsureByManyPrograms: clients that share nothing ensure the same image, and then a
 // newer one. All succeed, and nothing else is left.
 func TestEnsureByManyPrograms(t *testing.T) {
+	testkit.Parallel(t)
 	for _, s := range testkit.Subjects(t) {
 		t.Run(s.Column, func(t *testing.T) {
 			clients := make([]*lxd.Client, 4)

@@ -93,6 +93,7 @@ func TestQcow2IsAVirtualMachine(t *testing.T) {
 
 // TestCompressions: what the daemons accept is not refused.
 func TestCompressions(t *testing.T) {
+	testkit.Parallel(t)
 	plain := testkit.Unified(t, 0)
 	compressed := map[string][]byte{"none": plain}
 	for _, tool := range []string{"gzip", "bzip2", "xz", "lzma", "zstd"} {
@@ -186,7 +187,7 @@ func TestPublishExistingContent(t *testing.T) {
 		var err error
 		var first, second *lxd.Image
 		for first == nil || first.Fingerprint != second.Fingerprint { // until both are of one second
-			require.Less(t, time.Since(now), 10*time.Second)
+			require.Less(t, time.Since(now), patience)
 			first, err = f.Client.Images.CreateFromInstance(t.Context(), "web", &lxd.CreateFromInstanceOptions{Wait: true})
 			require.NoError(t, err)
 			second, err = f.Client.Images.CreateFromInstance(t.Context(), "web", &lxd.CreateFromInstanceOptions{

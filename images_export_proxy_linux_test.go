@@ -85,6 +85,7 @@ func (f writerFunc) Write(data []byte) (int, error) { return f(data) }
 // TestCutAndResume exports through a proxy that breaks connections, from lxdtest and, if
 // the environment names them, from real daemons.
 func TestCutAndResume(t *testing.T) {
+	testkit.Parallel(t)
 	// So much that, of every call's two connections, one comes to its cut as
 	// long as there are cuts to be made.
 	const cuts, after, size = 3, 1 << 20, 8 << 20

@@ -28,7 +28,7 @@ import (
 
 // exportWait and exportTick are for require.Eventually.
 const (
-	exportWait = 10 * time.Second
+	exportWait = 30 * time.Second
 	exportTick = time.Millisecond
 )
 

@@ -259,7 +259,7 @@ func badStreams() map[string]badStream {
 
 func TestImportStreamsFromBadServers(t *testing.T) {
 	t.Parallel()
-	onImportTargets(t, func(t *testing.T, target *importTarget) {
+	onImportTargetsWith(t, shortRetries, func(t *testing.T, target *importTarget) {
 		for name, bad := range badStreams() {
 			t.Run(name, func(t *testing.T) {
 				source := importStreams(t, tree(t, "both", bad.edit))["http"]
@@ -498,7 +498,7 @@ func TestImportStreamsLikeTheServer(t *testing.T) {
 // TestEnsureReadsOneIndex: sources with a common cache read the index once.
 func TestEnsureReadsOneIndex(t *testing.T) {
 	t.Parallel()
-	const aliases = 200
+	const aliases = 50
 	tree, names := manyProducts(t, aliases)
 	server := streamstest.NewServer(tree)
 	t.Cleanup(server.Close)

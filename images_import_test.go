@@ -35,10 +35,16 @@ type importTarget struct {
 // the environment names.
 func onImportTargets(t *testing.T, test func(t *testing.T, target *importTarget)) {
 	t.Helper()
+	onImportTargetsWith(t, importOptions().RetryTimeout, test)
+}
+
+// onImportTargetsWith is onImportTargets with this timeout of retries.
+func onImportTargetsWith(t *testing.T, retries time.Duration, test func(t *testing.T, target *importTarget)) {
+	t.Helper()
 	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60, lxdtest.Incus70} {
 		t.Run("lxdtest "+dialect.String(), func(t *testing.T) {
 			t.Parallel()
-			test(t, importFake(t, dialect, nil))
+			test(t, importFake(t, dialect, &lxd.Options{RetryTimeout: retries}))
 		})
 	}
 	lxds, incuses, err := testdaemon.FromEnv()
@@ -47,7 +53,7 @@ func onImportTargets(t *testing.T, test func(t *testing.T, target *importTarget)
 		if len(daemons) > 0 {
 			t.Run(string(daemons[0].Family), func(t *testing.T) {
 				t.Parallel()
-				test(t, importReal(t, daemons[0]))
+				test(t, importReal(t, daemons[0], retries))
 			})
 		}
 	}
@@ -72,11 +78,11 @@ func importFake(t *testing.T, dialect lxdtest.Dialect, opts *lxd.Options) *impor
 // importOptions keep the tests of sources that stay bad short.
 func importOptions() *lxd.Options { return &lxd.Options{RetryTimeout: time.Second} }
 
-func importReal(t *testing.T, daemon *testdaemon.Daemon) *importTarget {
+func importReal(t *testing.T, daemon *testdaemon.Daemon, retries time.Duration) *importTarget {
 	t.Helper()
 	project := "import-" + strings.ToLower(rand.Text())
 	require.NoError(t, daemon.CreateProject(t.Context(), project))
-	client := testkit.NewClient(t, "unix://"+daemon.Socket, importOptions()).InProject(project)
+	client := testkit.NewClient(t, "unix://"+daemon.Socket, &lxd.Options{RetryTimeout: retries}).InProject(project)
 	t.Cleanup(func() {
 		images, err := client.Images.All(context.Background(), nil)
 		require.NoError(t, err)

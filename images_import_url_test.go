@@ -156,7 +156,7 @@ func flipped(data []byte, at int) []byte {
 
 func TestImportURLFromBadSources(t *testing.T) {
 	t.Parallel()
-	onImportTargets(t, func(t *testing.T, target *importTarget) {
+	onImportTargetsWith(t, shortRetries, func(t *testing.T, target *importTarget) {
 		for name, bad := range badURLs(testkit.Unified(t, 100_000)) {
 			t.Run(name, func(t *testing.T) {
 				source := imageServer(t)

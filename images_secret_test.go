@@ -123,6 +123,7 @@ func socketOf(s *testkit.Subject) string {
 // lxdtest and of real daemons. No token of the client remains, and none of another
 // program is revoked.
 func TestLostTokens(t *testing.T) {
+	testkit.Parallel(t)
 	for _, s := range testkit.Subjects(t) {
 		t.Run(s.Column, func(t *testing.T) {
 			if s.Fake != nil {
@@ -232,25 +233,27 @@ func TestRevokingATokenIsRetried(t *testing.T) {
 // fail with the fault.
 func revokingIsRetried(t *testing.T, fault lxdtest.Fault, mode lxd.CopyMode, wait bool) {
 	t.Helper()
-	source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, &lxd.Options{RetryTimeout: -1})
-	target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, &lxd.Options{RetryTimeout: -1})
-	image := imageOf(t, source)
-	// Nobody gets as far as using the token.
-	source.Inject(lxdtest.Status(500, "disk broken").On("POST", "/1.0/images/*/export"))
-	source.Inject(lxdtest.Status(502, "a proxy").On("GET", "/1.0/images/*").Times(2))
-	failing := []*lxdtest.Injection{source.Inject(fault.On("DELETE", "/1.0/operations/*")), target.Inject(fault.On("DELETE", "/1.0/operations/*"))}
-	copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: mode, Wait: wait})
-	if err == nil {
-		err = copied.Wait(t.Context())
-	}
-	if mode == lxd.CopyAuto {
-		require.NoError(t, err)
-	} else {
-		require.Error(t, err)
-	}
-	require.Positive(t, failing[0].Fired()+failing[1].Fired())
-	require.Empty(t, source.Tokens())
-	require.Empty(t, target.Tokens())
+	synctest.Test(t, func(t *testing.T) {
+		fleet := testkit.StartFleet(t, &lxd.Options{RetryTimeout: -1}, make([]lxdtest.Options, 2)...)
+		source, target := fleet[0], fleet[1]
+		image := imageOf(t, source)
+		// Nobody gets as far as using the token.
+		source.Inject(lxdtest.Status(500, "disk broken").On("POST", "/1.0/images/*/export"))
+		source.Inject(lxdtest.Status(502, "a proxy").On("GET", "/1.0/images/*").Times(2))
+		failing := []*lxdtest.Injection{source.Inject(fault.On("DELETE", "/1.0/operations/*")), target.Inject(fault.On("DELETE", "/1.0/operations/*"))}
+		copied, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: mode, Wait: wait})
+		if err == nil {
+			err = copied.Wait(t.Context())
+		}
+		if mode == lxd.CopyAuto {
+			require.NoError(t, err)
+		} else {
+			require.Error(t, err)
+		}
+		require.Positive(t, failing[0].Fired()+failing[1].Fired())
+		require.Empty(t, source.Tokens())
+		require.Empty(t, target.Tokens())
+	})
 }
 
 // TestTokenOutlivesAWait has a Wait cancelled before the other server has used the

@@ -228,6 +228,7 @@ func TestWatch(t *testing.T) {
 // TestWatchProjects: all projects, one of its own, and one that shares the images of the
 // default one.
 func TestWatchProjects(t *testing.T) {
+	testkit.Parallel(t)
 	for _, s := range testkit.Subjects(t) {
 		t.Run(s.Column, func(t *testing.T) {
 			c := s.Client(t)
@@ -336,6 +337,7 @@ func TestWatchIgnoresUse(t *testing.T) {
 
 // TestWatchRefresh: an image that the server itself replaces by a newer one.
 func TestWatchRefresh(t *testing.T) {
+	testkit.Parallel(t)
 	for _, s := range testkit.Subjects(t) {
 		t.Run(s.Column, func(t *testing.T) {
 			c, far := s.Client(t), s.Twin.TLSClient(t)
@@ -473,7 +475,7 @@ func TestWatchRenamedAndMoved(t *testing.T) {
 	w := startWatch(t, f.Client, &lxd.WatchOptions{Interval: -1})
 	stall := f.Inject(lxdtest.StallHeaders().On("GET", "/1.0/images/"+second.Fingerprint).Times(1))
 	require.NoError(t, f.Client.Aliases.Create(t.Context(), lxd.Alias{Name: "other", Target: second.Fingerprint}))
-	require.Eventually(t, func() bool { return stall.Fired() == 1 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return stall.Fired() == 1 }, 30*time.Second, time.Millisecond)
 	require.NoError(t, f.Client.Aliases.Rename(t.Context(), "one", "two"))
 	require.NoError(t, f.Client.Aliases.Set(t.Context(), lxd.Alias{Name: "two", Target: second.Fingerprint}))
 	stall.Release()
@@ -504,30 +506,32 @@ func TestWatchDeletedProject(t *testing.T) {
 func TestWatchOfAClosedClient(t *testing.T) {
 	t.Parallel()
 	for _, outage := range []bool{false, true} {
-		f := testkit.StartFake(t)
-		image := testkit.Upload(t, f.Client, nil)
-		client := testkit.NewClient(t, f.Endpoint(), &lxd.Options{RetryTimeout: -1})
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		var last error
-		var closing sync.WaitGroup
-		for change, err := range client.Images.Watch(ctx, nil) {
-			if last = err; change.Kind != lxd.ImagesSynced {
-				continue
-			}
-			closing.Go(func() {
-				if outage {
-					fault := f.Inject(lxdtest.Unavailable().On("GET", ""))
-					assert.NoError(t, f.Client.Aliases.Create(ctx, lxd.Alias{Name: "web", Target: image.Fingerprint}))
-					assert.Eventually(t, func() bool { return fault.Fired() >= 3 }, 5*time.Second, time.Millisecond)
-					defer fault.Remove()
+		synctest.Test(t, func(t *testing.T) {
+			f := testkit.StartFakeWith(t, &lxdtest.Options{InMemory: true}, nil)
+			image := testkit.Upload(t, f.Client, nil)
+			client := testkit.NewClient(t, f.Endpoint(), &lxd.Options{RetryTimeout: -1, Dial: f.DialContext})
+			ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+			var last error
+			var closing sync.WaitGroup
+			for change, err := range client.Images.Watch(ctx, nil) {
+				if last = err; change.Kind != lxd.ImagesSynced {
+					continue
 				}
-				assert.NoError(t, client.Close())
-			})
-		}
-		closing.Wait()
-		require.ErrorContains(t, last, "closed")
-		require.NoError(t, ctx.Err())
-		cancel()
+				closing.Go(func() {
+					if outage {
+						fault := f.Inject(lxdtest.Unavailable().On("GET", ""))
+						assert.NoError(t, f.Client.Aliases.Create(ctx, lxd.Alias{Name: "web", Target: image.Fingerprint}))
+						assert.Eventually(t, func() bool { return fault.Fired() >= 3 }, time.Hour, time.Second)
+						defer fault.Remove()
+					}
+					assert.NoError(t, client.Close())
+				})
+			}
+			closing.Wait()
+			require.ErrorContains(t, last, "closed")
+			require.NoError(t, ctx.Err())
+			cancel()
+		})
 	}
 }
 
@@ -647,26 +651,30 @@ func TestWatchLeavesNothing(t *testing.T) {
 	}
 }
 
-// TestWatchEnds: by its context in every phase, by a refusal, and by bad input.
+// TestWatchEnds: by its context in every phase, within a second, by a refusal, and by
+// bad input.
 func TestWatchEnds(t *testing.T) {
 	t.Parallel()
-	f := testkit.StartFake(t)
+	const timeout = 20 * time.Second
 	for _, fault := range []lxdtest.Fault{
 		lxdtest.StallHeaders().On("GET", "/1.0/events"), lxdtest.StallHeaders().On("GET", "/1.0/images"), lxdtest.StallResponse(5).On("GET", "/1.0/images"), lxdtest.Unavailable(),
 	} {
-		stall := f.Inject(fault)
-		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-		began := time.Now()
-		var last error
-		for _, err := range f.Client.Images.Watch(ctx, nil) {
-			last = err
-		}
-		cancel()
-		require.ErrorIs(t, last, context.DeadlineExceeded)
-		require.Less(t, time.Since(began), 1200*time.Millisecond)
-		stall.Release()
-		stall.Remove()
+		synctest.Test(t, func(t *testing.T) {
+			f := testkit.StartFakeWith(t, &lxdtest.Options{InMemory: true}, nil)
+			stall := f.Inject(fault)
+			ctx, cancel := context.WithTimeout(t.Context(), timeout)
+			defer cancel()
+			began := time.Now()
+			var last error
+			for _, err := range f.Client.Images.Watch(ctx, nil) {
+				last = err
+			}
+			require.ErrorIs(t, last, context.DeadlineExceeded)
+			require.LessOrEqual(t, time.Since(began), timeout+time.Second)
+			require.NotZero(t, stall.Fired())
+		})
 	}
+	f := testkit.StartFake(t)
 	unavailable := testkit.StartFakeWith(t, nil, &lxd.Options{RetryTimeout: -1})
 	unavailable.Inject(lxdtest.Unavailable().On("GET", "/1.0/images"))
 	bodies := 0

@@ -39,7 +39,7 @@ func TestKeyLocks(t *testing.T) {
 		locks.mu.Lock()
 		defer locks.mu.Unlock()
 		return locks.used["one"] != nil && locks.used["one"].users == 9
-	}, 10*time.Second, time.Millisecond, "all wait while the lock is held")
+	}, 30*time.Second, time.Millisecond, "all wait while the lock is held")
 	unlock()
 	other()
 	for range 8 {

@@ -126,10 +126,9 @@ func TestMembersTakeOver(t *testing.T) {
 		require.NoError(t, err)
 		require.Zero(t, c.second.connections(), "the first address is used while it responds")
 		c.first.kill()
-		began := time.Now()
 		_, err = c.client.Images.Create(t.Context(), testkit.OneShotReader{Reader: bytes.NewReader(data)}, &lxd.CreateOptions{Wait: true})
 		require.NoError(t, err)
-		require.Less(t, time.Since(began), 5*time.Second)
+		require.NotZero(t, c.second.connections())
 	})
 	t.Run("before a call that must not be repeated", func(t *testing.T) {
 		t.Parallel()
@@ -185,7 +184,7 @@ func TestMembersTakeOver(t *testing.T) {
 		require.NoError(t, err)
 		cert, key := c.ClientCertificate()
 		client := testkit.NewClient(t, c.client.Endpoint(), &lxd.Options{
-			ClientCertificate: cert, ClientKey: key, ServerCertificate: c.Certificate(), StallTimeout: 200 * time.Millisecond,
+			ClientCertificate: cert, ClientKey: key, ServerCertificate: c.Certificate(), StallTimeout: time.Second,
 		})
 		image, err := client.Images.Get(t.Context(), fingerprint)
 		require.NoError(t, err)
@@ -214,9 +213,9 @@ func TestMembersTakeOver(t *testing.T) {
 				}
 			}
 			return false
-		}, 10*time.Second, time.Millisecond)
+		}, 30*time.Second, time.Millisecond)
 		c.first.kill()
-		require.Eventually(t, func() bool { return c.second.connections() > 0 }, 10*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { return c.second.connections() > 0 }, 30*time.Second, time.Millisecond)
 		held.Release()
 		require.NoError(t, <-waited)
 	})
@@ -225,7 +224,7 @@ func TestMembersTakeOver(t *testing.T) {
 		c := newCluster(t)
 		_, err := c.AddImage(data, nil)
 		require.NoError(t, err)
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		defer cancel()
 		connections := 0
 		for event, err := range c.client.Events(ctx, nil) {

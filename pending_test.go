@@ -53,7 +53,7 @@ func TestWaitFromSeveralGoroutines(t *testing.T) {
 			}
 		})
 	}
-	require.Eventually(t, func() bool { return asked("GET", "/wait") == waiters }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return asked("GET", "/wait") == waiters }, 30*time.Second, time.Millisecond)
 	hold.Remove() // now all of them wait
 	waits.Wait()
 	require.NoError(t, other.Wait(t.Context()))

@@ -310,7 +310,7 @@ func TestProxyThatMisbehaves(t *testing.T) {
 		}
 		select {
 		case err = <-ended:
-		case <-time.After(5 * time.Second):
+		case <-time.After(patience):
 			t.Fatalf("it still waits after %q", response)
 		}
 		if response == "" {

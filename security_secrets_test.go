@@ -20,6 +20,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 
 	"github.com/gorilla/websocket"
 	"github.com/stretchr/testify/require"
@@ -296,111 +297,116 @@ func secretURL(t *testing.T, raw string) string {
 // kind of response.
 func TestSecretsInResponses(t *testing.T) {
 	t.Parallel()
-	const bearer, password = "bearer-s3cr3t+/=", `password-s3cr3t "&%`
 	for _, dialect := range []lxdtest.Dialect{lxdtest.LXD50, lxdtest.LXD69, lxdtest.Incus60} {
 		t.Run(dialect.String(), func(t *testing.T) {
 			t.Parallel()
-			ear := newEar()
-			flock := &squad{begun: map[string]string{}, ended: map[string]bool{}}
-			connect := func(name string, s *lxdtest.Server, opts *lxd.Options) *lxd.Client {
-				opts.ServerCertificate, opts.RetryTimeout, opts.Logger = s.Certificate(), -1, ear.logger()
-				opts.Transport = func(next http.RoundTripper) http.RoundTripper { return &parrot{next, flock, name} }
-				return testkit.NewClient(t, s.URL(), opts)
-			}
-			server := func(name string) (*lxdtest.Server, *lxd.Client) {
-				s := lxdtest.NewServer(&lxdtest.Options{Dialect: dialect, TLS: true, BearerTokens: []string{bearer}})
-				t.Cleanup(s.Close)
-				cert, key := s.ClientCertificate()
-				return s, connect(name, s, &lxd.Options{ClientCertificate: cert, ClientKey: key, Token: bearer})
-			}
-			source, from := server("source")
-			target, to := server("target")
-			_, key := source.ClientCertificate()
-			ear.secrets = append(ear.secrets, strings.Split(string(key), "\n")[1])
-
-			for _, who := range []string{"source", "target"} {
-				for _, manner := range manners {
-					flock.set("", "")
-					before := flock.spoken
-					fingerprint, err := source.AddImage(lxdtest.UnifiedImage(who+manner, 0), nil)
-					require.NoError(t, err)
-					image, err := from.Images.Get(t.Context(), fingerprint)
-					require.NoError(t, err)
-					secret, err := image.Secret(t.Context())
-					require.NoError(t, err)
-					ear.secrets = append(ear.secrets, secret.Value)
-					read, err := from.Images.GetWithSecret(t.Context(), fingerprint, secret.Value)
-					require.NoError(t, err)
-
-					flock.set(who, manner)
-					for _, c := range []*lxd.Client{from, to} {
-						_, err = c.Images.All(t.Context(), nil)
-						ear.err(err)
-						for _, err := range c.Events(t.Context(), &lxd.EventsOptions{Types: []lxd.EventType{"none"}}) {
-							ear.err(err)
-							break
-						}
-					}
-					_, err = from.Images.GetWithSecret(t.Context(), fingerprint, secret.Value)
-					ear.err(err)
-					export, err := read.Export(t.Context(), nil)
-					ear.err(err)
-					if err == nil {
-						require.NoError(t, export.Close())
-					}
-					for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush, lxd.CopyRelay, lxd.CopyAuto} {
-						for _, wait := range []bool{false, true} {
-							copied, err := image.Copy(t.Context(), to, &lxd.CopyOptions{Mode: mode, Wait: wait, Progress: func(p lxd.Progress) { ear.tell(p.Text) }})
-							if copied == nil {
-								copied = &lxd.Copied{}
-							}
-							ear.image(t, copied.Image, err)
-							for _, attempt := range copied.Failed {
-								ear.err(attempt.Err)
-							}
-							if there, err := to.Images.Get(t.Context(), fingerprint); err == nil {
-								flock.set("", "")
-								require.NoError(t, there.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
-								flock.set(who, manner)
-							}
-						}
-					}
-					for _, via := range []lxd.Via{lxd.ViaAuto, lxd.ViaServer, lxd.ViaClient} {
-						for _, wait := range []bool{false, true} {
-							at := secretURL(t, "http://127.0.0.1:1/image")
-							made, err := to.Images.CreateFromURL(t.Context(), at, &lxd.CreateFromURLOptions{Via: via, Wait: wait})
-							require.True(t, made != nil || err != nil)
-							ear.image(t, made, err)
-							made, err = to.Images.CreateFromSimplestreams(t.Context(), at, "alpine", &lxd.CreateFromSimplestreamsOptions{Via: via, Wait: wait, AllowHTTP: true})
-							require.True(t, made != nil || err != nil)
-							ear.image(t, made, err)
-						}
-					}
-					registry := lxd.Registry{Name: "r", Protocol: "simplestreams", Config: map[string]string{"url": secretURL(t, "https://127.0.0.1:1")}}
-					ear.err(to.Registries.Create(t.Context(), registry))
-					stranger := connect("target", target, testkit.Joiner(t))
-					ear.err(stranger.TrustPassword(t.Context(), password, nil))
-					token := target.NewTrustToken("x")
-					data, err := base64.StdEncoding.DecodeString(token)
-					require.NoError(t, err)
-					var inside struct{ Secret string }
-					require.NoError(t, json.Unmarshal(data, &inside))
-					ear.secrets = append(ear.secrets, token, url.QueryEscape(token), inside.Secret)
-					ear.err(stranger.Trust(t.Context(), token))
-					ear.tell(fmt.Sprintf("%+v", secret.Operation().Status()))
-					_, err = secret.Operation().Refresh(t.Context())
-					ear.err(err)
-					ear.tell(fmt.Sprintf("%+v", secret.Operation().Status()))
-					ear.err(secret.Revoke(t.Context()))
-					require.Greater(t, flock.spoken, before+5, "%s %s", who, manner)
-				}
-			}
-			require.Contains(t, ear.log.String(), "/1.0/images") // the log was on
-			ear.secrets = append(ear.secrets, flock.secrets...)
-			require.Greater(t, len(flock.secrets), 2*len(manners))
-			ear.check(t)
+			synctest.Test(t, func(t *testing.T) { secretsInResponses(t, dialect) })
 		})
 	}
+}
+
+func secretsInResponses(t *testing.T, dialect lxdtest.Dialect) {
+	t.Helper()
+	const bearer, password = "bearer-s3cr3t+/=", `password-s3cr3t "&%`
+	ear := newEar()
+	flock := &squad{begun: map[string]string{}, ended: map[string]bool{}}
+	connect := func(name string, s *testkit.Fake, opts *lxd.Options) *lxd.Client {
+		opts.ServerCertificate, opts.RetryTimeout, opts.Logger, opts.Dial = s.Certificate(), -1, ear.logger(), s.DialContext
+		opts.Transport = func(next http.RoundTripper) http.RoundTripper { return &parrot{next, flock, name} }
+		return testkit.NewClient(t, s.URL(), opts)
+	}
+	trusted := func(name string, s *testkit.Fake) *lxd.Client {
+		cert, key := s.ClientCertificate()
+		return connect(name, s, &lxd.Options{ClientCertificate: cert, ClientKey: key, Token: bearer})
+	}
+	options := lxdtest.Options{Dialect: dialect, BearerTokens: []string{bearer}}
+	fleet := testkit.StartFleet(t, nil, options, options)
+	source, target := fleet[0], fleet[1]
+	from, to := trusted("source", source), trusted("target", target)
+	_, key := source.ClientCertificate()
+	ear.secrets = append(ear.secrets, strings.Split(string(key), "\n")[1])
+
+	for _, who := range []string{"source", "target"} {
+		for _, manner := range manners {
+			flock.set("", "")
+			before := flock.spoken
+			fingerprint, err := source.AddImage(lxdtest.UnifiedImage(who+manner, 0), nil)
+			require.NoError(t, err)
+			image, err := from.Images.Get(t.Context(), fingerprint)
+			require.NoError(t, err)
+			secret, err := image.Secret(t.Context())
+			require.NoError(t, err)
+			ear.secrets = append(ear.secrets, secret.Value)
+			read, err := from.Images.GetWithSecret(t.Context(), fingerprint, secret.Value)
+			require.NoError(t, err)
+
+			flock.set(who, manner)
+			for _, c := range []*lxd.Client{from, to} {
+				_, err = c.Images.All(t.Context(), nil)
+				ear.err(err)
+				for _, err := range c.Events(t.Context(), &lxd.EventsOptions{Types: []lxd.EventType{"none"}}) {
+					ear.err(err)
+					break
+				}
+			}
+			_, err = from.Images.GetWithSecret(t.Context(), fingerprint, secret.Value)
+			ear.err(err)
+			export, err := read.Export(t.Context(), nil)
+			ear.err(err)
+			if err == nil {
+				require.NoError(t, export.Close())
+			}
+			for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush, lxd.CopyRelay, lxd.CopyAuto} {
+				for _, wait := range []bool{false, true} {
+					copied, err := image.Copy(t.Context(), to, &lxd.CopyOptions{Mode: mode, Wait: wait, Progress: func(p lxd.Progress) { ear.tell(p.Text) }})
+					if copied == nil {
+						copied = &lxd.Copied{}
+					}
+					ear.image(t, copied.Image, err)
+					for _, attempt := range copied.Failed {
+						ear.err(attempt.Err)
+					}
+					if there, err := to.Images.Get(t.Context(), fingerprint); err == nil {
+						flock.set("", "")
+						require.NoError(t, there.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
+						flock.set(who, manner)
+					}
+				}
+			}
+			for _, via := range []lxd.Via{lxd.ViaAuto, lxd.ViaServer, lxd.ViaClient} {
+				for _, wait := range []bool{false, true} {
+					at := secretURL(t, "http://127.0.0.1:1/image")
+					made, err := to.Images.CreateFromURL(t.Context(), at, &lxd.CreateFromURLOptions{Via: via, Wait: wait})
+					require.True(t, made != nil || err != nil)
+					ear.image(t, made, err)
+					made, err = to.Images.CreateFromSimplestreams(t.Context(), at, "alpine", &lxd.CreateFromSimplestreamsOptions{Via: via, Wait: wait, AllowHTTP: true})
+					require.True(t, made != nil || err != nil)
+					ear.image(t, made, err)
+				}
+			}
+			registry := lxd.Registry{Name: "r", Protocol: "simplestreams", Config: map[string]string{"url": secretURL(t, "https://127.0.0.1:1")}}
+			ear.err(to.Registries.Create(t.Context(), registry))
+			stranger := connect("target", target, testkit.Joiner(t))
+			ear.err(stranger.TrustPassword(t.Context(), password, nil))
+			token := target.NewTrustToken("x")
+			data, err := base64.StdEncoding.DecodeString(token)
+			require.NoError(t, err)
+			var inside struct{ Secret string }
+			require.NoError(t, json.Unmarshal(data, &inside))
+			ear.secrets = append(ear.secrets, token, url.QueryEscape(token), inside.Secret)
+			ear.err(stranger.Trust(t.Context(), token))
+			ear.tell(fmt.Sprintf("%+v", secret.Operation().Status()))
+			_, err = secret.Operation().Refresh(t.Context())
+			ear.err(err)
+			ear.tell(fmt.Sprintf("%+v", secret.Operation().Status()))
+			ear.err(secret.Revoke(t.Context()))
+			require.Greater(t, flock.spoken, before+5, "%s %s", who, manner)
+		}
+	}
+	require.Contains(t, ear.log.String(), "/1.0/images") // the log was on
+	ear.secrets = append(ear.secrets, flock.secrets...)
+	require.Greater(t, len(flock.secrets), 2*len(manners))
+	ear.check(t)
 }
 
 // TestSecretsInErrorsOfSources has the server from which an image is fetched repeat

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -124,16 +126,18 @@ func TestOpenSourceOCI(t *testing.T) {
 // started keeps its output open.
 func TestCredentialsHelperThatHangs(t *testing.T) {
 	f := testkit.StartFakeWith(t, &lxdtest.Options{Dialect: lxdtest.Incus70, Skopeo: true}, nil)
-	helper := credentialsHelper(t, `touch "$0.started"; sleep 3`)
+	helper := credentialsHelper(t, `sleep 60 & echo $! >"$0.new"; mv "$0.new" "$0.started"; wait`)
 	dir := newConfigDir(t, fmt.Sprintf("remotes:\n  r:\n    addr: https://localhost:1\n    protocol: oci\n    credentials_helper: %s\n", helper))
 	source, err := lxd.OpenSource("r:web", &lxd.OpenSourceOptions{Options: &lxd.Options{ConfigDir: dir.dir, Family: lxd.Incus}})
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
+	var pid int // of the process that the helper has started
 	var cancelled time.Time
 	go func() {
 		defer cancel()
 		for ctx.Err() == nil {
-			if _, err := os.Stat(filepath.Clean(helper + ".started")); err == nil {
+			if text, err := os.ReadFile(filepath.Clean(helper + ".started")); err == nil {
+				pid, _ = strconv.Atoi(strings.TrimSpace(string(text)))
 				cancelled = time.Now()
 				return
 			}
@@ -142,5 +146,9 @@ func TestCredentialsHelperThatHangs(t *testing.T) {
 	}()
 	_, err = source.Resolve(ctx, f.Client)
 	require.ErrorIs(t, err, context.Canceled)
-	require.Less(t, time.Since(cancelled), time.Second)
+	took := time.Since(cancelled)
+	process, err := os.FindProcess(pid)
+	require.NoError(t, err)
+	_ = process.Kill()
+	require.Less(t, took, patience)
 }

@@ -62,6 +62,7 @@ func sourcesFor(t *testing.T, s *testkit.Subject) map[string]sourceOf {
 
 // TestCreateFrom: each kind of source says what it can of its image, and creates it.
 func TestCreateFrom(t *testing.T) {
+	testkit.Parallel(t)
 	for _, s := range testkit.Subjects(t) {
 		t.Run(s.Column, func(t *testing.T) {
 			c := s.Client(t)
@@ -295,6 +296,7 @@ func TestSourcesNameWhatIsSimilar(t *testing.T) {
 // TestArchitectureOfStream: the architecture selects the image, in any spelling, who
 // fetches it notwithstanding.
 func TestArchitectureOfStream(t *testing.T) {
+	testkit.Parallel(t)
 	for _, s := range testkit.Subjects(t) {
 		t.Run(s.Column, func(t *testing.T) {
 			c := s.Client(t)
@@ -328,6 +330,7 @@ func TestArchitectureOfStream(t *testing.T) {
 
 // TestInstanceSourceOfSources: a server fetches what it can read itself.
 func TestInstanceSourceOfSources(t *testing.T) {
+	testkit.Parallel(t)
 	for _, s := range testkit.Subjects(t) {
 		t.Run(s.Column, func(t *testing.T) {
 			this := *s

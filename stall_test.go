@@ -47,7 +47,7 @@ func TestStalledUploadIsSentAgain(t *testing.T) {
 				t.Parallel()
 				server := lxdtest.NewServer(&lxdtest.Options{TLS: overTLS})
 				t.Cleanup(server.Close)
-				opts, endpoint := &lxd.Options{StallTimeout: 300 * time.Millisecond}, server.Endpoint()
+				opts, endpoint := &lxd.Options{StallTimeout: time.Second}, server.Endpoint()
 				if overTLS {
 					endpoint = server.URL()
 					opts.ClientCertificate, opts.ClientKey = server.ClientCertificate()
@@ -69,23 +69,24 @@ func TestStalledUploadIsSentAgain(t *testing.T) {
 // net/http reads it, and does not pass it to the connection.
 func TestStalledUploadThroughAWrapper(t *testing.T) {
 	t.Parallel()
-	server := lxdtest.NewServer(nil)
-	t.Cleanup(server.Close)
-	client := testkit.NewClient(t, server.Endpoint(), &lxd.Options{StallTimeout: 300 * time.Millisecond, Transport: func(next http.RoundTripper) http.RoundTripper {
-		return roundTripper(func(req *http.Request) (*http.Response, error) {
-			if req.Body != nil {
-				req = req.Clone(req.Context())
-				req.Body = struct{ io.ReadCloser }{req.Body}
-			}
-			return next.RoundTrip(req)
-		})
-	}})
-	stalled := server.Inject(lxdtest.StallRequest(1<<20).On("POST", "/1.0/images").Times(1))
-	defer stalled.Release()
-	data := testkit.Unified(t, 24<<20)
-	image, err := client.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
-	require.NoError(t, err)
-	require.Equal(t, lxdtest.Fingerprint(data), image.Fingerprint)
+	synctest.Test(t, func(t *testing.T) {
+		server := testkit.StartFakeWith(t, &lxdtest.Options{InMemory: true}, &lxd.Options{Transport: func(next http.RoundTripper) http.RoundTripper {
+			return roundTripper(func(req *http.Request) (*http.Response, error) {
+				if req.Body != nil {
+					req = req.Clone(req.Context())
+					req.Body = struct{ io.ReadCloser }{req.Body}
+				}
+				return next.RoundTrip(req)
+			})
+		}})
+		stalled := server.Inject(lxdtest.StallRequest(1<<20).On("POST", "/1.0/images").Times(1))
+		defer stalled.Release()
+		data := testkit.Unified(t, 2<<20)
+		image, err := server.Client.Images.Create(t.Context(), bytes.NewReader(data), &lxd.CreateOptions{Wait: true})
+		require.NoError(t, err)
+		require.Equal(t, lxdtest.Fingerprint(data), image.Fingerprint)
+		require.Equal(t, 1, stalled.Fired())
+	})
 }
 
 // TestStalledHandshake: a server that accepts the connection and is then silent is waited

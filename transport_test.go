@@ -21,7 +21,7 @@ import (
 )
 
 const (
-	patience = 10 * time.Second
+	patience = 30 * time.Second
 	tick     = 5 * time.Millisecond
 )
 
@@ -190,7 +190,7 @@ func TestLateResponseIsClosed(t *testing.T) {
 	close(late.proceed)
 	select {
 	case <-late.closed:
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("it is not closed")
 	}
 }

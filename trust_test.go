@@ -302,7 +302,7 @@ func TestTrustSharesTheClientsLife(t *testing.T) {
 	require.NoError(t, client.Trust(t.Context(), server.NewTrustToken("x")))
 	require.EqualValues(t, 2, dialed.Load())
 	require.EqualValues(t, 2, wrapped.Load())
-	require.Eventually(t, func() bool { return server.Open() == 1 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return server.Open() == 1 }, 30*time.Second, time.Millisecond)
 
 	other := lxdtest.NewServer(&lxdtest.Options{TLS: true})
 	t.Cleanup(other.Close)
@@ -312,7 +312,7 @@ func TestTrustSharesTheClientsLife(t *testing.T) {
 	client = testkit.NewClient(t, other.URL(), opts)
 	ended := make(chan error, 1)
 	go func() { ended <- client.Trust(t.Context(), other.NewTrustToken("x")) }()
-	require.Eventually(t, func() bool { return stalled.Fired() == 1 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return stalled.Fired() == 1 }, 30*time.Second, time.Millisecond)
 	require.NoError(t, client.Close())
 	require.ErrorIs(t, <-ended, lxd.ErrUnavailable)
 }

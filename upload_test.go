@@ -143,7 +143,7 @@ func TestContextEndsSlowReaders(t *testing.T) {
 			case err := <-ended:
 				require.ErrorIs(t, err, context.Canceled, name)
 				require.ErrorIs(t, err, stop, name)
-			case <-time.After(5 * time.Second):
+			case <-time.After(patience):
 				t.Errorf("%s: the context does not end it", name)
 			}
 			close(proceed)

@@ -248,7 +248,7 @@ func TestContext(t *testing.T) {
 			start := time.Now()
 			_, err := imagefile.Check(ctx, in, nil, nil)
 			require.ErrorIs(t, err, context.Canceled)
-			require.Less(t, time.Since(start), time.Second)
+			require.Less(t, time.Since(start), 20*time.Second)
 			require.NoError(t, in.Close())
 			<-written
 		})

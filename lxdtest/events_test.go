@@ -37,7 +37,7 @@ func listen(t *testing.T, s *Server, query string) *websocket.Conn {
 		s.hub.mu.Lock()
 		defer s.hub.mu.Unlock()
 		return len(s.hub.subscribers) > 0
-	}, 5*time.Second, time.Millisecond)
+	}, 30*time.Second, time.Millisecond)
 	return socket
 }
 

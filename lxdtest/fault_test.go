@@ -103,7 +103,7 @@ func TestStalls(t *testing.T) {
 				_, body, _ := c.get("/1.0/images/" + fingerprint + "/export")
 				got <- body
 			}()
-			require.Eventually(t, func() bool { return handle.Fired() == 1 }, 5*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { return handle.Fired() == 1 }, 30*time.Second, time.Millisecond)
 			// Other requests are served meanwhile.
 			require.Equal(t, 200, c.do("GET", "/1.0/images/"+fingerprint, nil).HTTP)
 			select {
@@ -130,7 +130,7 @@ func TestStalledUpload(t *testing.T) {
 			}
 			return nil
 		}
-		require.Eventually(t, func() bool { return upload() != nil && upload().BodyBytes() == 5000 }, 5*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { return upload() != nil && upload().BodyBytes() == 5000 }, 30*time.Second, time.Millisecond)
 		require.False(t, upload().Done())
 		handle.Release()
 		c.wait(<-done)
@@ -152,7 +152,7 @@ func TestClosingEndsStalls(t *testing.T) {
 				_ = res.Body.Close()
 			}
 		}()
-		require.Eventually(t, func() bool { return handle.Fired() == 1 }, 5*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { return handle.Fired() == 1 }, 30*time.Second, time.Millisecond)
 		s.Close()
 		<-done
 	}
@@ -255,7 +255,7 @@ func TestRestartKeepsImages(t *testing.T) {
 			}
 			waiting <- err
 		}()
-		require.Eventually(t, func() bool { return len(s.Requests()) == 2 }, 5*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { return len(s.Requests()) == 2 }, 30*time.Second, time.Millisecond)
 		endpoint, url := s.Endpoint(), s.URL()
 		s.Restart()
 		require.Error(t, <-waiting)
@@ -286,7 +286,7 @@ func TestRestartDuringUpload(t *testing.T) {
 				_ = res.Body.Close()
 			}
 			return err == nil
-		}, 5*time.Second, time.Millisecond, "the server has restarted")
+		}, 30*time.Second, time.Millisecond, "the server has restarted")
 		c.wait(c.do("POST", "/1.0/images", file))
 		require.Len(t, s.Images(), 1)
 	})
@@ -297,7 +297,7 @@ func TestForgetOperationsFault(t *testing.T) {
 	c := newClient(t, s)
 	handle := s.Inject(ForgetOperations())
 	done := c.do("POST", "/1.0/images", UnifiedImage("x", 0))
-	require.Eventually(t, func() bool { return handle.Fired() == 1 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return handle.Fired() == 1 }, 30*time.Second, time.Millisecond)
 	require.Equal(t, 404, c.do("GET", done.Operation+"/wait", nil).HTTP)
 	require.Len(t, s.Images(), 1)
 }
@@ -351,11 +351,11 @@ func TestCancelDownload(t *testing.T) {
 	require.Eventually(t, func() bool {
 		metadata, _ := c.do("GET", pull.Operation, nil).field("metadata").(map[string]any)
 		return metadata["download_progress"] != nil
-	}, 5*time.Second, time.Millisecond)
+	}, 30*time.Second, time.Millisecond)
 	require.Equal(t, 200, c.do("DELETE", pull.Operation, nil).HTTP)
 	require.Eventually(t, func() bool {
 		return c.do("GET", pull.Operation, nil).field("err") == "context canceled"
-	}, 5*time.Second, time.Millisecond, "the download ends after its operation was cancelled")
+	}, 30*time.Second, time.Millisecond, "the download ends after its operation was cancelled")
 	require.EqualValues(t, statusFailure, c.do("GET", pull.Operation, nil).field("status_code"))
 	require.Empty(t, s.Images())
 }
@@ -394,7 +394,7 @@ func TestCounts(t *testing.T) {
 	require.Equal(t, 1, s.Open())
 	require.Len(t, s.Requests(), 20)
 	c.http.CloseIdleConnections()
-	require.Eventually(t, func() bool { return s.Open() == 0 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return s.Open() == 0 }, 30*time.Second, time.Millisecond)
 	s.ForgetRequests()
 	require.Empty(t, s.Requests())
 	s.Close()

@@ -27,7 +27,7 @@ func TestForgetAtOnce(t *testing.T) {
 	s := newTestServer(t, &Options{InMemory: true, ForgetAfter: -1})
 	c := newClient(t, s)
 	done := c.do("POST", "/1.0/images", []byte("bad"))
-	require.Eventually(t, func() bool { return c.do("GET", done.Operation, nil).HTTP == 404 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return c.do("GET", done.Operation, nil).HTTP == 404 }, 30*time.Second, time.Millisecond)
 }
 
 func TestWaitTimesOut(t *testing.T) {

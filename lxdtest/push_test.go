@@ -148,7 +148,7 @@ func TestPropertiesHeaderCrash(t *testing.T) {
 			// The daemons may respond before they crash.
 			_ = res.Body.Close()
 		}
-		require.Eventually(t, func() bool { return s.Crashed() != nil }, 10*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { return s.Crashed() != nil }, 30*time.Second, time.Millisecond)
 		require.ErrorContains(t, s.Crashed(), "nil map")
 		get, err := http.NewRequestWithContext(t.Context(), "GET", "http://lxd/1.0", nil)
 		require.NoError(t, err)

@@ -55,7 +55,7 @@ func TestStallImagesUntilRestart(t *testing.T) {
 	c := newClient(t, s)
 	stall := s.Inject(StallImages())
 	c.do("POST", "/1.0/images", UnifiedImage("x", 0))
-	require.Eventually(t, func() bool { return stall.Fired() == 1 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return stall.Fired() == 1 }, 30*time.Second, time.Millisecond)
 	s.Restart()
 	stall.Remove()
 	require.Empty(t, s.Images())

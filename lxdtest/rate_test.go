@@ -207,13 +207,13 @@ func TestRateLimitOnSockets(t *testing.T) {
 	stall := source.Inject(StallResponse(0).On("GET", "/1.0/images/*/export"))
 	c := newTLSClient(t, target, true)
 	pull := pullFrom(c, source, Fingerprint(file))
-	require.Eventually(t, func() bool { return stall.Fired() == 1 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return stall.Fired() == 1 }, 30*time.Second, time.Millisecond)
 	// The target is slower, so that it has to wait too.
 	limits := []*Injection{source.Inject(RateLimit(1 << 10)), target.Inject(RateLimit(1 << 9))}
 	stall.Release()
 	// Nothing but the export uses the connections.
 	for _, limit := range limits {
-		require.Eventually(t, func() bool { return limit.Fired() >= 5 }, 5*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { return limit.Fired() >= 5 }, 30*time.Second, time.Millisecond)
 	}
 	require.Len(t, target.Running(), 1)
 	for _, limit := range limits {

@@ -48,8 +48,10 @@ var skippedRecordings = regexp.MustCompile(`^(url-|image-url|publish-|image-publ
 // and compares the responses with the recorded ones, texts and ETags included,
 // except for times, operation ids, secrets, addresses and the machine's details.
 func TestRecordedResponses(t *testing.T) {
+	t.Parallel()
 	for name, d := range recordedDialects {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			dir := filepath.Join(recordings, name)
 			data, err := os.ReadFile(filepath.Join(dir, "index.json"))
 			require.NoError(t, err)

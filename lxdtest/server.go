@@ -87,7 +87,8 @@ type Options struct {
 
 	// Dial opens the connections to other servers, for imports, pull copies
 	// and push copies. The default dials the network. To connect two servers
-	// in memory, set it to the DialContext of the other one.
+	// in memory, set it to the DialContext of the other one; of several, that whose
+	// URL has the address.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	// Skopeo installs the command of that name, which Incus70 needs to pull OCI
@@ -233,8 +234,7 @@ func newServer(opts *Options) (*Server, error) {
 		s.socket = filepath.Join(s.dir, "unix.socket")
 	}
 	if s.opts.InMemory {
-		// Nobody dials this address: it is only reported, in URL and by the API.
-		s.address = "127.0.0.1:8443"
+		s.address = memoryAddress()
 	}
 	if err := s.start(); err != nil {
 		s.cancel()
@@ -243,6 +243,14 @@ func newServer(opts *Options) (*Server, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+var memoryServers atomic.Uint32
+
+// memoryAddress returns an address for a server in memory. Nobody listens there: it
+// is what URL and the API report, and by which Options.Dial tells such servers apart.
+func memoryAddress() string {
+	return fmt.Sprintf("127.0.0.1:%d", 8443+(memoryServers.Add(1)-1)%50_000)
 }
 
 // maxSocketPath is the longest unix socket path that all systems accept.

@@ -118,6 +118,7 @@ func TestProgress(t *testing.T) {
 }
 
 func TestResume(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		fault  streamstest.Fault
 		ranges bool
@@ -150,6 +151,7 @@ func TestResume(t *testing.T) {
 }
 
 func TestDownloadFails(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		path  string
 		fault streamstest.Fault
@@ -173,6 +175,7 @@ func TestDownloadFails(t *testing.T) {
 		"corrupt metadata":  {bigMeta, streamstest.Corrupt(0), simplestreams.ErrBadData, "SHA-256 is"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			server, client, image, _ := big(t, func(o *simplestreams.Options) {
 				if errors.Is(test.is, simplestreams.ErrStalled) {
 					o.StallTimeout = 300 * time.Millisecond
@@ -413,7 +416,7 @@ func TestContextEndsADownload(t *testing.T) {
 			_, err := download(ctx, client, image, nil)
 			require.ErrorIs(t, err, context.Canceled)
 			require.ErrorContains(t, err, bigRoot)
-			require.Less(t, time.Since(ended), time.Second)
+			require.Less(t, time.Since(ended), 20*time.Second)
 		})
 	}
 

@@ -41,7 +41,7 @@ func TestLockOneAtATime(t *testing.T) {
 		require.NoError(t, err)
 		require.Zero(t, info.Size(), "a new file, not the renamed one")
 		require.NoError(t, second.Close())
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("the lock was not passed on")
 	}
 	kept, err := os.ReadFile(path + ".final")

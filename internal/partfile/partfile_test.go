@@ -211,7 +211,7 @@ func TestPublishMixesNoPair(t *testing.T) {
 	select {
 	case err := <-published:
 		require.NoError(t, err)
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("the lock was not passed on")
 	}
 	require.NoError(t, f.Close())

@@ -1,6 +1,8 @@
 package testkit
 
 import (
+	"context"
+	"net"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -45,6 +47,26 @@ func StartFakeWith(t *testing.T, server *lxdtest.Options, client *lxd.Options) *
 		client = &o
 	}
 	return &Fake{Server: s, Client: NewClient(t, s.Endpoint(), client)}
+}
+
+// StartFleet starts servers in memory that reach each other, for copies in a
+// testing/synctest bubble. All of their clients have the same options.
+func StartFleet(t *testing.T, client *lxd.Options, servers ...lxdtest.Options) []*Fake {
+	t.Helper()
+	var fleet []*Fake
+	for _, o := range servers {
+		o.TLS, o.InMemory = true, true
+		o.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			for _, f := range fleet {
+				if f.URL() == "https://"+address {
+					return f.DialContext(ctx, network, address)
+				}
+			}
+			return (&net.Dialer{}).DialContext(ctx, network, address)
+		}
+		fleet = append(fleet, StartFakeWith(t, &o, client))
+	}
+	return fleet
 }
 
 // NewKeyPair is lxd.NewKeyPair without an error.

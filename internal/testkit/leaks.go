@@ -60,7 +60,7 @@ func Run(m *testing.M) (code int) {
 
 // parallelTests is how many parallel tests run at once on a machine with fewer
 // processors: most of their time they wait for a timeout or a retry.
-const parallelTests = 6
+const parallelTests = 8
 
 // runMoreAtOnce raises the default of the flag -parallel.
 func runMoreAtOnce() error {

@@ -3,6 +3,7 @@ package testkit
 import (
 	"cmp"
 	"context"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -57,6 +58,15 @@ func Subjects(t *testing.T) []*Subject {
 		subjects = append(subjects, pair[0])
 	}
 	return subjects
+}
+
+// Parallel is t.Parallel, unless real daemons take part: other tests look at what is on
+// those.
+func Parallel(t *testing.T) {
+	t.Helper()
+	if os.Getenv(testdaemon.EnvLXD)+os.Getenv(testdaemon.EnvIncus) == "" {
+		t.Parallel()
+	}
 }
 
 // Cluster starts a cluster of three daemons like a real one. Its client over TLS has

@@ -269,7 +269,7 @@ func TestKilledProgram(t *testing.T) {
 				h.randomly(t, random, need)
 			}
 			t.Logf("killed after %v", h.phases)
-			require.Eventually(t, func() bool { return slices.Equal(before, h.files(t)) }, 10*time.Second, 10*time.Millisecond, "files are left")
+			require.Eventually(t, func() bool { return slices.Equal(before, h.files(t)) }, 30*time.Second, 10*time.Millisecond, "files are left")
 		})
 	}
 }

@@ -122,7 +122,7 @@ func TestSoak(t *testing.T) {
 	require.Less(t, memory.HeapAlloc, heaps[0]+(16<<20))
 	require.NoError(t, s.Client.Close())
 	require.NoError(t, other.Client.Close())
-	require.Eventually(t, func() bool { return s.Open() == 0 && other.Open() == 0 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return s.Open() == 0 && other.Open() == 0 }, 30*time.Second, time.Millisecond)
 }
 
 // TestMemoryOfTransfers: whatever an image's size is, a transfer of it needs no buffer
