@@ -5,7 +5,7 @@
 //	go run github.com/golxd/lxd/lxdtest/cmd/lxdtest -dialect lxd50,incus60 -image web=debian/13
 //
 // When the servers serve, it prints one line of JSON on standard output. It ends with
-// SIGINT, SIGTERM, SIGHUP or POST /stop, with -with-parent also after its parent process,
+// SIGINT, SIGTERM, SIGHUP (unless that is ignored) or POST /stop, with -with-parent also after its parent process,
 // and removes what it has made. The exit code is 0 then, 2 for wrong flags, and 1 for other
 // failures.
 //

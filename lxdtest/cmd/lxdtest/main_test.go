@@ -133,6 +133,15 @@ func (p *process) client(s *server) *lxd.Client {
 	return testkit.NewClient(p.T, "unix://"+s.Socket, nil)
 }
 
+// shortDir returns a directory whose path is short enough for sockets in it.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := tempDir("new/lxd50/" + serverSocket)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	return dir
+}
+
 // TestFleet runs several dialects at once. The remotes in the configuration directories
 // reach each, and all have what the flags add.
 func TestFleet(t *testing.T) {
@@ -198,7 +207,7 @@ func TestBadFlags(t *testing.T) {
 		"is not ALIAS=SPEC":           {"-image", "debian/13"},
 		"an alias is empty":           {"-image", "a,=debian/13"},
 		"neither a file nor":          {"-image", "a=debian"},
-		"no such file":                {"-image", "a=debian/13.tar.xz"},
+		"13.tar.xz: ":                 {"-image", "a=debian/13.tar.xz"},
 		"\"small\" is not an option":  {"-image", "a=debian/13 small"},
 		"not a number of bytes":       {"-image", "a=debian/13 size=1MB"},
 		"for images that are made":    {"-image", "a=" + file + " split"},
@@ -245,7 +254,7 @@ func TestFlagsAreDocumented(t *testing.T) {
 // TestOneServer has its addresses and sizes from flags.
 func TestOneServer(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
+	dir := shortDir(t)
 	p := start(t, "-socket", filepath.Join(dir, "s"), "-tls", "none", "-control", "127.0.0.1:0", "-trust-password", "sesame",
 		"-fault", "lxd50:status status=507 message=\"no space\" path=/1.0/images times=1", "-log",
 		"-image", "big=debian/13 size=100000 public", "-image", "split=debian/12 split", "-image", "vm=debian/12 vm")
@@ -307,7 +316,7 @@ func TestImageFiles(t *testing.T) {
 // TestDirectory uses a directory again, and leaves what is not its own.
 func TestDirectory(t *testing.T) {
 	t.Parallel()
-	dir := filepath.Join(t.TempDir(), "new")
+	dir := filepath.Join(shortDir(t), "new")
 	p := start(t, "-dir", dir)
 	var stderr bytes.Buffer
 	require.Equal(t, 1, run(t.Context(), []string{"-dir", dir, "-dialect", "incus60"}, io.Discard, &stderr))
@@ -347,7 +356,7 @@ func TestAddressInUse(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = l.Close() })
-	parent := t.TempDir()
+	parent := shortDir(t)
 	for _, flag := range []string{"-tls", "-control"} {
 		var stderr bytes.Buffer
 		require.Equal(t, 1, run(t.Context(), []string{"-dir", filepath.Join(parent, "x"), flag, l.Addr().String()}, io.Discard, &stderr))
