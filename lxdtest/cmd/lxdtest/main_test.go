@@ -230,10 +230,12 @@ func TestBadFlags(t *testing.T) {
 	require.Contains(t, stderr.String(), "-trust-password")
 }
 
-// TestFlagsAreDocumented: the package comment has each flag and call.
+// TestFlagsAreDocumented: the package comment and docs/testing.md have each flag and call.
 func TestFlagsAreDocumented(t *testing.T) {
 	t.Parallel()
 	data, err := os.ReadFile("doc.go")
+	require.NoError(t, err)
+	page, err := os.ReadFile("../../../docs/testing.md")
 	require.NoError(t, err)
 	var help bytes.Buffer
 	require.Equal(t, 0, run(t.Context(), []string{"-h"}, io.Discard, &help))
@@ -241,6 +243,7 @@ func TestFlagsAreDocumented(t *testing.T) {
 	for line := range strings.Lines(help.String()) {
 		if name, ok := strings.CutPrefix(line, "  -"); ok {
 			require.Contains(t, string(data), "\n//	-"+strings.Fields(name)[0])
+			require.Contains(t, string(page), "`-"+strings.Fields(name)[0])
 			flags++
 		}
 	}
@@ -248,6 +251,7 @@ func TestFlagsAreDocumented(t *testing.T) {
 	for call := range calls {
 		method, action, _ := strings.Cut(call, " ")
 		require.Contains(t, string(data), strings.TrimSuffix("\n//	"+method+" /NAME/"+action, "/")+" ")
+		require.Contains(t, string(page), action)
 	}
 }
 
