@@ -94,7 +94,7 @@ func ParseFault(text string) (Fault, error) {
 		if !ok || key == "" || strings.ContainsAny(key, " \t\"") {
 			return Fault{}, fmt.Errorf("lxdtest: fault %q: %q is not of the form key=value", form.Fault, rest)
 		}
-		value := after
+		var value string
 		if quoted, err := strconv.QuotedPrefix(after); err == nil {
 			value, _ = strconv.Unquote(quoted)
 			rest = after[len(quoted):]

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -79,6 +80,24 @@ func TestSocket(t *testing.T) {
 	require.PanicsWithValue(t, "lxdtest: cannot start the server: "+socket+" exists and is not a socket", func() {
 		NewServer(&Options{Socket: socket, Directory: dir})
 	})
+}
+
+// TestRestartWhileRefusing restarts a server that refuses connections.
+func TestRestartWhileRefusing(t *testing.T) {
+	s := newTestServer(t, &Options{TLS: true})
+	transport := &http.Transport{DialContext: dialUnix(s)}
+	defer transport.CloseIdleConnections()
+	local, remote := &client{t, &http.Client{Transport: transport}, "http://lxd"}, newTLSClient(t, s, true)
+	refuse := s.Inject(Refuse())
+	s.Restart()
+	for _, c := range []*client{local, remote} {
+		_, err := c.http.Get(c.base + "/1.0")
+		require.ErrorIs(t, err, syscall.ECONNREFUSED)
+	}
+	refuse.Remove()
+	for _, c := range []*client{local, remote} {
+		require.Equal(t, 200, c.do("GET", "/1.0", nil).HTTP)
+	}
 }
 
 func TestAddress(t *testing.T) {

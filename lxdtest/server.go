@@ -291,7 +291,7 @@ func (s *Server) start() error {
 	s.securePipe = newPipeListener(&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 8443})
 	s.serve(s.pipe, true)
 	s.serve(s.securePipe, false)
-	if s.opts.InMemory {
+	if s.opts.InMemory || s.refusing > 0 {
 		return nil
 	}
 	if err := s.listen(); err != nil {

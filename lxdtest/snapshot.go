@@ -96,7 +96,10 @@ func (s *Server) Snapshot() *Snapshot {
 // files are linked, or copied where the system cannot link them. A snapshot can be restored
 // any number of times. If there is an error, the server is as before.
 func (s *Server) Restore(snap *Snapshot) error {
-	if snap.dialect != s.opts.Dialect {
+	switch {
+	case s.ctx.Err() != nil:
+		return fmt.Errorf("lxdtest: restore: %w", errClosed)
+	case snap.dialect != s.opts.Dialect:
 		return fmt.Errorf("lxdtest: restore: the snapshot is that of %s, the server is %s", snap.dialect, s.opts.Dialect)
 	}
 	st := snap.state.clone()
@@ -105,7 +108,9 @@ func (s *Server) Restore(snap *Snapshot) error {
 			return fmt.Errorf("lxdtest: restore: %w; the server that the snapshot is of must not be closed before", err)
 		}
 	}
-	s.load(st, snap.trusted)
+	if err := s.load(st, snap.trusted); err != nil {
+		return fmt.Errorf("lxdtest: restore: %w", err)
+	}
 	return nil
 }
 
@@ -171,17 +176,25 @@ func linkOrCopy(path, target string) (err error) {
 // requests in progress, whose connections are reset if they take more than 100 ms. Other
 // connections stay open; addresses and certificates stay the same. Reset must not be
 // called by a Call or by Options.OnRequest, which it would wait for.
-func (s *Server) Reset() { s.load(s.traits.newState(), nil) }
+func (s *Server) Reset() {
+	if err := s.load(s.traits.newState(), nil); err != nil {
+		panic(fmt.Sprintf("lxdtest: reset: %v", err))
+	}
+}
 
 // resetPatience is how long requests in progress may take to end when the server is reset.
 // A response can be complete for its client before the server has finished with it, and its
 // connection must not be reset.
 const resetPatience = 100 * time.Millisecond
 
-// load replaces what the server has, once everything in progress has ended.
-func (s *Server) load(st state, trusted []*trust) {
+// load replaces what the server has, once everything in progress has ended. An error means
+// that a server that was stopped could not be started again.
+func (s *Server) load(st state, trusted []*trust) error {
 	s.loading.Lock()
 	defer s.loading.Unlock()
+	if err := s.start(); err != nil {
+		return err
+	}
 	// Before the faults are removed, which lets the operations go on that they have stalled.
 	s.endOperations()
 	s.mu.Lock()
@@ -221,9 +234,7 @@ func (s *Server) load(st state, trusted []*trust) {
 		_ = s.trust(newTrust(clientName, s.client.tls.Leaf, nil))
 	}
 	s.trustMu.Unlock()
-	if err := s.start(); err != nil {
-		panic(fmt.Sprintf("lxdtest: cannot start the server again: %v", err))
-	}
+	return nil
 }
 
 // endRequests waits for requests to end, and after resetPatience makes them end.

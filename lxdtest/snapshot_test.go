@@ -155,6 +155,9 @@ func TestRestoreErrors(t *testing.T) {
 	require.ErrorContains(t, err, "must not be closed before")
 	require.Equal(t, 1, imageFiles(t, s))
 
+	require.EqualError(t, first.Restore(snap), "lxdtest: restore: the server is closed")
+	first.Reset()
+
 	newer := newTestServer(t, &Options{InMemory: true, Dialect: Incus70})
 	require.EqualError(t, s.Restore(newer.Snapshot()), "lxdtest: restore: the snapshot is that of Incus 7.0.2, the server is LXD 5.0.2")
 
