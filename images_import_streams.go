@@ -61,6 +61,9 @@ type CreateFromSimplestreamsOptions struct {
 	// AllowHTTP allows the client to use plain http. It does not apply to the
 	// server.
 	AllowHTTP bool
+	// Verifier verifies the signatures of the index, as in simplestreams.Options. It needs
+	// ViaClient, as no server verifies them. The default is none.
+	Verifier simplestreams.Verifier
 
 	// IfExists is what happens if the server already has the image. The default is to
 	// apply the options that are set to it.
@@ -169,6 +172,9 @@ func (o *CreateFromSimplestreamsOptions) check(server, alias string) (string, er
 	if err := checkAlias("alias", alias); err != nil {
 		return "", err
 	}
+	if o.Verifier != nil && o.Via != ViaClient {
+		return "", invalid("CreateFromSimplestreamsOptions.Verifier", "needs Via: ViaClient, as no server verifies signatures")
+	}
 	if o.AutoUpdate && checkFullFingerprint("", alias) == nil {
 		return "", invalid("CreateFromSimplestreamsOptions.AutoUpdate", "needs an alias: a fingerprint is that of a single version")
 	}
@@ -276,7 +282,7 @@ func (m *Images) resolveStream(ctx context.Context, server, alias string, o *Cre
 	versions := map[string]string{info.daemon().Name: info.Version}
 	for _, family := range info.daemon().Preferred() {
 		streams, err := simplestreams.New(server, &simplestreams.Options{
-			Family: simplestreams.Family(family.Name), DaemonVersion: versions[family.Name], AllowHTTP: o.AllowHTTP, Certificate: o.Certificate, Cache: o.Cache, HTTPClient: o.HTTPClient,
+			Family: simplestreams.Family(family.Name), DaemonVersion: versions[family.Name], AllowHTTP: o.AllowHTTP, Certificate: o.Certificate, Verifier: o.Verifier, Cache: o.Cache, HTTPClient: o.HTTPClient,
 			StallTimeout: cmp.Or(o.StallTimeout, m.client.t.stall), RetryTimeout: m.client.t.retry.Timeout, UserAgent: m.client.t.agent, Logger: m.client.t.log,
 		})
 		if err != nil {

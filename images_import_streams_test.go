@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -566,4 +567,56 @@ func (b *readBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.bytes.Add(int64(n))
 	return n, err
+}
+
+// markVerifier takes what begins with "signed:" for signed.
+type markVerifier struct{}
+
+func (markVerifier) VerifyInline(signed []byte) ([]byte, error) {
+	document, ok := bytes.CutPrefix(signed, []byte("signed:"))
+	if !ok {
+		return nil, errors.New("the mark is missing")
+	}
+	return document, nil
+}
+
+func (markVerifier) VerifyDetached(_, _ []byte) error { return errors.New("the mark is missing") }
+
+// TestImportStreamsSigned imports only from a signed index.
+func TestImportStreamsSigned(t *testing.T) {
+	t.Parallel()
+	f := testkit.StartFake(t)
+	files := tree(t, "both", nil)
+	streams := streamstest.NewServer(files)
+	t.Cleanup(streams.Close)
+	opts := func(via lxd.Via) *lxd.CreateFromSimplestreamsOptions {
+		return &lxd.CreateFromSimplestreamsOptions{AllowHTTP: true, Verifier: markVerifier{}, Via: via, Wait: true}
+	}
+	for _, via := range []lxd.Via{lxd.ViaAuto, lxd.ViaServer} {
+		_, err := f.Client.Images.CreateFromSimplestreams(t.Context(), streams.URL, "unified", opts(via))
+		input := testkit.ErrOf[*lxd.InputError](t, err)
+		require.Equal(t, "CreateFromSimplestreamsOptions.Verifier", input.Field)
+	}
+	source := lxd.FromSimplestreams(streams.URL, "unified", &lxd.FromSimplestreamsOptions{AllowHTTP: true, Verifier: markVerifier{}, Via: lxd.ViaClient})
+	_, err := f.Client.Images.InstanceSource(t.Context(), source)
+	require.ErrorIs(t, err, lxd.ErrInvalid, "the server would fetch it")
+	require.Empty(t, streams.Requests())
+
+	_, err = f.Client.Images.CreateFromSimplestreams(t.Context(), streams.URL, "unified", opts(lxd.ViaClient))
+	require.ErrorIs(t, err, simplestreams.ErrSignature)
+	_, err = source.Resolve(t.Context(), f.Client)
+	require.ErrorIs(t, err, simplestreams.ErrSignature)
+	_, err = f.Client.Images.CreateFrom(t.Context(), source, nil)
+	require.ErrorIs(t, err, simplestreams.ErrSignature)
+
+	for _, path := range []string{streamstest.IndexPath, streamstest.ProductsPath} {
+		streams.Set(strings.TrimSuffix(path, ".json")+".sjson", append([]byte("signed:"), files[path]...))
+		streams.Set(path, nil)
+	}
+	image, err := f.Client.Images.CreateFromSimplestreams(t.Context(), streams.URL, "unified", opts(lxd.ViaClient))
+	require.NoError(t, err)
+	require.Equal(t, "Unified", image.Properties["os"])
+	again, err := f.Client.Images.CreateFrom(t.Context(), source, &lxd.CreateFromOptions{Wait: true})
+	require.NoError(t, err)
+	require.Equal(t, image.Fingerprint, again.Fingerprint)
 }

@@ -79,6 +79,7 @@ type FromSimplestreamsOptions struct {
 	Architecture string
 	Certificate  string
 	AllowHTTP    bool
+	Verifier     simplestreams.Verifier
 	Via          Via
 	Cache        simplestreams.Cache
 	HTTPClient   *http.Client
@@ -96,7 +97,7 @@ func FromSimplestreams(server, alias string, opts *FromSimplestreamsOptions) Sou
 	s := &streamSource{server: server, alias: alias}
 	if opts != nil {
 		s.opts = CreateFromSimplestreamsOptions{
-			Type: opts.Type, Architecture: opts.Architecture, Certificate: opts.Certificate, AllowHTTP: opts.AllowHTTP, Via: opts.Via, Cache: opts.Cache,
+			Type: opts.Type, Architecture: opts.Architecture, Certificate: opts.Certificate, AllowHTTP: opts.AllowHTTP, Verifier: opts.Verifier, Via: opts.Via, Cache: opts.Cache,
 			HTTPClient: opts.HTTPClient, StallTimeout: opts.StallTimeout,
 		}
 	}
@@ -154,6 +155,9 @@ func (s *streamSource) InstanceSource(ctx context.Context, target *Client) (*Ins
 	alias, err := o.check(s.server, s.alias)
 	if err != nil {
 		return nil, err
+	}
+	if o.Verifier != nil {
+		return nil, invalid("FromSimplestreamsOptions.Verifier", "must be nil for the source of an instance, as no server verifies signatures")
 	}
 	source, err := target.Images.streamSource(ctx, s.server, alias, &o)
 	if err != nil {

@@ -70,6 +70,8 @@ func TestNilAndZeroValues(t *testing.T) {
 		refused(err)
 		_, err = c.Open(ctx, &simplestreams.Image{}, nil)
 		refused(err)
+		_, err = c.DownloadTo(ctx, &simplestreams.Image{}, "dir", nil)
+		refused(err)
 		refused(c.Refresh(ctx))
 		for _, err := range c.Images(ctx) {
 			refused(err)

@@ -6,11 +6,13 @@
 //	defer download.Close()
 //	_, err = io.Copy(file, download.Metadata) // and download.Rootfs, if the image has one
 //
+// [Client.DownloadTo] writes the image to files in a directory instead.
+//
 // # What a server has
 //
 // The index, streams/v1/index.json, lists products files. Those of the datatype image-downloads that list any products
-// are read; signed .sjson files are not, so only the server's certificate authenticates the index. A product has aliases
-// and an architecture, its versions have items, and the items make up images:
+// are read. If [Options.Verifier] is set, the signed .sjson files are read in their place. A product has aliases and an
+// architecture, its versions have items, and the items make up images:
 //
 //	lxd_combined.tar.gz, incus_combined.tar.gz   a unified image; its sha256 is the fingerprint
 //	lxd.tar.xz, incus.tar.xz                     metadata, with a combined hash for each root filesystem beside it:
@@ -43,6 +45,15 @@
 // of [io.EOF]: a reader that returns io.EOF has returned the right bytes, and no error of a corrupt download matches
 // io.EOF.
 //
+// # Signatures
+//
+// By default no signature is verified, as by the daemons: the server's certificate authenticates the index, and that the
+// hashes of the images. With [Options.Verifier] (package simplestreams/signed has one for OpenPGP) the index and each
+// products file must be signed by a trusted key: they are the .sjson files, whose signature is in them, or, of a server
+// that has none, the .json files with the signatures .json.gpg. Each is verified as a whole, also when it comes from a
+// [Cache], before anything of it is used; nothing but what the signature covers is used. There is no way back to a file
+// that is not signed: the error matches [ErrSignature]. A signature does not show that an index is the newest one.
+//
 // # Timeouts and retries
 //
 // Every call ends when its context ends. A request fails when the server sends nothing for [Options.StallTimeout]. A
@@ -53,15 +64,16 @@
 // longer one the call fails at once. See [Error.Transient] and [Error.RetryAfter].
 //
 // A download that breaks resumes: it requests the rest with Range, and on servers without ranges skips the bytes that it
-// has. Since the hash verifies the content, the responses may have different ETags and dates, as those of mirrors do; a
+// has; that of DownloadTo also in a later call or process. Since the hash verifies the content, the responses may have different ETags and dates, as those of mirrors do; a
 // response with another length ends the download.
 //
-// HEAD is sent only for a root filesystem whose size is not in the index, once. If it fails, the size is unknown.
+// HEAD is sent only for a root filesystem, or with DownloadTo any file, whose size is not in the index, once. If it fails,
+// the size is unknown.
 //
 // # Memory and caching
 //
-// The index is read once, as a stream, and kept in a compact form for [Options.TTL]; then the client asks the server
-// whether it has changed. It asks earlier if the index lists a file that is missing, or another than the index says.
+// The index is read once, as a stream (a signed file is in memory as a whole while it is read), and kept in a compact form
+// for [Options.TTL]; then the client asks the server whether it has changed. It asks earlier if the index lists a file that is missing, or another than the index says.
 // With a [Cache], such as [DirCache], the index is kept from one run to the next. Files of images are never cached or
 // kept in memory.
 //
@@ -69,5 +81,5 @@
 //
 // [*Error] names the file and the HTTP status, [*ResolveError] the reference, [*HashError] the file and both hashes.
 // [*InputError] names an argument or option that was refused; package lxd has the same type. [ErrInvalid], [ErrNotFound],
-// [ErrAmbiguous], [ErrBadData], [ErrTooLarge], [ErrInsecure], [ErrRedirect] and [ErrStalled] are matched with [errors.Is].
+// [ErrAmbiguous], [ErrBadData], [ErrSignature], [ErrTooLarge], [ErrInsecure], [ErrRedirect] and [ErrStalled] are matched with [errors.Is].
 package simplestreams

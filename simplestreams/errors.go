@@ -28,6 +28,10 @@ var (
 	// address, a malformed hash, a file whose length or hash differs from the index.
 	ErrBadData = errors.New("invalid data")
 
+	// ErrSignature says that a metadata file has no valid signature of a key that [Options.Verifier] trusts. The error is
+	// an [*Error] that names the file.
+	ErrSignature = errors.New("invalid signature")
+
 	// ErrTooLarge says that a metadata file is larger than [Options.MaxMetadataSize].
 	ErrTooLarge = errors.New("too large")
 
@@ -61,7 +65,7 @@ func invalid(field, format string, args ...any) error {
 }
 
 // permanent are the causes for which a retry is useless.
-var permanent = []error{ErrNotFound, ErrBadData, ErrTooLarge, ErrInsecure, ErrRedirect, context.Canceled}
+var permanent = []error{ErrNotFound, ErrBadData, ErrSignature, ErrTooLarge, ErrInsecure, ErrRedirect, context.Canceled}
 
 // Error is the failure of a request for a file. The cause is matched with [errors.Is] and [errors.As].
 type Error struct {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log"
 	"os"
+	"path/filepath"
 
 	"github.com/golxd/lxd/lxdtest/streamstest"
 	"github.com/golxd/lxd/simplestreams"
@@ -141,4 +142,32 @@ func ExampleHashError() {
 	var corrupt *simplestreams.HashError
 	fmt.Println(errors.As(err, &corrupt), errors.Is(err, io.EOF))
 	// Output: true false
+}
+
+// An image is written to files, which a later call finds or completes.
+func ExampleClient_DownloadTo() {
+	server := exampleServer()
+	defer server.Close()
+	ctx := context.Background()
+	client, err := simplestreams.New(server.URL, &simplestreams.Options{Certificate: server.CA})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	image, err := client.Resolve(ctx, "debian/12", &simplestreams.ResolveOptions{Architecture: "amd64"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("", "images")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+
+	files, err := client.DownloadTo(ctx, image, dir, &simplestreams.DownloadToOptions{Name: "debian"})
+	if err != nil {
+		log.Fatal(err) // call it again, from another process if need be, to resume the download
+	}
+	fmt.Println(filepath.Base(files.Metadata), filepath.Base(files.Rootfs))
+	// Output: debian.meta.img debian.img
 }
