@@ -1,4 +1,4 @@
-// Package simplestreams reads simplestreams image servers, the kind that LXD and Incus download their images from:
+// Package simplestreams reads and writes simplestreams image servers, the kind that LXD and Incus download their images from:
 //
 //	client, err := simplestreams.New("https://images.example.net", nil)
 //	image, err := client.Resolve(ctx, "debian/12", nil)
@@ -77,9 +77,23 @@
 // With a [Cache], such as [DirCache], the index is kept from one run to the next. Files of images are never cached or
 // kept in memory.
 //
+// # Writing a tree
+//
+// A [Tree] writes what an image server has to a [Store]: a directory ([DirStore]), or any other place. [Tree.Publish] adds
+// images, [Tree.Remove] and [Tree.Prune] remove them. Any web server can serve the directory; [NewHandler] is for programs
+// that have none:
+//
+//	store, err := simplestreams.NewDirStore("/srv/images")
+//	tree, err := simplestreams.NewTree(store, nil)
+//	image, err := tree.Publish(ctx, &simplestreams.Publication{…, Files: simplestreams.FileContents("metadata.tar.xz", "rootfs.squashfs")}, nil)
+//	http.Handle("/", simplestreams.NewHandler(store.FS()))
+//
+// The page docs/imageserver.md has more.
+//
 // # Errors
 //
 // [*Error] names the file and the HTTP status, [*ResolveError] the reference, [*HashError] the file and both hashes.
 // [*InputError] names an argument or option that was refused; package lxd has the same type. [ErrInvalid], [ErrNotFound],
-// [ErrAmbiguous], [ErrBadData], [ErrSignature], [ErrTooLarge], [ErrInsecure], [ErrRedirect] and [ErrStalled] are matched with [errors.Is].
+// [ErrAmbiguous], [ErrBadData], [ErrSignature], [ErrTooLarge], [ErrInsecure], [ErrRedirect], [ErrStalled], [ErrExists] and
+// [ErrConflict] are matched with [errors.Is].
 package simplestreams

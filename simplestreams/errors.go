@@ -41,6 +41,12 @@ var (
 	// ErrRedirect says that the server redirects more than ten times.
 	ErrRedirect = errors.New("too many redirects")
 
+	// ErrExists says that a tree has another image of the version that was to be published.
+	ErrExists = errors.New("already exists")
+
+	// ErrConflict says that a file has been changed since it was read, see [Store].
+	ErrConflict = errors.New("changed since it was read")
+
 	// ErrStalled says that the server sent nothing for [Options.StallTimeout].
 	ErrStalled = stall.Err
 )
@@ -67,9 +73,9 @@ func invalid(field, format string, args ...any) error {
 // permanent are the causes for which a retry is useless.
 var permanent = []error{ErrNotFound, ErrBadData, ErrSignature, ErrTooLarge, ErrInsecure, ErrRedirect, context.Canceled}
 
-// Error is the failure of a request for a file. The cause is matched with [errors.Is] and [errors.As].
+// Error is the failure of a request for a file, or of a file of a [Tree]. The cause is matched with [errors.Is] and [errors.As].
 type Error struct {
-	// URL is the file's address, without user name, password and query.
+	// URL is the file's address, without user name, password and query. Of a file of a [Tree], it is the path in the store.
 	URL string
 
 	// StatusCode is the HTTP status of the response, or 0 if there was none or the status is not the cause.

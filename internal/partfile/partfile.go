@@ -85,7 +85,7 @@ func (i *Image) open(ctx context.Context, name string) (*File, error) {
 	if i.Public {
 		perm = publicPerm
 	}
-	f, err := lock(ctx, path, perm)
+	f, err := Lock(ctx, path, perm)
 	if err != nil {
 		return nil, err
 	}

@@ -229,7 +229,7 @@ func TestPublishMixesNoPair(t *testing.T) {
 	t.Parallel()
 	metadata, rootfs := []byte("\x1f\x8b metadata"), []byte("\x1f\x8b rootfs")
 	image := imageOf(t, "web", metadata, rootfs)
-	other, err := lock(t.Context(), filepath.Join(image.Dir, "web.lock.partial"), 0o600)
+	other, err := Lock(t.Context(), filepath.Join(image.Dir, "web.lock.partial"), 0o600)
 	require.NoError(t, err)
 	defer other.Close()
 	require.NoError(t, os.WriteFile(filepath.Join(image.Dir, "web.tar.gz"), []byte("of the other"), 0o600))

@@ -1,0 +1,49 @@
+package signed_test
+
+import (
+	"io"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ProtonMail/go-crypto/openpgp/packet"
+	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd/simplestreams"
+	"github.com/golxd/lxd/simplestreams/signed"
+)
+
+// TestTree reads a tree that is signed, with the key and with another one.
+func TestTree(t *testing.T) {
+	key, other := newKey(t, 0, packet.PubKeyAlgoEdDSA), newKey(t, 0, packet.PubKeyAlgoEdDSA)
+	signer, err := signed.NewSigner(private(t, key), nil)
+	require.NoError(t, err)
+	store, err := simplestreams.NewDirStore(t.TempDir())
+	require.NoError(t, err)
+	defer store.Close()
+	tree, err := simplestreams.NewTree(store, &simplestreams.TreeOptions{Signer: signer})
+	require.NoError(t, err)
+	for _, version := range []string{"20260101", "20260102"} {
+		published, err := tree.Publish(t.Context(), &simplestreams.Publication{
+			Aliases: []string{"debian/13"}, OS: "Debian", Release: "trixie", Architecture: "amd64", Version: version,
+			Files: func(yield func(io.Reader, error) bool) { yield(strings.NewReader("\x1f\x8b"+version), nil) },
+		}, nil)
+		require.NoError(t, err)
+
+		server := httptest.NewServer(simplestreams.NewHandler(store.FS()))
+		defer server.Close()
+		for ring, want := range map[io.Reader]error{keyring(t, key): nil, keyring(t, other): simplestreams.ErrSignature} {
+			verifier, err := signed.NewVerifier(ring)
+			require.NoError(t, err)
+			client, err := simplestreams.New(server.URL, &simplestreams.Options{AllowHTTP: true, Verifier: verifier, TTL: time.Hour})
+			require.NoError(t, err)
+			defer client.Close()
+			image, err := client.Resolve(t.Context(), "debian/13", nil)
+			require.ErrorIs(t, err, want)
+			if want == nil {
+				require.Equal(t, published.Fingerprint, image.Fingerprint)
+			}
+		}
+	}
+}
