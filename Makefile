@@ -25,8 +25,9 @@ lint:
 
 # Checks the scripts of the gate and the workflows. Needs shellcheck.
 lint-ci:
-	shellcheck -x .ci/*
+	shellcheck -x .ci/* examples/testing/*.sh
 	go run $(ACTIONLINT)
+	go run $(ACTIONLINT) examples/testing/workflow.yml
 
 test:
 	go test -race ./...

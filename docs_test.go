@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd/lxdtest"
 )
 
 // TestArchitecturePage: the files, directories, tests and functions in backticks on
@@ -117,6 +119,34 @@ func TestCommandsPage(t *testing.T) {
 		checked += len(names)
 	}
 	require.Greater(t, checked, 80)
+}
+
+// TestTestingPage: the programs on docs/testing.md are those of examples/testing, which
+// test/clients runs, and the page has each fault and dialect of lxdtest.
+func TestTestingPage(t *testing.T) {
+	t.Parallel()
+	data, err := os.ReadFile("docs/testing.md")
+	require.NoError(t, err)
+	page := string(data)
+	shown := regexp.MustCompile("(?s)\n```(?:go|sh|python|yaml)\n(.*?\n)```\n").FindAllStringSubmatch(page, -1)
+	files := []string{"backup_test.go", "test_lxc.sh", "test_pylxd.py", "workflow.yml", "control.sh"}
+	require.Len(t, shown, len(files))
+	for n, file := range files {
+		program, err := os.ReadFile("examples/testing/" + file)
+		require.NoError(t, err)
+		require.Equal(t, string(program), shown[n][1], file)
+	}
+	_, err = lxdtest.ParseFault("none")
+	require.Error(t, err)
+	_, names, _ := strings.Cut(err.Error(), "the faults are ")
+	faults := strings.Split(names, ", ")
+	require.Greater(t, len(faults), 30)
+	for _, name := range faults {
+		require.Contains(t, page, "`"+name+"`")
+	}
+	for _, d := range lxdtest.Dialects() {
+		require.Contains(t, page, "`"+d.Name()+"`")
+	}
 }
 
 // TestGuaranteesNameTheirTests: each guarantee of README.md and SECURITY.md names a

@@ -176,7 +176,9 @@
 // The package's tests replay requests recorded with LXD 4.0.13, 5.0.2, 6.9, Incus
 // 6.0.4, 7.0.2 and 7.3 (which Incus70 imitates too, but for its extensions) and
 // require the recorded responses, events included. With -tags clients, the
-// lxc and incus commands and pylxd run against it.
+// lxc and incus commands and pylxd run against it, in the test's process and as the
+// command github.com/golxd/lxd/lxdtest/cmd/lxdtest, which is for programs in other
+// languages.
 //
 // # Differences from the daemons
 //

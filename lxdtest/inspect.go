@@ -256,6 +256,13 @@ func (s *Server) addUpload(u *upload, opts *AddOptions) error {
 	for _, name := range opts.Aliases {
 		spec.aliases = append(spec.aliases, imageAliasJSON{Name: name})
 	}
+	s.mu.Lock()
+	missing := s.projects[spec.project] == nil
+	s.mu.Unlock()
+	if missing {
+		u.discard()
+		return fmt.Errorf("no project %q", spec.project)
+	}
 	if err := s.store(s.ctx, nil, nil, u, spec); err != nil {
 		return err
 	}

@@ -359,8 +359,13 @@ func (j *publishing) store(ctx context.Context) error {
 // storeFile stores the first or the second file.
 func (j *publishing) storeFile(ctx context.Context, content io.Reader, combined hash.Hash) (part, error) {
 	t := j.tree
-	own := sha256.New()
-	source := pump.Start(content, bothHashes{own, combined}, nil, nil)
+	own := combined // The hash of the first file is the combined one so far.
+	hashes := combined
+	if len(j.parts) > 0 {
+		own = sha256.New()
+		hashes = bothHashes{own, combined}
+	}
+	source := pump.Start(content, hashes, nil, nil)
 	defer source.Close()
 	defer context.AfterFunc(ctx, source.Close)()
 	reader := &publishReader{ctx: ctx, job: j, source: source}

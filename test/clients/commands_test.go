@@ -37,9 +37,7 @@ func newCommands(t *testing.T, bin string, s *lxdtest.Server) *commands {
 	t.Helper()
 	dir := t.TempDir()
 	return &commands{t, bin, append(os.Environ(),
-		"LXD_CONF="+dir+"/conf", "INCUS_CONF="+dir+"/conf", "LXD_SOCKET="+s.Socket(), "INCUS_SOCKET="+s.Socket(),
-		// A bundle in the environment would override pylxd's verify argument.
-		"REQUESTS_CA_BUNDLE=", "CURL_CA_BUNDLE="), dir}
+		"LXD_CONF="+dir+"/conf", "INCUS_CONF="+dir+"/conf", "LXD_SOCKET="+s.Socket(), "INCUS_SOCKET="+s.Socket()), dir}
 }
 
 // exec runs the client with this standard input and returns its output.
@@ -241,18 +239,17 @@ print(other.images.all()[0].fingerprint == sys.argv[9])
 `
 
 func TestPylxd(t *testing.T) {
-	s, remote := testkit.StartFake(t).Server, testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil).Server
-	c := newCommands(t, "/usr/bin/python3", s)
+	bin, env := build(t)
+	c := &commands{t, "/usr/bin/python3", env, t.TempDir()}
 	meta, root := lxdtest.SplitImage("split", 0)
 	web := lxdtest.UnifiedImage("web", 0)
 	source := streamstest.NewServer(nil)
 	t.Cleanup(source.Close)
-	_, err := remote.AddImage(web, nil)
-	require.NoError(t, err)
-	cert, key := remote.ClientCertificate()
-	out := c.run("-c", pylxdScript, s.Socket(), c.file("u", lxdtest.UnifiedImage("unified", 20_000)), c.file("m", meta), c.file("r", root),
-		remote.URL(), c.file("cert", cert), c.file("key", key), source.Direct("image", streamstest.Direct{Content: web}), lxdtest.Fingerprint(web),
-		c.file("server", remote.Certificate()))
+	servers := serve(t, bin, "-dialect", "near=lxd50,remote=lxd50", "-image", "remote:web="+c.file("web.tar", web)).Servers
+	remote := servers[1]
+	out := c.run("-c", pylxdScript, servers[0].Socket, c.file("u", lxdtest.UnifiedImage("unified", 20_000)), c.file("m", meta), c.file("r", root),
+		remote.URL, remote.ClientCertificate, remote.ClientKey, source.Direct("image", streamstest.Direct{Content: web}), lxdtest.Fingerprint(web),
+		remote.ServerCertificate)
 	require.Equal(t, strings.Join([]string{
 		"1 True lxdtest True",
 		"Image with same fingerprint already exists",
