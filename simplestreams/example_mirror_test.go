@@ -36,8 +36,11 @@ func ExampleTree_Mirror() {
 	}
 
 	upstreams := []simplestreams.Upstream{{
-		Client: upstream,
-		Select: []simplestreams.Selection{{Aliases: []string{"ubuntu/*", "alpine"}, Architectures: []string{"amd64"}}},
+		Client: upstream, // of simplestreams.New
+		Select: []simplestreams.Selection{
+			{Aliases: []string{"debian/13", "ubuntu/*"}, Architectures: []string{"amd64", "arm64"}, Versions: 2},
+			{Products: []string{"alpine:*"}, Types: []simplestreams.ImageType{simplestreams.Container}},
+		},
 	}}
 	for range 2 {
 		report, err := tree.Mirror(ctx, upstreams, nil)
@@ -51,7 +54,9 @@ func ExampleTree_Mirror() {
 	}
 	// Output:
 	// added alpine:3.20:amd64 20240301 30 bytes
+	// added ubuntu:noble:amd64:default 20240101_07:42 88 bytes
 	// added ubuntu:noble:amd64:default 20240201_07:42 88 bytes
-	// 4 files downloaded, unmodified: false
+	// added ubuntu:noble:arm64:default 20240201_07:43 36 bytes
+	// 9 files downloaded, unmodified: false
 	// 0 files downloaded, unmodified: true
 }
