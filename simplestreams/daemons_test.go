@@ -256,3 +256,29 @@ func tarball(t *testing.T, name string, rootfs bool) []byte {
 
 	return packed.Bytes()
 }
+
+// TestDaemonsImportFromMirror imports the images of a mirror into each real daemon that the environment names.
+func TestDaemonsImportFromMirror(t *testing.T) {
+	lxd, incus, err := testdaemon.FromEnv()
+	require.NoError(t, err)
+	for _, daemon := range append(lxd, incus...) {
+		t.Run(daemon.Name(), func(t *testing.T) {
+			files := streamstest.Tree(realProducts(t, "both", daemon.Name()+time.Now().String()), nil)
+			tree := newMirrorTree(t)
+			_, err := tree.Mirror(t.Context(), upstreams(newClient(t, serve(t, files), nil)), nil)
+			require.NoError(t, err)
+			server := serve(t, tree.store.files)
+			client := newClient(t, server, func(o *simplestreams.Options) {
+				o.Family, o.DaemonVersion = simplestreams.Family(daemon.Family), daemon.Version
+			})
+			for _, test := range []struct {
+				ref  string
+				kind simplestreams.ImageType
+			}{{"split", ""}, {"split", simplestreams.VirtualMachine}, {"split/arm64", ""}, {"unified", ""}, {"tar", ""}, {"vm", ""}} {
+				mine, err := client.Resolve(t.Context(), test.ref, &simplestreams.ResolveOptions{Type: test.kind})
+				require.NoError(t, err)
+				compare(t, daemon, server.URL, "", test.ref, test.kind, mine)
+			}
+		})
+	}
+}

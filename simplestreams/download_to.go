@@ -211,7 +211,7 @@ func (s *saving) attempt(ctx context.Context) (files *partfile.Files, again bool
 	s.current = d
 	resumed := make([]bool, len(s.partials))
 	for n, r := range d.files() {
-		err := s.save(ctx, r, s.partials[n], &resumed[n])
+		err := save(ctx, r, s.partials[n], &resumed[n])
 		var wrong *HashError
 		if !errors.As(err, &wrong) {
 			if err != nil {
@@ -237,8 +237,8 @@ func (s *saving) attempt(ctx context.Context) (files *partfile.Files, again bool
 	return files, false, err
 }
 
-// save completes one file, and verifies it.
-func (s *saving) save(ctx context.Context, r *FileReader, partial *partfile.File, resumed *bool) error {
+// save completes the partial file with the content of r, and verifies it.
+func save(ctx context.Context, r *FileReader, partial *partfile.File, resumed *bool) error {
 	have, err := partial.Resume(ctx, &r.hashing, r.size)
 	if err != nil {
 		return err

@@ -51,10 +51,10 @@ func (p *treeProduct) text(names ...string) (map[string]string, error) {
 	}
 	d := newDecoder(bytes.NewReader(p.attributes))
 	err := d.object(func(name []byte) error {
-		if d.PeekKind() != '"' || !slices.Contains(names, string(name)) {
+		key := string(name) // PeekKind may overwrite name.
+		if !slices.Contains(names, key) || d.PeekKind() != '"' {
 			return d.SkipValue()
 		}
-		key := string(name)
 		value, err := d.text()
 		found[key] = string(value)
 

@@ -29,9 +29,9 @@ type treeVersion struct {
 	items      []item
 }
 
-// decodeListing reads a products file. keep says which products are wanted; nil means all of them. Items that no daemon
-// reads are left out.
-func decodeListing(r io.Reader, keep func(product string) bool) (*listing, error) {
+// decodeListing reads a products file. keep says of each product whether it belongs to the listing; nil means all of them.
+// Items that no daemon reads are left out.
+func decodeListing(r io.Reader, keep func(name string, product *treeProduct) (bool, error)) (*listing, error) {
 	d := &productsDecoder{decoder: newDecoder(r), file: &productsFile{}}
 	l := &listing{products: map[string]*treeProduct{}}
 	found := false
@@ -43,26 +43,18 @@ func decodeListing(r io.Reader, keep func(product string) bool) (*listing, error
 
 		return d.object(func(name []byte) error {
 			key := string(name)
-			if keep != nil && !keep(key) {
-				return d.SkipValue()
+			product, err := d.treeProduct()
+			if err != nil {
+				return err
 			}
-			product := &treeProduct{versions: map[string]*treeVersion{}}
-			l.products[key] = product
-			var err error
-			product.attributes, err = d.attributes("versions", func() error {
-				return d.object(func(name []byte) error {
-					version := &treeVersion{}
-					product.versions[d.intern(name)] = version
-					d.items = d.items[:0]
-					var err error
-					version.attributes, err = d.attributes("items", func() error { return d.object(d.item) })
-					version.items = slices.Clone(d.items)
-
+			if keep != nil {
+				if ok, err := keep(key, product); !ok {
 					return err
-				})
-			})
+				}
+			}
+			l.products[key] = product
 
-			return err
+			return nil
 		})
 	})
 	if err == nil && !found {
@@ -73,6 +65,25 @@ func decodeListing(r io.Reader, keep func(product string) bool) (*listing, error
 	}
 
 	return l, nil
+}
+
+func (d *productsDecoder) treeProduct() (*treeProduct, error) {
+	product := &treeProduct{versions: map[string]*treeVersion{}}
+	var err error
+	product.attributes, err = d.attributes("versions", func() error {
+		return d.object(func(name []byte) error {
+			version := &treeVersion{}
+			product.versions[d.intern(name)] = version
+			d.items = d.items[:0]
+			var err error
+			version.attributes, err = d.attributes("items", func() error { return d.object(d.item) })
+			version.items = slices.Clone(d.items)
+
+			return err
+		})
+	})
+
+	return product, err
 }
 
 // attributes reads an object. It returns it without the member of a name, whose value member reads.
