@@ -89,7 +89,11 @@ func run(ctx context.Context, args []string, out io.Writer, log *os.File) int {
 	if report != nil {
 		write(out, report)
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, simplestreams.ErrInvalid):
+		fmt.Fprintf(log, "mirror: %s: %v\n", flags.Arg(0), err)
+		return misused
+	case err != nil:
 		fmt.Fprintln(log, "mirror:", err)
 		return failed
 	}
