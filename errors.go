@@ -29,11 +29,11 @@ var (
 	ErrProjectNotFound = errors.New("project not found")
 
 	// ErrExists says that the image or alias already exists.
-	ErrExists = errors.New("already exists")
+	ErrExists = simplestreams.ErrExists
 
 	// ErrConflict says that the object has been changed since it was read: read
 	// it again, and repeat the change.
-	ErrConflict = errors.New("changed since it was read")
+	ErrConflict = simplestreams.ErrConflict
 
 	// ErrAmbiguous says that a fingerprint prefix matches more than one image, or
 	// is shorter than the server accepts (LXD 6.5 and up: 12 characters) and the

@@ -3,6 +3,7 @@ package lxd_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -124,6 +125,38 @@ func ExampleImage_Export() {
 	}
 	fmt.Println(bytes.Equal(content, copied.Bytes()))
 	// Output: true
+}
+
+// Files are handed on one after the other, to whatever takes one or two readers.
+func ExampleExport_Files() {
+	client, stop := exampleClient()
+	defer stop()
+	ctx := context.Background()
+	metadata, rootfs := lxdtest.SplitImage("example", 1<<20)
+	image, err := client.Images.Create(ctx, bytes.NewReader(metadata), &lxd.CreateOptions{Rootfs: bytes.NewReader(rootfs), Wait: true})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	export, err := image.Export(ctx, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer func() { _ = export.Close() }()
+	for file, err := range export.Files() {
+		if err != nil {
+			log.Fatal(err)
+		}
+		hash := sha256.New()
+		n, err := io.Copy(hash, file)
+		if err != nil {
+			log.Fatal(err) // a *lxd.FingerprintError if the content is not the image's
+		}
+		fmt.Println(n == int64(len(metadata)), n == int64(len(rootfs)))
+	}
+	// Output:
+	// true false
+	// false true
 }
 
 // An image is served over HTTP, with ranges.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"iter"
 	"mime/multipart"
 	"net"
 	"sync"
@@ -51,7 +52,8 @@ type Export struct {
 	left     int64 // the bytes of the image that are still to come, if its size is known
 	split    bool
 	form     *multipart.Reader
-	part     int // 0, and 1 for the rootfs of a split image
+	part     int  // 0, and 1 for the rootfs of a split image
+	ranged   bool // Files has been ranged over
 
 	mu     sync.Mutex // guards the fields below, as Close may be called concurrently
 	closed bool
@@ -293,6 +295,32 @@ func (e *Export) Next() error {
 		return e.ended(err)
 	}
 	return nil
+}
+
+// Files returns the file of a unified image, or the metadata tarball and the rootfs of
+// a split one, each as a reader that is to be read to its end before the next is
+// taken; what was not read of it is dropped. That a file is not the image's is an error
+// of its reader, or of the sequence. Files does not close the Export, whose content
+// can be read once: a sequence after the first, or after the end, has only an error.
+//
+// For a function that takes one or two files in order, such as a simplestreams tree's.
+func (e *Export) Files() iter.Seq2[io.Reader, error] {
+	return func(yield func(io.Reader, error) bool) {
+		_, err := e.current()
+		if err == io.EOF || err == nil && e.ranged {
+			err = invalid("export", "has been read: open another one")
+		}
+		for err == nil {
+			e.ranged = true
+			if !yield(e, nil) {
+				return
+			}
+			err = e.Next()
+		}
+		if err != io.EOF {
+			yield(nil, err)
+		}
+	}
 }
 
 // last reports whether the current file is the last one.

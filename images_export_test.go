@@ -600,3 +600,80 @@ func TestExportOfBrokenConnection(t *testing.T) {
 		})
 	}
 }
+
+func TestExportFiles(t *testing.T) {
+	t.Parallel()
+	metadata, rootfs := lxdtest.SplitImage("files", 1<<20)
+	for _, c := range []struct {
+		name         string
+		data, rootfs []byte
+		want         [][]byte
+	}{
+		{"unified", lxdtest.UnifiedImage("files", 1<<20), nil, [][]byte{lxdtest.UnifiedImage("files", 1<<20)}},
+		{"split", metadata, rootfs, [][]byte{metadata, rootfs}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			x := newExportTest(t, -1, c.data, c.rootfs)
+			open := func() *lxd.Export {
+				export, err := x.image.Export(t.Context(), nil)
+				require.NoError(t, err)
+				t.Cleanup(func() { _ = export.Close() })
+				return export
+			}
+			// failure reads the files, and returns the first error of the sequence or of a reader.
+			failure := func(export *lxd.Export) error {
+				for file, err := range export.Files() {
+					if err != nil {
+						require.Nil(t, file)
+						return err
+					}
+					if _, err := io.ReadAll(file); err != nil {
+						return err
+					}
+				}
+				return nil
+			}
+
+			export := open()
+			var got [][]byte
+			for file, err := range export.Files() {
+				require.NoError(t, err)
+				content, err := io.ReadAll(file)
+				require.NoError(t, err)
+				got = append(got, content)
+			}
+			require.Equal(t, c.want, got)
+			require.ErrorContains(t, failure(export), "has been read")
+
+			export = open()
+			n := 0
+			for _, err := range export.Files() {
+				require.NoError(t, err, "what is not read is dropped")
+				n++
+			}
+			require.Len(t, c.want, n)
+
+			export = open()
+			for range export.Files() {
+				break
+			}
+			require.ErrorContains(t, failure(export), "has been read")
+
+			export = open()
+			require.NoError(t, export.Close())
+			require.ErrorIs(t, failure(export), net.ErrClosed)
+
+			var corrupt *lxd.FingerprintError
+			x.Inject(lxdtest.Corrupt(500<<10).On("GET", testkit.ExportPattern))
+			require.ErrorAs(t, failure(open()), &corrupt)
+			for _, err := range open().Files() {
+				if err != nil {
+					require.ErrorAs(t, err, &corrupt, "the content was dropped, but verified")
+					return
+				}
+			}
+			t.Fatal("the corrupt content is no error")
+		})
+	}
+}

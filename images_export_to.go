@@ -242,7 +242,7 @@ func (x *exportJob) fetch() (*partfile.Files, error) {
 		x.noRanges = true
 	}
 	sum := sha256.New()
-	have, err := x.partial.Resume(x.ctx, sum)
+	have, err := x.partial.Resume(x.ctx, sum, x.image.Size)
 	if err != nil {
 		return nil, err
 	}

@@ -130,7 +130,13 @@ func TestNilResults(t *testing.T) {
 		"Export.Read":    func(_ *lxd.Content, e *lxd.Export) error { _, err := e.Read(make([]byte, 1)); return err },
 		"Export.WriteTo": func(_ *lxd.Content, e *lxd.Export) error { _, err := e.WriteTo(io.Discard); return err },
 		"Export.Next":    func(_ *lxd.Content, e *lxd.Export) error { return e.Next() },
-		"Export.Close":   func(_ *lxd.Content, e *lxd.Export) error { return e.Close() },
+		"Export.Files": func(_ *lxd.Content, e *lxd.Export) error {
+			for _, err := range e.Files() {
+				return err
+			}
+			return nil
+		},
+		"Export.Close": func(_ *lxd.Content, e *lxd.Export) error { return e.Close() },
 	} {
 		for _, zero := range []bool{false, true} {
 			var content *lxd.Content

@@ -14,6 +14,16 @@ type digest [sha256.Size]byte
 
 func (d digest) String() string { return hex.EncodeToString(d[:]) }
 
+// parseDigest returns the hash with a text, and whether it is one.
+func parseDigest(text string) (d digest, ok bool) {
+	if len(text) != hex.EncodedLen(len(d)) {
+		return d, false
+	}
+	_, err := hex.Decode(d[:], []byte(text))
+
+	return d, err == nil
+}
+
 // product has the attributes that all versions of a product share.
 type product struct {
 	name         string

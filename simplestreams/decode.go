@@ -420,10 +420,7 @@ func (d *productsDecoder) add(meta, root *item, label string) string {
 	e.read(&e.meta, meta.id)
 	if root != nil {
 		e.root, e.rootType = root.part, root.rootType
-		e.fingerprint = meta.combined[root.rootType]
-		if root.rootType == rootTarXZ && e.fingerprint == (digest{}) {
-			e.fingerprint = meta.combined[rootUnified]
-		}
+		e.fingerprint = meta.fingerprint(root)
 		if e.broken == nil {
 			e.broken = root.broken
 		}
@@ -527,6 +524,21 @@ func (it *item) setType(ftype []byte) bool {
 	}
 
 	return true
+}
+
+// fingerprint returns the fingerprint of the image of a metadata item and a root filesystem, or of a unified item and
+// itself. If they are no image, it returns the zero digest.
+func (it *item) fingerprint(root *item) digest {
+	switch {
+	case it == root && it.unified:
+		return it.sha256
+	case it.unified || root.family != "":
+		return digest{}
+	case root.rootType == rootTarXZ && it.combined[rootTarXZ] == (digest{}):
+		return it.combined[rootUnified]
+	default:
+		return it.combined[root.rootType]
+	}
 }
 
 func (it *item) fail(format string, args ...any) {

@@ -16,7 +16,7 @@ func TestDependencies(t *testing.T) {
 	require.NoError(t, err)
 	const module = "github.com/golxd/lxd/"
 	own := []string{module + "simplestreams"}
-	for _, name := range []string{"ctxerr", "near", "rangeread", "redact", "retry", "stall"} {
+	for _, name := range []string{"ctxerr", "near", "partfile", "pump", "rangeread", "redact", "retry", "stall"} {
 		own = append(own, module+"internal/"+name)
 	}
 	others := slices.DeleteFunc(strings.Fields(string(out)), func(path string) bool {

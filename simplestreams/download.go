@@ -54,6 +54,29 @@ type Download struct {
 // If a file is missing, or another than the index says, the client revalidates the index when it is next used, whatever
 // its age: the version may have been replaced. Resolve the image and open it again.
 func (c *Client) Open(ctx context.Context, image *Image, options *DownloadOptions) (*Download, error) {
+	var progress func(done, total int64)
+	if options != nil {
+		progress = options.Progress
+	}
+	d, err := c.newDownload(ctx, image, progress)
+	if err != nil {
+		return nil, err
+	}
+	err = d.Metadata.start()
+	if err == nil && d.Rootfs != nil && d.Rootfs.size < 0 {
+		err = d.Rootfs.learnSize()
+	}
+	if err != nil {
+		_ = d.Close()
+		return nil, err
+	}
+	d.setSize()
+
+	return d, nil
+}
+
+// newDownload checks the image and returns a download of it that has not sent anything. It must be closed.
+func (c *Client) newDownload(ctx context.Context, image *Image, progress func(done, total int64)) (*Download, error) {
 	if err := c.check(ctx); err != nil {
 		return nil, err
 	}
@@ -76,32 +99,34 @@ func (c *Client) Open(ctx context.Context, image *Image, options *DownloadOption
 	}
 
 	ctx, cancel := context.WithCancel(ctx)
-	d := &Download{fingerprint: image.Fingerprint, combined: sha256.New(), cancel: cancel}
-	if options != nil {
-		d.progress = options.Progress
-	}
+	d := &Download{fingerprint: image.Fingerprint, combined: sha256.New(), progress: progress, cancel: cancel}
 	d.Metadata = c.reader(ctx, d, image.Files[0], image.Split())
-	if err := d.Metadata.start(); err != nil {
-		cancel()
-		return nil, err
-	}
-	d.Size = d.Metadata.size
 	if image.Split() {
 		d.Rootfs = c.reader(ctx, d, image.Files[1], true)
-		if d.Rootfs.size < 0 {
-			if err := d.Rootfs.learnSize(); err != nil {
-				_ = d.Close()
-				return nil, err
-			}
-		}
-		if d.Size >= 0 && d.Rootfs.size >= 0 {
-			d.Size += d.Rootfs.size
-		} else {
-			d.Size = -1
-		}
 	}
+	d.setSize()
 
 	return d, nil
+}
+
+// setSize sets Size from the sizes of the files.
+func (d *Download) setSize() {
+	d.Size = d.Metadata.size
+	switch {
+	case d.Rootfs == nil:
+	case d.Size < 0, d.Rootfs.size < 0:
+		d.Size = -1
+	default:
+		d.Size += d.Rootfs.size
+	}
+}
+
+// count adds n bytes to the progress and reports it.
+func (d *Download) count(n int) {
+	d.done += int64(n)
+	if d.progress != nil {
+		d.progress(d.done, d.Size)
+	}
 }
 
 // Close ends the download; a Read in progress in another goroutine returns [context.Canceled]. It may be called before the
@@ -111,13 +136,20 @@ func (d *Download) Close() error {
 		return invalid("download", "does not come from Client.Open")
 	}
 	d.cancel()
-	for _, r := range []*FileReader{d.Metadata, d.Rootfs} {
-		if r != nil {
-			r.close()
-		}
+	for _, r := range d.files() {
+		r.close()
 	}
 
 	return nil
+}
+
+// files returns the readers of the image's files in order.
+func (d *Download) files() []*FileReader {
+	if d.Rootfs == nil {
+		return []*FileReader{d.Metadata}
+	}
+
+	return []*FileReader{d.Metadata, d.Rootfs}
 }
 
 // last reports whether the file is the image's last one.
@@ -132,6 +164,7 @@ type FileReader struct {
 	ctx      context.Context
 	download *Download
 	size     int64 // -1 if not known
+	from     int64 // the offset of the first byte to request; what is before it has been hashed
 
 	mu     sync.Mutex        // guards source against Close
 	source *rangeread.Reader // nil before the first request
@@ -236,10 +269,7 @@ func (r *FileReader) take(p []byte) {
 		return
 	}
 	_, _ = r.hashing.Write(p)
-	r.download.done += int64(len(p))
-	if r.download.progress != nil {
-		r.download.progress(r.download.done, r.download.Size)
-	}
+	r.download.count(len(p))
 }
 
 // verify returns io.EOF if the file, and after the last file the image, has the hash in the index.
@@ -267,7 +297,7 @@ func (r *FileReader) verify() error {
 // start sends the first request for the file.
 func (r *FileReader) start() error {
 	source, err := rangeread.Start(r.ctx, rangeread.Options{
-		Open: r.open, Size: r.size, Verified: true, ReadOver: true,
+		Open: r.open, From: r.from, Size: r.size, Verified: true, ReadOver: true,
 		Retry: r.client.policy(), StallTimeout: r.client.options.StallTimeout,
 		Broken: func(offset int64, err error) error { return fmt.Errorf("%w after %d bytes", err, offset) },
 		Retrying: func(_ int64, err error) {

@@ -28,6 +28,10 @@ var (
 	// address, a malformed hash, a file whose length or hash differs from the index.
 	ErrBadData = errors.New("invalid data")
 
+	// ErrSignature says that a metadata file has no valid signature of a key that [Options.Verifier] trusts. The error is
+	// an [*Error] that names the file.
+	ErrSignature = errors.New("invalid signature")
+
 	// ErrTooLarge says that a metadata file is larger than [Options.MaxMetadataSize].
 	ErrTooLarge = errors.New("too large")
 
@@ -36,6 +40,12 @@ var (
 
 	// ErrRedirect says that the server redirects more than ten times.
 	ErrRedirect = errors.New("too many redirects")
+
+	// ErrExists says that a tree has another image of the version that was to be published.
+	ErrExists = errors.New("already exists")
+
+	// ErrConflict says that a file has been changed since it was read, see [Store].
+	ErrConflict = errors.New("changed since it was read")
 
 	// ErrStalled says that the server sent nothing for [Options.StallTimeout].
 	ErrStalled = stall.Err
@@ -61,11 +71,11 @@ func invalid(field, format string, args ...any) error {
 }
 
 // permanent are the causes for which a retry is useless.
-var permanent = []error{ErrNotFound, ErrBadData, ErrTooLarge, ErrInsecure, ErrRedirect, context.Canceled}
+var permanent = []error{ErrNotFound, ErrBadData, ErrSignature, ErrTooLarge, ErrInsecure, ErrRedirect, context.Canceled}
 
-// Error is the failure of a request for a file. The cause is matched with [errors.Is] and [errors.As].
+// Error is the failure of a request for a file, or of a file of a [Tree]. The cause is matched with [errors.Is] and [errors.As].
 type Error struct {
-	// URL is the file's address, without user name, password and query.
+	// URL is the file's address, without user name, password and query. Of a file of a [Tree], it is the path in the store.
 	URL string
 
 	// StatusCode is the HTTP status of the response, or 0 if there was none or the status is not the cause.

@@ -33,6 +33,7 @@ type stamp struct {
 
 // document is a parsed metadata file.
 type document[T any] struct {
+	path    string
 	stamp   stamp
 	content T
 }
@@ -84,7 +85,7 @@ func (c *Client) read(ctx context.Context, force bool) (*catalog, error) {
 	if c.index != nil {
 		before = *c.index
 	}
-	index, err := get(ctx, c, indexPath, before.index, force, func(r io.Reader) ([]string, error) {
+	index, err := getVerified(ctx, c, indexPath, before.index, force, func(r io.Reader) ([]string, error) {
 		return decodeIndex(r, c.daemons)
 	})
 	if err != nil {
@@ -97,7 +98,7 @@ func (c *Client) read(ctx context.Context, force bool) (*catalog, error) {
 		if _, ok := next.products[path]; ok {
 			continue
 		}
-		products, err := get(ctx, c, path, before.products[path], force, func(r io.Reader) (*productsFile, error) {
+		products, err := getVerified(ctx, c, path, before.products[path], force, func(r io.Reader) (*productsFile, error) {
 			return decodeProducts(r, c.daemons, c.aliasPrefix())
 		})
 		if err != nil {
@@ -135,7 +136,7 @@ func (c *Client) fresh(checked time.Time) bool {
 // get returns a metadata file: the known one, the cached one, or a downloaded one. It sends a request only if there is
 // none, if it is older than the TTL, or if force is set; the server sends the file only if it has changed.
 func get[T any](ctx context.Context, c *Client, path string, known *document[T], force bool, parse func(io.Reader) (T, error)) (*document[T], error) {
-	if known == nil {
+	if known == nil || known.path != path {
 		known = fromCache(ctx, c, path, parse)
 	}
 	if known != nil && !force && c.fresh(known.stamp.Checked) {
@@ -178,7 +179,7 @@ func fetch[T any](ctx context.Context, c *Client, path string, known *document[T
 	}
 
 	body := newMetadataReader(response.Body, c.options.MaxMetadataSize)
-	got := &document[T]{stamp: stamp{ETag: response.Header.Get("ETag"), LastModified: response.Header.Get("Last-Modified"), Checked: now}}
+	got := &document[T]{path: path, stamp: stamp{ETag: response.Header.Get("ETag"), LastModified: response.Header.Get("Last-Modified"), Checked: now}}
 	if c.options.Cache == nil {
 		got.content, err = parseAll(body, parse)
 		if err != nil {
@@ -228,7 +229,7 @@ func fromCache[T any](ctx context.Context, c *Client, path string, parse func(io
 	if c.options.Cache == nil {
 		return nil
 	}
-	known := &document[T]{}
+	known := &document[T]{path: path}
 	file, err := c.options.Cache.Open(c.key(path, "stamp"))
 	if err != nil {
 		return nil
@@ -288,6 +289,8 @@ func parseAll[T any](r *metadataReader, parse func(io.Reader) (T, error)) (T, er
 	switch {
 	case r.err != nil:
 		return content, r.err
+	case errors.Is(err, ErrSignature):
+		return content, err
 	case err != nil && strings.HasPrefix(strings.TrimLeft(string(start), "\ufeff \t\r\n"), "<"):
 		return content, badDataf("want JSON, have an HTML or XML document")
 	case err != nil:

@@ -39,7 +39,7 @@ type Options struct {
 	DaemonVersion string
 
 	// AllowHTTP permits plain http, for the server itself and for redirects. By default it is refused, even on loopback:
-	// the index is not signed, so only TLS authenticates the hashes in it.
+	// without a Verifier only TLS authenticates the hashes in the index.
 	AllowHTTP bool
 
 	// RootCAs are the authorities that may issue the server's certificate. The default is the system's.
@@ -60,10 +60,17 @@ type Options struct {
 	// downloads.
 	HTTPClient *http.Client
 
+	// Verifier verifies the signatures of the index and the products files, before anything of them is used. If it is
+	// set, the client reads the signed files: for streams/v1/index.json, and for each products file that the index names
+	// with .json or .sjson, the .sjson file, or if the server has none, the .json file and its signature .json.gpg. It
+	// never reads a file that is not signed: the error then matches [ErrSignature]. By default signatures are neither
+	// read nor verified. Package simplestreams/signed has a Verifier for OpenPGP keyrings.
+	Verifier Verifier
+
 	// UserAgent is put before this package's own user agent, "golxd-simplestreams/1". The default is empty.
 	UserAgent string
 
-	// MaxMetadataSize is the maximum size in bytes of one metadata file (the index, or a products file), after
+	// MaxMetadataSize is the maximum size in bytes of one metadata file (the index, a products file, or a signature), after
 	// decompression. A larger one is an ErrTooLarge, and never truncated. The default is 128 MiB.
 	MaxMetadataSize int64
 
@@ -72,6 +79,7 @@ type Options struct {
 	TTL time.Duration
 
 	// Cache keeps metadata files from one client and run to the next. By default the parsed index is kept in memory only.
+	// With a Verifier it keeps the signed files, and verifies them again when they are read from the cache.
 	Cache Cache
 
 	// StallTimeout is how long a server may take to send the next byte, or the headers of its response, before the

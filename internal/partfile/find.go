@@ -66,7 +66,7 @@ func (i *Image) candidates(name string) []string {
 // matches reports whether the files are the image, and makes them durable if Sync
 // is set. It compares the length first, as hashing takes long.
 func (i *Image) matches(ctx context.Context, paths ...string) (bool, error) {
-	var size int64
+	var size, first int64
 	var files []*os.File
 	defer func() {
 		for _, f := range files {
@@ -93,9 +93,12 @@ func (i *Image) matches(ctx context.Context, paths ...string) (bool, error) {
 		if why := changeable(info, i.Dir); why != "" {
 			notOurs = fmt.Errorf("%s %s: %w", path, why, ErrNotOurs)
 		}
+		if len(files) == 1 {
+			first = info.Size()
+		}
 		size += info.Size()
 	}
-	if i.Size > 0 && size != i.Size {
+	if i.Size > 0 && size != i.Size || i.Metadata > 0 && (len(paths) < 2 || first != i.Metadata) {
 		return false, nil
 	}
 	if notOurs != nil {

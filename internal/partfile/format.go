@@ -36,16 +36,24 @@ func extensions() []string {
 }
 
 func extension(f *os.File) (string, error) {
-	head := make([]byte, 512)
+	head := make([]byte, HeadSize)
 	n, err := f.ReadAt(head, 0)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return "", err
 	}
-	head = head[:n]
+	return Extension(head[:n]), nil
+}
+
+// HeadSize is the number of bytes that Extension needs of a file.
+const HeadSize = 512
+
+// Extension returns the extension for a file that begins with head, or ".img" if the
+// format is unknown.
+func Extension(head []byte) string {
 	for _, format := range formats {
 		if int64(len(head)) > format.offset && bytes.HasPrefix(head[format.offset:], []byte(format.magic)) {
-			return format.ext, nil
+			return format.ext
 		}
 	}
-	return unknownFormat, nil
+	return unknownFormat
 }

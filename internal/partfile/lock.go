@@ -15,20 +15,21 @@ import (
 // errLocked says that another process or goroutine has locked the file.
 var errLocked = errors.New("file is locked")
 
-// poll is the interval at which lock retries: a context cannot end the operating
+// poll is the interval at which Lock retries: a context cannot end the operating
 // system's own wait.
 const poll = 50 * time.Millisecond
 
-// lock opens the file at path for reading and writing, and waits until no other
+// Lock opens the file at path for reading and writing, and waits until no other
 // process, and no other goroutine of this one, has locked it. The lock ends with
 // the process, however that ends.
 //
 // If other users can write to a file, they can change it after its content was
 // verified; if it has several names or is a link, writing to it changes another
 // file. So an existing file is used only if it is a regular file of this user, with
-// one name, that nobody else may write to. Otherwise lock replaces it, without
+// one name, that nobody else may write to. Otherwise Lock replaces it, without
 // opening it, by a new file with the permissions perm before the umask.
-func lock(ctx context.Context, path string, perm fs.FileMode) (*os.File, error) {
+// Close ends the lock.
+func Lock(ctx context.Context, path string, perm fs.FileMode) (*os.File, error) {
 	for {
 		if err := ctxerr.Of(ctx); err != nil {
 			return nil, err

@@ -13,17 +13,17 @@ import (
 
 func TestLockOneAtATime(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
-	first, err := lock(t.Context(), path, 0o600)
+	first, err := Lock(t.Context(), path, 0o600)
 	require.NoError(t, err)
 
 	ctx, cancel := context.WithTimeout(t.Context(), 2*poll)
 	defer cancel()
-	_, err = lock(ctx, path, 0o600)
+	_, err = Lock(ctx, path, 0o600)
 	require.ErrorIs(t, err, context.DeadlineExceeded, "somebody has it")
 
 	opened := make(chan *os.File)
 	go func() {
-		second, err := lock(context.Background(), path, 0o600)
+		second, err := Lock(context.Background(), path, 0o600)
 		if err != nil {
 			close(opened)
 			return
@@ -50,7 +50,7 @@ func TestLockOneAtATime(t *testing.T) {
 }
 
 func TestLockInMissingDirectory(t *testing.T) {
-	_, err := lock(t.Context(), filepath.Join(t.TempDir(), "none", "file"), 0o600)
+	_, err := Lock(t.Context(), filepath.Join(t.TempDir(), "none", "file"), 0o600)
 	require.ErrorIs(t, err, os.ErrNotExist)
 }
 
@@ -59,23 +59,23 @@ func TestLockEndedContext(t *testing.T) {
 	shutdown := errors.New("shutdown")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(shutdown)
-	_, err := lock(ctx, path, 0o600)
+	_, err := Lock(ctx, path, 0o600)
 	require.ErrorIs(t, err, context.Canceled)
 	require.ErrorIs(t, err, shutdown)
 	require.NoFileExists(t, path)
 
-	first, err := lock(t.Context(), path, 0o600)
+	first, err := Lock(t.Context(), path, 0o600)
 	require.NoError(t, err)
 	defer first.Close()
 	ctx, stop := context.WithTimeoutCause(t.Context(), 2*poll, shutdown)
 	defer stop()
-	_, err = lock(ctx, path, 0o600)
+	_, err = Lock(ctx, path, 0o600)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.ErrorIs(t, err, shutdown)
 }
 
 func TestLockRefusesDirectory(t *testing.T) {
 	dir := t.TempDir()
-	_, err := lock(t.Context(), dir, 0o600)
+	_, err := Lock(t.Context(), dir, 0o600)
 	require.EqualError(t, err, dir+" is a directory: remove it")
 }

@@ -45,7 +45,7 @@ func TestLockReplacesWhatIsNotItsOwn(t *testing.T) {
 				geteuid = func() int { return os.Geteuid() + 1 }
 				defer func() { geteuid = os.Geteuid }()
 			}
-			f, err := lock(t.Context(), path, 0o600)
+			f, err := Lock(t.Context(), path, 0o600)
 			require.NoError(t, err)
 			defer f.Close()
 			after, err := os.Lstat(path)
@@ -69,7 +69,7 @@ func TestLockKeepsItsOwn(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	require.NoError(t, os.WriteFile(path, []byte("own"), 0o600))
 	require.NoError(t, os.Chmod(path, 0o644))
-	f, err := lock(t.Context(), path, 0o600)
+	f, err := Lock(t.Context(), path, 0o600)
 	require.NoError(t, err)
 	defer f.Close()
 	got, err := io.ReadAll(f)
@@ -95,7 +95,7 @@ func TestLockOfFileThatIsRenamed(t *testing.T) {
 				}
 			})
 		}
-		f, err := lock(t.Context(), path, 0o600)
+		f, err := Lock(t.Context(), path, 0o600)
 		beforeFlock = func() {}
 		require.NoError(t, err)
 		_, err = f.WriteString("new")
@@ -120,16 +120,16 @@ func TestLockKeepsWhatAnotherHasReplaced(t *testing.T) {
 	beforeReplace = func() {
 		beforeReplace = func() {}
 		var err error
-		other, err = lock(t.Context(), path, 0o600)
+		other, err = Lock(t.Context(), path, 0o600)
 		require.NoError(t, err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 4*poll)
 	defer cancel()
-	_, err := lock(ctx, path, 0o600)
+	_, err := Lock(ctx, path, 0o600)
 	require.ErrorIs(t, err, context.DeadlineExceeded, "the other has it")
 	require.True(t, same(other, path))
 	require.NoError(t, other.Close())
-	f, err := lock(t.Context(), path, 0o600)
+	f, err := Lock(t.Context(), path, 0o600)
 	require.NoError(t, err)
 	require.NoError(t, f.Close())
 }
@@ -142,7 +142,7 @@ func TestLockWithoutModes(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	require.NoError(t, os.WriteFile(path, []byte("begun"), 0o600))
 	require.NoError(t, os.Chmod(path, 0o644))
-	f, err := lock(t.Context(), path, 0o600)
+	f, err := Lock(t.Context(), path, 0o600)
 	require.NoError(t, err)
 	got, err := io.ReadAll(f)
 	require.NoError(t, err)
@@ -223,7 +223,7 @@ func (strangers) Sys() any          { return &syscall.Stat_t{Uid: 4242, Nlink: 1
 func TestLinkThatComesLate(t *testing.T) {
 	dir := t.TempDir()
 	path, target := filepath.Join(dir, "file"), filepath.Join(dir, "target")
-	f, err := lock(t.Context(), target, 0o600)
+	f, err := Lock(t.Context(), target, 0o600)
 	require.NoError(t, err)
 	defer f.Close()
 	require.NoError(t, os.Symlink(target, path))

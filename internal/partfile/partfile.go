@@ -32,6 +32,7 @@ type Image struct {
 	Name        string // of the finished files, without the extension
 	Fingerprint string // the SHA-256 of the content, lower-case hexadecimal
 	Size        int64  // of the content in bytes; not positive if unknown
+	Metadata    int64  // the part of Size that is the metadata of a split image; not positive if unknown
 	Public      bool   // others may read the files: mode 0644 instead of 0600, before the umask
 	Sync        bool   // make the files durable before they get their names, and then the names
 
@@ -53,6 +54,7 @@ type File struct {
 	path   string
 	f      *os.File
 	rootfs *File // of a split image
+	pair   bool  // both files of a split image can be resumed
 	done   bool  // the file was renamed or removed
 }
 
@@ -63,13 +65,27 @@ func (i *Image) Open(ctx context.Context) (*File, error) {
 	return i.open(ctx, i.Fingerprint+".partial")
 }
 
+// OpenPair opens the partial files of a split image whose two files can be resumed
+// independently. The caller must close the first, which publishes and closes both.
+func (i *Image) OpenPair(ctx context.Context) (metadata, rootfs *File, err error) {
+	if metadata, err = i.Open(ctx); err != nil {
+		return nil, nil, err
+	}
+	if err := metadata.openRootfs(ctx); err != nil {
+		_ = metadata.Close()
+		return nil, nil, err
+	}
+	metadata.pair = true
+	return metadata, metadata.rootfs, nil
+}
+
 func (i *Image) open(ctx context.Context, name string) (*File, error) {
 	path := filepath.Join(i.Dir, name)
 	var perm fs.FileMode = privatePerm
 	if i.Public {
 		perm = publicPerm
 	}
-	f, err := lock(ctx, path, perm)
+	f, err := Lock(ctx, path, perm)
 	if err != nil {
 		return nil, err
 	}
@@ -78,14 +94,15 @@ func (i *Image) open(ctx context.Context, name string) (*File, error) {
 
 // Close unlocks and closes the file. If it was not published it is kept, without the
 // space reserved after its content, so that a transfer can resume after the next
-// [Image.Open]. If it is empty, or the image is split, it is removed.
+// [Image.Open]. If it is empty, or the image is split and does not come from
+// [Image.OpenPair], it is removed.
 func (p *File) Close() error {
-	if p.rootfs != nil {
-		if p.done {
-			_ = p.rootfs.f.Close()
-		} else {
-			_ = p.Discard()
-		}
+	switch {
+	case p.rootfs == nil:
+	case p.pair, p.done:
+		_ = p.rootfs.Close()
+	default:
+		_ = p.Discard()
 	}
 	if !p.done {
 		p.keep()
@@ -115,18 +132,18 @@ func (p *File) Remove() {
 	}
 }
 
-// Resume hashes the content of an earlier transfer and returns its length. It
-// empties a file that cannot be the beginning of the image.
-func (p *File) Resume(ctx context.Context, sum hash.Hash) (have int64, err error) {
+// Resume writes the content of an earlier transfer to sum and returns its length. It
+// empties a file that cannot be the beginning of content of this size.
+func (p *File) Resume(ctx context.Context, sum io.Writer, size int64) (have int64, err error) {
 	info, err := p.f.Stat()
 	if err != nil {
 		return 0, err
 	}
-	size := info.Size()
-	if size == 0 || p.image.Size <= 0 || size > p.image.Size {
+	have = info.Size()
+	if have == 0 || size <= 0 || have > size {
 		return 0, p.truncate(0)
 	}
-	return size, hashFile(ctx, sum, p.f, p.image.Verifying(size))
+	return have, hashFile(ctx, sum, p.f, p.image.Verifying(have))
 }
 
 // Begin truncates the file to have bytes, to which Write then appends.
@@ -190,12 +207,17 @@ func (p *File) Hash(ctx context.Context) (string, error) {
 // Rootfs opens the partial file for the rootfs of a split image; p is then that of
 // the metadata. It is published and closed with p.
 func (p *File) Rootfs(ctx context.Context) (*File, error) {
-	rootfs, err := p.image.open(ctx, p.image.Fingerprint+".rootfs.partial")
-	if err != nil {
-		return nil, fmt.Errorf("open the partial file of the rootfs: %w", err)
+	if err := p.openRootfs(ctx); err != nil {
+		return nil, err
 	}
-	p.rootfs = rootfs
-	return rootfs, rootfs.Begin(0)
+	return p.rootfs, p.rootfs.Begin(0)
+}
+
+func (p *File) openRootfs(ctx context.Context) (err error) {
+	if p.rootfs, err = p.image.open(ctx, p.image.Fingerprint+".rootfs.partial"); err != nil {
+		return fmt.Errorf("open the partial file of the rootfs: %w", err)
+	}
+	return nil
 }
 
 // Hash returns the SHA-256 of these files together.
@@ -226,7 +248,7 @@ func hashPath(ctx context.Context, sum hash.Hash, path string) error {
 }
 
 // hashFile hashes a whole file; it stops if ctx ends.
-func hashFile(ctx context.Context, sum hash.Hash, f *os.File, count func(int)) error {
+func hashFile(ctx context.Context, sum io.Writer, f *os.File, count func(int)) error {
 	block := make([]byte, 256<<10)
 	var at int64
 	for {
@@ -234,7 +256,7 @@ func hashFile(ctx context.Context, sum hash.Hash, f *os.File, count func(int)) e
 			return fmt.Errorf("hash %s: %w", f.Name(), err)
 		}
 		n, err := f.ReadAt(block, at)
-		sum.Write(block[:n])
+		_, _ = sum.Write(block[:n])
 		count(n)
 		at += int64(n)
 		if errors.Is(err, io.EOF) {

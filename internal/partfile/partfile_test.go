@@ -73,7 +73,7 @@ func TestUnified(t *testing.T) {
 
 	f = open(t, image)
 	sum := sha256.New()
-	have, err := f.Resume(t.Context(), sum)
+	have, err := f.Resume(t.Context(), sum, image.Size)
 	require.NoError(t, err)
 	require.EqualValues(t, 5, have)
 	require.NoError(t, f.Begin(have))
@@ -102,7 +102,7 @@ func TestResumeEmptiesWhatIsLonger(t *testing.T) {
 	image := imageOf(t, "web", []byte("0123456789"))
 	require.NoError(t, os.WriteFile(image.partialPath(), []byte("0123456789 and more"), 0o600))
 	f := open(t, image)
-	have, err := f.Resume(t.Context(), sha256.New())
+	have, err := f.Resume(t.Context(), sha256.New(), image.Size)
 	require.NoError(t, err)
 	require.Zero(t, have)
 	require.NoError(t, f.Close())
@@ -178,13 +178,58 @@ func TestSplit(t *testing.T) {
 	require.Equal(t, files, found)
 }
 
+// TestPair resumes both files of a split image.
+func TestPair(t *testing.T) {
+	t.Parallel()
+	metadata, rootfs := []byte("\xfd7zXZ\x00 metadata"), []byte("hsqs rootfs")
+	image := imageOf(t, "web", metadata, rootfs)
+	image.Metadata = int64(len(metadata))
+	first, second, err := image.OpenPair(t.Context())
+	require.NoError(t, err)
+	write(t, first, metadata)
+	write(t, second, rootfs[:4])
+	require.NoError(t, first.Close())
+	require.Len(t, namesIn(t, image.Dir), 2)
+
+	first, second, err = image.OpenPair(t.Context())
+	require.NoError(t, err)
+	var both bytes.Buffer
+	for f, size := range map[*File]int{first: len(metadata), second: len(rootfs)} {
+		both.Reset()
+		have, err := f.Resume(t.Context(), &both, int64(size))
+		require.NoError(t, err)
+		require.EqualValues(t, both.Len(), have)
+		require.NoError(t, f.Begin(have))
+	}
+	write(t, second, rootfs[4:])
+	files, err := first.Publish(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, first.Close())
+	require.Equal(t, []string{"web.meta.tar.xz", "web.squashfs"}, namesIn(t, image.Dir))
+	found, err := image.Find(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, files, found)
+
+	image.Metadata--
+	found, err = image.Find(t.Context())
+	require.NoError(t, err)
+	require.Nil(t, found, "the two files are divided elsewhere")
+
+	second, rest, err := image.OpenPair(t.Context())
+	require.NoError(t, err)
+	write(t, rest, rootfs)
+	require.NoError(t, rest.Begin(0))
+	require.NoError(t, second.Close())
+	require.Len(t, namesIn(t, image.Dir), 2, "no empty file stays")
+}
+
 // TestPublishMixesNoPair publishes while another process publishes its files under
 // the same names.
 func TestPublishMixesNoPair(t *testing.T) {
 	t.Parallel()
 	metadata, rootfs := []byte("\x1f\x8b metadata"), []byte("\x1f\x8b rootfs")
 	image := imageOf(t, "web", metadata, rootfs)
-	other, err := lock(t.Context(), filepath.Join(image.Dir, "web.lock.partial"), 0o600)
+	other, err := Lock(t.Context(), filepath.Join(image.Dir, "web.lock.partial"), 0o600)
 	require.NoError(t, err)
 	defer other.Close()
 	require.NoError(t, os.WriteFile(filepath.Join(image.Dir, "web.tar.gz"), []byte("of the other"), 0o600))

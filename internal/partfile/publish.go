@@ -43,7 +43,7 @@ func (p *File) publishPair(ctx context.Context) (*Files, error) {
 	if files.Rootfs, err = p.rootfs.finish(ctx, p.image.Name); err != nil {
 		return nil, err
 	}
-	name, err := lock(ctx, filepath.Join(p.image.Dir, p.image.Name+lockSuffix), privatePerm)
+	name, err := Lock(ctx, filepath.Join(p.image.Dir, p.image.Name+lockSuffix), privatePerm)
 	if err != nil {
 		return nil, fmt.Errorf("lock the name %s: %w", p.image.Name, err)
 	}
