@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -50,7 +51,7 @@ func upstreamFiles(versions ...string) map[string][]byte {
 		for _, version := range versions {
 			p.Versions = append(p.Versions, streamstest.Version{
 				Serial: version, Family: "both", Metadata: metadata,
-				Roots: map[string][]byte{"squashfs": append(rootfs, version...)},
+				Roots: map[string][]byte{"squashfs": slices.Concat(rootfs, []byte(release+version))},
 			})
 		}
 		return p
