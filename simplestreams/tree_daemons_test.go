@@ -64,9 +64,12 @@ func TestTreeDaemons(t *testing.T) {
 	require.NoError(t, err)
 	for _, daemon := range append(lxds, incuses...) {
 		t.Run(daemon.Name(), func(t *testing.T) {
-			store := newDirStore(t, t.TempDir())
+			dir := t.TempDir()
+			store := newDirStore(t, dir)
 			publishReal(t, newTree(t, store, nil), daemon.Name()+time.Now().String())
 			plain, secure, certificate := serveTree(t, store)
+			// Daemons cache the index of a URL, so nginx has another one for each daemon.
+			nginx := serveNginx(t, dir)
 			refs := []struct {
 				ref  string
 				kind simplestreams.ImageType
@@ -74,7 +77,7 @@ func TestTreeDaemons(t *testing.T) {
 				{"unified", ""}, {"one/file", ""}, {"debian/13", simplestreams.Container}, {"debian/13", simplestreams.VirtualMachine},
 				{"debian/trixie/arm64", ""}, {"archive", ""},
 			}
-			for _, server := range []struct{ url, certificate string }{{plain, ""}, {secure, certificate}} {
+			for _, server := range []struct{ url, certificate string }{{plain, ""}, {secure, certificate}, {nginx, ""}} {
 				client, err := simplestreams.New(server.url, &simplestreams.Options{
 					AllowHTTP: true, Certificate: server.certificate, Family: simplestreams.Family(daemon.Family), DaemonVersion: daemon.Version,
 				})
