@@ -213,11 +213,12 @@ func (t *Tree) newMirror(ctx context.Context, upstreams []Upstream, options *Mir
 }
 
 // check returns a copy with daemons' names of architectures and the defaults.
-func (s Selection) check(field string) (Selection, error) {
+func (s *Selection) check(field string) (Selection, error) {
+	set := *s
 	for name, patterns := range map[string][]string{"Aliases": s.Aliases, "Products": s.Products} {
 		for _, pattern := range patterns {
 			if _, err := path.Match(pattern, ""); err != nil || pattern == "" {
-				return s, invalid(field+name, "has %q, which is not a pattern", pattern)
+				return set, invalid(field+name, "has %q, which is not a pattern", pattern)
 			}
 		}
 	}
@@ -225,22 +226,22 @@ func (s Selection) check(field string) (Selection, error) {
 	for i, name := range architectures {
 		known, ok := ArchitectureName(name)
 		if !ok {
-			return s, invalid(field+"Architectures", "has %q, which is not an architecture", name)
+			return set, invalid(field+"Architectures", "has %q, which is not an architecture", name)
 		}
 		architectures[i] = known
 	}
-	s.Architectures = architectures
+	set.Architectures = architectures
 	for _, kind := range s.Types {
 		if kind != Container && kind != VirtualMachine {
-			return s, invalid(field+"Types", "has %q, not one of %q, %q", kind, Container, VirtualMachine)
+			return set, invalid(field+"Types", "has %q, not one of %q, %q", kind, Container, VirtualMachine)
 		}
 	}
 	if s.Versions < 0 {
-		return s, invalid(field+"Versions", "is %d", s.Versions)
+		return set, invalid(field+"Versions", "is %d", s.Versions)
 	}
-	s.Versions = max(s.Versions, 1)
+	set.Versions = max(s.Versions, 1)
 
-	return s, nil
+	return set, nil
 }
 
 // mirror is one call of Tree.Mirror.

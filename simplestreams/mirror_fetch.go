@@ -416,7 +416,7 @@ func (m *mirror) save(ctx context.Context, job *fileJob, d *Download, resume boo
 	if err != nil {
 		return false, err
 	}
-	defer partial.Close()
+	defer func() { _ = partial.Close() }()
 	if !resume {
 		if err := partial.Begin(0); err != nil {
 			return false, err
