@@ -1,7 +1,9 @@
 package simplestreams_test
 
 import (
+	"context"
 	"fmt"
+	"iter"
 	"os"
 	"runtime"
 	"strings"
@@ -139,10 +141,12 @@ func standard(t *testing.T) (*streamstest.Server, *simplestreams.Client) {
 }
 
 // all lists the images of a server.
-func all(t *testing.T, client *simplestreams.Client) []*simplestreams.Image {
+func all(t *testing.T, lister interface {
+	Images(context.Context) iter.Seq2[*simplestreams.Image, error]
+}) []*simplestreams.Image {
 	t.Helper()
 	var images []*simplestreams.Image
-	for image, err := range client.Images(t.Context()) {
+	for image, err := range lister.Images(t.Context()) {
 		require.NoError(t, err)
 		images = append(images, image)
 	}
