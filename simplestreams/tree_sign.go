@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+
+	"github.com/go-json-experiment/json/jsontext"
 )
 
 // sign makes the signed index one of the index, unless it is.
@@ -68,9 +70,9 @@ func (t *Tree) sign(ctx context.Context) error {
 		if err != nil {
 			return treeError(signedIndexPath, err)
 		}
-		inline, _, err := t.options.Signer.Sign(content)
+		inline, err := t.signInline(signedIndexPath, content)
 		if err != nil {
-			return treeError(signedIndexPath, fmt.Errorf("signing failed: %w", err))
+			return err
 		}
 		if err := t.store.Swap(ctx, signedIndexPath, inline, tag); err != nil {
 			return treeError(signedIndexPath, err)
@@ -97,13 +99,27 @@ func (t *Tree) signProducts(ctx context.Context, path string, encode func(io.Wri
 		return treeError(path, err)
 	}
 	path = signedPath(path)
-	inline, _, err := t.options.Signer.Sign(document.Bytes())
+	inline, err := t.signInline(path, document.Bytes())
 	if err != nil {
-		return treeError(path, fmt.Errorf("signing failed: %w", err))
+		return err
 	}
 	if err := t.store.Put(ctx, path, bytes.NewReader(inline)); err != nil {
 		return treeError(path, err)
 	}
 
 	return nil
+}
+
+// signInline returns a document, which it may change, signed inline. Each value is on a line of its own first: GnuPG does
+// not verify long lines.
+func (t *Tree) signInline(path string, document jsontext.Value) ([]byte, error) {
+	if err := document.Format(jsontext.AllowDuplicateNames(true), jsontext.WithIndent("")); err != nil {
+		return nil, treeError(path, err)
+	}
+	inline, _, err := t.options.Signer.Sign(append(document, '\n'))
+	if err != nil {
+		return nil, treeError(path, fmt.Errorf("signing failed: %w", err))
+	}
+
+	return inline, nil
 }

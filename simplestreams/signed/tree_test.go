@@ -1,6 +1,7 @@
 package signed_test
 
 import (
+	"fmt"
 	"io"
 	"net/http/httptest"
 	"strings"
@@ -46,4 +47,24 @@ func TestTree(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestLargeTree: a listing of more than GnuPG verifies in one line can be signed.
+func TestLargeTree(t *testing.T) {
+	signer, err := signed.NewSigner(private(t, newKey(t, 0, packet.PubKeyAlgoEdDSA)), nil)
+	require.NoError(t, err)
+	store, err := simplestreams.NewDirStore(t.TempDir())
+	require.NoError(t, err)
+	defer store.Close()
+	tree, err := simplestreams.NewTree(store, &simplestreams.TreeOptions{Signer: signer})
+	require.NoError(t, err)
+	requirements := map[string]string{}
+	for n := range 2000 {
+		requirements[fmt.Sprint("requirement", n)] = "false"
+	}
+	_, err = tree.Publish(t.Context(), &simplestreams.Publication{
+		OS: "Debian", Release: "trixie", Architecture: "amd64", Requirements: requirements,
+		Files: func(yield func(io.Reader, error) bool) { yield(strings.NewReader("\x1f\x8b"), nil) },
+	}, nil)
+	require.NoError(t, err)
 }
