@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -105,19 +106,21 @@ func (m *mirror) jobs(missing []*missingVersion, copies map[digest]part) (metada
 	type key struct {
 		upstream *upstreamReader
 		sha256   digest
+		root     bool // A root filesystem is verified with metadata: after that, even if it is the metadata of another image.
 	}
 	known := map[key]*fileJob{}
 	for _, version := range missing {
 		items := version.offered.items
 		for i := range items {
 			it := &items[i]
-			job := known[key{version.upstream, it.sha256}]
+			file := key{version.upstream, it.sha256, it.family == ""}
+			job := known[file]
 			if job == nil {
 				job = &fileJob{upstream: version.upstream, item: it}
 				if job.target, job.stored = copies[it.sha256]; !job.stored {
 					job.target = part{path: newPath(it.fileName()), size: it.size, sha256: it.sha256}
 				}
-				known[key{version.upstream, it.sha256}] = job
+				known[file] = job
 				if it.family != "" {
 					metadata = append(metadata, job)
 				} else {
@@ -184,17 +187,20 @@ func (m *mirror) fetch(ctx context.Context) (plan *mirrorPlan, err error) {
 		if !again || !m.reread(ctx, plan.missing) {
 			return plan, m.keep(ctx)
 		}
+		clear(m.ready) // The index may combine the same files in another way: that is to be verified.
 	}
 }
 
 // reserve returns the jobs for the missing versions, and reserves the files before they are stored. In a dry run it counts
 // them instead.
 func (m *mirror) reserve(ctx context.Context, missing []*missingVersion) (metadata, roots []*fileJob, err error) {
+	lost := map[string]bool{} // the paths of files that are deleted, also of those that are still listed
 	for {
 		copies, err := m.tree.copies(ctx)
 		if err != nil {
 			return nil, nil, err
 		}
+		maps.DeleteFunc(copies, func(_ digest, file part) bool { return lost[file.path] })
 		metadata, roots = m.jobs(missing, copies)
 		var used, fresh []part
 		m.progress = MirrorProgress{}
@@ -219,9 +225,11 @@ func (m *mirror) reserve(ctx context.Context, missing []*missingVersion) (metada
 		if err == nil {
 			err = m.tree.reuse(ctx, used...)
 		}
-		if !errors.Is(err, errDeleted) {
+		var deleted *Error
+		if !errors.Is(err, errDeleted) || !errors.As(err, &deleted) {
 			return metadata, roots, err
 		}
+		lost[deleted.URL] = true
 	}
 }
 

@@ -666,3 +666,47 @@ func TestMirrorCanceled(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, newest, tree.check(t))
 }
+
+// TestMirrorOneFileTwice: the combined hash is verified of a file that is metadata of one image and the root filesystem of
+// another.
+func TestMirrorOneFileTwice(t *testing.T) {
+	file, other := []byte("metadata and root filesystem"), []byte("other metadata")
+	server := serve(t, streamstest.Tree([]streamstest.Product{
+		{Name: "a", Versions: []streamstest.Version{{Serial: "20240101", Metadata: file, Roots: map[string][]byte{"squashfs": []byte("root")}}}},
+		{Name: "b", Versions: []streamstest.Version{{Serial: "20240101", Metadata: other, Roots: map[string][]byte{"squashfs": file}}}},
+		{Name: "c", Versions: []streamstest.Version{{Serial: "20240101", Metadata: file, Roots: map[string][]byte{"squashfs": file}}}},
+	}, func(products streamstest.Object) {
+		for _, name := range []string{"b", "c"} {
+			items := products[name].(streamstest.Object)["versions"].(streamstest.Object)["20240101"].(streamstest.Object)["items"]
+			items.(streamstest.Object)["lxd.tar.xz"].(streamstest.Object)["combined_squashfs_sha256"] = streamstest.Hash([]byte("another"))
+		}
+	}))
+	tree := newMirrorTree(t)
+	report, err := tree.Mirror(t.Context(), upstreams(newClient(t, server, nil)), &simplestreams.MirrorOptions{Parallel: 1})
+	require.ErrorIs(t, err, simplestreams.ErrBadData)
+	require.Len(t, report.Failed, 2)
+	require.Equal(t, map[string][]string{"a": {"20240101"}}, tree.check(t))
+}
+
+// TestMirrorLostFile: a file that the tree lists, and that somebody has deleted, is downloaded again for another version.
+func TestMirrorLostFile(t *testing.T) {
+	file := []byte("an image")
+	version := func(serial string) []streamstest.Product {
+		return []streamstest.Product{{Name: "p", Versions: []streamstest.Version{{Serial: serial, Unified: file}}}}
+	}
+	server := serve(t, streamstest.Tree(version("20240101"), nil))
+	client := newClient(t, server, nil)
+	tree := newMirrorTree(t)
+	_, err := tree.Mirror(t.Context(), upstreams(client), nil)
+	require.NoError(t, err)
+	maps.DeleteFunc(tree.store.files, func(path string, _ []byte) bool { return strings.HasPrefix(path, "images/") })
+	for path, content := range streamstest.Tree(version("20240102"), nil) {
+		server.Set(path, content)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	report, err := tree.Mirror(ctx, upstreams(client), nil)
+	require.NoError(t, err)
+	require.Equal(t, 1, report.Files)
+	require.Equal(t, map[string][]string{"p": {"20240102"}}, tree.check(t))
+}
