@@ -442,11 +442,10 @@ func (m *mirror) save(ctx context.Context, job *fileJob, d *Download, resume boo
 	if !m.check(job) {
 		return false, nil
 	}
-	name := r.File.SHA256 + partialSuffix
 	if dir, ok := m.tree.store.(*DirStore); ok {
-		err = dir.adopt(ctx, job.target.path, name)
+		err = dir.adopt(ctx, job.target.path, r.File.SHA256+partialSuffix, partial)
 	} else {
-		err = m.put(ctx, job, filepath.Join(m.scratch, name))
+		err = m.tree.store.Put(ctx, job.target.path, &ctxReader{ctx, partial.Content(r.size)})
 		if err == nil {
 			partial.Remove()
 		}
@@ -457,16 +456,6 @@ func (m *mirror) save(ctx context.Context, job *fileJob, d *Download, resume boo
 	m.finish(job)
 
 	return false, nil
-}
-
-func (m *mirror) put(ctx context.Context, job *fileJob, path string) error {
-	content, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer content.Close()
-
-	return m.tree.store.Put(ctx, job.target.path, &ctxReader{ctx, content})
 }
 
 // report reports the progress of a job.

@@ -308,21 +308,15 @@ func (s *DirStore) scratch() (string, error) {
 }
 
 // adopt syncs a complete file of the scratch directory and moves it to its path in the store.
-func (s *DirStore) adopt(ctx context.Context, name, scratchName string) error {
+func (s *DirStore) adopt(ctx context.Context, name, scratchName string, file *partfile.File) error {
 	if err := s.check(ctx, name); err != nil {
 		return err
 	}
-	from := scratchDir + "/" + scratchName
-	file, err := s.root.OpenFile(from, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	err = errors.Join(file.Chmod(0o644), file.Sync(), file.Close())
-	if err != nil {
+	if err := file.Settle(ctx); err != nil {
 		return err
 	}
 
-	return s.rename(from, name)
+	return s.rename(scratchDir+"/"+scratchName, name)
 }
 
 // tidy removes what calls of Put and Swap have left that were killed before a time.

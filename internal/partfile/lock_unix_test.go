@@ -232,3 +232,25 @@ func TestLinkThatComesLate(t *testing.T) {
 	_, err = openLocked(path, 0o600, false)
 	require.Error(t, err)
 }
+
+// TestSettle makes a complete file public in spite of the umask, and refuses a file
+// that has replaced it.
+func TestSettle(t *testing.T) {
+	defer syscall.Umask(syscall.Umask(0o077))
+	content := []byte("whole")
+	image := imageOf(t, "web", content)
+	image.Public = true
+	f, err := image.Open(t.Context())
+	require.NoError(t, err)
+	defer f.Close()
+	_, err = f.Write(content)
+	require.NoError(t, err)
+	require.NoError(t, f.Settle(t.Context()))
+	requirePerm(t, 0o644, f.path)
+	got, err := io.ReadAll(f.Content(3))
+	require.NoError(t, err)
+	require.Equal(t, "who", string(got))
+	require.NoError(t, os.Remove(f.path))
+	require.NoError(t, os.WriteFile(f.path, content, 0o600))
+	require.ErrorContains(t, f.Settle(t.Context()), "is no longer the file that was written")
+}

@@ -169,6 +169,20 @@ func (p *File) Reserve(ctx context.Context, n int64) error {
 
 func (p *File) Write(b []byte) (int, error) { return p.f.Write(b) }
 
+// Content returns a reader of the first size bytes. Windows does not let another
+// handle read the file.
+func (p *File) Content(size int64) io.Reader { return io.NewSectionReader(p.f, 0, size) }
+
+// Settle makes a complete file public, whatever the umask is, and durable, for a
+// caller that moves it elsewhere.
+func (p *File) Settle(ctx context.Context) error {
+	if !same(p.f, p.path) {
+		return p.errReplaced()
+	}
+	_ = chmod(p.f, publicPerm) // It fails only on file systems without modes.
+	return syncFile(ctx, p.f)
+}
+
 // Discard empties the file and removes that of the rootfs, because their content is
 // useless.
 func (p *File) Discard() error {

@@ -66,8 +66,7 @@ func (p *File) publishPair(ctx context.Context) (*Files, error) {
 // finish prepares a complete file for its final path, and returns that path.
 func (p *File) finish(ctx context.Context, name string) (string, error) {
 	if !same(p.f, p.path) {
-		// The file at the path is not the one that was verified.
-		return "", fmt.Errorf("%s is no longer the file that was written; use a directory that nobody else may write to", p.path)
+		return "", p.errReplaced()
 	}
 	ext, err := extension(p.f)
 	if err != nil {
@@ -79,6 +78,12 @@ func (p *File) finish(ctx context.Context, name string) (string, error) {
 		}
 	}
 	return filepath.Join(p.image.Dir, name+ext), nil
+}
+
+// errReplaced is the error for a path at which there is another file than the one that
+// was verified.
+func (p *File) errReplaced() error {
+	return fmt.Errorf("%s is no longer the file that was written; use a directory that nobody else may write to", p.path)
 }
 
 func (p *File) rename(path string) error {
