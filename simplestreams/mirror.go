@@ -153,7 +153,8 @@ func (e *MirrorError) Unwrap() error { return e.Err }
 // the tree itself cannot be read or written, or an argument is wrong.
 //
 // If no upstream has changed since the last Mirror that had no failure, and neither have the selections and the tree, one
-// conditional request for each of their metadata files is all that is sent, and nothing is written, but that files whose
+// conditional request for each of their metadata files is all that is sent, and nothing is written, but that a tree that is
+// not signed by its Signer yet is signed, and files whose
 // time is over are deleted.
 //
 // Mirrors of one scratch directory, in one process or several, run one after another. Other changes of the tree may be made
@@ -280,6 +281,9 @@ func (m *mirror) run(ctx context.Context) (report *MirrorReport, err error) {
 		report = &MirrorReport{Unmodified: true, Kept: kept}
 		if m.options.DryRun {
 			return report, nil
+		}
+		if err := m.tree.sign(ctx); err != nil {
+			return nil, err
 		}
 		_, err = m.tree.collect(ctx, false)
 		return report, err

@@ -537,3 +537,30 @@ func TestMirrorSigned(t *testing.T) {
 	_, err = newMirrorTree(t).Mirror(t.Context(), upstreams(unsignedClient), nil)
 	require.ErrorIs(t, err, simplestreams.ErrSignature)
 }
+
+// TestMirrorVerifiesLater: what was mirrored without a Verifier is not taken for verified, and a tree that was not signed is
+// signed by a mirror that finds nothing new.
+func TestMirrorVerifiesLater(t *testing.T) {
+	files := mirrorFiles()
+	for _, path := range []string{streamstest.IndexPath, streamstest.ProductsPath} {
+		files[path+".gpg"] = []byte("not a signature")
+	}
+	server := serve(t, files)
+	store := newMemStore()
+	_, err := newTree(t, store, nil).Mirror(t.Context(), upstreams(newClient(t, server, nil)), nil)
+	require.NoError(t, err)
+
+	verifying := newClient(t, server, func(o *simplestreams.Options) { o.Verifier = fakeSigner{} })
+	report, err := newTree(t, store, nil).Mirror(t.Context(), upstreams(verifying), nil)
+	require.ErrorIs(t, err, simplestreams.ErrSignature)
+	require.False(t, report.Unmodified)
+
+	signing := newTree(t, store, &simplestreams.TreeOptions{Signer: fakeSigner{}})
+	for _, dry := range []bool{true, false} {
+		report, err = signing.Mirror(t.Context(), upstreams(newClient(t, server, nil)), &simplestreams.MirrorOptions{DryRun: dry})
+		require.NoError(t, err)
+		require.True(t, report.Unmodified)
+		require.Equal(t, dry, store.files[signedIndex] == nil)
+	}
+	require.NotEmpty(t, verified(t, store))
+}

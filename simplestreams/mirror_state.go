@@ -34,6 +34,7 @@ func (m *mirror) key() (string, error) {
 	type upstream struct {
 		URL, DaemonVersion string
 		Family             Family
+		Verified           bool
 		Select             []Selection
 	}
 	key := struct {
@@ -41,7 +42,9 @@ func (m *mirror) key() (string, error) {
 		Upstreams  []upstream
 	}{AllFormats: m.options.AllFormats}
 	for _, u := range m.upstreams {
-		key.Upstreams = append(key.Upstreams, upstream{u.url(), u.client.options.DaemonVersion, u.client.options.Family, u.selections})
+		key.Upstreams = append(key.Upstreams, upstream{
+			u.url(), u.client.options.DaemonVersion, u.client.options.Family, u.client.options.Verifier != nil, u.selections,
+		})
 	}
 	text, err := json.Marshal(key)
 	sum := sha256.Sum256(text)
