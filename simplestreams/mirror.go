@@ -154,8 +154,7 @@ func (e *MirrorError) Unwrap() error { return e.Err }
 //
 // If no upstream has changed since the last Mirror that had no failure, and neither have the selections and the tree, one
 // conditional request for each of their metadata files is all that is sent, and nothing is written, but that a tree that is
-// not signed by its Signer yet is signed, and files whose
-// time is over are deleted.
+// not signed by its Signer yet is signed, and files whose time is over are deleted.
 //
 // Mirrors of one scratch directory, in one process or several, run one after another. Other changes of the tree may be made
 // at the same time.

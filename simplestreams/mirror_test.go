@@ -2,6 +2,7 @@ package simplestreams_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -709,4 +710,36 @@ func TestMirrorLostFile(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 1, report.Files)
 	require.Equal(t, map[string][]string{"p": {"20240102"}}, tree.check(t))
+}
+
+// TestMirrorOtherCase: the daemons take "Items" for "items" and "Verſions" for "versions". What only they would read is not
+// mirrored, as nothing has verified it.
+func TestMirrorOtherCase(t *testing.T) {
+	unverified := streamstest.Object{"lxd_combined.tar.gz": streamstest.Object{
+		"ftype": "lxd_combined.tar.gz", "path": "streams/v1/index.json", "sha256": streamstest.Hash([]byte("unverified")),
+	}}
+	server := serve(t, streamstest.Tree([]streamstest.Product{{Name: "p", Versions: []streamstest.Version{{Serial: "20240101", Unified: []byte("image")}}}}, func(products streamstest.Object) {
+		product := products["p"].(streamstest.Object)
+		product["Verſions"] = streamstest.Object{"20240102": streamstest.Object{"items": unverified}}
+		product["versions"].(streamstest.Object)["20240101"].(streamstest.Object)["Items"] = unverified
+	}))
+	tree := newMirrorTree(t)
+	_, err := tree.Mirror(t.Context(), upstreams(newClient(t, server, nil)), nil)
+	require.NoError(t, err)
+	require.Len(t, tree.check(t), 1)
+	for path, content := range tree.store.files {
+		if !strings.HasPrefix(path, "streams/v1/golxd-") {
+			continue
+		}
+		var file struct {
+			Products map[string]struct {
+				Versions map[string]struct {
+					Items map[string]struct{ SHA256 string }
+				}
+			}
+		}
+		require.NoError(t, json.Unmarshal(content, &file))
+		require.Len(t, file.Products["p"].Versions, 1)
+		require.Equal(t, streamstest.Hash([]byte("image")), file.Products["p"].Versions["20240101"].Items["lxd_combined.tar.gz"].SHA256)
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -86,12 +87,16 @@ func (d *productsDecoder) treeProduct() (*treeProduct, error) {
 	return product, err
 }
 
-// attributes reads an object. It returns it without the member of a name, whose value member reads.
+// attributes reads an object. It returns it without the member of a name, whose value member reads, and without those whose
+// names differ from it only in case: daemons take them for the same.
 func (d *decoder) attributes(name string, member func() error) (jsontext.Value, error) {
 	object := []byte{'{'}
 	err := d.object(func(found []byte) (err error) {
 		if string(found) == name {
 			return member()
+		}
+		if strings.EqualFold(string(found), name) {
+			return d.SkipValue()
 		}
 		if len(object) > 1 {
 			object = append(object, ',')
