@@ -448,6 +448,9 @@ func (e *entry) read(file *part, id string) {
 	file.path = path
 }
 
+// maxItems limits the items of a version that daemons read: each is combined with each. Public servers have about ten.
+const maxItems = 1000
+
 // item is a file of a version, as the index describes it.
 type item struct {
 	part
@@ -496,6 +499,9 @@ func (d *productsDecoder) item(name []byte) error {
 	})
 	if err != nil || !known {
 		return err
+	}
+	if len(d.items) == maxItems {
+		return fmt.Errorf("%s: the version has more than %d items", d.StackPointer(), maxItems)
 	}
 
 	if it.size < 0 {

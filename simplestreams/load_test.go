@@ -60,7 +60,11 @@ func TestBadMetadata(t *testing.T) {
 		"size is text":         {streamstest.ProductsPath, `{"products":{"a":{"versions":{"20240101":{"items":{"b":{"size":"1"}}}}}}}`, nil, simplestreams.ErrBadData, "/b/size: want a number"},
 		"size is a fraction":   {streamstest.ProductsPath, `{"products":{"a":{"versions":{"20240101":{"items":{"b":{"size":1.5}}}}}}}`, nil, simplestreams.ErrBadData, "1.5 is not an integer"},
 		"versions are a list":  {streamstest.ProductsPath, `{"products":{"a":{"versions":["20240101"]}}}`, nil, simplestreams.ErrBadData, "/products/a/versions: want an object"},
-		"not UTF-8":            {streamstest.ProductsPath, "{\"products\":{\"a\xff\":{}}}", nil, simplestreams.ErrBadData, "UTF-8"},
+		"many items": {
+			streamstest.ProductsPath, `{"products":{"a":{"versions":{"20240101":{"items":{` + strings.Repeat(`"b":{"ftype":"squashfs"},`, 1000) +
+				`"c":{"ftype":"lxd.tar.xz"}}}}}}}`, nil, simplestreams.ErrBadData, "/c: the version has more than 1000 items",
+		},
+		"not UTF-8": {streamstest.ProductsPath, "{\"products\":{\"a\xff\":{}}}", nil, simplestreams.ErrBadData, "UTF-8"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
