@@ -256,6 +256,7 @@ type mirror struct {
 
 	mu       sync.Mutex // guards what follows
 	ready    map[digest]part
+	files    []part    // those of the jobs
 	reserved time.Time // when the files were reserved
 	fetched  MirrorReport
 	progress MirrorProgress

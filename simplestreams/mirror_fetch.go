@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -220,7 +221,7 @@ func (m *mirror) reserve(ctx context.Context, missing []*missingVersion) (metada
 			m.fetched.Files, m.fetched.Bytes = m.progress.TotalFiles, m.progress.Total
 			return metadata, roots, nil
 		}
-		m.reserved = m.tree.now()
+		m.reserved, m.files = m.tree.now(), slices.Concat(fresh, used)
 		err = m.tree.reserve(ctx, fresh...)
 		if err == nil {
 			err = m.tree.reuse(ctx, used...)
@@ -233,7 +234,7 @@ func (m *mirror) reserve(ctx context.Context, missing []*missingVersion) (metada
 	}
 }
 
-// keep reserves the files again that are not listed yet, if that was long ago.
+// keep reserves the files again that are not listed yet, if that was long ago. It must be called before a file is stored.
 func (m *mirror) keep(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -241,12 +242,8 @@ func (m *mirror) keep(ctx context.Context) error {
 		return nil
 	}
 	m.reserved = m.tree.now()
-	files := make([]part, 0, len(m.ready))
-	for _, file := range m.ready {
-		files = append(files, file)
-	}
 
-	return m.tree.reserve(ctx, files...)
+	return m.tree.reserve(ctx, m.files...)
 }
 
 // runJobs runs the jobs, several at once. Failures of files are those of their versions; the error is of ctx or of the tree.
@@ -441,6 +438,9 @@ func (m *mirror) save(ctx context.Context, job *fileJob, d *Download, resume boo
 	}
 	if !m.check(job) {
 		return false, nil
+	}
+	if err := m.keep(ctx); err != nil {
+		return false, err
 	}
 	if dir, ok := m.tree.store.(*DirStore); ok {
 		err = dir.adopt(ctx, job.target.path, r.File.SHA256+partialSuffix, partial)
