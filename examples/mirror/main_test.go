@@ -184,3 +184,11 @@ func TestInterrupted(t *testing.T) {
 	require.Zero(t, code, log)
 	require.Equal(t, 2, strings.Count(out, "+ "))
 }
+
+// TestWrite: the names are a server's, which must not write on a terminal, or lines of its own.
+func TestWrite(t *testing.T) {
+	var out bytes.Buffer
+	change := simplestreams.MirrorChange{Product: "a\x1b[2J", Version: "20260101\n+ b", Files: 1, Bytes: 2}
+	write(&out, &simplestreams.MirrorReport{Added: []simplestreams.MirrorChange{change}, Removed: []simplestreams.MirrorChange{change}})
+	require.Equal(t, `+ "a\x1b[2J" "20260101\n+ b" (1 files, 2 bytes)`+"\n"+`- "a\x1b[2J" "20260101\n+ b"`+"\n", out.String())
+}

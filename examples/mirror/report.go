@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
@@ -14,11 +15,19 @@ import (
 // write writes a line for each image that came or went.
 func write(out io.Writer, report *simplestreams.MirrorReport) {
 	for _, change := range report.Added {
-		fmt.Fprintf(out, "+ %s %s (%d files, %d bytes)\n", change.Product, change.Version, change.Files, change.Bytes)
+		fmt.Fprintf(out, "+ %s %s (%d files, %d bytes)\n", printable(change.Product), printable(change.Version), change.Files, change.Bytes)
 	}
 	for _, change := range report.Removed {
-		fmt.Fprintf(out, "- %s %s\n", change.Product, change.Version)
+		fmt.Fprintf(out, "- %s %s\n", printable(change.Product), printable(change.Version))
 	}
+}
+
+// printable returns a name of a server as it is, or quoted if it could control a terminal.
+func printable(name string) string {
+	if quoted := strconv.Quote(name); quoted != `"`+name+`"` {
+		return quoted
+	}
+	return name
 }
 
 // bar shows the progress of all downloads. It ignores errors: a bar that cannot be drawn
