@@ -313,8 +313,11 @@ func (m *mirror) run(ctx context.Context) (report *MirrorReport, err error) {
 		version.fail("", fmt.Errorf("%w: its files; call Mirror again", ErrConflict))
 		report.Failed = append(report.Failed, version.offered.failed)
 	}
-	if !m.options.DryRun && len(report.Failed) == 0 {
-		m.discardPartials()
+	if m.options.DryRun {
+		return report, joined(report.Failed)
+	}
+	m.discardPartials()
+	if len(report.Failed) == 0 {
 		if err := m.saveState(ctx, report); err != nil {
 			return nil, err
 		}

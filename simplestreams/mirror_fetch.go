@@ -54,12 +54,27 @@ func (m *mirror) openScratch(ctx context.Context) (release func(), err error) {
 	}, nil
 }
 
-// discardPartials removes the partial files of files that are not needed any longer. It ignores errors: they are removed
-// the next time.
+// discardPartials removes the partial files that are not needed any longer: all but those of versions that have failed, and of
+// upstreams that were not read. It ignores errors: they are removed the next time.
 func (m *mirror) discardPartials() {
+	if len(m.failed) > 0 {
+		return
+	}
+	needed := map[string]bool{}
+	for _, o := range m.offers {
+		for _, product := range o.products {
+			for _, version := range product.versions {
+				for i := range version.items {
+					if version.failed != nil {
+						needed[version.items[i].sha256.String()] = true
+					}
+				}
+			}
+		}
+	}
 	entries, _ := os.ReadDir(m.scratch)
 	for _, entry := range entries {
-		if name, ok := strings.CutSuffix(entry.Name(), partialSuffix); ok && isHash(name) {
+		if name, ok := strings.CutSuffix(entry.Name(), partialSuffix); ok && isHash(name) && !needed[name] {
 			_ = os.Remove(filepath.Join(m.scratch, entry.Name()))
 		}
 	}

@@ -615,8 +615,12 @@ func TestMirrorResumes(t *testing.T) {
 			server.Fault(root, streamstest.Cut(int64(at)))
 		}
 		server.Requests()
+		require.NoError(t, os.MkdirAll(dir+"/.golxd", 0o700))
+		superseded := filepath.Join(dir, ".golxd", streamstest.Hash([]byte("superseded"))+".partial")
+		require.NoError(t, os.WriteFile(superseded, []byte("su"), 0o600))
 		_, err := newMirrorDir(t, dir).Mirror(t.Context(), upstreams(newClient(t, server, nil)), nil)
 		require.Equal(t, at > 0, err != nil)
+		require.NoFileExists(t, superseded)
 		for _, request := range server.Requests() {
 			switch request.Path {
 			case meta:
