@@ -57,8 +57,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 }
 
 // plain returns the text of an error without the prefix of package lxdtest, which is also
-// that of this command.
-func plain(err error) string { return strings.ReplaceAll(err.Error(), "lxdtest: ", "") }
+// that of this command. It is not what a path may end with, such as that of the marker.
+func plain(err error) string {
+	text := strings.TrimPrefix(err.Error(), "lxdtest: ")
+	return strings.NewReplacer(": lxdtest: ", ": ", "\nlxdtest: ", "\n").Replace(text)
+}
 
 // serve starts the servers, prints the line that says so, and closes the servers
 // when ctx has ended. stop ends ctx.
