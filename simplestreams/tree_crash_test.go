@@ -243,7 +243,7 @@ func testCrashes(t *testing.T, options *simplestreams.TreeOptions) {
 
 // named returns the path of the tree's products file in an index, without what differs in a signed one.
 func named(store *memStore, index string) string {
-	_, path, _ := strings.Cut(string(store.files[index]), `"path":"streams/v1/golxd-`)
+	_, path, _ := strings.Cut(string(store.files[index]), `"streams/v1/golxd-`)
 	path, _, _ = strings.Cut(path, ".")
 
 	return path
