@@ -429,3 +429,41 @@ func TestWithParent(t *testing.T) {
 	<-p.code // the orphan has ended
 	require.NoDirExists(t, p.ready.Dir)
 }
+
+// TestClosedOutput: without a reader of its standard output the command ends, without one of
+// its log it serves, and in the end nothing is left.
+func TestClosedOutput(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(shortDir(t), "new")
+	closed := func() *os.File {
+		r, w, err := os.Pipe()
+		require.NoError(t, err)
+		require.NoError(t, r.Close())
+		t.Cleanup(func() { _ = w.Close() })
+		return w
+	}
+	cmd := exec.Command(os.Args[0], "-dir", dir)
+	cmd.Env = append(os.Environ(), envCommand+"=1")
+	cmd.Stdout = closed()
+	_ = cmd.Run()
+	require.Equal(t, 1, cmd.ProcessState.ExitCode())
+	require.NoDirExists(t, dir)
+
+	cmd = exec.Command(os.Args[0], "-dir", dir, "-log")
+	cmd.Env = append(os.Environ(), envCommand+"=1")
+	cmd.Stderr = closed()
+	stdout, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	p := &process{T: t, stderr: &bytes.Buffer{}, stop: func() {}}
+	p.read(stdout)
+	c := p.client(p.ready.Servers[0])
+	for range 2 {
+		_, err := c.Images.All(t.Context(), nil)
+		require.NoError(t, err)
+	}
+	require.Equal(t, 200, p.call("POST", "/stop", "", nil))
+	require.NoError(t, cmd.Wait())
+	require.NoDirExists(t, dir)
+}
