@@ -20,7 +20,6 @@ import (
 
 // control is the HTTP server of the control socket.
 type control struct {
-	address address
 	server  *http.Server
 	serving sync.WaitGroup
 	fleet   *fleet
@@ -43,9 +42,10 @@ func startControl(ctx context.Context, stop func(), f *fleet, s *settings, d *di
 	if err != nil {
 		return nil, fmt.Errorf("control socket: %w", err)
 	}
-	c.address.Socket = at
+	// Before a call can ask for it.
+	f.Control.Socket = at
 	if network == "tcp" {
-		c.address = address{URL: "http://" + l.Addr().String()}
+		f.Control = address{URL: "http://" + l.Addr().String()}
 	}
 	c.server = &http.Server{
 		Handler:           c,

@@ -271,3 +271,21 @@ func TestControlEnds(t *testing.T) {
 	require.Equal(t, 200, p.call("GET", "/lxd50", "", nil))
 	require.Equal(t, 0, p.end())
 }
+
+// TestControlEarly: a script that only waits for the socket gets the whole line too.
+func TestControlEarly(t *testing.T) {
+	t.Parallel()
+	d := &directory{path: shortDir(t)}
+	ctx, cancel := context.WithCancel(t.Context())
+	c, err := startControl(ctx, cancel, &fleet{}, &settings{}, d)
+	require.NoError(t, err)
+	defer c.close()
+	conn, err := net.Dial("unix", d.join(controlSocket))
+	require.NoError(t, err)
+	defer func() { _ = conn.Close() }()
+	_, err = io.WriteString(conn, "GET /servers HTTP/1.0\r\n\r\n")
+	require.NoError(t, err)
+	response, err := io.ReadAll(conn)
+	require.NoError(t, err)
+	require.Contains(t, string(response), `"control":{"socket":"`+d.join(controlSocket)+`"}`)
+}

@@ -81,7 +81,6 @@ func serve(ctx context.Context, stop func(), s *settings, stdout, stderr io.Writ
 		return err
 	}
 	defer c.close()
-	f.Control = c.address
 	line, err := json.Marshal(f)
 	if err != nil {
 		return err
