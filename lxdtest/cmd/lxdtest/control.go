@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -38,7 +40,13 @@ func startControl(ctx context.Context, stop func(), f *fleet, s *settings, d *di
 	} else if at == "" {
 		at = d.join(controlSocket)
 	}
+	if network == "unix" {
+		removeStale(at)
+	}
 	l, err := (&net.ListenConfig{}).Listen(ctx, network, at)
+	if err != nil && network == "unix" && len(at) > maxSocketPath {
+		err = fmt.Errorf("%w: the path has %d bytes, that of a socket at most %d", err, len(at), maxSocketPath)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("control socket: %w", err)
 	}
@@ -54,6 +62,18 @@ func startControl(ctx context.Context, stop func(), f *fleet, s *settings, d *di
 	}
 	c.serving.Go(func() { _ = c.server.Serve(l) })
 	return c, nil
+}
+
+// removeStale removes the socket of a process that was killed.
+func removeStale(path string) {
+	if info, err := os.Lstat(path); err != nil || info.Mode().Type() != fs.ModeSocket {
+		return
+	}
+	if c, err := net.Dial("unix", path); err == nil {
+		_ = c.Close()
+		return
+	}
+	_ = os.Remove(path) // if that fails, listening does
 }
 
 func isNumber(text string) bool {

@@ -391,6 +391,31 @@ func command(t *testing.T, env string, args ...string) (*exec.Cmd, *process) {
 	return cmd, p
 }
 
+// TestKilled: a process that was killed does not hinder the next one with the same flags.
+func TestKilled(t *testing.T) {
+	t.Parallel()
+	dir := shortDir(t)
+	args := []string{"-dir", filepath.Join(dir, "new"), "-socket", filepath.Join(dir, "s"), "-control", filepath.Join(dir, "c")}
+	cmd, p := command(t, envCommand, args...)
+	require.NoError(t, cmd.Process.Kill())
+	<-p.code
+	_ = cmd.Wait()
+	p = start(t, args...)
+	require.Equal(t, 200, p.call("GET", "/lxd50", "", nil))
+	_, err := p.client(p.ready.Servers[0]).Images.All(t.Context(), nil)
+	require.NoError(t, err)
+
+	var stderr bytes.Buffer
+	require.Equal(t, 1, run(t.Context(), []string{"-control", filepath.Join(dir, "c")}, io.Discard, &stderr))
+	require.Contains(t, stderr.String(), "address already in use")
+	require.Equal(t, 200, p.call("GET", "/lxd50", "", nil))
+	stderr.Reset()
+	require.Equal(t, 1, run(t.Context(), []string{"-control", filepath.Join(dir, strings.Repeat("c", 100))}, io.Discard, &stderr))
+	require.Contains(t, stderr.String(), "that of a socket at most 100")
+	require.Equal(t, 0, p.end())
+	require.Equal(t, []string{p.ready.Dir}, testkit.FilesIn(t, dir), "which the second one has not made")
+}
+
 // TestSignals: SIGTERM and SIGINT end it with code 0, and nothing is left. It holds a
 // connection and a call of the control socket meanwhile.
 func TestSignals(t *testing.T) {
