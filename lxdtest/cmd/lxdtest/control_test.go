@@ -111,7 +111,7 @@ func TestControlState(t *testing.T) {
 	require.Equal(t, 200, p.call("POST", "/a/snapshot", "", &id))
 	image, err := p.client(a).Images.Get(t.Context(), added.Fingerprint)
 	require.NoError(t, err)
-	require.NoError(t, image.Delete(t.Context(), nil))
+	require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
 	require.Equal(t, []string{"web"}, names("a"))
 	body, err := json.Marshal(id)
 	require.NoError(t, err)
