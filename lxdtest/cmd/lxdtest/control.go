@@ -256,11 +256,7 @@ func (c *control) reset(s *server, r *http.Request) (any, error) {
 	if err := read(r, &struct{}{}); err != nil {
 		return nil, err
 	}
-	if err := s.restore(s.initial); err != nil {
-		return nil, err
-	}
-	s.injectInitial()
-	return struct{}{}, nil
+	return struct{}{}, s.restore(s.initial, s.setting.faults...)
 }
 
 // idJSON names a fault or a snapshot.

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -148,6 +149,35 @@ func TestControlState(t *testing.T) {
 	require.Equal(t, 200, p.call("DELETE", "/a/requests", "", nil))
 	require.Equal(t, 200, p.call("GET", "/a/requests", "", &requests))
 	require.Empty(t, requests)
+}
+
+// TestControlAtOnce: a fault that is injected during a reset is one that other calls know.
+func TestControlAtOnce(t *testing.T) {
+	t.Parallel()
+	p := start(t)
+	require.Equal(t, 200, p.call("POST", "/lxd50/inject", `{"fault": "stall-headers", "path": "/1.0/profiles"}`, nil))
+	request := func(text string) net.Conn {
+		conn, err := net.Dial("unix", p.ready.Servers[0].Socket)
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = conn.Close() })
+		_, err = io.WriteString(conn, text)
+		require.NoError(t, err)
+		return conn
+	}
+	// The reset waits for the upload, and before that removes the fault.
+	request("POST /1.0/images HTTP/1.1\r\nHost: lxd\r\nContent-Length: 1000\r\n\r\n")
+	stalled := request("GET /1.0/profiles HTTP/1.1\r\nHost: lxd\r\n\r\n")
+	for _, path := range []string{"/1.0/images", "/1.0/profiles"} {
+		require.Equal(t, 200, p.call("GET", "/lxd50/wait?path="+path, "", nil))
+	}
+	reset := make(chan int)
+	go func() { reset <- p.call("POST", "/lxd50/reset", "", nil) }()
+	_, err := io.ReadFull(stalled, make([]byte, 1))
+	require.NoError(t, err)
+	var id idJSON
+	require.Equal(t, 200, p.call("POST", "/lxd50/inject", `{"fault": "html", "path": "/1.0/images"}`, &id))
+	require.Equal(t, 200, <-reset)
+	require.Equal(t, 200, p.call("GET", fmt.Sprintf("/lxd50/fired?id=%d", id.ID), "", nil))
 }
 
 // TestControlServer: tokens, restarts, and what a server tells of itself.
