@@ -194,7 +194,8 @@ func TestFleet(t *testing.T) {
 // TestBadFlags: each is refused in words before anything is made.
 func TestBadFlags(t *testing.T) {
 	t.Parallel()
-	file := filepath.Join(t.TempDir(), "image.tar")
+	file, dir := filepath.Join(t.TempDir(), "image.tar"), filepath.Join(t.TempDir(), "dir.tar")
+	require.NoError(t, os.Mkdir(dir, 0o700))
 	require.NoError(t, os.WriteFile(file, lxdtest.UnifiedImage("x", 0), 0o600))
 	for words, args := range map[string][]string{
 		"the dialects are lxd40":      {"-dialect", "lxd5"},
@@ -211,7 +212,9 @@ func TestBadFlags(t *testing.T) {
 		"\"small\" is not an option":  {"-image", "a=debian/13 small"},
 		"not a number of bytes":       {"-image", "a=debian/13 size=1MB"},
 		"for images that are made":    {"-image", "a=" + file + " split"},
-		"is not a file":               {"-image", "a=."},
+		"is not a file":               {"-image", "a=" + dir},
+		"\".\" is neither":            {"-image", "a=."},
+		"is not METADATA+ROOTFS":      {"-image", "a=+" + file},
 		"is not a name":               {"-project", "none:web"},
 		"\"a/b\": is not a name":      {"-profile", "a/b"},
 		"the faults are refuse":       {"-fault", "lxd50:cut"},
@@ -299,7 +302,7 @@ func TestImageFiles(t *testing.T) {
 	unified := lxdtest.UnifiedImage("unified", 50_000)
 	meta, root := lxdtest.SplitImage("split", 0)
 	vmMeta, disk := lxdtest.VMImage("vm", 0)
-	for name, content := range map[string][]byte{"u.tar": unified, "m.tar": meta, "r.tar": root, "vm.tar": vmMeta, "d.img": disk, "bad.tar": []byte("bad")} {
+	for name, content := range map[string][]byte{"u.tar": unified, "m.tar": meta, "r.tar": root, "vm.tar": vmMeta, "d.img": disk, "bad.tar": []byte("bad"), "u+1.tar": unified} {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), content, 0o600))
 	}
 	in := func(name string) string { return filepath.Join(dir, name) }
@@ -312,9 +315,22 @@ func TestImageFiles(t *testing.T) {
 		require.Equal(t, alias == "vm", image.Type == lxd.VirtualMachine)
 	}
 	require.Equal(t, 0, p.end())
+	image, err := parseImage("plus=" + in("u+1.tar"))
+	require.NoError(t, err)
+	require.Equal(t, in("u+1.tar"), image.metadata)
+	require.Empty(t, image.rootfs)
 	var stderr bytes.Buffer
 	require.Equal(t, 1, run(t.Context(), []string{"-image", "a=" + in("bad.tar")}, io.Discard, &stderr))
 	require.Contains(t, stderr.String(), `image ["a"]`)
+}
+
+// TestImageLikeDirectory: what is made is made where a directory has the same path.
+func TestImageLikeDirectory(t *testing.T) {
+	t.Chdir(t.TempDir())
+	require.NoError(t, os.MkdirAll("debian/13", 0o700))
+	image, err := parseImage("web=debian/13")
+	require.NoError(t, err)
+	require.Equal(t, "debian/13", image.seed)
 }
 
 // TestDirectory uses a directory again, and leaves what is not its own.
