@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -35,7 +36,7 @@ type control struct {
 func startControl(ctx context.Context, stop func(), f *fleet, s *settings, d *directory) (*control, error) {
 	c := &control{fleet: f, stop: stop, snapshots: map[int]*lxdtest.Snapshot{}}
 	network, at := "unix", s.control
-	if _, port, err := net.SplitHostPort(at); err == nil && isNumber(port) {
+	if isAddress(at) {
 		network = "tcp"
 	} else if at == "" {
 		at = d.join(controlSocket)
@@ -76,8 +77,12 @@ func removeStale(path string) {
 	_ = os.Remove(path) // if that fails, listening does
 }
 
-func isNumber(text string) bool {
-	_, err := strconv.ParseUint(text, 10, 16)
+// isAddress reports whether a text is host:port and not a path.
+func isAddress(text string) bool {
+	_, port, err := net.SplitHostPort(text)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
 	return err == nil
 }
 
@@ -198,7 +203,11 @@ func read(r *http.Request, into any) error {
 
 // checkQuery refuses parameters other than those.
 func checkQuery(r *http.Request, names ...string) error {
-	for name, values := range r.URL.Query() {
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return badRequest("parameters: %v", err)
+	}
+	for name, values := range query {
 		switch {
 		case !slices.Contains(names, name) && len(names) == 0:
 			return badRequest("unknown parameter %q; the call has none", name)

@@ -269,6 +269,8 @@ func TestControlRefuses(t *testing.T) {
 		{"GET", "/lxd50/fired?id=x", ``, 400, "is not a number"},
 		{"GET", "/lxd50/fired?timeout=1s", ``, 400, "needs the id"},
 		{"GET", "/lxd50/fired?id=1&id=2", ``, 400, "is there twice"},
+		{"GET", "/lxd50/fired?id=1;timeout=1s", ``, 400, "invalid semicolon"},
+		{"GET", "/lxd50/wait?path=%zz", ``, 400, "invalid URL escape"},
 		{"GET", "/lxd50/wait?timeout=1", ``, 400, "is not a duration"},
 		{"GET", "/lxd50/wait?done=no", ``, 400, "can only be true"},
 		{"GET", "/lxd50/wait?path=[", ``, 400, "syntax error"},
