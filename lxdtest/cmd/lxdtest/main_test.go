@@ -324,6 +324,17 @@ func TestImageFiles(t *testing.T) {
 	require.Contains(t, stderr.String(), `image ["a"]`)
 }
 
+// TestRelativePaths: clients get paths that they can use anywhere.
+func TestRelativePaths(t *testing.T) {
+	dir := shortDir(t)
+	t.Chdir(dir)
+	p := start(t, "-dir", "d", "-socket", "s", "-control", "c", "-tls", "none")
+	require.Equal(t, filepath.Join(dir, "s"), p.ready.Servers[0].Socket)
+	require.Equal(t, filepath.Join(dir, "c"), p.ready.Control.Socket)
+	require.Equal(t, filepath.Join(dir, "d", "lxc"), p.ready.Servers[0].Conf)
+	require.Equal(t, 0, p.end())
+}
+
 // TestImageLikeDirectory: what is made is made where a directory has the same path.
 func TestImageLikeDirectory(t *testing.T) {
 	t.Chdir(t.TempDir())
