@@ -152,7 +152,13 @@ func (c *control) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // handle finds the call and calls it.
-func (c *control) handle(r *http.Request) (any, error) {
+func (c *control) handle(r *http.Request) (out any, err error) {
+	defer func() {
+		// Package lxdtest panics if a server cannot listen again at its address.
+		if failure := recover(); failure != nil {
+			err = fmt.Errorf("%v", failure)
+		}
+	}()
 	switch r.Method + " " + r.URL.Path {
 	case "GET /servers":
 		return c.fleet, checkQuery(r)

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -241,6 +242,25 @@ func TestControlServer(t *testing.T) {
 	require.Equal(t, 200, p.call("POST", "/stop", "", nil))
 	require.Equal(t, 0, <-p.code)
 	p.code <- 0
+}
+
+// TestControlAddressTaken: a server that cannot listen again is an error in words.
+func TestControlAddressTaken(t *testing.T) {
+	t.Parallel()
+	p := start(t)
+	var id idJSON
+	require.Equal(t, 200, p.call("POST", "/lxd50/inject", `{"fault": "refuse"}`, &id))
+	taken, err := net.Listen("tcp", strings.TrimPrefix(p.ready.Servers[0].URL, "https://"))
+	require.NoError(t, err)
+	for _, call := range [][2]string{{"remove", fmt.Sprintf(`{"id": %d}`, id.ID)}, {"restart", ""}} {
+		status, text := p.raw("POST", "/lxd50/"+call[0], call[1])
+		require.Equal(t, 500, status)
+		require.Contains(t, string(text), "address already in use")
+	}
+	require.NoError(t, taken.Close())
+	require.Equal(t, 200, p.call("POST", "/lxd50/restart", "", nil))
+	_, err = p.quick(p.ready.Servers[0]).Images.All(t.Context(), nil)
+	require.NoError(t, err)
 }
 
 // TestControlRefuses: what is wrong is refused in words, and nothing happens.
