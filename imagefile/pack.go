@@ -23,8 +23,7 @@ import (
 type PackOptions struct {
 	// Compression is None, Gzip, XZ or Zstd. The default is Gzip, which each daemon reads without further programs, and with
 	// [FromImage] that of the image. Gzip and Zstd use several processors; Zstd needs about 50 MiB for each, at most 220
-	// MiB. In a squashfs it compresses the blocks, and the
-	// default is XZ.
+	// MiB. In a squashfs it compresses the blocks, and the default is XZ.
 	Compression Compression
 	// Level is 1 to 9 for Gzip and 1 to 22 for Zstd; a higher one is slower and smaller. The default 0 is that of the
 	// library: about 6 for Gzip, and 3 for Zstd. XZ has none. With [FromImage] it needs Compression.

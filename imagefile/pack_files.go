@@ -11,10 +11,10 @@ import (
 	"path/filepath"
 )
 
-// PackFiles is [Pack] to files with these names. rootfs is empty for a unified image. The files get their names when they
-// are complete, and replace files of the same names; after an error there are neither new nor partial ones. Of a split
-// image, the second file is renamed first; if renaming the first one fails, the second is the new one. They must not be in
-// the directory that is packed.
+// PackFiles is [Pack] to files with these names, which do not determine the formats: the options do. rootfs is empty for a
+// unified image. The files get their names when they are complete, and replace files of the same names; after an error
+// there are neither new nor partial ones. Of a split image, the second file is renamed first; if renaming the first one
+// fails, the second is the new one. They must not be in the directory that is packed.
 func PackFiles(ctx context.Context, image, rootfs string, root Root, metadata *Metadata, opts *PackOptions) (*Info, error) {
 	p, err := newPacker(ctx, rootfs != "", root, metadata, opts)
 	if err != nil {

@@ -37,12 +37,10 @@ func New(server string, options *Options) (*Client, error) {
 	set := options.withDefaults()
 
 	address, err := url.Parse(server)
-	if err != nil {
-		return nil, invalid("server", "is not a URL: %v", redact.Error(err))
-	}
 	switch {
-	case address.Scheme != "https" && address.Scheme != "http":
-		return nil, invalid("server", "%q has another scheme than https, or http with Options.AllowHTTP", redact.URL(address))
+	case err != nil || address.Scheme != "https" && address.Scheme != "http":
+		// Its text is left out, as it may contain a password.
+		return nil, invalid("server", "is not an https URL, such as \"https://images.example.net\"")
 	case address.Scheme == "http" && !set.AllowHTTP:
 		return nil, fmt.Errorf("%w: %w", invalid("server", "%q is not https: set Options.AllowHTTP to permit it", redact.URL(address)), ErrInsecure)
 	case address.Host == "":

@@ -31,12 +31,13 @@ func TestNewRefuses(t *testing.T) {
 		options *simplestreams.Options
 		says    string
 	}{
-		"no scheme":     {"images.example.net", nil, "another scheme than https"},
-		"other scheme":  {"ftp://images.example.net", nil, "another scheme than https"},
+		"no scheme":     {"images.example.net", nil, "is not an https URL"},
+		"host and port": {"images.example.net:8443", nil, "is not an https URL"},
+		"other scheme":  {"ftp://images.example.net", nil, "is not an https URL"},
 		"plain http":    {"http://127.0.0.1", nil, "AllowHTTP"},
 		"no host":       {"https:///images", nil, "no host"},
 		"query":         {"https://images.example.net/?a=b", nil, "query"},
-		"control":       {"https://images.example.net/\x01", nil, "not a URL"},
+		"control":       {"https://images.example.net/\x01", nil, "is not an https URL"},
 		"family":        {"https://images.example.net", &simplestreams.Options{Family: "docker"}, `Options.Family is "docker", not one of "", "lxd", "incus"`},
 		"no PEM":        {"https://images.example.net", &simplestreams.Options{Certificate: "-"}, "Options.Certificate contains no"},
 		"custom client": {"https://images.example.net", &simplestreams.Options{HTTPClient: &http.Client{Transport: roundTripper{}}, RootCAs: x509.NewCertPool()}, "Options.HTTPClient has"},

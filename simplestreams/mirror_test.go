@@ -276,7 +276,7 @@ func TestMirrorSelections(t *testing.T) {
 		tree := newMirrorTree(t)
 		report, err := tree.Mirror(t.Context(), upstreams(client, selection{Aliases: []string{"alpine"}}, selection{Aliases: []string{"none"}}), nil)
 		require.ErrorIs(t, err, simplestreams.ErrNotFound)
-		require.ErrorContains(t, err, "selection 1")
+		require.ErrorContains(t, err, "Select[1] (none)")
 		require.Len(t, report.Added, 1)
 	})
 }

@@ -136,7 +136,9 @@ func (u *upstreamReader) merge(files []map[string]*offeredProduct) *offer {
 	}
 	for i, matched := range u.matched {
 		if !matched {
-			o.failed = append(o.failed, u.failure(fmt.Errorf("%w: the server has no image of selection %d", ErrNotFound, i)))
+			s := u.selections[i]
+			words := slices.Concat(s.Aliases, s.Products, s.Architectures)
+			o.failed = append(o.failed, u.failure(fmt.Errorf("%w: the server has no image of Select[%d] (%s)", ErrNotFound, i, strings.Join(words, ", "))))
 		}
 	}
 

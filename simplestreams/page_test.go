@@ -14,7 +14,7 @@ func TestPage(t *testing.T) {
 	page, err := os.ReadFile("../docs/imageserver.md")
 	require.NoError(t, err)
 	lines := map[string]bool{}
-	for _, name := range []string{"example_tree_test.go", "example_mirror_test.go"} {
+	for _, name := range []string{"example_test.go", "example_tree_test.go", "example_mirror_test.go", "signed/example_test.go"} {
 		examples, err := os.ReadFile(name)
 		require.NoError(t, err)
 		for line := range strings.Lines(string(examples)) {

@@ -75,7 +75,8 @@ type Publication struct {
 	Fingerprint string
 
 	// Files are one file, a unified image; or the metadata tarball and the root filesystem: a squashfs, a tarball, or the
-	// qcow2 disk of a virtual machine. The content determines what it is. Each is read to its end before the next.
+	// qcow2 disk of a virtual machine. The first bytes determine what a file is; what is inside, and whether daemons accept
+	// it, CheckFiles of package imagefile checks. Each is read to its end before the next.
 	// [FileContents] returns them from disk, and Export.Files of package lxd from a server. If the context ends while a Read
 	// blocks, the Read is not waited for.
 	Files iter.Seq2[io.Reader, error]
@@ -205,7 +206,7 @@ func (j *publishing) prepare() error {
 
 	daemon, ok := ArchitectureName(j.Architecture)
 	if !ok {
-		return invalid("Publication.Architecture", "%.80q is not known", j.Architecture)
+		return invalid("Publication.Architecture", "%.80q is not the name of an architecture, such as \"amd64\"", j.Architecture)
 	}
 	j.Architecture = cmp.Or(indexArchitectures[daemon], daemon)
 	if j.Product == "" {
@@ -319,6 +320,9 @@ func (j *publishing) store(ctx context.Context) error {
 		}
 		if content == nil {
 			return invalid("Publication.Files", "has a reader that is nil")
+		}
+		if len(j.parts) == 1 && strings.HasSuffix(j.parts[0].path, ".squashfs") {
+			return badDataf("product %q, version %q: file 1 is a squashfs: of two files the metadata tarball comes first", j.Product, j.Version)
 		}
 		file, err := j.storeFile(ctx, content, combined)
 		if err != nil {

@@ -273,6 +273,7 @@ func TestTreeRefuses(t *testing.T) {
 		"no image":    {debian("20260101", "text"), simplestreams.ErrBadData},
 		"empty":       {debian("20260101", ""), simplestreams.ErrBadData},
 		"disk first":  {debian("20260101", qcow2Magic), simplestreams.ErrBadData},
+		"exchanged":   {debian("20260101", squashfsMagic, xzMagic), simplestreams.ErrBadData},
 		"bad rootfs":  {debian("20260101", xzMagic, "text"), simplestreams.ErrBadData},
 		"three files": {debian("20260101", xzMagic, squashfsMagic, squashfsMagic), simplestreams.ErrInvalid},
 		"no files":    {debian("20260101"), simplestreams.ErrInvalid},

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -17,7 +18,7 @@ import (
 // config is the file.
 type config struct {
 	Directory  string
-	Grace      time.Duration
+	Grace      string
 	Parallel   int
 	SigningKey string `yaml:"signing_key"`
 	Upstreams  []upstream
@@ -57,7 +58,7 @@ func load(path string) (*mirror, error) {
 	var c config
 	decoder := yaml.NewDecoder(bytes.NewReader(data))
 	decoder.KnownFields(true)
-	if err := decoder.Decode(&c); err != nil {
+	if err := decoder.Decode(&c); err != nil && !errors.Is(err, io.EOF) { // An empty file has no directory.
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	m, err := c.open(filepath.Dir(path))
@@ -69,10 +70,10 @@ func load(path string) (*mirror, error) {
 
 func (c *config) open(dir string) (*mirror, error) {
 	if c.Directory == "" {
-		return nil, errors.New("directory is missing")
+		return nil, errors.New("directory is not set")
 	}
 	if len(c.Upstreams) == 0 {
-		return nil, errors.New("upstreams is empty")
+		return nil, errors.New("upstreams is not set")
 	}
 	m := &mirror{parallel: c.Parallel}
 	for n, each := range c.Upstreams {
@@ -91,7 +92,14 @@ func (c *config) open(dir string) (*mirror, error) {
 }
 
 func (m *mirror) openTree(c *config, dir string) error {
-	options := &simplestreams.TreeOptions{Grace: c.Grace}
+	options := &simplestreams.TreeOptions{}
+	if c.Grace != "" {
+		grace, err := time.ParseDuration(c.Grace)
+		if err != nil {
+			return fmt.Errorf("grace %q is not a duration, such as 24h", c.Grace)
+		}
+		options.Grace = grace
+	}
 	if c.SigningKey != "" {
 		key, err := os.Open(within(dir, c.SigningKey))
 		if err != nil {
@@ -137,7 +145,10 @@ func (u *upstream) open(dir string) (*simplestreams.Upstream, error) {
 		}
 	}
 	client, err := simplestreams.New(u.URL, options)
-	if err != nil {
+	switch {
+	case errors.Is(err, simplestreams.ErrInsecure):
+		return nil, errors.New("url is not https; allow_http: true permits that")
+	case err != nil:
 		return nil, err
 	}
 	opened := &simplestreams.Upstream{Client: client}

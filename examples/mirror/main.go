@@ -13,11 +13,16 @@
 //	  - url: https://images.example.net
 //	    certificate: images.crt # if the system does not trust the server's
 //	    keyring: images.gpg # if the server's index is to be verified by an OpenPGP key
+//	    allow_http: true # if the url is not https; then nothing but a keyring makes sure whose images these are
 //	    images: # the default is everything
-//	      - aliases: [debian/13, ubuntu/*]
+//	      - aliases: [debian/13, ubuntu/*] # or products: ["debian:13:*"]
 //	        architectures: [amd64, arm64] # the default is all
 //	        types: [container, virtual-machine] # the default is both
 //	        versions: 2 # the newest two of each; the default is one
+//
+// Paths are relative to the directory of the file. A signing key has no passphrase. An
+// image must match all lines of one of the entries of images; an entry that matches none
+// is reported, and the others are mirrored.
 //
 // It is made to be run by cron or a systemd timer: it prints a line for each image that
 // came or went, and nothing if there was none. -n prints the lines and changes nothing,
@@ -25,7 +30,10 @@
 // directory has what the file says, 1 if something could not be mirrored (what could be,
 // was), and 2 if the command line or the file is wrong. Two runs at once do no harm.
 //
-// It is a separate module, so that package lxd does not require the progress bar.
+// It is a separate module, so that package lxd does not require the progress bar, and is
+// built in a clone of the repository:
+//
+//	cd examples/mirror && go build
 package main
 
 import (

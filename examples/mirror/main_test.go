@@ -131,10 +131,13 @@ func TestUsage(t *testing.T) {
 		file []string
 		log  string
 	}{
+		"empty":         {nil, "directory is not set"},
+		"not a time":    {[]string{"directory: images", "grace: 24", "upstreams: [{url: https://images.invalid}]"}, "such as 24h"},
+		"no URL":        {[]string{"directory: images", "upstreams: [{}]"}, "https://images.example.net"},
 		"no directory":  {[]string{"upstreams: [{url: https://images.invalid}]"}, "directory"},
 		"no upstream":   {[]string{"directory: images"}, "upstreams"},
 		"unknown field": {[]string{"directory: images", "upstream: x"}, "line 2"},
-		"not https":     {[]string{"directory: images", "upstreams: [{url: http://images.invalid}]"}, "upstreams[0]"},
+		"not https":     {[]string{"directory: images", "upstreams: [{url: http://images.invalid}]"}, "allow_http: true"},
 		"no keyring":    {[]string{"directory: images", "upstreams: [{url: https://images.invalid, keyring: none}]"}, "none"},
 		"no key":        {[]string{"directory: images", "signing_key: none", "upstreams: [{url: https://images.invalid}]"}, "none"},
 		"not a pattern": {[]string{"directory: images", "upstreams: [{url: https://images.invalid, images: [{aliases: ['[']}]}]"}, "Aliases"},

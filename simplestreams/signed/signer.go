@@ -39,6 +39,9 @@ func NewSigner(key io.Reader, passphrase []byte) (*Signer, error) {
 		return nil, err
 	}
 	if signing.PrivateKey.Encrypted {
+		if len(passphrase) == 0 {
+			return nil, fmt.Errorf("the key %s has a passphrase, which is needed to sign; or export a key that has none", signing.PrivateKey.KeyIdString())
+		}
 		if err := signing.PrivateKey.Decrypt(passphrase); err != nil {
 			return nil, fmt.Errorf("decrypt the key with the passphrase: %w", err)
 		}

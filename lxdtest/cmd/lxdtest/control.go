@@ -180,7 +180,12 @@ func (c *control) handle(r *http.Request) (out any, err error) {
 	}
 	call := calls[r.Method+" "+action]
 	if call == nil {
-		return nil, notFound("no call %s %s; a server has %s", r.Method, action, strings.Join(slices.Sorted(maps.Keys(calls)), ", "))
+		var there []string
+		for _, call := range slices.Sorted(maps.Keys(calls)) {
+			method, action, _ := strings.Cut(call, " ")
+			there = append(there, method+" "+strings.TrimSuffix("/"+name+"/"+action, "/"))
+		}
+		return nil, notFound("no call %s %s; there are %s", r.Method, r.URL.Path, strings.Join(there, ", "))
 	}
 	return call(c, c.fleet.Servers[n], r)
 }

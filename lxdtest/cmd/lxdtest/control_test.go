@@ -274,8 +274,8 @@ func TestControlRefuses(t *testing.T) {
 	}{
 		{"GET", "/", "", 404, `no server \"\"; there are lxd50, and the calls GET /servers`},
 		{"POST", "/lxd40/reset", "", 404, `no server \"lxd40\"`},
-		{"GET", "/lxd50/reset", "", 404, "no call GET reset; a server has"},
-		{"POST", "/lxd50/reset/all", "", 404, "no call POST reset/all"},
+		{"GET", "/lxd50/reset", "", 404, "no call GET /lxd50/reset; there are DELETE /lxd50/requests, GET /lxd50, GET /lxd50/fired,"},
+		{"POST", "/lxd50/reset/all", "", 404, "no call POST /lxd50/reset/all"},
 		{"POST", "/lxd50/reset?now=true", "", 400, `unknown parameter \"now\"; the call has none`},
 		{"POST", "/lxd50/reset", `{"now": true}`, 400, `unknown field \"now\"`},
 		{"POST", "/lxd50/inject", ``, 400, "there is no fault"},

@@ -96,6 +96,12 @@ func parse(args []string, help io.Writer) (*settings, error) {
 		s.each("image", images, func(server *serverSetting, text string) error {
 			image, err := parseImage(text)
 			server.images = append(server.images, image)
+			for _, alias := range image.opts.Aliases {
+				// It would most likely be an image of a server whose name is misspelled.
+				if before, _, ok := strings.Cut(alias, ":"); ok && err == nil {
+					err = fmt.Errorf("%q is not a server of -dialect, and an alias cannot contain a colon here", before)
+				}
+			}
 			return err
 		}),
 		s.each("project", projects, func(server *serverSetting, name string) error {
@@ -178,7 +184,7 @@ func (s *settings) each(name string, values texts, add func(server *serverSettin
 // checkName checks the name of a project or a profile.
 func checkName(name string) error {
 	if name == "" || strings.ContainsAny(name, "/ :'\"") {
-		return errors.New("is not a name, or of a server that does not exist")
+		return errors.New("is not a name, nor one after that of a server of -dialect and a colon")
 	}
 	return nil
 }

@@ -9,7 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"regexp"
+	"strings"
 	"syscall"
 )
 
@@ -59,12 +59,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return exitEnded
 }
 
-// prefix is that of errors of package lxdtest, and not the end of a path.
-var prefix = regexp.MustCompile(`(^|\s)lxdtest: `)
-
 // plain returns the text of an error without the prefix of package lxdtest, which is also
-// that of this command.
-func plain(err error) string { return prefix.ReplaceAllString(err.Error(), "$1") }
+// that of this command. It is not what a path may end with, such as that of the marker.
+func plain(err error) string {
+	text := strings.TrimPrefix(err.Error(), "lxdtest: ")
+	return strings.NewReplacer(": lxdtest: ", ": ", "\nlxdtest: ", "\n").Replace(text)
+}
 
 // serve starts the servers, prints the line that says so, and closes the servers
 // when ctx has ended. stop ends ctx.

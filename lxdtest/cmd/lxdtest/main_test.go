@@ -215,6 +215,7 @@ func TestBadFlags(t *testing.T) {
 		"is not a file":               {"-image", "a=" + dir},
 		"\".\" is neither":            {"-image", "a=."},
 		"is not METADATA+ROOTFS":      {"-image", "a=+" + file},
+		"\"lxd40\" is not a server":   {"-image", "lxd40:a=debian/13"},
 		"is not a name":               {"-project", "none:web"},
 		"\"a/b\": is not a name":      {"-profile", "a/b"},
 		"the faults are refuse":       {"-fault", "lxd50:cut"},
@@ -229,6 +230,8 @@ func TestBadFlags(t *testing.T) {
 		require.Empty(t, stdout.String())
 	}
 	var stdout, stderr bytes.Buffer
+	require.Equal(t, 1, run(t.Context(), []string{"-dir", file}, &stdout, &stderr))
+	require.Contains(t, stderr.String(), filepath.Join(file, marker)+": ")
 	require.Equal(t, 0, run(t.Context(), []string{"-help"}, &stdout, &stderr))
 	require.Contains(t, stderr.String(), "-trust-password")
 }
