@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/http"
 	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -57,6 +58,9 @@ var faultForms = []struct {
 	{SlowRename(0), "pause"},
 }
 
+// headerName is what net/http sends; others it drops.
+var headerName = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
+
 // faultJSON is the written form of a fault. Those fields are pointers whose zero value is
 // a parameter too.
 type faultJSON struct {
@@ -88,6 +92,7 @@ type faultJSON struct {
 func ParseFault(text string) (Fault, error) {
 	var form faultJSON
 	var rest string
+	seen := map[string]bool{}
 	form.Fault, rest, _ = strings.Cut(strings.TrimSpace(text), " ")
 	for rest = strings.TrimSpace(rest); rest != ""; rest = strings.TrimSpace(rest) {
 		key, after, ok := strings.Cut(rest, "=")
@@ -104,6 +109,10 @@ func ParseFault(text string) (Fault, error) {
 		} else {
 			value, rest, _ = strings.Cut(after, " ")
 		}
+		if seen[key] {
+			return Fault{}, fmt.Errorf("lxdtest: fault %q: %s is there twice", form.Fault, key)
+		}
+		seen[key] = true
 		if err := form.set(key, value); err != nil {
 			return Fault{}, fmt.Errorf("lxdtest: fault %q: %w", form.Fault, err)
 		}
@@ -243,6 +252,9 @@ func (p *faultJSON) fault() (Fault, error) {
 		return refuse("path %q: %w", p.Path, err)
 	}
 	for _, name := range slices.Sorted(maps.Keys(p.Header)) {
+		if !headerName.MatchString(name) {
+			return refuse("%q is not the name of a header", name)
+		}
 		f = f.WithHeader(name, p.Header[name])
 	}
 	return f.On(p.Method, p.Path).Times(p.Times), nil

@@ -207,6 +207,10 @@ func (s *Server) load(st state, trusted []*trust) error {
 	s.endRequests(serving)
 	// Those that these requests have begun.
 	s.endOperations()
+	// One of them may have crashed the server.
+	if err := s.start(); err != nil {
+		return err
+	}
 
 	s.mu.Lock()
 	old := s.state

@@ -289,6 +289,25 @@ func TestResetServes(t *testing.T) {
 	require.Equal(t, 403, trusted.do("GET", "/1.0/projects", nil).HTTP)
 }
 
+// TestResetCrash resets a server while an operation crashes it.
+func TestResetCrash(t *testing.T) {
+	s := newTestServer(t, &Options{InMemory: true})
+	c := newClient(t, s)
+	crashes := imageWithMetadata(t, "architecture: x86_64\ncreation_date: 1704067200\n")
+	for range 100 {
+		// The operation is at a different point each time.
+		post, err := http.NewRequestWithContext(t.Context(), "POST", "http://lxd/1.0/images", bytes.NewReader(crashes))
+		require.NoError(t, err)
+		post.Header.Set("X-LXD-properties", "a=b")
+		if res, err := c.http.Do(post); err == nil {
+			_ = res.Body.Close() // the response can be faster than the crash
+		}
+		s.Reset()
+		require.Nil(t, s.Crashed())
+		require.Equal(t, 200, c.do("GET", "/1.0", nil).HTTP)
+	}
+}
+
 func TestAddImageFile(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name string, data []byte) string {

@@ -44,21 +44,27 @@ const spoolBuffer = 256 << 10
 // spoolBuffers has the buffers of spool, which are much larger than most images of tests.
 var spoolBuffers = sync.Pool{New: func() any { return new([spoolBuffer]byte) }}
 
-// spool writes a stream to a new file and to sum. If the stream fails, the file
-// is removed.
+// spool writes a stream to a new file and to sum. If the stream fails, or panics as a fault
+// does that breaks the connection, the file is removed.
 func (s *Server) spool(body io.Reader, sum hash.Hash) (path string, size int64, err error) {
 	file, err := os.OpenFile(s.newPath(), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return "", 0, err
 	}
+	complete := false
+	defer func() {
+		if !complete {
+			_ = file.Close()
+			_ = os.Remove(file.Name())
+		}
+	}()
 	buffer := spoolBuffers.Get().(*[spoolBuffer]byte) //nolint:errcheck,forcetypeassert // It has nothing else.
 	size, err = io.CopyBuffer(onlyWriter{io.MultiWriter(file, sum)}, onlyReader{body}, buffer[:])
 	spoolBuffers.Put(buffer)
-	err = errors.Join(err, file.Close())
-	if err != nil {
-		_ = os.Remove(file.Name())
+	if err = errors.Join(err, file.Close()); err != nil {
 		return "", 0, err
 	}
+	complete = true
 	return file.Name(), size, nil
 }
 
@@ -105,14 +111,20 @@ func (s *Server) receiveUnified(body io.Reader) (*upload, error) {
 func (s *Server) receiveSplit(body io.Reader, boundary string) (*upload, error) {
 	watched := &errorRecorder{Reader: body}
 	u := &upload{}
+	complete := false
+	defer func() {
+		if !complete { // also if reading panics, see spool
+			u.discard()
+		}
+	}()
 	u.invalid = s.receiveParts(u, multipart.NewReader(watched, boundary))
 	if watched.err == nil {
 		_, _ = io.Copy(io.Discard, watched)
 	}
 	if watched.err != nil {
-		u.discard()
 		return nil, watched.err
 	}
+	complete = true
 	return u, nil
 }
 

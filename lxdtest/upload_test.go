@@ -1,11 +1,13 @@
 package lxdtest
 
 import (
+	"bytes"
 	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/stretchr/testify/require"
 )
@@ -142,4 +144,22 @@ func TestInterruptedUploadLeavesNothing(t *testing.T) {
 	require.Equal(t, 1, fault.Fired())
 	require.Empty(t, s.Images())
 	require.EqualValues(t, 1000, s.Requests()[0].BodyBytes())
+}
+
+// TestCutUploads: nothing is left of an upload whose connection breaks.
+func TestCutUploads(t *testing.T) {
+	inBubble(t, Options{}, func(t *testing.T, s *Server, c *client) {
+		meta, root := SplitImage("split", 30_000)
+		split, contentType := form(t, []string{"metadata", "rootfs"}, meta, root)
+		for kind, body := range map[string][]byte{"application/octet-stream": UnifiedImage("x", 30_000), contentType: split} {
+			for _, fault := range []Fault{CutRequest(10), CutRequest(20_000), RestartServer(20_000)} {
+				cut := s.Inject(fault.On("POST", "/1.0/images").Times(1))
+				_, err := c.http.Post(c.base+"/1.0/images", kind, bytes.NewReader(body))
+				require.Error(t, err)
+				require.Equal(t, 1, cut.Fired())
+				synctest.Wait()
+				require.Zero(t, imageFiles(t, s), "%s: %s", kind, fault)
+			}
+		}
+	})
 }

@@ -97,7 +97,7 @@ type firingWaiter struct {
 }
 
 // Wait waits until the fault has fired n times in all. It does not poll. It returns an
-// error that wraps that of ctx when ctx ends.
+// error that wraps that of ctx when ctx ends, and an error if the server is closed.
 func (i *Injection) Wait(ctx context.Context, n int) error {
 	w := &firingWaiter{n, make(chan struct{})}
 	s := i.server
@@ -108,10 +108,14 @@ func (i *Injection) Wait(ctx context.Context, n int) error {
 	}
 	i.waiters = append(i.waiters, w)
 	s.mu.Unlock()
+	var err error
 	select {
 	case <-w.fired:
 		return nil
 	case <-ctx.Done():
+		err = ctx.Err()
+	case <-s.ctx.Done():
+		err = errClosed
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -119,7 +123,7 @@ func (i *Injection) Wait(ctx context.Context, n int) error {
 	if i.fired >= n {
 		return nil
 	}
-	return fmt.Errorf("lxdtest: wait for the fault %q: %w; it has fired %d times of %d", i.fault, ctx.Err(), i.fired, n)
+	return fmt.Errorf("lxdtest: wait for the fault %q: %w; it has fired %d times of %d", i.fault, err, i.fired, n)
 }
 
 // count counts n firings; the caller holds the lock.

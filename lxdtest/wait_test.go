@@ -137,6 +137,8 @@ func TestInjectionWait(t *testing.T) {
 		err := fault.Wait(ctx, 4)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		require.EqualError(t, err, `lxdtest: wait for the fault "unavailable": context deadline exceeded; it has fired 3 times of 4`)
+		time.AfterFunc(time.Hour, s.Close)
+		require.ErrorContains(t, fault.Wait(t.Context(), 4), "the server is closed; it has fired 3 times of 4")
 	})
 }
 

@@ -6,9 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"net"
 	"net/http"
+	"net/url"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,7 +23,6 @@ import (
 
 // control is the HTTP server of the control socket.
 type control struct {
-	address address
 	server  *http.Server
 	serving sync.WaitGroup
 	fleet   *fleet
@@ -34,18 +36,25 @@ type control struct {
 func startControl(ctx context.Context, stop func(), f *fleet, s *settings, d *directory) (*control, error) {
 	c := &control{fleet: f, stop: stop, snapshots: map[int]*lxdtest.Snapshot{}}
 	network, at := "unix", s.control
-	if _, port, err := net.SplitHostPort(at); err == nil && isNumber(port) {
+	if isAddress(at) {
 		network = "tcp"
 	} else if at == "" {
 		at = d.join(controlSocket)
 	}
+	if network == "unix" {
+		removeStale(at)
+	}
 	l, err := (&net.ListenConfig{}).Listen(ctx, network, at)
+	if err != nil && network == "unix" && len(at) > maxSocketPath {
+		err = fmt.Errorf("%w: the path has %d bytes, that of a socket at most %d", err, len(at), maxSocketPath)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("control socket: %w", err)
 	}
-	c.address.Socket = at
+	// Before a call can ask for it.
+	f.Control.Socket = at
 	if network == "tcp" {
-		c.address = address{URL: "http://" + l.Addr().String()}
+		f.Control = address{URL: "http://" + l.Addr().String()}
 	}
 	c.server = &http.Server{
 		Handler:           c,
@@ -56,8 +65,24 @@ func startControl(ctx context.Context, stop func(), f *fleet, s *settings, d *di
 	return c, nil
 }
 
-func isNumber(text string) bool {
-	_, err := strconv.ParseUint(text, 10, 16)
+// removeStale removes the socket of a process that was killed.
+func removeStale(path string) {
+	if info, err := os.Lstat(path); err != nil || info.Mode().Type() != fs.ModeSocket {
+		return
+	}
+	if c, err := net.Dial("unix", path); err == nil {
+		_ = c.Close()
+		return
+	}
+	_ = os.Remove(path) // if that fails, listening does
+}
+
+// isAddress reports whether a text is host:port and not a path.
+func isAddress(text string) bool {
+	_, port, err := net.SplitHostPort(text)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
 	return err == nil
 }
 
@@ -127,7 +152,13 @@ func (c *control) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // handle finds the call and calls it.
-func (c *control) handle(r *http.Request) (any, error) {
+func (c *control) handle(r *http.Request) (out any, err error) {
+	defer func() {
+		// Package lxdtest panics if a server cannot listen again at its address.
+		if failure := recover(); failure != nil {
+			err = fmt.Errorf("%v", failure)
+		}
+	}()
 	switch r.Method + " " + r.URL.Path {
 	case "GET /servers":
 		return c.fleet, checkQuery(r)
@@ -183,7 +214,11 @@ func read(r *http.Request, into any) error {
 
 // checkQuery refuses parameters other than those.
 func checkQuery(r *http.Request, names ...string) error {
-	for name, values := range r.URL.Query() {
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return badRequest("parameters: %v", err)
+	}
+	for name, values := range query {
 		switch {
 		case !slices.Contains(names, name) && len(names) == 0:
 			return badRequest("unknown parameter %q; the call has none", name)
@@ -241,11 +276,7 @@ func (c *control) reset(s *server, r *http.Request) (any, error) {
 	if err := read(r, &struct{}{}); err != nil {
 		return nil, err
 	}
-	if err := s.restore(s.initial); err != nil {
-		return nil, err
-	}
-	s.injectInitial()
-	return struct{}{}, nil
+	return struct{}{}, s.restore(s.initial, s.setting.faults...)
 }
 
 // idJSON names a fault or a snapshot.

@@ -15,6 +15,11 @@ import (
 func (s *server) inject(fault lxdtest.Fault) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.add(fault)
+}
+
+// add does the work of inject; the caller holds the lock.
+func (s *server) add(fault lxdtest.Fault) int {
 	id := s.fleet.nextID()
 	s.faults = append(s.faults, &injected{id, fault, s.fake.Inject(fault)})
 	return id

@@ -5,10 +5,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -111,7 +113,7 @@ func TestControlState(t *testing.T) {
 	require.Equal(t, 200, p.call("POST", "/a/snapshot", "", &id))
 	image, err := p.client(a).Images.Get(t.Context(), added.Fingerprint)
 	require.NoError(t, err)
-	require.NoError(t, image.Delete(t.Context(), nil))
+	require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
 	require.Equal(t, []string{"web"}, names("a"))
 	body, err := json.Marshal(id)
 	require.NoError(t, err)
@@ -148,6 +150,35 @@ func TestControlState(t *testing.T) {
 	require.Equal(t, 200, p.call("DELETE", "/a/requests", "", nil))
 	require.Equal(t, 200, p.call("GET", "/a/requests", "", &requests))
 	require.Empty(t, requests)
+}
+
+// TestControlAtOnce: a fault that is injected during a reset is one that other calls know.
+func TestControlAtOnce(t *testing.T) {
+	t.Parallel()
+	p := start(t)
+	require.Equal(t, 200, p.call("POST", "/lxd50/inject", `{"fault": "stall-headers", "path": "/1.0/profiles"}`, nil))
+	request := func(text string) net.Conn {
+		conn, err := net.Dial("unix", p.ready.Servers[0].Socket)
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = conn.Close() })
+		_, err = io.WriteString(conn, text)
+		require.NoError(t, err)
+		return conn
+	}
+	// The reset waits for the upload, and before that removes the fault.
+	request("POST /1.0/images HTTP/1.1\r\nHost: lxd\r\nContent-Length: 1000\r\n\r\n")
+	stalled := request("GET /1.0/profiles HTTP/1.1\r\nHost: lxd\r\n\r\n")
+	for _, path := range []string{"/1.0/images", "/1.0/profiles"} {
+		require.Equal(t, 200, p.call("GET", "/lxd50/wait?path="+path, "", nil))
+	}
+	reset := make(chan int)
+	go func() { reset <- p.call("POST", "/lxd50/reset", "", nil) }()
+	_, err := io.ReadFull(stalled, make([]byte, 1))
+	require.NoError(t, err)
+	var id idJSON
+	require.Equal(t, 200, p.call("POST", "/lxd50/inject", `{"fault": "html", "path": "/1.0/images"}`, &id))
+	require.Equal(t, 200, <-reset)
+	require.Equal(t, 200, p.call("GET", fmt.Sprintf("/lxd50/fired?id=%d", id.ID), "", nil))
 }
 
 // TestControlServer: tokens, restarts, and what a server tells of itself.
@@ -213,6 +244,25 @@ func TestControlServer(t *testing.T) {
 	p.code <- 0
 }
 
+// TestControlAddressTaken: a server that cannot listen again is an error in words.
+func TestControlAddressTaken(t *testing.T) {
+	t.Parallel()
+	p := start(t)
+	var id idJSON
+	require.Equal(t, 200, p.call("POST", "/lxd50/inject", `{"fault": "refuse"}`, &id))
+	taken, err := net.Listen("tcp", strings.TrimPrefix(p.ready.Servers[0].URL, "https://"))
+	require.NoError(t, err)
+	for _, call := range [][2]string{{"remove", fmt.Sprintf(`{"id": %d}`, id.ID)}, {"restart", ""}} {
+		status, text := p.raw("POST", "/lxd50/"+call[0], call[1])
+		require.Equal(t, 500, status)
+		require.Contains(t, string(text), "address already in use")
+	}
+	require.NoError(t, taken.Close())
+	require.Equal(t, 200, p.call("POST", "/lxd50/restart", "", nil))
+	_, err = p.quick(p.ready.Servers[0]).Images.All(t.Context(), nil)
+	require.NoError(t, err)
+}
+
 // TestControlRefuses: what is wrong is refused in words, and nothing happens.
 func TestControlRefuses(t *testing.T) {
 	t.Parallel()
@@ -239,6 +289,8 @@ func TestControlRefuses(t *testing.T) {
 		{"GET", "/lxd50/fired?id=x", ``, 400, "is not a number"},
 		{"GET", "/lxd50/fired?timeout=1s", ``, 400, "needs the id"},
 		{"GET", "/lxd50/fired?id=1&id=2", ``, 400, "is there twice"},
+		{"GET", "/lxd50/fired?id=1;timeout=1s", ``, 400, "invalid semicolon"},
+		{"GET", "/lxd50/wait?path=%zz", ``, 400, "invalid URL escape"},
 		{"GET", "/lxd50/wait?timeout=1", ``, 400, "is not a duration"},
 		{"GET", "/lxd50/wait?done=no", ``, 400, "can only be true"},
 		{"GET", "/lxd50/wait?path=[", ``, 400, "syntax error"},
@@ -270,4 +322,22 @@ func TestControlEnds(t *testing.T) {
 	require.NoError(t, waiting.SetReadDeadline(time.Now().Add(time.Minute)))
 	require.Equal(t, 200, p.call("GET", "/lxd50", "", nil))
 	require.Equal(t, 0, p.end())
+}
+
+// TestControlEarly: a script that only waits for the socket gets the whole line too.
+func TestControlEarly(t *testing.T) {
+	t.Parallel()
+	d := &directory{path: shortDir(t)}
+	ctx, cancel := context.WithCancel(t.Context())
+	c, err := startControl(ctx, cancel, &fleet{}, &settings{}, d)
+	require.NoError(t, err)
+	defer c.close()
+	conn, err := net.Dial("unix", d.join(controlSocket))
+	require.NoError(t, err)
+	defer func() { _ = conn.Close() }()
+	_, err = io.WriteString(conn, "GET /servers HTTP/1.0\r\n\r\n")
+	require.NoError(t, err)
+	response, err := io.ReadAll(conn)
+	require.NoError(t, err)
+	require.Contains(t, string(response), `"control":{"socket":"`+d.join(controlSocket)+`"}`)
 }

@@ -28,12 +28,13 @@ type directory struct {
 	path    string
 	made    bool     // by this process
 	entries []string // the names of this command's files in it
+	unlock  func()   // see lockDir
 }
 
 // openDir makes the directory ready. What an earlier process that was killed has left in
 // it is removed.
 func openDir(s *settings) (*directory, error) {
-	d := &directory{entries: []string{marker, controlSocket, commandOf("lxd"), commandOf("incus")}}
+	d := &directory{unlock: func() {}, entries: []string{marker, controlSocket, commandOf("lxd"), commandOf("incus")}}
 	socket := controlSocket
 	for _, server := range s.servers {
 		d.entries = append(d.entries, server.name)
@@ -42,6 +43,7 @@ func openDir(s *settings) (*directory, error) {
 		}
 	}
 	if err := d.open(s.dir, socket); err != nil {
+		d.unlock()
 		return nil, err
 	}
 	if err := os.WriteFile(d.join(marker), []byte(strings.Join(d.entries, "\n")), 0o600); err != nil {
@@ -66,8 +68,15 @@ func (d *directory) open(dir, socket string) (err error) {
 	}
 	if _, err := os.Stat(d.path); errors.Is(err, fs.ErrNotExist) {
 		d.made = true
-		return os.MkdirAll(d.path, 0o700)
+		if err := os.MkdirAll(d.path, 0o700); err != nil {
+			return err
+		}
 	}
+	unlock, err := lockDir(d.path)
+	if err != nil {
+		return fmt.Errorf("-dir: %w", err)
+	}
+	d.unlock = unlock
 	return d.takeOver()
 }
 
@@ -132,6 +141,7 @@ func (d *directory) remove() error {
 	if d.made {
 		_ = os.Remove(d.path)
 	}
+	d.unlock()
 	return err
 }
 

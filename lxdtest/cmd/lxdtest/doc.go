@@ -6,7 +6,7 @@
 //
 // When the servers serve, it prints one line of JSON on standard output. It ends with
 // SIGINT, SIGTERM, SIGHUP (unless that is ignored) or POST /stop, with -with-parent also after its parent process,
-// and removes what it has made. The exit code is 0 then, 2 for wrong flags, and 1 for other
+// and removes what it has made. It goes on if nobody reads its standard error. The exit code is 0 then, 2 for wrong flags, and 1 for other
 // failures.
 //
 // # Flags
@@ -43,7 +43,7 @@
 //	control.socket
 //
 // A directory that exists is used if it has no other files with these names. What a process
-// that was killed has left in it is replaced.
+// that was killed has left in it is replaced. One that another process uses is refused.
 //
 // # The line on standard output
 //
@@ -71,7 +71,8 @@
 //	DELETE /NAME/requests    forgets that
 //	GET /NAME/wait           ?method=POST&path=/1.0/images&timeout=30s waits for a request that no
 //	                         call has returned before, with &done=true also until the server has
-//	                         finished with it; after the timeout, 60s by default, the status is 408
+//	                         finished with it; after the timeout, 60s by default, the status is 408.
+//	                         A request that has arrived, but is not done then, counts as returned
 //	GET /NAME/images         the images of all projects
 //	POST /NAME/images        {"image": "web=debian/13 public"} adds one, as -image does; returns its
 //	                         fingerprint

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -199,6 +200,16 @@ func (s *settings) checkAddresses() error {
 	}
 	if s.socket != "" && len(s.servers) > 1 {
 		return fmt.Errorf("-socket %s: %d servers cannot have one socket; leave it out, and each has one in its directory", s.socket, len(s.servers))
+	}
+	// Clients in other directories use them.
+	for _, path := range []*string{&s.socket, &s.control} {
+		if *path == "" || path == &s.control && isAddress(*path) {
+			continue
+		}
+		var err error
+		if *path, err = filepath.Abs(*path); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -141,25 +141,24 @@ func (s *server) setUp() error {
 		}
 	}
 	s.initial = s.fake.Snapshot()
-	s.injectInitial()
-	return nil
-}
-
-// injectInitial injects the faults of the flags.
-func (s *server) injectInitial() {
 	for _, fault := range s.setting.faults {
 		s.inject(fault)
 	}
+	return nil
 }
 
-// restore makes the server as it was at a snapshot. It has no faults then.
-func (s *server) restore(state *lxdtest.Snapshot) error {
+// restore makes the server as it was at a snapshot. It has only those faults then: the lock
+// is held all the time, so that no call injects another one meanwhile.
+func (s *server) restore(state *lxdtest.Snapshot, faults ...lxdtest.Fault) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if err := s.fake.Restore(state); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.faults = nil
+	for _, fault := range faults {
+		s.add(fault)
+	}
 	return nil
 }
 

@@ -45,10 +45,18 @@ func parseImage(text string) (imageSetting, error) {
 	if err != nil {
 		return image, err
 	}
-	if _, err := os.Stat(spec); err != nil && !fileName.MatchString(spec) {
+	stat, err := os.Stat(spec)
+	isFile := err == nil && !stat.IsDir()
+	if !isFile && !fileName.MatchString(spec) {
 		return image, image.parseMade(spec)
 	}
-	image.metadata, image.rootfs, _ = strings.Cut(spec, "+")
+	image.metadata = spec
+	// A file's name can have a plus too.
+	if before, after, ok := strings.Cut(spec, "+"); ok && !isFile {
+		if image.metadata, image.rootfs = before, after; before == "" || after == "" {
+			return image, fmt.Errorf("%q is not METADATA+ROOTFS", spec)
+		}
+	}
 	if image.size > 0 || image.split || image.opts.VM {
 		return image, errors.New("size, split and vm are for images that are made")
 	}

@@ -18,6 +18,9 @@ func main() {
 	if !signal.Ignored(syscall.SIGHUP) { // as with nohup
 		signals = append(signals, syscall.SIGHUP)
 	}
+	// Whoever reads the output may be gone: writing is an error then, not the end of a
+	// process that has files to remove.
+	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), signals...)
 	defer stop()
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
@@ -81,7 +84,6 @@ func serve(ctx context.Context, stop func(), s *settings, stdout, stderr io.Writ
 		return err
 	}
 	defer c.close()
-	f.Control = c.address
 	line, err := json.Marshal(f)
 	if err != nil {
 		return err

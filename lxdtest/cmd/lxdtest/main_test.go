@@ -194,7 +194,8 @@ func TestFleet(t *testing.T) {
 // TestBadFlags: each is refused in words before anything is made.
 func TestBadFlags(t *testing.T) {
 	t.Parallel()
-	file := filepath.Join(t.TempDir(), "image.tar")
+	file, dir := filepath.Join(t.TempDir(), "image.tar"), filepath.Join(t.TempDir(), "dir.tar")
+	require.NoError(t, os.Mkdir(dir, 0o700))
 	require.NoError(t, os.WriteFile(file, lxdtest.UnifiedImage("x", 0), 0o600))
 	for words, args := range map[string][]string{
 		"the dialects are lxd40":      {"-dialect", "lxd5"},
@@ -211,7 +212,9 @@ func TestBadFlags(t *testing.T) {
 		"\"small\" is not an option":  {"-image", "a=debian/13 small"},
 		"not a number of bytes":       {"-image", "a=debian/13 size=1MB"},
 		"for images that are made":    {"-image", "a=" + file + " split"},
-		"is not a file":               {"-image", "a=."},
+		"is not a file":               {"-image", "a=" + dir},
+		"\".\" is neither":            {"-image", "a=."},
+		"is not METADATA+ROOTFS":      {"-image", "a=+" + file},
 		"\"lxd40\" is not a server":   {"-image", "lxd40:a=debian/13"},
 		"is not a name":               {"-project", "none:web"},
 		"\"a/b\": is not a name":      {"-profile", "a/b"},
@@ -302,7 +305,7 @@ func TestImageFiles(t *testing.T) {
 	unified := lxdtest.UnifiedImage("unified", 50_000)
 	meta, root := lxdtest.SplitImage("split", 0)
 	vmMeta, disk := lxdtest.VMImage("vm", 0)
-	for name, content := range map[string][]byte{"u.tar": unified, "m.tar": meta, "r.tar": root, "vm.tar": vmMeta, "d.img": disk, "bad.tar": []byte("bad")} {
+	for name, content := range map[string][]byte{"u.tar": unified, "m.tar": meta, "r.tar": root, "vm.tar": vmMeta, "d.img": disk, "bad.tar": []byte("bad"), "u+1.tar": unified} {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), content, 0o600))
 	}
 	in := func(name string) string { return filepath.Join(dir, name) }
@@ -315,9 +318,33 @@ func TestImageFiles(t *testing.T) {
 		require.Equal(t, alias == "vm", image.Type == lxd.VirtualMachine)
 	}
 	require.Equal(t, 0, p.end())
+	image, err := parseImage("plus=" + in("u+1.tar"))
+	require.NoError(t, err)
+	require.Equal(t, in("u+1.tar"), image.metadata)
+	require.Empty(t, image.rootfs)
 	var stderr bytes.Buffer
 	require.Equal(t, 1, run(t.Context(), []string{"-image", "a=" + in("bad.tar")}, io.Discard, &stderr))
 	require.Contains(t, stderr.String(), `image ["a"]`)
+}
+
+// TestRelativePaths: clients get paths that they can use anywhere.
+func TestRelativePaths(t *testing.T) {
+	dir := shortDir(t)
+	t.Chdir(dir)
+	p := start(t, "-dir", "d", "-socket", "s", "-control", "c", "-tls", "none")
+	require.Equal(t, filepath.Join(dir, "s"), p.ready.Servers[0].Socket)
+	require.Equal(t, filepath.Join(dir, "c"), p.ready.Control.Socket)
+	require.Equal(t, filepath.Join(dir, "d", "lxc"), p.ready.Servers[0].Conf)
+	require.Equal(t, 0, p.end())
+}
+
+// TestImageLikeDirectory: what is made is made where a directory has the same path.
+func TestImageLikeDirectory(t *testing.T) {
+	t.Chdir(t.TempDir())
+	require.NoError(t, os.MkdirAll("debian/13", 0o700))
+	image, err := parseImage("web=debian/13")
+	require.NoError(t, err)
+	require.Equal(t, "debian/13", image.seed)
 }
 
 // TestDirectory uses a directory again, and leaves what is not its own.
@@ -352,9 +379,34 @@ func TestDirectory(t *testing.T) {
 	require.Contains(t, stderr.String(), `a file "lxc" of something else`)
 	require.DirExists(t, filepath.Join(dir, "lxc"))
 	stderr.Reset()
+	require.Equal(t, 1, run(t.Context(), []string{"-dir", own}, io.Discard, &stderr))
+	require.Contains(t, stderr.String(), filepath.Join(own, marker)+": ")
+	stderr.Reset()
 	require.Equal(t, 1, run(t.Context(), []string{"-dir", filepath.Join(dir, strings.Repeat("long", 30))}, io.Discard, &stderr))
 	require.Contains(t, stderr.String(), "is too long")
 	require.Len(t, testkit.FilesIn(t, dir), 2)
+}
+
+// TestDirectoryInUse: a second process does not take the directory of one that has no sockets
+// in it.
+func TestDirectoryInUse(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS == "windows" {
+		t.Skip("directories are not locked")
+	}
+	dir := shortDir(t)
+	flags := func(socket string) []string {
+		return []string{"-dir", filepath.Join(dir, "new"), "-control", "127.0.0.1:0", "-socket", filepath.Join(dir, socket)}
+	}
+	p := start(t, flags("one")...)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // so that it ends if it does serve
+	var stdout, stderr bytes.Buffer
+	require.Equal(t, 1, run(ctx, flags("two"), &stdout, &stderr), stdout.String())
+	require.Contains(t, stderr.String(), "is in use by another process")
+	require.FileExists(t, filepath.Join(p.ready.Servers[0].Conf, "config.yml"))
+	require.Equal(t, 0, p.end())
+	require.NoDirExists(t, p.ready.Dir)
 }
 
 // TestAddressInUse: a failure at the start leaves nothing.
@@ -394,6 +446,31 @@ func command(t *testing.T, env string, args ...string) (*exec.Cmd, *process) {
 	return cmd, p
 }
 
+// TestKilled: a process that was killed does not hinder the next one with the same flags.
+func TestKilled(t *testing.T) {
+	t.Parallel()
+	dir := shortDir(t)
+	args := []string{"-dir", filepath.Join(dir, "new"), "-socket", filepath.Join(dir, "s"), "-control", filepath.Join(dir, "c")}
+	cmd, p := command(t, envCommand, args...)
+	require.NoError(t, cmd.Process.Kill())
+	<-p.code
+	_ = cmd.Wait()
+	p = start(t, args...)
+	require.Equal(t, 200, p.call("GET", "/lxd50", "", nil))
+	_, err := p.client(p.ready.Servers[0]).Images.All(t.Context(), nil)
+	require.NoError(t, err)
+
+	var stderr bytes.Buffer
+	require.Equal(t, 1, run(t.Context(), []string{"-control", filepath.Join(dir, "c")}, io.Discard, &stderr))
+	require.Contains(t, stderr.String(), "address already in use")
+	require.Equal(t, 200, p.call("GET", "/lxd50", "", nil))
+	stderr.Reset()
+	require.Equal(t, 1, run(t.Context(), []string{"-control", filepath.Join(dir, strings.Repeat("c", 100))}, io.Discard, &stderr))
+	require.Contains(t, stderr.String(), "that of a socket at most 100")
+	require.Equal(t, 0, p.end())
+	require.Equal(t, []string{p.ready.Dir}, testkit.FilesIn(t, dir), "which the second one has not made")
+}
+
 // TestSignals: SIGTERM and SIGINT end it with code 0, and nothing is left. It holds a
 // connection and a call of the control socket meanwhile.
 func TestSignals(t *testing.T) {
@@ -431,4 +508,42 @@ func TestWithParent(t *testing.T) {
 	_ = cmd.Wait()
 	<-p.code // the orphan has ended
 	require.NoDirExists(t, p.ready.Dir)
+}
+
+// TestClosedOutput: without a reader of its standard output the command ends, without one of
+// its log it serves, and in the end nothing is left.
+func TestClosedOutput(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(shortDir(t), "new")
+	closed := func() *os.File {
+		r, w, err := os.Pipe()
+		require.NoError(t, err)
+		require.NoError(t, r.Close())
+		t.Cleanup(func() { _ = w.Close() })
+		return w
+	}
+	cmd := exec.Command(os.Args[0], "-dir", dir)
+	cmd.Env = append(os.Environ(), envCommand+"=1")
+	cmd.Stdout = closed()
+	_ = cmd.Run()
+	require.Equal(t, 1, cmd.ProcessState.ExitCode())
+	require.NoDirExists(t, dir)
+
+	cmd = exec.Command(os.Args[0], "-dir", dir, "-log")
+	cmd.Env = append(os.Environ(), envCommand+"=1")
+	cmd.Stderr = closed()
+	stdout, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	p := &process{T: t, stderr: &bytes.Buffer{}, stop: func() {}}
+	p.read(stdout)
+	c := p.client(p.ready.Servers[0])
+	for range 2 {
+		_, err := c.Images.All(t.Context(), nil)
+		require.NoError(t, err)
+	}
+	require.Equal(t, 200, p.call("POST", "/stop", "", nil))
+	require.NoError(t, cmd.Wait())
+	require.NoDirExists(t, dir)
 }
