@@ -11,12 +11,14 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/golxd/lxd/internal/unixsock"
 )
 
 // shortDir returns a directory with a path that is short enough for sockets.
 func shortDir(t *testing.T) string {
 	t.Helper()
-	dir, err := tempDir("")
+	dir, err := unixsock.TempDir("", "unix.socket")
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return dir

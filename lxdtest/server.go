@@ -17,6 +17,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/golxd/lxd/internal/unixsock"
 )
 
 var errClosed = errors.New("the server is closed")
@@ -227,7 +229,7 @@ func newServer(opts *Options) (*Server, error) {
 		return nil, err
 	}
 	s.cert = cert
-	if s.dir, err = tempDir(s.opts.Directory); err != nil {
+	if s.dir, err = unixsock.TempDir(s.opts.Directory, "unix.socket"); err != nil {
 		return nil, err
 	}
 	if s.socket = s.opts.Socket; s.socket == "" {
@@ -251,23 +253,6 @@ var memoryServers atomic.Uint32
 // is what URL and the API report, and by which Options.Dial tells such servers apart.
 func memoryAddress() string {
 	return fmt.Sprintf("127.0.0.1:%d", 8443+(memoryServers.Add(1)-1)%50_000)
-}
-
-// maxSocketPath is the longest unix socket path that all systems accept.
-const maxSocketPath = 100
-
-// tempDir creates the server's directory, with a path short enough for its
-// socket.
-func tempDir(parent string) (string, error) {
-	dir, err := os.MkdirTemp(parent, "lxdtest")
-	if err != nil || len(dir)+len("/unix.socket") <= maxSocketPath || parent != "" {
-		return dir, err
-	}
-	// macOS has a long $TMPDIR; /tmp is short enough.
-	if err := os.Remove(dir); err != nil {
-		return "", err
-	}
-	return os.MkdirTemp("/tmp", "lxdtest")
 }
 
 // start makes the server listen and serve, unless it is running or closed.
@@ -304,13 +289,7 @@ func (s *Server) start() error {
 
 // listen opens the network sockets; the caller holds the lock.
 func (s *Server) listen() error {
-	if err := removeStale(s.socket); err != nil {
-		return err
-	}
-	unix, err := net.ListenUnix("unix", &net.UnixAddr{Name: s.socket, Net: "unix"})
-	if err != nil && len(s.socket) > maxSocketPath {
-		return fmt.Errorf("%w: the path has %d bytes, and some systems accept no more than %d: use a shorter one", err, len(s.socket), maxSocketPath)
-	}
+	unix, err := unixsock.Listen(s.socket)
 	if err != nil {
 		return err
 	}
@@ -335,24 +314,6 @@ func (s *Server) listen() error {
 	s.address = net.JoinHostPort(host, port)
 	s.serve(tcp, false)
 	return nil
-}
-
-// removeStale removes a unix socket at which nobody listens.
-func removeStale(path string) error {
-	info, err := os.Lstat(path)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return nil
-	case err != nil:
-		return err
-	case info.Mode().Type() != os.ModeSocket:
-		return fmt.Errorf("%s exists and is not a socket", path)
-	}
-	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
-		_ = c.Close()
-		return fmt.Errorf("%s is the socket of a server that is running", path)
-	}
-	return os.Remove(path)
 }
 
 // serve serves requests on a listener; the caller holds the lock.

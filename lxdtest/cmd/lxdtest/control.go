@@ -1,23 +1,23 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"maps"
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/golxd/lxd/internal/unixsock"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -35,26 +35,9 @@ type control struct {
 // startControl starts the control socket. stop ends the command.
 func startControl(ctx context.Context, stop func(), f *fleet, s *settings, d *directory) (*control, error) {
 	c := &control{fleet: f, stop: stop, snapshots: map[int]*lxdtest.Snapshot{}}
-	network, at := "unix", s.control
-	if isAddress(at) {
-		network = "tcp"
-	} else if at == "" {
-		at = d.join(controlSocket)
-	}
-	if network == "unix" {
-		removeStale(at)
-	}
-	l, err := (&net.ListenConfig{}).Listen(ctx, network, at)
-	if err != nil && network == "unix" && len(at) > maxSocketPath {
-		err = fmt.Errorf("%w: the path has %d bytes, that of a socket at most %d", err, len(at), maxSocketPath)
-	}
+	l, err := c.listen(ctx, cmp.Or(s.control, d.join(controlSocket)))
 	if err != nil {
 		return nil, fmt.Errorf("control socket: %w", err)
-	}
-	// Before a call can ask for it.
-	f.Control.Socket = at
-	if network == "tcp" {
-		f.Control = address{URL: "http://" + l.Addr().String()}
 	}
 	c.server = &http.Server{
 		Handler:           c,
@@ -65,16 +48,18 @@ func startControl(ctx context.Context, stop func(), f *fleet, s *settings, d *di
 	return c, nil
 }
 
-// removeStale removes the socket of a process that was killed.
-func removeStale(path string) {
-	if info, err := os.Lstat(path); err != nil || info.Mode().Type() != fs.ModeSocket {
-		return
+// listen listens at an address or on a unix socket, and tells which, before a call can ask
+// for it.
+func (c *control) listen(ctx context.Context, at string) (net.Listener, error) {
+	if !isAddress(at) {
+		c.fleet.Control = address{Socket: at}
+		return unixsock.Listen(at)
 	}
-	if c, err := net.Dial("unix", path); err == nil {
-		_ = c.Close()
-		return
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", at)
+	if err == nil {
+		c.fleet.Control = address{URL: "http://" + l.Addr().String()}
 	}
-	_ = os.Remove(path) // if that fails, listening does
+	return l, err
 }
 
 // isAddress reports whether a text is host:port and not a path.

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/golxd/lxd/internal/unixsock"
 )
 
 const (
@@ -19,8 +21,6 @@ const (
 	// of a server.
 	controlSocket = "control.socket"
 	serverSocket  = "unix.socket"
-	// maxSocketPath is the longest path of a unix socket that all systems accept.
-	maxSocketPath = 100
 )
 
 // directory is where everything is that the servers and the clients need.
@@ -56,15 +56,15 @@ func openDir(s *settings) (*directory, error) {
 // longest socket has that name.
 func (d *directory) open(dir, socket string) (err error) {
 	if dir == "" {
-		d.path, err = tempDir(socket)
+		d.path, err = unixsock.TempDir("", socket)
 		d.made = true
 		return err
 	}
 	if d.path, err = filepath.Abs(dir); err != nil {
 		return err
 	}
-	if path := d.join(socket); len(path) > maxSocketPath {
-		return fmt.Errorf("-dir %s is too long: %s has %d bytes, the path of a socket at most %d", dir, path, len(path), maxSocketPath)
+	if path := d.join(socket); len(path) > unixsock.MaxPath {
+		return fmt.Errorf("-dir %s is too long: %s has %d bytes, the path of a socket at most %d", dir, path, len(path), unixsock.MaxPath)
 	}
 	if _, err := os.Stat(d.path); errors.Is(err, fs.ErrNotExist) {
 		d.made = true
@@ -78,19 +78,6 @@ func (d *directory) open(dir, socket string) (err error) {
 	}
 	d.unlock = unlock
 	return d.takeOver()
-}
-
-// tempDir creates a temporary directory in which a socket can have that name.
-func tempDir(socket string) (string, error) {
-	dir, err := os.MkdirTemp("", "lxdtest")
-	if err != nil || len(filepath.Join(dir, socket)) <= maxSocketPath {
-		return dir, err
-	}
-	// macOS has a long $TMPDIR; /tmp is short enough.
-	if err := os.Remove(dir); err != nil {
-		return "", err
-	}
-	return os.MkdirTemp("/tmp", "lxdtest")
 }
 
 // takeOver removes what an earlier process has left in the directory. It refuses a

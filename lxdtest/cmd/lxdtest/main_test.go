@@ -20,6 +20,7 @@ import (
 
 	"github.com/golxd/lxd"
 	"github.com/golxd/lxd/internal/testkit"
+	"github.com/golxd/lxd/internal/unixsock"
 	"github.com/golxd/lxd/lxdtest"
 )
 
@@ -136,7 +137,7 @@ func (p *process) client(s *server) *lxd.Client {
 // shortDir returns a directory whose path is short enough for sockets in it.
 func shortDir(t *testing.T) string {
 	t.Helper()
-	dir, err := tempDir("new/lxd50/" + serverSocket)
+	dir, err := unixsock.TempDir("", "new/lxd50/"+serverSocket)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
 	return dir
@@ -440,11 +441,11 @@ func TestKilled(t *testing.T) {
 
 	var stderr bytes.Buffer
 	require.Equal(t, 1, run(t.Context(), []string{"-control", filepath.Join(dir, "c")}, io.Discard, &stderr))
-	require.Contains(t, stderr.String(), "address already in use")
+	require.Contains(t, stderr.String(), "is the socket of a server that is running")
 	require.Equal(t, 200, p.call("GET", "/lxd50", "", nil))
 	stderr.Reset()
 	require.Equal(t, 1, run(t.Context(), []string{"-control", filepath.Join(dir, strings.Repeat("c", 100))}, io.Discard, &stderr))
-	require.Contains(t, stderr.String(), "that of a socket at most 100")
+	require.Contains(t, stderr.String(), "bytes, and some systems accept no more than 100")
 	require.Equal(t, 0, p.end())
 	require.Equal(t, []string{p.ready.Dir}, testkit.FilesIn(t, dir), "which the second one has not made")
 }
