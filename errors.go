@@ -76,7 +76,8 @@ var (
 
 	// ErrOutcomeUnknown says that the server forgot an operation before the
 	// client saw it finish, and that the state of the server does not determine
-	// how it ended.
+	// how it ended: what the operation should have created does not exist, or
+	// exists without the content that an image must have.
 	ErrOutcomeUnknown = errors.New("outcome of the operation is unknown")
 
 	// ErrBodyChanged says that a file changed its length while it was sent, or

@@ -225,6 +225,32 @@ func (s *imageSpec) assign(ctx context.Context, image *Image) error {
 	return nil
 }
 
+// settleImage determines the outcome of an operation that the server has forgotten,
+// and which should have created the image: nil if the server has it, and sends its
+// content. A daemon that was killed may have the image without: Incus 7.0.2 records
+// an image that it has downloaded before it renames the file, and serves it for ever
+// as one that exists.
+func (m *Images) settleImage(ctx context.Context, fingerprint string) error {
+	image, err := m.Get(ctx, fingerprint)
+	if errors.Is(err, ErrNotFound) {
+		return fmt.Errorf("the server has forgotten the operation, and has no image %s: %w", fingerprint, ErrOutcomeUnknown)
+	}
+	if err != nil {
+		return err
+	}
+	export, err := image.Export(ctx, nil)
+	if err == nil {
+		return export.Close()
+	}
+	var refused *Error
+	var other *FingerprintError
+	if errors.As(err, &refused) || errors.As(err, &other) {
+		// The cause is not wrapped: its 404 is not that of an image.
+		return fmt.Errorf("the server has forgotten the operation, and has image %s, but does not send its content (%s): if that lasts, delete the image before you create it again: %w", fingerprint, err.Error(), ErrOutcomeUnknown)
+	}
+	return err
+}
+
 // createdFingerprint returns the fingerprint of the image that an operation has
 // created: the reported one, or if that is empty the wanted one. If they differ, it
 // deletes the image and returns an error; an empty want allows any.

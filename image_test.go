@@ -128,7 +128,6 @@ func TestDeleteImage(t *testing.T) {
 	}
 }
 
-// TestDeleteImageBeforeItsUploadIsWaitedFor: nothing of the upload remains to be done.
 // TestForgottenDeletion: the server has forgotten the operation, and has the image.
 func TestForgottenDeletion(t *testing.T) {
 	t.Parallel()
@@ -151,6 +150,7 @@ func TestForgottenDeletion(t *testing.T) {
 	require.ErrorIs(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}), lxd.ErrOutcomeUnknown)
 }
 
+// TestDeleteImageBeforeItsUploadIsWaitedFor: nothing of the upload remains to be done.
 func TestDeleteImageBeforeItsUploadIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	f := testkit.StartFake(t)

@@ -347,11 +347,7 @@ func (j *copyJob) possible(ctx context.Context, modes []CopyMode) (CopyMode, err
 // settle determines the outcome of an operation that a server has forgotten: it
 // looks for the copy.
 func (j *copyJob) settle(ctx context.Context) error {
-	_, err := j.target.Images.Get(ctx, j.source.Fingerprint)
-	if errors.Is(err, ErrNotFound) {
-		return errUnsettled
-	}
-	return err
+	return j.target.Images.settleImage(ctx, j.source.Fingerprint)
 }
 
 // expectedImage returns what is known of the copy before the target has it.

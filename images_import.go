@@ -236,16 +236,13 @@ func (imp *importJob) settle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = imp.images.Get(ctx, fingerprint)
-	if errors.Is(err, ErrNotFound) {
-		return fmt.Errorf("the server has forgotten the operation, and has no image %s: %w", fingerprint, ErrOutcomeUnknown)
+	if err := imp.images.settleImage(ctx, fingerprint); err != nil {
+		return err
 	}
-	if err == nil {
-		imp.mu.Lock()
-		imp.settled = fingerprint
-		imp.mu.Unlock()
-	}
-	return err
+	imp.mu.Lock()
+	imp.settled = fingerprint
+	imp.mu.Unlock()
+	return nil
 }
 
 // expectedFingerprint returns the fingerprint of the image that the server should

@@ -17,6 +17,7 @@ import (
 	"github.com/golxd/lxd"
 	"github.com/golxd/lxd/internal/testkit"
 	"github.com/golxd/lxd/lxdtest"
+	"github.com/golxd/lxd/lxdtest/streamstest"
 )
 
 // TestKindOfFailureStays has a daemon that reports the kind of a failure in the
@@ -98,4 +99,70 @@ func TestWaitOnADeadConnection(t *testing.T) {
 		require.Less(t, time.Since(began), 2*time.Minute)
 		require.Greater(t, time.Since(began), time.Minute)
 	})
+}
+
+// TestForgottenWithoutContent: the server has forgotten the operation, and has the image
+// but not its content.
+func TestForgottenWithoutContent(t *testing.T) {
+	t.Parallel()
+	copied := func(mode lxd.CopyMode) func(*testing.T, *testkit.Fake, *testkit.Fake) func() error {
+		return func(t *testing.T, source, target *testkit.Fake) func() error {
+			image := testkit.CopySource(t, source.Client, false)
+			return func() error {
+				_, err := image.Copy(t.Context(), target.Client, &lxd.CopyOptions{Mode: mode, Wait: true})
+				return err
+			}
+		}
+	}
+	for name, prepare := range map[string]func(t *testing.T, source, target *testkit.Fake) (create func() error){
+		"upload": func(t *testing.T, _, target *testkit.Fake) func() error {
+			return func() error {
+				_, err := target.Client.Images.Create(t.Context(), bytes.NewReader(testkit.Unified(t, 0)), &lxd.CreateOptions{Wait: true})
+				return err
+			}
+		},
+		"one-shot upload": func(t *testing.T, _, target *testkit.Fake) func() error {
+			return func() error {
+				body := testkit.OneShotReader{Reader: bytes.NewReader(testkit.Unified(t, 0))}
+				_, err := target.Client.Images.Create(t.Context(), body, &lxd.CreateOptions{Wait: true})
+				return err
+			}
+		},
+		"import": func(t *testing.T, _, target *testkit.Fake) func() error {
+			at := imageServer(t).Direct("image", streamstest.Direct{Content: testkit.Unified(t, 0)})
+			return func() error {
+				_, err := target.Client.Images.CreateFromURL(t.Context(), at, &lxd.CreateFromURLOptions{Via: lxd.ViaServer, Wait: true})
+				return err
+			}
+		},
+		"pull":  copied(lxd.CopyPull),
+		"push":  copied(lxd.CopyPush),
+		"relay": copied(lxd.CopyRelay),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for _, dialect := range lxdtest.Dialects() {
+				if dialect == lxdtest.LXD69 && name == "import" || dialect == lxdtest.LXD40 && name == "push" {
+					continue // it cannot
+				}
+				fleet := testkit.StartFleet(t, nil, lxdtest.Options{Dialect: dialect}, lxdtest.Options{Dialect: dialect})
+				source, target := fleet[0], fleet[1]
+				create := prepare(t, source, target)
+				worker := target
+				if name == "push" {
+					worker = source
+				}
+				worker.Inject(lxdtest.ForgetOperations())
+				// The client does not hear the end of the operation.
+				worker.Inject(lxdtest.LoseResponse().On("GET", "/1.0/operations/*/wait").Times(1))
+				lost := target.Inject(lxdtest.LoseContent())
+				err := create()
+				require.ErrorIs(t, err, lxd.ErrOutcomeUnknown, dialect)
+				require.NotErrorIs(t, err, lxd.ErrNotFound, dialect)
+				require.ErrorContains(t, err, "does not send its content")
+				require.ErrorContains(t, err, "delete the image")
+				require.Equal(t, 1, lost.Fired())
+			}
+		})
+	}
 }

@@ -156,14 +156,11 @@ func (u *upload) settle(ctx context.Context) error {
 	if err != nil {
 		return errUnsettled
 	}
-	_, err = u.images.Get(ctx, fingerprint)
-	if errors.Is(err, ErrNotFound) {
-		return fmt.Errorf("the server has forgotten the operation, and has no image %s: %w", fingerprint, ErrOutcomeUnknown)
+	if err := u.images.settleImage(ctx, fingerprint); err != nil {
+		return err
 	}
-	if err == nil {
-		u.forgotten.Store(true)
-	}
-	return err
+	u.forgotten.Store(true)
+	return nil
 }
 
 // contentFingerprint returns the fingerprint of what was sent.

@@ -278,6 +278,18 @@ func (t *traits) projectExists(name string) error {
 		"This \"projects\" entry already exists", name)
 }
 
+// contentMissing returns the error for the export of an image whose file does not exist.
+func (t *traits) contentMissing(fingerprint, file string) error {
+	if t.version == "7.0.2" {
+		return statusErrorf(http.StatusNotFound, "Image %q file is missing on this cluster member", fingerprint)
+	}
+	status := http.StatusInternalServerError
+	if t.family == "incus" {
+		status = http.StatusNotFound
+	}
+	return statusErrorf(status, "open %s: no such file or directory", file)
+}
+
 // traits returns the traits of the dialect; an unknown one is treated as LXD50.
 func (d Dialect) traits() *traits {
 	if d < 0 || int(d) >= len(dialects) {

@@ -105,6 +105,7 @@
 //	FailImages           images that are not stored, such as for want of space
 //	StallUpdates         updates with the same If-Match that all succeed
 //	LoseInsert           an upload that fails because another one was faster
+//	LoseContent          an image whose file is gone
 //	CacheStreams         a simplestreams index that is up to an hour old
 //	SlowRename           an alias whose renaming takes long
 //

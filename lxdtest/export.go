@@ -19,7 +19,14 @@ func (s *Server) serveExport(w http.ResponseWriter, r *http.Request, name string
 	out := *img
 	// The files are opened under the lock, so that they cannot be deleted before.
 	files, err := openFiles(out.metadata, out.rootfs)
+	lost := err == nil && s.fire(kindLoseContent)
 	s.mu.Unlock()
+	if lost {
+		for _, file := range files {
+			_ = file.Close()
+		}
+		return s.traits.contentMissing(out.key.fingerprint, out.metadata)
+	}
 	if err != nil {
 		return err
 	}

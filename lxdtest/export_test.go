@@ -102,6 +102,31 @@ func TestSplitExport(t *testing.T) {
 	require.Equal(t, 1, fault.Fired())
 }
 
+// TestLoseContent: the responses were recorded of LXD 5.0.2, Incus 6.0.4 and 7.0.2.
+func TestLoseContent(t *testing.T) {
+	eachDialect(t, func(t *testing.T, d Dialect) {
+		s := newTestServer(t, &Options{Dialect: d})
+		c := newClient(t, s)
+		fingerprint, err := s.AddImage(UnifiedImage("x", 0), nil)
+		require.NoError(t, err)
+		fault := s.Inject(LoseContent().Times(1))
+		refused := c.do("GET", "/1.0/images/"+fingerprint+"/export", nil)
+		switch {
+		case d == Incus70:
+			require.Equal(t, 404, refused.HTTP)
+			require.Equal(t, `Image "`+fingerprint+`" file is missing on this cluster member`, refused.Error)
+		case d.Family() == "incus":
+			require.Equal(t, 404, refused.HTTP)
+			require.Regexp(t, "^open /.*: no such file or directory$", refused.Error)
+		default:
+			require.Equal(t, 500, refused.HTTP)
+			require.Regexp(t, "^open /.*: no such file or directory$", refused.Error)
+		}
+		require.Equal(t, 1, fault.Fired())
+		require.Equal(t, 200, c.do("GET", "/1.0/images/"+fingerprint, nil).HTTP)
+	})
+}
+
 func TestDeleteDuringExport(t *testing.T) {
 	s := newTestServer(t, nil)
 	c := newClient(t, s)

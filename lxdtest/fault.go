@@ -48,6 +48,7 @@ const (
 	kindFailImage
 	kindStallUpdate
 	kindLoseInsert
+	kindLoseContent
 	kindCacheStreams
 	kindSlowRename
 )
@@ -263,6 +264,13 @@ func StallUpdates() Fault { return Fault{name: "stall-updates", kind: kindStallU
 // images.fingerprint" (LXD 5.0.2, Incus 6.0.4; LXD40 and LXD69 say so too, for want
 // of a record) or "Image record already exists" (Incus 7.0.2).
 func LoseInsert() Fault { return Fault{name: "lose-insert", kind: kindLoseInsert} }
+
+// LoseContent makes the server find no file of an image that is exported, which is
+// otherwise as any other. Incus 7.0.2 is left with such an image if it is killed at the
+// end of an import: it records what it has downloaded before it renames the file. The
+// responses are those of LXD 5.0.2 (500), Incus 6.0.4 and 7.0.2 (404) to a file that
+// was removed.
+func LoseContent() Fault { return Fault{name: "lose-content", kind: kindLoseContent} }
 
 // CacheStreams makes the server keep what it reads from a simplestreams server for
 // an hour, for imports and refreshes alike, as LXD 5.0.2, 6.9, Incus 6.0.4 and

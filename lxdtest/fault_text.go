@@ -54,6 +54,7 @@ var faultForms = []struct {
 	{FailImages(""), "message"},
 	{StallUpdates(), ""},
 	{LoseInsert(), ""},
+	{LoseContent(), ""},
 	{CacheStreams(), ""},
 	{SlowRename(0), "pause"},
 }

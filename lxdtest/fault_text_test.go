@@ -52,6 +52,7 @@ var writtenFaults = []struct {
 	{FailImages("ü"), "fail-images message=ü"},
 	{StallUpdates(), "stall-updates"},
 	{LoseInsert(), "lose-insert"},
+	{LoseContent(), "lose-content"},
 	{CacheStreams(), "cache-streams"},
 	{SlowRename(10 * time.Second), "slow-rename pause=10s"},
 }
