@@ -105,8 +105,9 @@ func (c AliasChange) String() string {
 // Each image that meets the conditions is kept in memory (about 1.2 kB); an [ImageSet]
 // makes them searchable. The loop ends with an error,
 // which is the last thing yielded, beside a zero ImageChange: that of ctx, or one that is
-// not transient, as in [Client.Events]. The images that are yielded are the
-// caller's.
+// not transient, as in [Client.Events]. A status of 500, with which the members of a
+// cluster respond while they elect a leader, ends it after Options.RetryTimeout. The images
+// that are yielded are the caller's.
 func (m *Images) Watch(ctx context.Context, opts *WatchOptions) iter.Seq2[ImageChange, error] {
 	var o WatchOptions
 	if opts != nil {

@@ -247,6 +247,7 @@ func (w *watchJob) update(ctx context.Context, yield func(ImageChange, error) bo
 	if !w.synced {
 		retries = w.images.client.t.retry.Begin()
 	}
+	refusals := w.images.client.t.retry.Begin()
 	for {
 		s := w.take()
 		if s.ended != nil {
@@ -257,14 +258,18 @@ func (w *watchJob) update(ctx context.Context, yield func(ImageChange, error) bo
 		if err == nil {
 			return w.yield(ctx, changes, yield)
 		}
-		if errors.Is(err, ErrUnavailable) && retry.Transient(err) {
-			if err = retries.Pause(ctx, err); err == nil {
-				w.note(func(s *stale) { s.all = true })
-				continue
-			}
+		switch {
+		case errors.Is(err, ErrUnavailable) && retry.Transient(err):
+			err = retries.Pause(ctx, err)
+		case isServerError(err):
+			// The members of a cluster respond so while they elect a leader.
+			err = refusals.Pause(ctx, err)
 		}
-		yield(ImageChange{}, err)
-		return false
+		if err != nil {
+			yield(ImageChange{}, err)
+			return false
+		}
+		w.note(func(s *stale) { s.all = true })
 	}
 }
 

@@ -283,10 +283,12 @@ func TestWatchSharedAliases(t *testing.T) {
 			}
 			shared := c.InProject(s.AddSharedProject(t))
 			properties := map[string]string{"set": testkit.Unique("set")}
-			first := testkit.Upload(t, c, &lxd.CreateOptions{Properties: properties})
-			second := testkit.Upload(t, c, &lxd.CreateOptions{Properties: properties})
 			list := &lxd.ListOptions{AllProjects: true, Properties: properties}
 			w := startWatch(t, c, &lxd.WatchOptions{AllProjects: true, Properties: properties, Interval: -1})
+			// A daemon sends no event of the moment in which the connection is new.
+			first := testkit.Upload(t, c, &lxd.CreateOptions{Properties: properties})
+			second := testkit.Upload(t, c, &lxd.CreateOptions{Properties: properties})
+			w.requireWhole(t, c, list)
 			one, two := testkit.Unique("one"), testkit.Unique("two")
 			require.NoError(t, shared.Aliases.Create(t.Context(), lxd.Alias{Name: one, Target: first.Fingerprint}))
 			w.requireWhole(t, c, list)
@@ -692,4 +694,46 @@ func TestWatchEnds(t *testing.T) {
 	for _, err := range testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, nil).Client.InProject("none").Images.Watch(t.Context(), nil) {
 		require.ErrorIs(t, err, lxd.ErrNotFound)
 	}
+}
+
+// TestWatchOutlastsAnElection: a status of 500 ends the loop only if it lasts.
+func TestWatchOutlastsAnElection(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := testkit.StartFakeWith(t, &lxdtest.Options{InMemory: true}, nil)
+		image := testkit.Upload(t, f.Client, nil)
+		const reason = "failed to begin transaction: no available dqlite leader server found"
+		refuse := func(path string) *lxdtest.Injection {
+			return f.Inject(lxdtest.Status(http.StatusInternalServerError, reason).On("GET", path))
+		}
+		change := func(name string) {
+			assert.NoError(t, f.Client.Aliases.Create(t.Context(), lxd.Alias{Name: name, Target: image.Fingerprint}))
+		}
+		var one, all *lxdtest.Injection
+		var began time.Time
+		var last error
+		for got, err := range f.Client.Images.Watch(t.Context(), &lxd.WatchOptions{Interval: -1}) {
+			switch last = err; {
+			case err != nil:
+			case got.Kind == lxd.ImagesSynced:
+				one, all = refuse("/1.0/images/*"), refuse("/1.0/images")
+				go func() {
+					change("first")
+					time.Sleep(20 * time.Second)
+					one.Remove()
+					all.Remove()
+				}()
+			case len(got.Aliases) == 1 && got.Aliases[0].Name == "first":
+				require.NotZero(t, one.Fired())
+				require.Greater(t, all.Fired(), 3)
+				one, all = refuse("/1.0/images/*"), refuse("/1.0/images")
+				began = time.Now()
+				go change("second")
+			}
+		}
+		require.ErrorContains(t, last, reason)
+		require.WithinRange(t, time.Now(), began.Add(30*time.Second), began.Add(31*time.Second))
+		one.Remove()
+		all.Remove()
+	})
 }
