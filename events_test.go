@@ -178,8 +178,10 @@ func TestLifecycleNamesTheAlias(t *testing.T) {
 				mark := testkit.Unique("x")
 				var want, got []string
 				begun, done := make(chan struct{}), make(chan struct{})
-				started := false
-				for event, err := range c.Events(t.Context(), &lxd.EventsOptions{Types: []lxd.EventType{lxd.EventLifecycle}}) {
+				started, ended := false, false
+				ctx, cancel := context.WithTimeout(t.Context(), patience)
+				defer cancel()
+				for event, err := range c.Events(ctx, &lxd.EventsOptions{Types: []lxd.EventType{lxd.EventLifecycle}}) {
 					require.NoError(t, err)
 					if event.Type == lxd.EventConnected {
 						// A daemon sends no event of the moment in which the connection is new.
@@ -221,12 +223,16 @@ func TestLifecycleNamesTheAlias(t *testing.T) {
 						continue
 					}
 					if name == mark+"end" {
+						ended = true
+					} else if old := event.Lifecycle.OldName(); old != "" {
+						got = append(got, name+" from "+old)
+					} else {
+						got = append(got, name)
+					}
+					// The daemons do not send events in the order in which things happen.
+					if ended && len(got) >= len(want) {
 						break
 					}
-					if old := event.Lifecycle.OldName(); old != "" {
-						name += " from " + old
-					}
-					got = append(got, name)
 				}
 				require.ElementsMatch(t, want, got)
 			}

@@ -138,75 +138,82 @@ func TestFailedCopyLeavesNoToken(t *testing.T) {
 			}
 		}
 	}
+}
 
-	// A context that ends while the target is at work.
-	stalled := source.Inject(lxdtest.StallHeaders().On("GET", "/1.0/images/*/export"))
-	for _, mode := range []lxd.CopyMode{lxd.CopyPull, lxd.CopyPush} {
+// TestPullThatIsLeftLeavesNoToken has the context end while the target fetches the image.
+func TestPullThatIsLeftLeavesNoToken(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		fleet := testkit.StartFleet(t, nil, make([]lxdtest.Options, 2)...)
+		source, target := fleet[0], fleet[1]
+		image := testkit.Upload(t, source.Client, nil)
+		stalled := source.Inject(lxdtest.StallHeaders().On("GET", "/1.0/images/*/export"))
+		t.Cleanup(stalled.Remove)
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-		_, err := image.Copy(ctx, target.Client, &lxd.CopyOptions{Mode: mode, Wait: true})
-		cancel()
-		if mode == lxd.CopyPull {
-			require.ErrorIs(t, err, context.DeadlineExceeded)
-		}
-		require.Empty(t, source.Tokens(), mode)
-		require.Empty(t, target.Tokens(), mode)
-	}
-	stalled.Remove()
+		defer cancel()
+		_, err := image.Copy(ctx, target.Client, &lxd.CopyOptions{Mode: lxd.CopyPull, Wait: true})
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Equal(t, 1, stalled.Fired())
+		require.Empty(t, source.Tokens())
+		require.Empty(t, target.Tokens())
+	})
 }
 
 // TestEndedContextLeavesNoToken has the context end while the response with
 // a token is on its way.
 func TestEndedContextLeavesNoToken(t *testing.T) {
 	t.Parallel()
-	var cancel context.CancelFunc
-	opts := &lxd.Options{Transport: func(next http.RoundTripper) http.RoundTripper {
-		return roundTripFunc(func(req *http.Request) (*http.Response, error) {
-			res, err := next.RoundTrip(req)
-			if err == nil && req.Method == http.MethodPost {
-				cancel()
-				if err = req.Context().Err(); err != nil {
-					_ = res.Body.Close()
-					return nil, err
+	synctest.Test(t, func(t *testing.T) {
+		var cancel context.CancelFunc
+		opts := &lxd.Options{Transport: func(next http.RoundTripper) http.RoundTripper {
+			return roundTripFunc(func(req *http.Request) (*http.Response, error) {
+				res, err := next.RoundTrip(req)
+				if err == nil && req.Method == http.MethodPost {
+					cancel()
+					if err = req.Context().Err(); err != nil {
+						_ = res.Body.Close()
+						return nil, err
+					}
 				}
-			}
-			return res, err
-		})
-	}}
-	source := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, opts)
-	target := testkit.StartFakeWith(t, &lxdtest.Options{TLS: true}, opts)
-	fingerprint, err := source.AddImage(lxdtest.UnifiedImage("token", 0), nil)
-	require.NoError(t, err)
-	image, err := source.Client.Images.Get(t.Context(), fingerprint)
-	require.NoError(t, err)
-	var ctx context.Context
-	for name, call := range map[string]func() error{
-		"Secret": func() error {
-			_, err := image.Secret(ctx)
-			return err
-		},
-		"pull": func() error {
-			_, err := image.Copy(ctx, target.Client, &lxd.CopyOptions{Mode: lxd.CopyPull, Wait: true})
-			return err
-		},
-		"push": func() error {
-			_, err := image.Copy(ctx, target.Client, &lxd.CopyOptions{Mode: lxd.CopyPush, Wait: true})
-			return err
-		},
-	} {
-		ctx, cancel = context.WithCancel(t.Context())
-		defer cancel()
-		source.ForgetRequests()
-		target.ForgetRequests()
-		require.ErrorIs(t, call(), context.Canceled, name)
-		posts := slices.DeleteFunc(append(source.Requests(), target.Requests()...), func(r *lxdtest.Request) bool { return r.Method != http.MethodPost })
-		require.Len(t, posts, 1, name)
-		require.Empty(t, source.Tokens(), name)
-		require.Empty(t, target.Tokens(), name)
-		// One that is over asks for nothing.
-		require.ErrorIs(t, call(), context.Canceled, name)
-		require.Empty(t, source.Tokens(), name)
-		require.Empty(t, target.Tokens(), name)
-	}
+				return res, err
+			})
+		}}
+		fleet := testkit.StartFleet(t, opts, make([]lxdtest.Options, 2)...)
+		source, target := fleet[0], fleet[1]
+		fingerprint, err := source.AddImage(lxdtest.UnifiedImage("token", 0), nil)
+		require.NoError(t, err)
+		image, err := source.Client.Images.Get(t.Context(), fingerprint)
+		require.NoError(t, err)
+		var ctx context.Context
+		for name, call := range map[string]func() error{
+			"Secret": func() error {
+				_, err := image.Secret(ctx)
+				return err
+			},
+			"pull": func() error {
+				_, err := image.Copy(ctx, target.Client, &lxd.CopyOptions{Mode: lxd.CopyPull, Wait: true})
+				return err
+			},
+			"push": func() error {
+				_, err := image.Copy(ctx, target.Client, &lxd.CopyOptions{Mode: lxd.CopyPush, Wait: true})
+				return err
+			},
+		} {
+			ctx, cancel = context.WithCancel(t.Context())
+			defer cancel()
+			source.ForgetRequests()
+			target.ForgetRequests()
+			require.ErrorIs(t, call(), context.Canceled, name)
+			posts := slices.DeleteFunc(append(source.Requests(), target.Requests()...), func(r *lxdtest.Request) bool { return r.Method != http.MethodPost })
+			require.Len(t, posts, 1, name)
+			require.Empty(t, source.Tokens(), name)
+			require.Empty(t, target.Tokens(), name)
+			// One that is over asks for nothing.
+			require.ErrorIs(t, call(), context.Canceled, name)
+			require.Empty(t, source.Tokens(), name)
+			require.Empty(t, target.Tokens(), name)
+		}
+	})
 }
 
 // TestEndedContextOfASecret: the wait for a response that does not come is short.

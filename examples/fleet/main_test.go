@@ -162,13 +162,14 @@ func (f *fleet) allHave(fingerprint string) bool {
 	return true
 }
 
-// start starts a controller, which stop stops.
-func (f *fleet) start(interval time.Duration) (c *controller, stop func()) {
+// start starts a controller, which stop stops. It takes a server for one that is down if
+// that does not respond within the time reach.
+func (f *fleet) start(interval, reach time.Duration) (c *controller, stop func()) {
 	conf, err := load(f.path)
 	require.NoError(f, err)
 	conf.Interval = interval
 	c = newController(conf, slog.New(slog.NewTextHandler(f.log, nil)))
-	c.settle, c.pause, c.longest, c.patience = 10*time.Millisecond, 20*time.Millisecond, 200*time.Millisecond, 2*time.Second
+	c.settle, c.pause, c.longest, c.patience = 10*time.Millisecond, 20*time.Millisecond, 200*time.Millisecond, reach
 	ctx, cancel := context.WithCancel(f.Context())
 	var running sync.WaitGroup
 	running.Go(func() { c.run(ctx) })
@@ -255,7 +256,7 @@ func TestFleet(t *testing.T) {
 			defer file.Close()
 			_, err = f.client[1].Images.Create(t.Context(), file, &lxd.CreateOptions{Wait: true})
 			require.NoError(t, err)
-			c, stop := f.start(50 * time.Millisecond)
+			c, stop := f.start(50*time.Millisecond, patience)
 			f.await("the first image", func() bool { return f.allHave(first) })
 			for n, client := range f.client {
 				image, err := client.Images.Get(t.Context(), first)
@@ -291,7 +292,7 @@ func TestFleet(t *testing.T) {
 			require.NotContains(t, f.log.String(), "level=ERROR")
 
 			// What somebody else changes is repaired, long before the sources are asked again.
-			c, stop = f.start(time.Hour)
+			c, stop = f.start(time.Hour, patience)
 			require.Eventually(t, func() bool { return inStep(c, c.Servers...) }, patience, 5*time.Millisecond)
 			for n, client := range f.client {
 				other := testkit.Upload(t, client, nil)
@@ -384,7 +385,7 @@ func TestServerReturns(t *testing.T) {
 			first := f.publish(0)
 			server := f.hosts[down].Fake
 			server.Shutdown()
-			c, stop := f.start(100 * time.Millisecond)
+			c, stop := f.start(100*time.Millisecond, 2*time.Second)
 			s := c.Servers[down]
 			f.await("the first image on the others", othersHave(first))
 			f.await("a failure", func() bool { return testutil.ToFloat64(c.metrics.failures.WithLabelValues(s.Name, "connect")) > 0 })
@@ -403,7 +404,8 @@ func TestServerReturns(t *testing.T) {
 			require.Contains(t, f.log.String(), "level=ERROR msg=failed server="+s.Name)
 			for n, server := range c.Servers {
 				if n != down {
-					require.NotContains(t, f.log.String(), "level=ERROR msg=failed server="+server.Name)
+					// On a busy machine any server may once be taken for one that is down.
+					require.NotRegexp(t, "level=ERROR msg=failed server="+server.Name+" step=[^c]", f.log.String())
 				}
 			}
 		})
@@ -418,7 +420,7 @@ func TestRestarts(t *testing.T) {
 	f.hosts[0].Fake.Inject(lxdtest.RestartServer(500_000).On("POST", "/1.0/images").Times(1))
 	source := f.hosts[0].Fake.Inject(lxdtest.RestartServer(0).On("GET", "/1.0/images/*/export").Times(1))
 	target := f.hosts[3].Fake.Inject(lxdtest.RestartServer(0).On("POST", "/1.0/images").Times(1))
-	_, stop := f.start(time.Hour)
+	_, stop := f.start(time.Hour, patience)
 	f.await("the image", func() bool { return f.allHave(first) && source.Fired() == 1 && target.Fired() == 1 })
 	stop()
 	for _, host := range f.hosts {
@@ -441,7 +443,7 @@ func TestSourceLost(t *testing.T) {
 	image, err := f.client[0].Images.Get(t.Context(), first)
 	require.NoError(t, err)
 	require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
-	c, stop := f.start(50 * time.Millisecond)
+	c, stop := f.start(50*time.Millisecond, patience)
 	f.await("the image on the first server", func() bool { return f.allHave(first) })
 	f.await("a failure", func() bool { return testutil.ToFloat64(c.metrics.failures.WithLabelValues("host0", "ensure")) > 0 })
 	require.Zero(t, testutil.ToFloat64(c.metrics.lastSuccess.WithLabelValues(f.alias)))
@@ -549,7 +551,7 @@ func TestTrustLost(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, fakes(t)[:3])
 	first := f.publish(0)
-	c, stop := f.start(100 * time.Millisecond)
+	c, stop := f.start(100*time.Millisecond, patience)
 	f.await("the first image", func() bool { return f.allHave(first) })
 	require.Eventually(t, func() bool { return inStep(c, c.Servers...) }, patience, 5*time.Millisecond)
 
@@ -574,7 +576,7 @@ func TestSeedFails(t *testing.T) {
 	f := newFleet(t, fakes(t)[:3])
 	fingerprint := f.publish(0)
 	full := f.hosts[0].Fake.Inject(lxdtest.Status(507, "no space left on device").On("POST", "/1.0/images"))
-	c, stop := f.start(time.Hour)
+	c, stop := f.start(time.Hour, patience)
 	f.await("the image on the others", func() bool { return f.has(1) == fingerprint && f.has(2) == fingerprint })
 	// These are more passes than the changes on the others cause.
 	f.await("retries", func() bool {

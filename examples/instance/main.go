@@ -52,8 +52,8 @@ func run(ctx context.Context, client *lxd.Client, source lxd.Source, name string
 		err = do("PUT", "/1.0/instances/"+name+"/state", map[string]any{"action": "stop", "force": true})
 	}
 	deleted := do("DELETE", "/1.0/instances/"+name, nil)
-	for n := 0; deleted != nil && n < 10; deleted, n = do("DELETE", "/1.0/instances/"+name, nil), n+1 {
-		<-time.After(time.Second) // after a failed start, the daemon is busy for some seconds
+	for n := 0; deleted != nil && n < 60; deleted, n = do("DELETE", "/1.0/instances/"+name, nil), n+1 {
+		<-time.After(time.Second) // after a failed start, the daemon is busy for some time
 	}
 	return errors.Join(err, deleted)
 }

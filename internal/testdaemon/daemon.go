@@ -81,7 +81,7 @@ func Start(ctx context.Context, family Family, opts *Options) (*Daemon, error) {
 		o = *opts
 	}
 	if o.Timeout <= 0 {
-		o.Timeout = 60 * time.Second
+		o.Timeout = 180 * time.Second
 	}
 	binary, err := findBinary(family, o.Binary)
 	if err != nil {

@@ -130,16 +130,16 @@ func TestFaults(t *testing.T) {
 	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 	require.Equal(t, long[:100_000], body)
 
-	stall := func(n int64) (*http.Response, []byte, error) {
+	stall := func(n int64, timeout time.Duration) (*http.Response, []byte, error) {
 		server.Fault("f", Stall(n))
-		return sendTimeout(t, time.Second, "GET", server.URL+"/f", nil, nil)
+		return sendTimeout(t, timeout, "GET", server.URL+"/f", nil, nil)
 	}
-	_, body, err = stall(100_000)
+	_, body, err = stall(100_000, 5*time.Second)
 	var timeout interface{ Timeout() bool }
 	require.True(t, errors.As(err, &timeout) && timeout.Timeout(), err)
 	require.Equal(t, long[:100_000], body)
 
-	response, _, err := stall(-1)
+	response, _, err := stall(-1, time.Second)
 	require.True(t, errors.As(err, &timeout) && timeout.Timeout(), err)
 	require.Nil(t, response)
 

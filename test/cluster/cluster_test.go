@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -84,8 +85,9 @@ func TestMembers(t *testing.T) {
 	})
 }
 
-// slowSource serves an image as slowly as a daemon should take to fetch it.
-func slowSource(t *testing.T, data []byte, pause time.Duration) (url string) {
+// slowSource serves an image as slowly as a daemon should take to fetch it: pause is
+// called after each block, unless the daemon goes away.
+func slowSource(t *testing.T, data []byte, pause func() <-chan time.Time) (url string) {
 	t.Helper()
 	source := httptest.NewUnstartedServer(nil)
 	source.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -104,7 +106,7 @@ func slowSource(t *testing.T, data []byte, pause time.Duration) (url string) {
 			}
 			rest = rest[len(block):]
 			select {
-			case <-time.After(pause):
+			case <-pause():
 			case <-r.Context().Done():
 				return
 			}
@@ -126,6 +128,7 @@ func TestOperationOfAnotherMember(t *testing.T) {
 		fingerprint := lxdtest.Fingerprint(data)
 		created := make(chan error, 1)
 		connected := make(chan struct{})
+		once := sync.OnceFunc(func() { close(connected) })
 		go func() {
 			for event, err := range waits.Events(ctx, &lxd.EventsOptions{Types: []lxd.EventType{lxd.EventLifecycle}}) {
 				switch {
@@ -133,7 +136,7 @@ func TestOperationOfAnotherMember(t *testing.T) {
 					created <- err
 					return
 				case event.Type == lxd.EventConnected:
-					close(connected)
+					once()
 				case event.Lifecycle.Action == "image-created" && event.Lifecycle.Fingerprint() == fingerprint:
 					created <- nil
 					return
@@ -141,7 +144,10 @@ func TestOperationOfAnotherMember(t *testing.T) {
 			}
 		}()
 		<-connected
-		image, err := works.Images.CreateFromURL(ctx, slowSource(t, data, 50*time.Millisecond), &lxd.CreateFromURLOptions{Via: lxd.ViaServer})
+		seen := make(chan time.Time) // closed when the test has seen the operation
+		see := sync.OnceFunc(func() { close(seen) })
+		t.Cleanup(see)
+		image, err := works.Images.CreateFromURL(ctx, slowSource(t, data, func() <-chan time.Time { return seen }), &lxd.CreateFromURLOptions{Via: lxd.ViaServer})
 		require.NoError(t, err)
 		var there *lxd.Operation
 		operations, err := waits.Operations(ctx)
@@ -155,6 +161,7 @@ func TestOperationOfAnotherMember(t *testing.T) {
 		status := there.Status()
 		require.False(t, status.Done())
 		require.Equal(t, "member1", status.Location)
+		see()
 		require.NoError(t, there.Wait(ctx))
 		require.NoError(t, image.Wait(ctx))
 		require.NoError(t, <-created)

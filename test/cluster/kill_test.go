@@ -76,7 +76,7 @@ var kills = []memberKill{
 	}},
 	{name: "wait", within: 500 * time.Millisecond, errs: []error{lxd.ErrOutcomeUnknown}, prepare: func(t *testing.T, c *lxd.Client, _ []*testdaemon.Daemon) (func(context.Context) error, string) {
 		data := testkit.Unified(t, 1<<20)
-		image, err := c.Images.CreateFromURL(t.Context(), slowSource(t, data, 20*time.Millisecond), &lxd.CreateFromURLOptions{Via: lxd.ViaServer})
+		image, err := c.Images.CreateFromURL(t.Context(), slowSource(t, data, func() <-chan time.Time { return time.After(20 * time.Millisecond) }), &lxd.CreateFromURLOptions{Via: lxd.ViaServer})
 		require.NoError(t, err)
 		return image.Wait, lxdtest.Fingerprint(data)
 	}},
@@ -102,7 +102,7 @@ var kills = []memberKill{
 		return func(ctx context.Context) error {
 			changing, cancel := context.WithCancel(ctx)
 			changed := make(chan error, 1)
-			go func() { changed <- changeUntil(changing, other, image.Fingerprint) }()
+			go func() { changed <- changeUntil(ctx, changing, other, image.Fingerprint) }()
 			var err error
 			select {
 			case err = <-ended:
@@ -159,40 +159,40 @@ func uploadToAll(t *testing.T, c *lxd.Client, members []*testdaemon.Daemon, data
 	t.Helper()
 	opts.Wait = true
 	query := "SELECT node_id FROM images_nodes JOIN images ON images.id = image_id WHERE fingerprint = '" + lxdtest.Fingerprint(data) + "'"
+	var failure error
 	for began := time.Now(); ; {
 		image, err := c.Images.Create(t.Context(), bytes.NewReader(data), &opts)
 		require.NoError(t, err)
 		for uploaded := time.Now(); time.Since(uploaded) < 5*time.Second; time.Sleep(100 * time.Millisecond) {
 			var response struct{ Results []struct{ Rows [][]any } }
-			err := members[0].Do(t.Context(), http.MethodPost, "/internal/sql", map[string]any{"database": "global", "query": query}, &response)
-			require.NoError(t, err)
-			require.Len(t, response.Results, 1)
-			if len(response.Results[0].Rows) == len(members) {
+			// While the members elect a leader, the response is an error.
+			failure = members[0].Do(t.Context(), http.MethodPost, "/internal/sql", map[string]any{"database": "global", "query": query}, &response)
+			if failure == nil && len(response.Results) == 1 && len(response.Results[0].Rows) == len(members) {
 				return image
 			}
 		}
-		require.Less(t, time.Since(began), 2*time.Minute, "the members do not copy the image")
+		require.Less(t, time.Since(began), 2*time.Minute, "the members do not copy the image: %v", failure)
 		require.NoError(t, image.Delete(t.Context(), &lxd.DeleteOptions{Wait: true}))
 	}
 }
 
-// changeUntil makes and deletes an alias over and over, until ctx ends.
-func changeUntil(ctx context.Context, c *lxd.Client, fingerprint string) error {
+// changeUntil makes and deletes an alias over and over, until changing ends, whatever
+// fails while the members elect a leader. It returns when there is no such alias.
+func changeUntil(ctx, changing context.Context, c *lxd.Client, fingerprint string) error {
 	name := testkit.Unique("event")
-	for ctx.Err() == nil {
-		err := c.Aliases.Create(ctx, lxd.Alias{Name: name, Target: fingerprint})
-		if err == nil {
-			err = c.Aliases.Delete(ctx, name)
+	for changing.Err() == nil {
+		_ = c.Aliases.Create(changing, lxd.Alias{Name: name, Target: fingerprint})
+		_ = c.Aliases.Delete(changing, name)
+	}
+	for {
+		err := c.Aliases.Delete(ctx, name)
+		if err == nil || errors.Is(err, lxd.ErrNotFound) {
+			return nil
 		}
-		if err != nil && ctx.Err() == nil {
+		if ctx.Err() != nil {
 			return err
 		}
 	}
-	// It may have ended between the two.
-	if err := c.Aliases.Delete(context.WithoutCancel(ctx), name); !errors.Is(err, lxd.ErrNotFound) {
-		return err
-	}
-	return nil
 }
 
 // eventsAfterBreak returns when the connection has broken and events have come on

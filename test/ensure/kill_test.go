@@ -370,7 +370,7 @@ func (h *history) killDaemon(t *testing.T, d *mortal, c *lxd.Client, k *killer, 
 	k.seen.Store(0)
 	k.kill = func() { killed <- d.kill() }
 	returned := make(chan error, 1)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	go func() {
 		_, err := c.Images.Ensure(ctx, lxd.FromFile(path, nil), h.options())

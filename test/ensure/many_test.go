@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -80,6 +81,7 @@ func retrievals(t *testing.T, far *lxd.Client, fingerprint string) func(t *testi
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	connected, ended := make(chan struct{}), make(chan struct{})
+	once := sync.OnceFunc(func() { close(connected) })
 	n, last := 0, testkit.Unique("last")
 	go func() {
 		defer close(ended)
@@ -88,7 +90,7 @@ func retrievals(t *testing.T, far *lxd.Client, fingerprint string) func(t *testi
 			case err != nil:
 				return
 			case event.Type == lxd.EventConnected:
-				close(connected)
+				once()
 			case event.Lifecycle.Action == "image-retrieved" && event.Lifecycle.Fingerprint() == fingerprint:
 				n++
 			case event.Lifecycle.Alias() == last:
