@@ -362,9 +362,9 @@ func TestFourWriters(t *testing.T) {
 						require.Zero(t, lost)
 					} else {
 						// What is lost cannot be told from what remains: the image keeps
-						// neither a history nor the ETag of the overwritten state. Only the
-						// last write certainly remains; see TestUpdateLostUnseen.
-						require.Less(t, lost, calls)
+						// neither a history nor the ETag of the overwritten state. So this
+						// is only a bound; see TestUpdateLostUnseen.
+						require.Less(t, lost, calls/2, "most of what is reported as done is there")
 					}
 				})
 			}

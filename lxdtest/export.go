@@ -1,7 +1,9 @@
 package lxdtest
 
 import (
+	"errors"
 	"io"
+	"io/fs"
 	"mime/multipart"
 	"net/http"
 	"os"
@@ -19,22 +21,15 @@ func (s *Server) serveExport(w http.ResponseWriter, r *http.Request, name string
 	out := *img
 	// The files are opened under the lock, so that they cannot be deleted before.
 	files, err := openFiles(out.metadata, out.rootfs)
-	lost := err == nil && s.fire(kindLoseContent)
+	lost := errors.Is(err, fs.ErrNotExist) || s.fire(kindLoseContent)
 	s.mu.Unlock()
+	defer closeFiles(files)
 	if lost {
-		for _, file := range files {
-			_ = file.Close()
-		}
 		return s.traits.contentMissing(out.key.fingerprint, out.metadata)
 	}
 	if err != nil {
 		return err
 	}
-	defer func() {
-		for _, file := range files {
-			_ = file.Close()
-		}
-	}()
 	if s.traits.family == "incus" {
 		w.Header().Set("X-Incus-Type", "incus")
 	}
@@ -59,14 +54,18 @@ func openFiles(paths ...string) (files []*os.File, err error) {
 		}
 		file, err := os.Open(path)
 		if err != nil {
-			for _, file := range files {
-				_ = file.Close()
-			}
+			closeFiles(files)
 			return nil, err
 		}
 		files = append(files, file)
 	}
 	return files, nil
+}
+
+func closeFiles(files []*os.File) {
+	for _, file := range files {
+		_ = file.Close()
+	}
 }
 
 // exportSplit sends a split image as a form of unknown length. Like the daemons

@@ -6,6 +6,8 @@ import (
 	"mime"
 	"mime/multipart"
 	"net/http"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -111,6 +113,8 @@ func TestLoseContent(t *testing.T) {
 		require.NoError(t, err)
 		fault := s.Inject(LoseContent().Times(1))
 		refused := c.do("GET", "/1.0/images/"+fingerprint+"/export", nil)
+		require.Equal(t, 1, fault.Fired())
+		require.Equal(t, 200, c.do("GET", "/1.0/images/"+fingerprint, nil).HTTP)
 		switch {
 		case d == Incus70:
 			require.Equal(t, 404, refused.HTTP)
@@ -122,8 +126,16 @@ func TestLoseContent(t *testing.T) {
 			require.Equal(t, 500, refused.HTTP)
 			require.Regexp(t, "^open /.*: no such file or directory$", refused.Error)
 		}
-		require.Equal(t, 1, fault.Fired())
-		require.Equal(t, 200, c.do("GET", "/1.0/images/"+fingerprint, nil).HTTP)
+
+		// A file on disk that is removed is the same.
+		path := filepath.Join(t.TempDir(), "image")
+		require.NoError(t, os.WriteFile(path, UnifiedImage("y", 0), 0o600))
+		fingerprint, err = s.AddImageFile(path, "", nil)
+		require.NoError(t, err)
+		require.NoError(t, os.Remove(path))
+		removed := c.do("GET", "/1.0/images/"+fingerprint+"/export", nil)
+		require.Equal(t, refused.HTTP, removed.HTTP)
+		require.Equal(t, d == Incus70, removed.Error != "open "+path+": no such file or directory")
 	})
 }
 

@@ -385,7 +385,7 @@ func TestServerReturns(t *testing.T) {
 			first := f.publish(0)
 			server := f.hosts[down].Fake
 			server.Shutdown()
-			c, stop := f.start(100*time.Millisecond, 2*time.Second)
+			c, stop := f.start(100*time.Millisecond, 5*time.Second)
 			s := c.Servers[down]
 			f.await("the first image on the others", othersHave(first))
 			f.await("a failure", func() bool { return testutil.ToFloat64(c.metrics.failures.WithLabelValues(s.Name, "connect")) > 0 })
@@ -404,8 +404,7 @@ func TestServerReturns(t *testing.T) {
 			require.Contains(t, f.log.String(), "level=ERROR msg=failed server="+s.Name)
 			for n, server := range c.Servers {
 				if n != down {
-					// On a busy machine any server may once be taken for one that is down.
-					require.NotRegexp(t, "level=ERROR msg=failed server="+server.Name+" step=[^c]", f.log.String())
+					require.NotContains(t, f.log.String(), "level=ERROR msg=failed server="+server.Name)
 				}
 			}
 		})

@@ -176,23 +176,34 @@ func uploadToAll(t *testing.T, c *lxd.Client, members []*testdaemon.Daemon, data
 	}
 }
 
-// changeUntil makes and deletes an alias over and over, until changing ends, whatever
-// fails while the members elect a leader. It returns when there is no such alias.
+// changeUntil makes and deletes an alias over and over, until changing ends. It returns
+// when there is no such alias.
 func changeUntil(ctx, changing context.Context, c *lxd.Client, fingerprint string) error {
 	name := testkit.Unique("event")
 	for changing.Err() == nil {
-		_ = c.Aliases.Create(changing, lxd.Alias{Name: name, Target: fingerprint})
-		_ = c.Aliases.Delete(changing, name)
+		for _, err := range []error{c.Aliases.Create(changing, lxd.Alias{Name: name, Target: fingerprint}), c.Aliases.Delete(changing, name)} {
+			if err != nil && changing.Err() == nil && !mayElect(err) {
+				return err
+			}
+		}
 	}
 	for {
 		err := c.Aliases.Delete(ctx, name)
 		if err == nil || errors.Is(err, lxd.ErrNotFound) {
 			return nil
 		}
-		if ctx.Err() != nil {
+		if !mayElect(err) || ctx.Err() != nil {
 			return err
 		}
 	}
+}
+
+// mayElect reports whether the members may respond so to a change while they elect a
+// leader: it fails, or was made before its response was lost among them.
+func mayElect(err error) bool {
+	var refused *lxd.Error
+	return errors.As(err, &refused) && refused.StatusCode >= http.StatusInternalServerError ||
+		errors.Is(err, lxd.ErrExists) || errors.Is(err, lxd.ErrNotFound)
 }
 
 // eventsAfterBreak returns when the connection has broken and events have come on
